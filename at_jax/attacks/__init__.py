@@ -1,0 +1,21 @@
+"""Attacks as pure functions: they need jax and numpy and nothing else.
+
+Any function `f32[B, ...] -> f32[B, C]` from inputs to logits can be attacked:
+
+>>> import jax, jax.numpy as jnp
+>>> from at_jax import attacks
+>>> weights = jnp.array([[1., -1.], [2., -2.]])
+>>> x, y = jnp.array([[.6, .5]]), jnp.array([0])
+>>> result = attacks.pgd(lambda x: x @ weights - jnp.array([1., -1.]), x, y, jax.random.key(0),
+...                      epsilon=.25, step_size=.1, num_steps=10)
+>>> print(result.success, result.x.round(2))
+[ True] [[0.35 0.25]]
+"""
+
+from at_jax.attacks import balls
+from at_jax.attacks import losses
+from at_jax.attacks.pgd import AttackResult
+from at_jax.attacks.pgd import fgsm
+from at_jax.attacks.pgd import pgd
+
+__all__ = ['AttackResult', 'balls', 'fgsm', 'losses', 'pgd']

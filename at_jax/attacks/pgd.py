@@ -1,0 +1,229 @@
+"""FGSM and PGD in any norm of `balls`, with any loss of `losses`."""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from at_jax.attacks import balls
+from at_jax.attacks import loops
+from at_jax.attacks import losses
+
+Array = jax.Array
+LogitsFn = Callable[[Array], Array]
+LossFn = Callable[[Array, Array], Array]
+
+
+class AttackResult(NamedTuple):
+  """What an attack found for each example.
+
+  Attributes:
+    x: f32[B, ...], in the ball around the input and within the bounds.
+    success: bool[B], the point in `x` is misclassified (targeted: classified as the target).
+    kappa: i32[B], how many of the points at which a gradient was taken, the start among them, were
+      still classified correctly (targeted: not yet as the target), 0..num_steps. This is GAIRAT's κ.
+    loss: f32[B], the attack's loss at `x`.
+  """
+  x: Array
+  success: Array
+  kappa: Array
+  loss: Array
+
+
+def pgd(
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    key: Array,
+    *,
+    epsilon: float | Array,
+    step_size: float | Array,
+    num_steps: int,
+    norm: str = 'linf',
+    loss: LossFn = losses.cross_entropy,
+    bounds: tuple[float, float] = (0., 1.),
+    random_start: bool = True,
+    start: Array | None = None,
+    restarts: int = 1,
+    targeted: bool = False,
+    index: Array | None = None,
+) -> AttackResult:
+  """Projected gradient descent: x ← P(x + α · ascend(∇ loss(f(x), y))), `num_steps` times.
+
+  P projects onto the ball of radius ε around the input, then clips to `bounds`; ascend is the sign in
+  L∞ and the normalised gradient in L2. The last iterate is returned. Compiles by itself and composes
+  inside the caller's jit, vmap, scan and pmap. Each example is attacked on its own: what it draws
+  depends on `key` and its `index` alone, not on the batch around it.
+
+  Args:
+    logits_fn: from f32[B, ...] to logits f32[B, C]. To attack many parameter values without compiling
+      again pass `jax.tree_util.Partial(apply, variables)` of one function `apply`.
+    x: f32[B, ...], inputs within `bounds`.
+    y: i32[B], true classes (targeted: the classes to reach).
+    key: a PRNG key, for the random start.
+    epsilon: radius, a number or f32[B], in units of x (8/255). Traced.
+    step_size: α, a number or f32[B], in units of x. Traced.
+    num_steps: at least 1. Static.
+    norm: the name of a ball in `at_jax.attacks.balls`: 'linf' or 'l2'. Static.
+    loss: `(logits, y) -> f32[B]`, what is maximised (targeted: minimised). Static.
+    bounds: the smallest and the largest value an input may take.
+    random_start: begin at a point drawn uniformly from the ball, else at x.
+    start: f32[B, ...], begin there instead (projected into the ball first); `random_start` is then
+      not read.
+    restarts: how many independent runs; per example a successful one is kept, and among those
+      (or if none is) the one of highest loss (targeted: lowest). They run side by side, so memory
+      grows with them.
+    targeted: make f predict y instead of anything but y.
+    index: i32[B], what each example folds into `key`; by default its place in the batch.
+
+  Returns:
+    An `AttackResult`; with restarts, of the run that was kept.
+
+  Raises:
+    ValueError: for an unknown norm, fewer than one step or restart, integer inputs, or x and y of
+      different lengths.
+
+  Example:
+    >>> w = jnp.array([[1., -1.], [-1., 1.]])
+    >>> x, y = jnp.array([[.5, .4], [.2, .9]]), jnp.array([0, 1])
+    >>> result = pgd(lambda x: x @ w, x, y, jax.random.key(0),
+    ...              epsilon=.1, step_size=.025, num_steps=8)
+    >>> print(result.success, result.x[1].round(2))
+    [ True False] [0.3 0.8]
+
+  Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, section
+  2.1; κ: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, section 3.3.
+  """
+  x, y = jnp.asarray(x), jnp.asarray(y)
+  _check(x, y, num_steps, norm, restarts)
+  logits_fn = _as_partial(logits_fn)
+  index = jnp.arange(len(x)) if index is None else jnp.asarray(index)
+  epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
+  step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)
+  static = dict(norm=norm, loss=loss, targeted=targeted)
+
+  def run(key: Array) -> AttackResult:
+    begin = x if start is None else start
+    draw = random_start and start is None
+    state = _begin(x, begin, key, index, epsilon, bounds, norm=norm, draw=draw)
+    for n in loops.calls(num_steps):
+      state = _advance(logits_fn, state, x, y, epsilon, step_size, bounds, num_steps=n, **static)
+    return _finish(logits_fn, state, y, loss=loss, targeted=targeted)
+
+  if restarts == 1:
+    return run(key)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(restarts))
+  return _keep_best(jax.vmap(run)(keys), targeted=targeted)
+
+
+def fgsm(
+    logits_fn: LogitsFn, x: Array, y: Array, *, epsilon: float | Array, **options
+) -> AttackResult:
+  """The fast gradient sign method: one step of size ε from the input itself.
+
+  Args:
+    logits_fn: as in `pgd`.
+    x: f32[B, ...].
+    y: i32[B].
+    epsilon: radius, in units of x.
+    **options: `norm`, `loss`, `bounds` and `targeted` of `pgd`.
+
+  Returns:
+    An `AttackResult`.
+
+  Raises:
+    ValueError: as `pgd`.
+
+  Example:
+    >>> w = jnp.array([[1., -1.], [-1., 1.]])
+    >>> print(fgsm(lambda x: x @ w, jnp.array([[.5, .4]]), jnp.array([0]), epsilon=.1).x)
+    [[0.4 0.5]]
+
+  Source: Goodfellow et al., Explaining and Harnessing Adversarial Examples, 2015, section 4.
+  """
+  never_drawn_from = jax.random.key(0)
+  return pgd(logits_fn, x, y, never_drawn_from, epsilon=epsilon, step_size=epsilon, num_steps=1,
+             random_start=False, **options)
+
+
+def _check(x: Array, y: Array, num_steps: int, norm: str, restarts: int) -> None:
+  if not isinstance(getattr(balls, norm, None), balls.Ball):
+    known = [name for name, value in vars(balls).items() if isinstance(value, balls.Ball)]
+    raise ValueError(f'norm = {norm!r}: use one of {", ".join(known)}')
+  if num_steps < 1:
+    raise ValueError(f'num_steps = {num_steps}: use a whole number above 0')
+  if restarts < 1:
+    raise ValueError(f'restarts = {restarts}: use a whole number above 0')
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f'x has dtype {x.dtype}: convert it, x.astype(float32) / 255 for images')
+  if y.shape != x.shape[:1]:
+    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}')
+
+
+def _as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
+  # A Partial is a pytree: its arrays are arguments of the compiled program, not constants in it.
+  if isinstance(logits_fn, jax.tree_util.Partial):
+    return logits_fn
+  return jax.tree_util.Partial(logits_fn)
+
+
+class _State(NamedTuple):
+  x: Array
+  kappa: Array
+
+
+def _into(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array]) -> Array:
+  # Clipping after the projection keeps a point in the ball, since x itself is within the bounds.
+  return jnp.clip(x + jax.vmap(getattr(balls, norm).project)(moved - x, epsilon), *bounds)
+
+
+@functools.partial(jax.jit, static_argnames=('norm', 'draw'))
+def _begin(x, begin, key, index, epsilon, bounds, *, norm, draw) -> _State:
+  if draw:
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
+    sample = functools.partial(getattr(balls, norm).sample, shape=x.shape[1:])
+    begin = x + jax.vmap(lambda k, e: sample(k, epsilon=e))(keys, epsilon)
+  return _State(_into(norm, begin, x, epsilon, bounds), jnp.zeros(len(x), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=('num_steps', 'norm', 'loss', 'targeted'))
+def _advance(
+    logits_fn, state, x, y, epsilon, step_size, bounds, *, num_steps, norm, loss, targeted
+) -> _State:
+  sign = -1 if targeted else 1
+
+  def objective(x):
+    logits = logits_fn(x)
+    return sign * jnp.sum(loss(logits, y)), logits
+
+  def step(state: _State) -> _State:
+    gradient, logits = jax.grad(objective, has_aux=True)(state.x)
+    stands = ~_succeeds(logits, y, targeted)
+    direction = jax.vmap(getattr(balls, norm).ascend)(gradient)
+    length = step_size.reshape(step_size.shape + (1,) * (x.ndim - 1))
+    moved = _into(norm, state.x + length * direction, x, epsilon, bounds)
+    return _State(moved, state.kappa + stands)
+
+  return loops.repeat(step, state, num_steps)
+
+
+@functools.partial(jax.jit, static_argnames=('loss', 'targeted'))
+def _finish(logits_fn, state, y, *, loss, targeted) -> AttackResult:
+  logits = logits_fn(state.x)
+  return AttackResult(state.x, _succeeds(logits, y, targeted), state.kappa, loss(logits, y))
+
+
+def _succeeds(logits: Array, y: Array, targeted: bool) -> Array:
+  hit = jnp.argmax(logits, axis=-1) == y
+  return hit if targeted else ~hit
+
+
+@functools.partial(jax.jit, static_argnames='targeted')
+def _keep_best(runs: AttackResult, *, targeted: bool) -> AttackResult:
+  """From [R, B, ...] to [B, ...]: per example a successful run, and among those the best loss."""
+  eligible = runs.success | ~jnp.any(runs.success, axis=0)
+  gain = -runs.loss if targeted else runs.loss
+  best = jnp.argmax(jnp.where(eligible, gain, -jnp.inf), axis=0)
+  return jax.tree.map(lambda leaf: leaf[best, jnp.arange(len(best))], runs)

@@ -1,0 +1,39 @@
+"""Installs at_jax. The attacks need the core alone; `pip install at_jax[train,data]` is the whole."""
+
+import pathlib
+
+import setuptools
+
+TRAIN = [
+    'flax>=0.11',
+    'optax>=0.2.4',
+    'orbax-checkpoint>=0.11.28',
+    'absl-py>=2.1',
+    'ml-collections>=1.0',
+    'chex>=0.1.89',
+    'tensorboardX>=2.6',
+    'tqdm>=4.60',
+]
+DATA = ['tensorflow-datasets>=4.9.9', 'array-record>=0.5', 'pillow>=10', 'scikit-learn>=1.4']
+DEV = ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100']
+
+setuptools.setup(
+    name='at_jax',
+    version='0.1.0',
+    description='Adversarial training in JAX: attacks, robust training and its analysis.',
+    long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['at_jax', 'at_jax.*']),
+    install_requires=['jax>=0.7.2', 'numpy>=1.26'],
+    extras_require={
+        'train': TRAIN,
+        'data': DATA,
+        'all-cpu': TRAIN + DATA,
+        'cuda12': ['jax[cuda12]>=0.7.2'],
+        'tpu': ['jax[tpu]>=0.7.2'],
+        'dev': DEV,
+        'peers': ['torch', 'torchattacks'],
+    },
+)
