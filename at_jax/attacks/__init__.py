@@ -16,6 +16,7 @@ from at_jax.attacks import balls
 from at_jax.attacks import losses
 from at_jax.attacks.pgd import AttackResult
 from at_jax.attacks.pgd import fgsm
+from at_jax.attacks.pgd import LogitsFn
 from at_jax.attacks.pgd import pgd
 
-__all__ = ['AttackResult', 'balls', 'fgsm', 'losses', 'pgd']
+__all__ = ['AttackResult', 'LogitsFn', 'balls', 'fgsm', 'losses', 'pgd']

@@ -1,0 +1,197 @@
+"""Checkpoints that are written in the background, verified when read, and kept by rule.
+
+One folder a checkpoint, named by its step, written by orbax under another name and then renamed, so
+one that has its name is whole. What orbax does not notice, a byte that changed on disk, a digest of
+every leaf does.
+"""
+
+import hashlib
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from at_jax import errors
+
+
+class Saved(NamedTuple):
+  """A checkpoint that was read.
+
+  Attributes:
+    step: the step it was written after.
+    state: the pytree, leaves as host arrays.
+    info: what was stored beside it.
+  """
+  step: int
+  state: Any
+  info: dict[str, Any]
+
+
+class Corrupt(Exception):
+  """A checkpoint that cannot be used, and why."""
+
+
+def digests(tree: Any) -> dict[str, str]:
+  """A digest of every leaf: of its dtype, its shape and its bytes.
+
+  Args:
+    tree: a pytree of arrays.
+
+  Returns:
+    `{path: SHA-256 in hex}`.
+
+  Example:
+    >>> list(digests({'w': np.zeros(2)}))
+    ["['w']"]
+
+  Source: ours.
+  """
+  def digest(leaf: Any) -> str:
+    leaf = np.ascontiguousarray(leaf)
+    return hashlib.sha256(f'{leaf.dtype}{leaf.shape}'.encode() + leaf.tobytes()).hexdigest()
+
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): digest(leaf) for path, leaf in leaves}
+
+
+class Checkpoints:
+  """The checkpoints of one run: the newest few, and the one with the highest score.
+
+  Args:
+    directory: where they lie; made if need be.
+    keep: how many of the newest stay.
+  """
+
+  def __init__(self, directory: pathlib.Path, *, keep: int):
+    self._directory = directory.absolute()
+    self._keep = keep
+    self._writing: tuple[int, Any] | None = None
+
+  def steps(self) -> list[int]:
+    """The steps of the checkpoints on disk, oldest first."""
+    found = self._directory.iterdir() if self._directory.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.name.isdecimal())
+
+  def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
+    """Begins to write a checkpoint; the one begun before is finished first.
+
+    Args:
+      step: the step the state is after.
+      state: a pytree of host arrays.
+      info: JSON to store beside it; 'score' (a number or None) decides which is best.
+
+    Raises:
+      errors.UserError: the disk is full or not writable (by this write or the one before).
+    """
+    self.wait()
+    path = self._path(step)
+    try:
+      self._directory.mkdir(parents=True, exist_ok=True)
+      if path.exists():
+        shutil.rmtree(path)
+      response = ocp.save_checkpointables_async(
+          path, {'state': state}, custom_metadata={'digests': digests(state), 'info': info})
+    except Exception as error:  # orbax and tensorstore wrap what the disk said in many types
+      raise self._unwritable(error) from error
+    self._writing = (step, response)
+
+  def wait(self) -> None:
+    """Finishes the checkpoint that is being written, then removes those the rule does not keep."""
+    if self._writing is None:
+      return
+    _, response = self._writing
+    self._writing = None
+    try:
+      response.result()
+      for step in set(self.steps()) - self._kept():
+        shutil.rmtree(self._path(step))
+    except Exception as error:
+      raise self._unwritable(error) from error
+
+  def clear_unfinished(self) -> None:
+    """Removes what a killed run left half written."""
+    if self._directory.is_dir():
+      for path in self._directory.glob('*.orbax-checkpoint-tmp*'):
+        shutil.rmtree(path)
+
+  def newest(self, template: Any) -> tuple[Saved | None, list[str]]:
+    """The newest checkpoint that is sound.
+
+    A damaged one is set aside under the name STEP.corrupt, so it is neither used nor lost.
+
+    Args:
+      template: a pytree like the state, leaves as host arrays.
+
+    Returns:
+      The checkpoint, or None if there is none; and a line about each damaged one.
+    """
+    return self._first_sound(sorted(self.steps(), reverse=True), template)
+
+  def best(self, template: Any) -> tuple[Saved | None, list[str]]:
+    """The sound checkpoint with the highest score, the earliest of several.
+
+    Args:
+      template: as for `newest`.
+
+    Returns:
+      As `newest`; None also if none has a score.
+    """
+    scores = self._scores()
+    return self._first_sound(sorted(scores, key=lambda step: (-scores[step], step)), template)
+
+  def _path(self, step: int) -> pathlib.Path:
+    return self._directory / f'{step:08d}'
+
+  def _kept(self) -> set[int]:
+    scores = self._scores()
+    best = min(scores, key=lambda step: (-scores[step], step), default=None)
+    return {*self.steps()[-self._keep:], *([] if best is None else [best])}
+
+  def _scores(self) -> dict[int, float]:
+    scores = {}
+    for step in self.steps():
+      try:
+        scores[step] = self._metadata(step)['info'].get('score')
+      except Corrupt:
+        continue  # said when it is read
+    return {step: score for step, score in scores.items() if score is not None}
+
+  def _metadata(self, step: int) -> dict[str, Any]:
+    try:
+      metadata = ocp.checkpointables_metadata(self._path(step)).custom_metadata
+      return {'digests': metadata['digests'], 'info': metadata['info']}
+    except Exception as error:  # whatever a damaged file makes orbax raise
+      raise Corrupt(f'its metadata cannot be read ({type(error).__name__})') from error
+
+  def _load(self, step: int, template: Any) -> Saved:
+    metadata = self._metadata(step)
+    try:
+      state = ocp.load_checkpointables(self._path(step), {'state': template})['state']
+    except Exception as error:  # as above
+      raise Corrupt(f'it cannot be read ({type(error).__name__})') from error
+    found = digests(state)
+    for name, digest in metadata['digests'].items():
+      if found.get(name) != digest:
+        raise Corrupt(f'the digest of {name} differs')
+    return Saved(step, state, metadata['info'])
+
+  def _first_sound(self, steps: list[int], template: Any) -> tuple[Saved | None, list[str]]:
+    complaints = []
+    for step in steps:
+      try:
+        return self._load(step, template), complaints
+      except Corrupt as reason:
+        aside = self._path(step).with_suffix('.corrupt')
+        shutil.rmtree(aside, ignore_errors=True)
+        self._path(step).rename(aside)
+        complaints.append(f'checkpoint {step} is damaged, {reason}; set aside as {aside.name}')
+    return None, complaints
+
+  def _unwritable(self, error: Exception) -> errors.UserError:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return errors.UserError('workdir', str(self._directory.parent),
+                            f'a checkpoint could not be written ({reason}): free some space or '
+                            'name another folder; the checkpoints before it are whole')

@@ -1,0 +1,172 @@
+"""What a run can be told: every field with its default, and the checks that need no data.
+
+A file in `configs/` starts from `default()` and says what its published row changes. Radii and step
+sizes are in 255ths (`epsilon_255`), because a command line cannot say 8/255.
+"""
+
+import ml_collections
+
+# A change of these leaves the parameters after any step as they were, so a run may resume with it.
+FREE_FIELDS = ('evaluate.', 'validate.', 'checkpoint.', 'log_every_steps', 'dataset.data_dir')
+
+
+def default() -> ml_collections.ConfigDict:
+  """The configuration that every file in `configs/` starts from: PGD-AT on CIFAR-10.
+
+  Returns:
+    A `ConfigDict`; a field's comment gives its unit and the values it takes.
+
+  Example:
+    >>> default().attack.epsilon_255
+    8.0
+
+  Source: ours.
+  """
+  c = ml_collections.ConfigDict()
+  c.seed = 0
+  c.epochs = 130
+  c.batch_size = 128  # over all devices
+  c.loss = 'pgd_at'  # or 'standard', training on clean examples
+  c.log_every_steps = 50
+
+  c.dataset = ml_collections.ConfigDict()
+  c.dataset.name = 'cifar10'  # a name of at_jax.data, or the path of an .npz
+  c.dataset.num_classes = 10
+  c.dataset.data_dir = ''  # where prepared TFDS data lies; '' is where TFDS looks by itself
+  c.dataset.validation_size = 1000  # held out of train, for choosing the best checkpoint
+  c.dataset.pad = 4  # pixels of zero padding before the random crop
+  c.dataset.flip = True  # random horizontal flip
+
+  c.model = ml_collections.ConfigDict()
+  c.model.name = 'PreActResNet18'  # a class of at_jax.models; the other fields are its arguments
+  c.model.dtype = 'float32'  # of the computation, or 'bfloat16'; parameters are float32
+
+  c.attack = ml_collections.ConfigDict()  # the inner maximisation
+  c.attack.norm = 'linf'  # or 'l2'
+  c.attack.epsilon_255 = 8.0
+  c.attack.step_size_255 = 2.0
+  c.attack.num_steps = 10
+
+  c.dummy = ml_collections.ConfigDict()  # DUCAT
+  c.dummy.enabled = False
+  c.dummy.start_epoch = 105
+  c.dummy.benign_weight = 0.25
+  c.dummy.adversarial_weight = 1.0
+  c.dummy.alpha = 1.0
+  c.dummy.attack_logits = 'raw'  # what the inner maximisation sees: all 2C, or the folded C
+
+  c.optimizer = ml_collections.ConfigDict()  # SGD
+  c.optimizer.learning_rate = 0.1
+  c.optimizer.momentum = 0.9
+  c.optimizer.weight_decay = 5e-4
+  c.optimizer.schedule = 'piecewise'  # or 'cosine', to zero at the last epoch
+  c.optimizer.decay_epochs = (100, 105)  # where 'piecewise' multiplies by decay_factor
+  c.optimizer.decay_factor = 0.1
+  c.optimizer.ema_decay = 0.0  # of averaged weights, which are then what is evaluated; 0 is none
+
+  c.validate = ml_collections.ConfigDict()  # PGD on the validation split chooses the best checkpoint
+  c.validate.every_epochs = 1
+  c.validate.num_steps = 10
+  c.validate.batch_size = 500
+
+  c.checkpoint = ml_collections.ConfigDict()
+  c.checkpoint.every_steps = 0  # 0 is once an epoch
+  c.checkpoint.keep = 2  # the newest, and besides them the best
+
+  c.evaluate = ml_collections.ConfigDict()  # on the test set, at the end
+  c.evaluate.attacks = ('fgsm', 'pgd20', 'pgd20x5')  # pgd20x5: 20 steps, 5 restarts
+  c.evaluate.epsilon_255 = c.attack.get_oneway_ref('epsilon_255')
+  c.evaluate.step_size_255 = c.attack.get_oneway_ref('step_size_255')
+  c.evaluate.num_examples = 0  # the first of the test set; 0 is all
+  c.evaluate.batch_size = 256
+  return c
+
+
+def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Any configuration cut down to two steps on scikit-learn's digits: seconds, no network.
+
+  The method, its phases, the kind of network and the optimizer stay; sizes do not.
+
+  Args:
+    config: a whole configuration.
+
+  Returns:
+    The configuration of its `:smoke` form; two epochs of one step, the second in the last phase.
+
+  Example:
+    >>> smoke(default()).epochs
+    2
+
+  Source: ours.
+  """
+  c = config.copy_and_resolve_references()
+  c.epochs, c.batch_size = 2, 16
+  c.dataset.update(name='digits', num_classes=10, validation_size=1384, pad=1)
+  if c.model.name != 'SmallCNN':
+    c.model.width = 4
+  else:
+    c.model.update(features=(4, 4), hidden=(8,), padding='SAME')
+  if 'normalize' in c.model:
+    del c.model.normalize
+  c.attack.num_steps = c.validate.num_steps = 1
+  c.dummy.start_epoch = 1
+  c.optimizer.decay_epochs = (1,)
+  c.log_every_steps = 1
+  c.validate.update(batch_size=1384, every_epochs=1)
+  c.evaluate.update(attacks=('fgsm', 'pgd2'), num_examples=16, batch_size=16)
+  return c
+
+
+def flatten(tree: dict, prefix: str = '') -> dict:
+  """A nested configuration as one dictionary from 'attack.epsilon_255' to its value.
+
+  Args:
+    tree: nested dictionaries, as `ConfigDict.to_dict()` or a config.json gives them.
+    prefix: what the names begin with.
+
+  Returns:
+    The flat dictionary; tuples have become lists, as they do in a JSON file.
+
+  Example:
+    >>> flatten({'attack': {'norm': 'l2'}, 'seed': 1})
+    {'attack.norm': 'l2', 'seed': 1}
+
+  Source: ours.
+  """
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def conflicts(before: dict, now: dict) -> dict[str, tuple]:
+  """The fields in which a run cannot go on from another: those that change the trajectory.
+
+  Evaluation, validation, logging and checkpointing may change. `epochs` may grow where the schedule
+  does not depend on it; for 'cosine' it may not.
+
+  Args:
+    before: `flatten` of the configuration that the work directory was made with.
+    now: `flatten` of the present one.
+
+  Returns:
+    `{field: (value before, value now)}`, empty if the run may go on.
+
+  Example:
+    >>> conflicts({'seed': 0, 'evaluate.batch_size': 1}, {'seed': 1, 'evaluate.batch_size': 2})
+    {'seed': (0, 1)}
+
+  Source: ours.
+  """
+  changed = {
+      name: (before.get(name), now.get(name))
+      for name in sorted(before.keys() | now.keys())
+      if before.get(name) != now.get(name) and not name.startswith(FREE_FIELDS)
+  }
+  old, new = changed.get('epochs', (0, 0))
+  if old and new and new > old and now.get('optimizer.schedule') == 'piecewise':
+    changed.pop('epochs', None)
+  return changed

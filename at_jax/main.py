@@ -1,0 +1,57 @@
+"""The command: `python -m at_jax.main --config=configs/X.py [--workdir=DIR] [--mode=…]`."""
+
+import importlib.util
+import pathlib
+import shlex
+import sys
+
+_NEEDED = {'absl': 'train', 'ml_collections': 'train', 'flax': 'train', 'optax': 'train',
+           'orbax.checkpoint': 'train', 'tensorboardX': 'train', 'tqdm': 'train'}
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs the command.
+
+  Args:
+    arguments: the command line without the program; by default this process's.
+
+  Returns:
+    The exit code: 0, or 2 after one line that says what is wrong with what was asked for.
+  """
+  arguments = sys.argv[1:] if arguments is None else arguments
+  missing = [name for name in _NEEDED if not _installed(name)]
+  if missing:
+    return _fail(f'at_jax.main needs {", ".join(missing)}, which are not installed: '
+                 "pip install 'at_jax[train,data]'")
+  from at_jax import platform
+  platform.tune()  # before jax is imported
+  from at_jax import command_line
+  from at_jax import errors
+  try:
+    asked = command_line.parse(arguments)
+    from at_jax import train
+    command = shlex.join(['python', '-m', 'at_jax.main', *arguments])
+    run = {'train': train.train_and_evaluate, 'evaluate': train.evaluate_only}[asked.mode]
+    try:
+      run(asked.config, asked.workdir, command)
+    except train.Preempted as stopped:
+      print(stopped, file=sys.stderr)
+  except errors.UserError as mistake:
+    return _fail(str(mistake))
+  return 0
+
+
+def _installed(name: str) -> bool:
+  try:
+    return importlib.util.find_spec(name) is not None
+  except ModuleNotFoundError:  # of a parent package
+    return False
+
+
+def _fail(line: str) -> int:
+  print(f'at_jax: {line}', file=sys.stderr)
+  return 2
+
+
+if __name__ == '__main__':
+  sys.exit(main())

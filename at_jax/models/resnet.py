@@ -1,0 +1,213 @@
+"""The residual networks of the CIFAR and Tiny-ImageNet experiments."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from at_jax import errors
+from at_jax.models import convolution
+from at_jax.models import layers
+
+
+def _pre_activation_block(x, features, stride, conv, norm, name):
+  """Two 3×3 convolutions, each after BatchNorm and ReLU; a 1×1 shortcut where the shape changes."""
+  out = nn.relu(norm(name=f'{name}_bn1')(x))
+  if stride != 1 or x.shape[-1] != features:
+    # The shortcut starts after the first activation; an identity shortcut starts before it.
+    x = conv(features, (1, 1), strides=stride, padding=0, name=f'{name}_shortcut')(out)
+  out = conv(features, (3, 3), strides=stride, name=f'{name}_conv1')(out)
+  out = nn.relu(norm(name=f'{name}_bn2')(out))
+  return x + conv(features, (3, 3), name=f'{name}_conv2')(out)
+
+
+def _bottleneck_block(x, features, stride, conv, norm, name):
+  """1×1, 3×3 (with the stride) and 1×1 convolutions to 4·features, ReLU after the sum."""
+  point = functools.partial(conv, kernel_size=(1, 1), padding=0)
+  out = nn.relu(norm(name=f'{name}_bn1')(point(features, name=f'{name}_conv1')(x)))
+  out = conv(features, (3, 3), strides=stride, name=f'{name}_conv2')(out)
+  out = nn.relu(norm(name=f'{name}_bn2')(out))
+  out = norm(name=f'{name}_bn3')(point(4 * features, name=f'{name}_conv3')(out))
+  if stride != 1 or x.shape[-1] != 4 * features:
+    x = point(4 * features, strides=stride, name=f'{name}_shortcut')(x)
+    x = norm(name=f'{name}_shortcut_bn')(x)
+  return nn.relu(x + out)
+
+
+def _builders(module: nn.Module, train: bool, kernel_init) -> tuple[Callable, Callable]:
+  """The convolution (3×3 'same' padding, no bias) and the BatchNorm of one model."""
+  # Padding 1 rather than 'SAME': at stride 2 PyTorch pads both sides, 'SAME' only the far one.
+  conv = functools.partial(
+      nn.Conv, padding=1, use_bias=False, dtype=module.dtype,
+      param_dtype=layers.param_dtype(module.dtype), kernel_init=kernel_init,
+      conv_general_dilated=module.conv)
+  norm = layers.batch_norm(train=train, axis_name=module.axis_name, dtype=module.dtype)
+  return conv, norm
+
+
+class PreActResNet18(nn.Module):
+  """Pre-activation ResNet-18 for small images: 11,172,170 parameters at 10 outputs.
+
+  Initialisation: PyTorch's default, U(±1/√fan_in), for convolutions and the head.
+
+  Attributes:
+    num_outputs: number of logits.
+    width: channels of the first stage; each next stage doubles them.
+    stage_sizes: blocks in each stage.
+    stem_stride: stride of the first convolution; 2 for 64×64 images.
+    final_norm: BatchNorm and ReLU before the pooling, as in the two sources; False gives the
+      variant of github.com/kuangliu/pytorch-cifar without them, 11,171,146 parameters.
+    normalize: (mean, std) per channel, applied to the images first; None for none.
+    axis_name: named axis over which BatchNorm's training statistics are shared.
+    dtype: float32, bfloat16 or float64 compute; parameters are float32 at least.
+    conv: the convolution; `jax.lax.conv_general_dilated` where forward-mode derivatives are needed.
+
+  Example:
+    >>> model = PreActResNet18(num_outputs=10, width=8)
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    >>> model.apply(variables, jnp.zeros((2, 32, 32, 3))).shape
+    (2, 10)
+
+  Source: K. He et al., Identity Mappings in Deep Residual Networks, 2016; the layout of L. Rice et
+  al., Overfitting in Adversarially Robust Deep Learning, 2020
+  (github.com/locuslab/robust_overfitting), and of D. Wu et al., Adversarial Weight Perturbation,
+  2020 (github.com/csdongxian/AWP).
+  """
+
+  num_outputs: int
+  width: int = 64
+  stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
+  stem_stride: int = 1
+  final_norm: bool = True
+  normalize: tuple | None = None
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+  conv: Callable[..., jax.Array] = convolution.conv_general_dilated
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps images float[B, H, W, C] in [0, 1] to logits float32[B, num_outputs]."""
+    conv, norm = _builders(self, train, layers.torch_default)
+    x = layers.prepare(x, self.normalize, self.dtype)
+    x = conv(self.width, (3, 3), strides=self.stem_stride, name='conv1')(x)
+    for stage, size in enumerate(self.stage_sizes):
+      for block in range(size):
+        stride = 2 if stage > 0 and block == 0 else 1
+        x = _pre_activation_block(
+            x, self.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{block}')
+    if self.final_norm:
+      x = nn.relu(norm(name='bn')(x))
+    x = layers.dense(self.num_outputs, x.mean(axis=(1, 2)), dtype=self.dtype, name='linear')
+    return x.astype(layers.param_dtype(self.dtype))
+
+
+class DucatResNet18(nn.Module):
+  """The 'resnet18' of DUCAT's code: bottleneck blocks, 13,958,986 parameters at 10 outputs.
+
+  It is no ResNet-18 (that has basic blocks and 11.17 M parameters); its published rows are of this
+  network.
+
+  Initialisation: PyTorch's default, U(±1/√fan_in), for convolutions and the head.
+
+  Attributes:
+    num_outputs: number of logits, 2C for C classes with dummy classes.
+    width: channels of the first stage inside its blocks; the stage gives out 4 times as many.
+    stage_sizes: blocks in each stage.
+    stem_stride: stride of the first convolution; 2 for Tiny-ImageNet's 64×64.
+    normalize, axis_name, dtype, conv: as in `PreActResNet18`.
+
+  Example:
+    >>> model = DucatResNet18(num_outputs=20, width=8)
+
+  Source: Y. Wang et al., New Paradigm of Adversarial Training: Breaking Inherent Trade-Off between
+  Accuracy and Robustness via Dummy Classes, 2024 (models/resnet.py of github.com/FlaAI/DUCAT).
+  """
+
+  num_outputs: int
+  width: int = 64
+  stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
+  stem_stride: int = 1
+  normalize: tuple | None = None
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+  conv: Callable[..., jax.Array] = convolution.conv_general_dilated
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps images float[B, H, W, C] in [0, 1] to logits float32[B, num_outputs]."""
+    conv, norm = _builders(self, train, layers.torch_default)
+    x = layers.prepare(x, self.normalize, self.dtype)
+    x = conv(self.width, (3, 3), strides=self.stem_stride, name='conv1')(x)
+    x = nn.relu(norm(name='bn1')(x))
+    for stage, size in enumerate(self.stage_sizes):
+      for block in range(size):
+        stride = 2 if stage > 0 and block == 0 else 1
+        x = _bottleneck_block(
+            x, self.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{block}')
+    x = layers.dense(self.num_outputs, x.mean(axis=(1, 2)), dtype=self.dtype, name='linear')
+    return x.astype(layers.param_dtype(self.dtype))
+
+
+class WideResNet(nn.Module):
+  """Wide residual network without dropout: 3 stages of (depth − 4) / 6 pre-activation blocks.
+
+  36,479,194 parameters at depth 28, 46,160,474 at depth 34, with widen_factor and num_outputs 10.
+  (The TRADES code also makes a block that it never calls, so its own count is higher.)
+
+  Initialisation, after the original: convolutions N(0, 2/(kh·kw·out)), the head's kernel
+  U(±1/√fan_in), its bias zero.
+
+  Attributes:
+    num_outputs: number of logits.
+    depth: number of convolutions, 6n + 4.
+    widen_factor: channels of the first stage in 16ths.
+    stem_stride: stride of the first convolution; 2 for 64×64 images.
+    normalize, axis_name, dtype, conv: as in `PreActResNet18`.
+
+  Example:
+    >>> model = WideResNet(num_outputs=10, depth=10, widen_factor=1)
+
+  Source: S. Zagoruyko and N. Komodakis, Wide Residual Networks, 2016; layout and initialisation
+  after models/wideresnet.py of github.com/yaodongyu/TRADES, which AWP's code has too.
+  """
+
+  num_outputs: int
+  depth: int = 34
+  widen_factor: int = 10
+  stem_stride: int = 1
+  normalize: tuple | None = None
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+  conv: Callable[..., jax.Array] = convolution.conv_general_dilated
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps images float[B, H, W, C] in [0, 1] to logits float32[B, num_outputs]."""
+    if self.depth < 10 or (self.depth - 4) % 6:
+      raise errors.UserError('model.depth', self.depth, 'use 6n + 4: 10, 16, 22, 28, 34, ...')
+    conv, norm = _builders(self, train, layers.kaiming_normal_fan_out)
+    x = layers.prepare(x, self.normalize, self.dtype)
+    x = conv(16, (3, 3), strides=self.stem_stride, name='conv1')(x)
+    for stage in range(3):
+      for block in range((self.depth - 4) // 6):
+        stride = 2 if stage > 0 and block == 0 else 1
+        x = _pre_activation_block(
+            x, 16 * self.widen_factor * 2 ** stage, stride, conv, norm,
+            f'block{stage + 1}_{block}')
+    x = nn.relu(norm(name='bn1')(x)).mean(axis=(1, 2))
+    x = layers.dense(
+        self.num_outputs, x, dtype=self.dtype, bias_init=nn.initializers.zeros, name='fc')
+    return x.astype(layers.param_dtype(self.dtype))
+
+
+def WideResNet28_10(num_outputs: int, **other) -> WideResNet:
+  """`WideResNet` of depth 28 and widening 10; 36.48 M parameters at 10 outputs."""
+  return WideResNet(num_outputs=num_outputs, depth=28, widen_factor=10, **other)
+
+
+def WideResNet34_10(num_outputs: int, **other) -> WideResNet:
+  """`WideResNet` of depth 34 and widening 10; 46.16 M parameters at 10 outputs."""
+  return WideResNet(num_outputs=num_outputs, depth=34, widen_factor=10, **other)

@@ -1,0 +1,99 @@
+"""The small convolutional network of the MNIST experiments."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from at_jax import errors
+from at_jax.models import convolution
+from at_jax.models import layers
+
+
+class SmallCNN(nn.Module):
+  """Pairs of 3×3 convolutions with 2×2 max-pooling after each pair, then dense layers.
+
+  At its defaults it is TRADES' MNIST network, 312,202 parameters for 28×28×1 images and 10 outputs,
+  but for the dropout of 0.5 that the original has after the first dense layer while training.
+
+  The features are flattened as they lie, row by row with the channel last (H, W, C). PyTorch
+  flattens (C, H, W): an importer must permute the rows of `fc1`'s kernel.
+
+  Initialisation, after the original: convolutions N(0, 2/fan_in) with zero bias (kaiming_normal_),
+  dense layers PyTorch's default U(±1/√fan_in). The original's last layer starts at zero:
+  `zero_head=True`. Then the input gradient of the untrained network is zero, and an attack on it
+  only its random start.
+
+  Attributes:
+    num_outputs: number of logits.
+    features: channels of the convolutions, an even number of them.
+    hidden: widths of the dense layers before the last.
+    batch_norm: BatchNorm after each convolution, before its ReLU.
+    padding: 'VALID' as in the original; 'SAME' keeps the size, for images under 16×16 such as 8×8
+      digits.
+    normalize: (mean, std) per channel, applied to the images first; None for none.
+    zero_head: start the last layer at zero.
+    axis_name: named axis over which BatchNorm's training statistics are shared.
+    dtype: float32, bfloat16 or float64 compute; parameters are float32 at least.
+    conv: the convolution; `jax.lax.conv_general_dilated` where forward-mode derivatives are needed.
+
+  Example:
+    >>> model = SmallCNN(num_outputs=10)
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    >>> model.apply(variables, jnp.zeros((2, 28, 28, 1))).shape
+    (2, 10)
+
+  Source: H. Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
+  section 5.3.1; layout and initialisation after the authors' models/small_cnn.py
+  (github.com/yaodongyu/TRADES).
+  """
+
+  num_outputs: int
+  features: tuple[int, ...] = (32, 32, 64, 64)
+  hidden: tuple[int, ...] = (200, 200)
+  batch_norm: bool = False
+  padding: str = 'VALID'
+  normalize: tuple | None = None
+  zero_head: bool = False
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+  conv: Callable[..., jax.Array] = convolution.conv_general_dilated
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps images to logits.
+
+    Args:
+      x: float[B, H, W, C] images in [0, 1].
+      train: normalise by the batch's statistics (only with `batch_norm`).
+
+    Returns:
+      float32[B, num_outputs] (float64 for dtype float64).
+    """
+    wide = layers.param_dtype(self.dtype)
+    norm = layers.batch_norm(train=train, axis_name=self.axis_name, dtype=self.dtype)
+    shape = x.shape[1:3]
+    x = layers.prepare(x, self.normalize, self.dtype)
+    for i, features in enumerate(self.features, 1):
+      x = nn.Conv(
+          features, (3, 3), padding=self.padding, dtype=self.dtype, param_dtype=wide,
+          kernel_init=layers.kaiming_normal, conv_general_dilated=self.conv, name=f'conv{i}')(x)
+      if self.batch_norm:
+        x = norm(name=f'bn{i}')(x)
+      x = nn.relu(x)
+      if i % 2 == 0:
+        x = layers.max_pool(x)
+      if 0 in x.shape[1:3]:
+        raise errors.UserError(
+            'model.padding', self.padding,
+            f"images of {shape[0]}×{shape[1]} shrink to nothing, use 'SAME' or fewer features")
+    x = x.reshape(x.shape[0], -1)
+    for i, features in enumerate(self.hidden, 1):
+      x = nn.relu(layers.dense(features, x, dtype=self.dtype, name=f'fc{i}'))
+    zeros = {'kernel_init': nn.initializers.zeros, 'bias_init': nn.initializers.zeros}
+    head = zeros if self.zero_head else {}
+    x = layers.dense(
+        self.num_outputs, x, dtype=self.dtype, name=f'fc{len(self.hidden) + 1}', **head)
+    return x.astype(wide)

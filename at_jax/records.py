@@ -1,0 +1,199 @@
+"""What a run leaves behind: config.json, metrics.jsonl, TensorBoard events, results.json."""
+
+from importlib import metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from typing import Any, TextIO
+
+import jax
+import tensorboardX
+import tqdm
+
+from at_jax import errors
+
+_PACKAGES = ('at_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file whole or not at all.
+
+  Args:
+    path: the file.
+    value: what `json` can write.
+
+  Raises:
+    errors.UserError: the folder is full or not writable.
+
+  Source: ours.
+  """
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
+    os.replace(temporary, path)
+  except OSError as error:
+    raise unwritable(path.parent, error) from error
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Reads a JSON file, None where there is none.
+
+  Args:
+    path: the file.
+
+  Returns:
+    What it holds.
+
+  Raises:
+    errors.UserError: it is no JSON.
+
+  Source: ours.
+  """
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    raise errors.UserError('workdir', str(path.parent),
+                           f'{path.name} cannot be read ({error}): name another folder') from error
+
+
+def unwritable(directory: pathlib.Path, error: OSError) -> errors.UserError:
+  """The user's view of a disk that does not take a file."""
+  return errors.UserError('workdir', str(directory),
+                          f'cannot write there ({error.strerror}): free some space or name another '
+                          'folder')
+
+
+def versions() -> dict[str, str]:
+  """The versions of Python and of what decides a number."""
+  found = {'python': platform.python_version()}
+  for name in _PACKAGES:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      continue  # run from a checkout that was not installed
+  return found
+
+
+def device() -> str:
+  """The hardware in words: '2 × NVIDIA H200', 'cpu (8 cores)'."""
+  devices = jax.devices()
+  kind = devices[0].device_kind
+  if devices[0].platform == 'cpu':
+    kind = f'cpu ({os.cpu_count()} cores)'
+  return kind if len(devices) == 1 else f'{len(devices)} × {kind}'
+
+
+class Metrics:
+  """metrics.jsonl and TensorBoard events, as one stream.
+
+  Args:
+    workdir: the work directory.
+    step: the step the run goes on from. What an earlier run logged beyond it is dropped, since it
+      will be logged again.
+
+  Raises:
+    errors.UserError: the folder is full or not writable.
+  """
+
+  def __init__(self, workdir: pathlib.Path, *, step: int):
+    self._path = workdir / 'metrics.jsonl'
+    self._workdir = workdir
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      lines = self._path.read_text().splitlines() if self._path.exists() else []
+      # The last line of a killed run may be torn.
+      whole = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
+      self._path.write_text(''.join(f'{line}\n' for line in whole))
+      self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+    except OSError as error:
+      raise unwritable(workdir, error) from error
+
+  def write(self, step: int, **numbers: Any) -> None:
+    """Appends one line; the numbers also become TensorBoard scalars."""
+    try:
+      with self._path.open('a', encoding='utf-8') as file:
+        file.write(json.dumps({'step': step} | numbers) + '\n')
+      for name, value in numbers.items():
+        if isinstance(value, float):
+          self._events.add_scalar(name, value, step)
+      self._events.flush()
+    except OSError as error:
+      raise unwritable(self._workdir, error) from error
+
+  def close(self) -> None:
+    """Closes the TensorBoard file."""
+    self._events.close()
+
+
+class Progress:
+  """How far long work has come: a bar on a terminal, a line now and then elsewhere.
+
+  Args:
+    title: what is being done.
+    total: examples in all.
+    done: examples done before.
+    every: seconds between lines where there is no terminal.
+    file: where it is shown.
+  """
+
+  def __init__(self, title: str, total: int, *, done: int = 0, every: float = 10,
+               file: TextIO = sys.stderr):
+    self._title, self._total, self._done, self._every = title, total, done, every
+    self._file, self._begin, self._before, self._shown = file, time.monotonic(), done, 0.0
+    self._bar = None
+    if file.isatty():
+      self._bar = tqdm.tqdm(total=total, initial=done, desc=title, unit=' examples',
+                            unit_scale=True, dynamic_ncols=True, file=file)
+
+  def show(self, done: int, note: str = '') -> None:
+    """Says how many examples are done; the note is shown behind the rate and the time left."""
+    if self._bar is not None:
+      self._bar.set_postfix_str(note, refresh=False)
+      self._bar.update(done - self._done)
+    self._done = done
+    if self._bar is not None:
+      return
+    now = time.monotonic()
+    if now - self._shown < self._every and self._done < self._total:
+      return
+    self._shown = now
+    rate = (self._done - self._before) / max(now - self._begin, 1e-9)
+    left = (self._total - self._done) / max(rate, 1e-9)
+    print(f'{self._title}: {self._done}/{self._total} examples, {rate:.0f}/s, {left:.0f} s left'
+          f'{", " if note else ""}{note}', file=self._file, flush=True)
+
+  def close(self) -> None:
+    """Leaves the bar as it stands."""
+    if self._bar is not None:
+      self._bar.close()
+
+
+def table(results: dict[str, Any]) -> str:
+  """What results.json says, for a terminal: best beside last, deployed beside the paper's protocol.
+
+  Args:
+    results: as `train.train_and_evaluate` returns it.
+
+  Returns:
+    Lines of text.
+
+  Source: ours.
+  """
+  best, last = results, results['last']
+  rows = [('clean', best['clean'], last['clean'])]
+  rows += [(name, best['robust'][name], last['robust'][name]) for name in best['robust']]
+  rows += [(f"{name}, authors' protocol", best['authors'][name], last['authors'][name])
+           for name in best['authors']]
+  rows.append(('worst case of all', best['worst_case'], last['worst_case']))
+  title = f"{results['dataset']}, {results['n']} test examples, seed {results['seed']}"
+  lines = [title, f"{'accuracy of the deployed model':32}  best (step {best['step']})"
+           f"  last (step {last['step']})"]
+  widths = [len(f"best (step {best['step']})"), len(f"last (step {last['step']})")]
+  lines += [f'{name:32}  {a:>{widths[0]}.4f}  {b:>{widths[1]}.4f}' for name, a, b in rows]
+  return '\n'.join(lines)

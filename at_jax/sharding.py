@@ -1,0 +1,106 @@
+"""Devices: the only file that counts them."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from at_jax import errors
+from at_jax import step as step_lib
+from at_jax.attacks import loops
+
+AXIS = 'batch'
+LONGEST_CALL = 100
+
+
+def check_batch_size(field: str, batch_size: int) -> None:
+  """Raises unless a batch divides evenly over the devices.
+
+  Args:
+    field: the field the batch size was set by.
+    batch_size: of all devices together.
+
+  Raises:
+    errors.UserError: if it does not divide.
+
+  Source: ours.
+  """
+  devices = jax.device_count()
+  if batch_size % devices:
+    nearest = max(devices, round(batch_size / devices) * devices)
+    raise errors.UserError(field, batch_size,
+                           f'use a multiple of the number of devices, {devices} ({nearest}, say)')
+
+
+def replicate(tree: Any) -> Any:
+  """Copies a pytree to every device, with a leading axis of devices, as `pmap` takes it."""
+  # By pmap itself, so that the copies have its sharding: donation of any other is lost.
+  devices = np.arange(jax.local_device_count())  # pmap wants something to map over
+  return jax.pmap(lambda _, t: t, in_axes=(0, None))(devices, tree)
+
+
+def unreplicate(tree: Any) -> Any:
+  """The first device's copy, on the host."""
+  return jax.device_get(jax.tree.map(lambda leaf: leaf[0], tree))
+
+
+def train_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainState, Any]]:
+  """`step.train_steps` over all devices, as a function of replicated arguments.
+
+  Args:
+    recipe: what a step does.
+
+  Returns:
+    `(state, images, labels, order i32[S, B], key) -> (state, metrics of S steps)`. The state that is
+    passed in is given up to the call (donated).
+
+  Source: ours.
+  """
+  per_device = functools.partial(step_lib.train_steps, recipe=recipe, axis_name=AXIS)
+  mapped = jax.pmap(per_device, AXIS, in_axes=(0, 0, 0, 0, None), donate_argnums=0)
+
+  def call(state, images, labels, order, key):
+    devices = jax.local_device_count()
+    shares = np.asarray(order).reshape(len(order), devices, -1).swapaxes(0, 1)
+    state, metrics = mapped(state, images, labels, shares, key)
+    return state, jax.tree.map(lambda leaf: leaf[0], metrics)
+
+  return call
+
+
+def steps_per_call(steps_per_epoch: int) -> int:
+  """How many steps to compile into one call: one where loops are slow, else up to `LONGEST_CALL`.
+
+  A divisor of the epoch, so that every call has the same shape and compiles once.
+
+  Args:
+    steps_per_epoch: the steps of an epoch.
+
+  Returns:
+    A divisor of it.
+
+  Source: ours.
+  """
+  if loops.writes_out():
+    return 1
+  return max(n for n in range(1, LONGEST_CALL + 1) if steps_per_epoch % n == 0)
+
+
+def spread(batch: Any, *, replicated: bool = False) -> Any:
+  """Places arrays for a jit-compiled function that is to run on all devices.
+
+  Args:
+    batch: arrays whose leading axis divides over the devices.
+    replicated: give every device the whole instead of a share.
+
+  Returns:
+    The same arrays, on the devices.
+
+  Source: ours.
+  """
+  mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
+  spec = PartitionSpec() if replicated else PartitionSpec(AXIS)
+  return jax.device_put(batch, NamedSharding(mesh, spec))

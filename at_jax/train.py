@@ -1,0 +1,258 @@
+"""The loop: from a configuration and a work directory to a trained and evaluated model."""
+
+from collections.abc import Iterator
+import pathlib
+import signal
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from at_jax import checkpoints
+from at_jax import config as config_lib
+from at_jax import data
+from at_jax import errors
+from at_jax import evaluate
+from at_jax import records
+from at_jax import run as run_lib
+from at_jax import sharding
+from at_jax import step as step_lib
+from at_jax import transforms
+
+
+class Preempted(Exception):
+  """The run was asked to stop, and has saved where it was."""
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path,
+                       command: str) -> dict[str, Any]:
+  """Trains, going on from the work directory's newest checkpoint, then evaluates best and last.
+
+  On resume, in this order: the configuration is compared, then the newest sound checkpoint is read,
+  then what was logged beyond it is dropped, and the order of examples goes on inside its epoch.
+
+  Args:
+    config: the configuration.
+    workdir: the work directory.
+    command: the command line, for results.json.
+
+  Returns:
+    What results.json holds.
+
+  Raises:
+    errors.UserError: the configuration, the data or the work directory do not allow it.
+    Preempted: SIGTERM arrived; the state is saved.
+
+  Source: ours.
+  """
+  run, store = _open(config, workdir)
+  state, seconds = _begin(run, store)
+  records.write_json(workdir / 'config.json', config.to_dict())
+  seconds = _train(run, workdir, store, state, seconds)
+  return _evaluate(run, workdir, store, command, seconds)
+
+
+def evaluate_only(config: ml_collections.ConfigDict, workdir: pathlib.Path,
+                  command: str) -> dict[str, Any]:
+  """Evaluates the best and the last checkpoint of a work directory.
+
+  Args:
+    config: the configuration; it may differ from the run's in how to evaluate.
+    workdir: the work directory of a run.
+    command: the command line, for results.json.
+
+  Returns:
+    What results.json holds.
+
+  Raises:
+    errors.UserError: as `train_and_evaluate`, or there is no checkpoint.
+
+  Source: ours.
+  """
+  run, store = _open(config, workdir)
+  if not store.steps():
+    raise errors.UserError('workdir', str(workdir), 'there is no checkpoint in it: train first, '
+                           'with --mode=train, or name the folder of a run')
+  return _evaluate(run, workdir, store, command, 0.)
+
+
+def _open(config: ml_collections.ConfigDict,
+          workdir: pathlib.Path) -> tuple[run_lib.Run, checkpoints.Checkpoints]:
+  """The parts of a run, after making sure that the work directory is not another run's."""
+  run = run_lib.build(config)
+  before = records.read_json(workdir / 'config.json')
+  if before is not None:
+    changed = config_lib.conflicts(config_lib.flatten(before), config_lib.flatten(config.to_dict()))
+    if changed:
+      told = ', '.join(f'config.{name} was {old!r} and is {new!r}'
+                       for name, (old, new) in changed.items())
+      raise errors.UserError('workdir', str(workdir), 'it holds a run with another configuration '
+                             f'({told}): name another folder, or set these fields back')
+  return run, checkpoints.Checkpoints(workdir / 'checkpoints', keep=config.checkpoint.keep)
+
+
+def _begin(run: run_lib.Run, store: checkpoints.Checkpoints) -> tuple[step_lib.TrainState, float]:
+  """The state to go on from, and the seconds it took to get there."""
+  state = run_lib.init_state(run)
+  store.clear_unfinished()
+  saved = _say(store.newest(jax.device_get(state)))
+  if saved is None:
+    return state, 0.
+  print(f'resuming after step {saved.step}', file=sys.stderr)
+  return saved.state, saved.info['seconds']
+
+
+def _say(found: tuple[checkpoints.Saved | None, list[str]]) -> checkpoints.Saved | None:
+  saved, complaints = found
+  for line in complaints:
+    print(line, file=sys.stderr)
+  return saved
+
+
+class _Call(NamedTuple):
+  """One compiled call: the steps it takes, all in one epoch."""
+  epoch: int
+  order: np.ndarray  # i32[S, B]
+  ends_epoch: bool
+
+
+def _calls(run: run_lib.Run, step: int) -> Iterator[_Call]:
+  """The calls that are still to be made after `step` steps."""
+  per_call, per_epoch = sharding.steps_per_call(run.steps_per_epoch), run.steps_per_epoch
+  batch_size, examples = run.config.batch_size, len(run.dataset.train.labels)
+  for epoch in range(step // per_epoch, run.config.epochs):
+    order = np.asarray(data.epoch_order(run.keys['order'], epoch, examples))
+    order = order[:per_epoch * batch_size].reshape(per_epoch, batch_size)
+    for first in range(max(step - epoch * per_epoch, 0), per_epoch, per_call):
+      taken = order[first:first + per_call]
+      yield _Call(epoch, taken, first + len(taken) == per_epoch)
+
+
+def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints,
+           state: step_lib.TrainState, seconds: float) -> float:
+  """Trains to the last epoch; returns the seconds spent, those before a resume counted in."""
+  c, train, step = run.config, run.dataset.train, int(state.step)
+  total = c.epochs * run.steps_per_epoch
+  begun = time.monotonic() - seconds
+  stop: list[int] = []
+  handler = signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
+  metrics = records.Metrics(workdir, step=step)
+  progress = records.Progress('training', total * c.batch_size, done=step * c.batch_size)
+  state = sharding.replicate(state)
+  images, labels = sharding.replicate((train.images, train.labels))
+  functions, note, logged_step, logged_at = {}, '', step, time.monotonic()
+  try:
+    for call in _calls(run, step):
+      name, before = run_lib.phase(c, call.epoch), step
+      if name not in functions:
+        functions[name] = sharding.train_steps(run_lib.recipe(run, name))
+      state, numbers = functions[name](state, images, labels, call.order, run.keys['train'])
+      numbers = jax.device_get(numbers)
+      _check_finite(numbers.finite, before, workdir)
+      step += len(call.order)
+      progress.show(step * c.batch_size, note)
+      passed = lambda every: step // every > before // every
+      if passed(c.log_every_steps):
+        now = time.monotonic()
+        metrics.write(
+            step, epoch=step / run.steps_per_epoch, phase=name, loss=float(numbers.loss[-1]),
+            train_accuracy=float(numbers.accuracy[-1]),
+            learning_rate=float(run.schedule(step - 1)),
+            examples_per_second=(step - logged_step) * c.batch_size / (now - logged_at),
+            seconds=now - begun)
+        logged_step, logged_at = step, now
+      score = None
+      validates = (call.epoch + 1) % c.validate.every_epochs == 0 or step == total
+      validates &= call.ends_epoch and len(run.dataset.validation.labels) > 0
+      if validates:
+        clean, robust = _validate(run, state)
+        metrics.write(step, validation_clean=clean, validation_robust=robust)
+        note = f'validation clean {clean:.3f}, robust {robust:.3f}'
+        # Only the final phase counts: DUCAT's best would else be the plain model from before it.
+        score = robust if name == run_lib.phase(c, c.epochs - 1) else None
+      if validates or stop or step == total or passed(c.checkpoint.every_steps
+                                                      or run.steps_per_epoch):
+        store.save(step, sharding.unreplicate(state),
+                   {'score': score, 'seconds': time.monotonic() - begun})
+      if stop and step < total:
+        raise Preempted(f'stopped after step {step} of {total}: the same command goes on from there')
+    store.wait()
+  finally:
+    store.wait()
+    progress.close()
+    metrics.close()
+    signal.signal(signal.SIGTERM, handler)
+  return time.monotonic() - begun
+
+
+def _check_finite(finite: np.ndarray, before: int, workdir: pathlib.Path) -> None:
+  if not finite.all():
+    step = before + int(np.argmin(finite)) + 1
+    raise errors.UserError('loss', float('nan'), f'not a number at step {step}; the checkpoints in '
+                           f'{workdir} are from before. Try a smaller config.optimizer.learning_rate'
+                           ', model.dtype float32, or another seed, in a new workdir')
+
+
+def _variables(state: step_lib.TrainState) -> dict[str, Any]:
+  return {'params': transforms.eval_params(state.opt_state, state.params),
+          'batch_stats': state.batch_stats}
+
+
+def _validate(run: run_lib.Run, state: step_lib.TrainState) -> tuple[float, float]:
+  """Clean accuracy of the deployed model on the validation split, and its accuracy under PGD."""
+  c = run.config
+  report = evaluate.evaluate(
+      run.network, _variables(sharding.unreplicate(state)), run.dataset.validation,
+      run.keys['evaluate'], names=[f'pgd{c.validate.num_steps}'], norm=c.attack.norm,
+      epsilon=c.attack.epsilon_255 / 255, step_size=c.attack.step_size_255 / 255,
+      batch_size=c.validate.batch_size, has_dummies=False)
+  return float(report.clean.mean()), float(report.worst_case.mean())
+
+
+def _test(run: run_lib.Run, saved: checkpoints.Saved, title: str) -> dict[str, Any]:
+  """The accuracies of a checkpoint on the test set."""
+  c = run.config
+  n = c.evaluate.num_examples or len(run.dataset.test.labels)
+  split = data.Split(run.dataset.test.images[:n], run.dataset.test.labels[:n])
+  bars: dict[str, records.Progress] = {}
+
+  def progress(name: str, done: int, total: int, standing: float) -> None:
+    if done == 0:  # an attack, or a restart of it, begins
+      bars[name] = records.Progress(f'{title} checkpoint, {name}', total)
+      return
+    bars[name].show(done, f'accuracy {standing:.3f}')
+    if done == total:
+      bars[name].close()
+
+  report = evaluate.evaluate(
+      run.network, _variables(saved.state), split, run.keys['evaluate'], names=c.evaluate.attacks,
+      norm=c.attack.norm, epsilon=c.evaluate.epsilon_255 / 255,
+      step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
+      has_dummies=c.dummy.enabled, progress=progress)
+  return {'step': saved.step, 'validation_robust': saved.info['score']} | report.accuracies()
+
+
+def _evaluate(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints, command: str,
+              seconds: float) -> dict[str, Any]:
+  """Evaluates best and last on the test set, writes results.json and prints the table."""
+  begun = time.monotonic()
+  template = jax.device_get(run_lib.init_state(run))
+  last = _say(store.newest(template))
+  best = _say(store.best(template)) or last
+  if last is None:
+    raise errors.UserError('workdir', str(workdir), 'none of its checkpoints can be read: train '
+                           'again in another folder')
+  tested = {'last': _test(run, last, 'last')}
+  tested['best'] = tested['last'] if best.step == last.step else _test(run, best, 'best')
+  results = {
+      'config': run.config.to_dict(), 'dataset': run.dataset.name, 'seed': run.config.seed,
+      **tested['best'], 'last': tested['last'], 'device': records.device(),
+      'versions': records.versions(), 'command': command,
+      'seconds': seconds + time.monotonic() - begun,
+  }
+  records.write_json(workdir / 'results.json', results)
+  print(records.table(results))
+  return results
