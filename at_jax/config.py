@@ -6,6 +6,8 @@ sizes are in 255ths (`epsilon_255`), because a command line cannot say 8/255.
 
 import ml_collections
 
+from at_jax import errors
+
 # A change of these leaves the parameters after any step as they were, so a run may resume with it.
 FREE_FIELDS = ('evaluate.', 'validate.', 'checkpoint.', 'log_every_steps', 'dataset.data_dir')
 
@@ -115,6 +117,28 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.validate.update(batch_size=1384, every_epochs=1)
   c.evaluate.update(attacks=('fgsm', 'pgd2'), num_examples=16, batch_size=16)
   return c
+
+
+def only(arg: str, *known: str) -> None:
+  """Raises unless the part of --config behind the colon is one that the file knows.
+
+  Args:
+    arg: what `get_config` was called with; '' is always known.
+    *known: the others.
+
+  Raises:
+    errors.UserError: with the known ones.
+
+  Example:
+    >>> only('smal', 'small', 'smoke')
+    Traceback (most recent call last):
+    at_jax.errors.UserError: --config = ':smal': did you mean ':small'? known: :small, :smoke
+
+  Source: ours.
+  """
+  if arg and arg not in known:
+    raise errors.UserError('--config', f':{arg}',
+                           errors.nearest(f':{arg}', [f':{name}' for name in known]))
 
 
 def flatten(tree: dict, prefix: str = '') -> dict:

@@ -219,7 +219,7 @@ def _augment_one(image, key, *, pad, flip):
   if pad:
     offset = (bits[:2] % (2 * pad + 1)).astype(jnp.int32)
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-    image = jax.lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
+    image = jax.lax.dynamic_slice(padded, (offset[0], offset[1], jnp.int32(0)), image.shape)
   return jnp.where(bits[2] & 1, image[:, ::-1], image) if flip else image
 
 

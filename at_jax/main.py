@@ -1,7 +1,6 @@
 """The command: `python -m at_jax.main --config=configs/X.py [--workdir=DIR] [--mode=…]`."""
 
 import importlib.util
-import pathlib
 import shlex
 import sys
 

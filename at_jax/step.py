@@ -134,7 +134,9 @@ def train_step(
   accuracy = jnp.mean(jnp.argmax(recipe.network.fold(outcome.logits), axis=-1) == labels)
   if axis_name is not None:
     gradients, loss, accuracy = jax.lax.pmean((gradients, loss, accuracy), axis_name)
-  finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(gradients))
+  finite = jax.tree.reduce(
+      jnp.logical_and, jax.tree.map(lambda g: jnp.all(jnp.isfinite(g)), gradients),
+      jnp.isfinite(loss))
   updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   state = TrainState(state.step + 1, params, outcome.batch_stats, opt_state)
@@ -165,4 +167,4 @@ def train_steps(
     return train_step(state, images[index], labels[index], index, key, recipe=recipe,
                       axis_name=axis_name)
 
-  return jax.lax.scan(body, state, order, unroll=loops.writes_out() or 1)
+  return loops.scan(body, state, order, length=len(order))

@@ -19,8 +19,8 @@ def get_config(arg: str = ''):
   c.model.name, c.model.padding, c.model.batch_norm = 'SmallCNN', 'SAME', True
   c.epochs, c.batch_size = 60, 100
   c.attack.epsilon_255, c.attack.step_size_255 = .15 * 255, .0375 * 255
-  c.dummy.enabled, c.dummy.start_epoch = True, 45
-  c.optimizer.decay_epochs = (40, 45)
+  c.dummy.enabled, c.dummy.start_epoch = True, 20
+  c.optimizer.decay_epochs = (40, 50)
   c.log_every_steps = 65
   c.validate.every_epochs = 5
   c.evaluate.batch_size = 397
@@ -28,6 +28,5 @@ def get_config(arg: str = ''):
     c.loss, c.dummy.enabled = arg, False
   elif arg == 'smoke':
     c = config_lib.smoke(c)
-  elif arg:
-    raise ValueError(f'arg = {arg!r}')
+  config_lib.only(arg, 'pgd_at', 'smoke', 'standard')
   return c

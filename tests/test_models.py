@@ -1,17 +1,15 @@
-"""The models: sizes, shapes, precision, BatchNorm over devices, and the convolution's derivatives."""
+"""The models: sizes, shapes, precision, BatchNorm over devices."""
 
 import functools
 
 import flax.linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from at_jax import errors
 from at_jax import models
-from at_jax.models import convolution
 from at_jax.models import layers
 
 if hasattr(jax, 'enable_x64'):
@@ -57,15 +55,15 @@ def train(model, variables, x):
 
 
 @pytest.mark.parametrize('name, other, image, count', [
-    # PyTorch modules of the sources that the docstrings name, sum(p.numel() for p in parameters()).
-    # By hand for TRADES' CNN: 320 + 9,248 + 18,496 + 36,928, then 205,000 + 40,200 + 2,010.
+    # Convolutions 320 + 9,248 + 18,496 + 36,928, then dense 205,000 + 40,200 + 2,010.
     ('SmallCNN', {}, MNIST, 312_202),
+    # 1,728 stem; stages 147,968, 525,184, 2,098,944 and 8,392,192; head 5,130: 11,171,146.
     ('PreActResNet18', {}, CIFAR, 11_172_170),  # Rice et al., AWP: with the last BatchNorm's 2·512
     ('PreActResNet18', {'final_norm': False}, CIFAR, 11_171_146),  # kuangliu/pytorch-cifar
     ('PreActResNet18', {'stem_stride': 2}, TINY, 11_172_170),
     ('DucatResNet18', {}, CIFAR, 13_958_986),  # 13.96 M
     ('WideResNet28_10', {}, CIFAR, 36_479_194),  # 36.5 M in Zagoruyko and Komodakis, table 4
-    ('WideResNet34_10', {}, CIFAR, 46_160_474),  # 46.2 M, less TRADES' block that is never called
+    ('WideResNet34_10', {}, CIFAR, 46_160_474),  # without the block TRADES never calls
 ])
 def test_parameter_counts(name, other, image, count):
   variables = shapes(getattr(models, name)(num_outputs=10, **other), image)
@@ -200,104 +198,3 @@ def test_max_pool_is_linens_with_its_gradient():
 
   for a, b in zip(value_and_gradient(layers.max_pool), value_and_gradient(theirs)):
     np.testing.assert_allclose(a, b, rtol=1e-6)
-
-
-# The convolution's derivatives, against JAX's own.
-LAYOUT = ('NHWC', 'HWIO', 'NHWC')
-CASES = [
-    (3, (1, 1), 'VALID', (6, 7)), (3, (1, 1), 'SAME', (6, 7)), (3, (2, 2), ((1, 1), (1, 1)), (8, 7)),
-    (3, (2, 2), 'VALID', (8, 9)), (3, (2, 1), ((0, 2), (1, 0)), (7, 8)), (1, (1, 1), 'SAME', (5, 5)),
-    (1, (2, 2), 'VALID', (8, 7)), (1, (2, 2), ((1, 1), (0, 1)), (6, 7)),
-]
-
-
-def squares(conv, strides, padding):
-  return lambda x, k: (conv(x, k, strides, padding, dimension_numbers=LAYOUT) ** 2).sum()
-
-
-def first(f, x, kernel):
-  return jax.grad(f, (0, 1))(x, kernel)
-
-
-def mapped(f, x, kernel):
-  return jax.vmap(jax.grad(f, (0, 1)), (0, None))(jnp.stack([x, 2 * x]), kernel)
-
-
-def in_a_loop(f, x, kernel):
-  def step(carry, _):
-    gradients = jax.grad(f, (0, 1))(*carry)
-    return jax.tree.map(lambda c, g: c - 1e-3 * g, carry, gradients), None
-
-  return lax.scan(step, (x, kernel), None, length=2)[0]
-
-
-def reverse_over_reverse(f, x, kernel):
-  return jax.grad(lambda x, k: (jax.grad(f)(x, k) ** 3).sum(), (0, 1))(x, kernel)
-
-
-def forward_over_reverse(f, x, kernel):
-  return jax.jvp(jax.grad(f, (0, 1)), (x, kernel), (jnp.cos(x), jnp.sin(kernel)))
-
-
-def compare(derivative, size, strides, padding, image, dtype, tolerance):
-  x, kernel = images(2, (*image, 3), dtype), images(size, (size, 3, 4), dtype) - 0.5
-  ours, jaxs = (
-      jax.jit(functools.partial(derivative, squares(conv, strides, padding)))(x, kernel)
-      for conv in (convolution.conv_general_dilated, lax.conv_general_dilated))
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(jaxs)):
-    np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
-
-
-@pytest.mark.parametrize('size, strides, padding, image', CASES)
-def test_derivatives_in_float64(size, strides, padding, image):
-  with enable_x64(True):
-    compare(first, size, strides, padding, image, jnp.float64, 1e-12)
-
-
-@pytest.mark.parametrize('size, strides, padding, image', CASES[1:3] + CASES[6:7])
-@pytest.mark.parametrize(
-    'derivative', [first, mapped, in_a_loop, reverse_over_reverse, forward_over_reverse])
-def test_derivatives_under_transformations(derivative, size, strides, padding, image):
-  # Float32's 6e-8, a sum of 100 terms, relative to the largest entry.
-  compare(derivative, size, strides, padding, image, jnp.float32, 2e-6)
-
-
-def test_forward_mode_alone_is_refused():
-  f = squares(convolution.conv_general_dilated, (1, 1), 'SAME')
-  x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
-  with pytest.raises(TypeError, match='custom_vjp'):
-    jax.jvp(f, (x, kernel), (x, kernel))
-
-
-@pytest.mark.parametrize('options', [
-    dict(rhs_dilation=(2, 2)), dict(lhs_dilation=(2, 2)), dict(feature_group_count=2),
-    dict(dimension_numbers=('NCHW', 'HWIO', 'NCHW'))])
-def test_what_is_not_covered_goes_to_jax(options):
-  x = images(2, (4, 4, 4))
-  kernel = images(3, (3, 4 // options.get('feature_group_count', 1), 4))
-
-  def gradient(conv):
-    options_ = {'dimension_numbers': LAYOUT, **options}
-    return jax.jit(jax.grad(
-        lambda x: (conv(x, kernel, (1, 1), ((1, 1), (1, 1)), **options_) ** 2).sum()))(x)
-
-  np.testing.assert_array_equal(
-      gradient(convolution.conv_general_dilated), gradient(lax.conv_general_dilated))
-
-
-@pytest.mark.parametrize('platform', ['cuda', 'tpu', 'rocm'])
-def test_other_platforms_get_jaxs_own_derivatives(platform):
-  x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
-
-  def convolutions(conv, platform):
-    traced = jax.jit(jax.grad(squares(conv, (2, 2), 'SAME'), (0, 1))).trace(x, kernel)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    return sorted(
-        line[line.index('dim_numbers'):] for line in text.splitlines()
-        if 'stablehlo.convolution' in line)
-
-  theirs = convolutions(lax.conv_general_dilated, platform)
-  assert convolutions(convolution.conv_general_dilated, platform) == theirs
-  assert convolutions(convolution.conv_general_dilated, 'cpu') != theirs
-  assert all('[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]' in line and 'lhs_dilate = [1, 1]' in line
-             for line in convolutions(convolution.conv_general_dilated, 'cpu'))

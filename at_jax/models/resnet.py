@@ -1,7 +1,7 @@
 """The residual networks of the CIFAR and Tiny-ImageNet experiments."""
 
-import functools
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from at_jax import errors
-from at_jax.models import convolution
 from at_jax.models import layers
 
 
@@ -42,8 +41,7 @@ def _builders(module: nn.Module, train: bool, kernel_init) -> tuple[Callable, Ca
   # Padding 1 rather than 'SAME': at stride 2 PyTorch pads both sides, 'SAME' only the far one.
   conv = functools.partial(
       nn.Conv, padding=1, use_bias=False, dtype=module.dtype,
-      param_dtype=layers.param_dtype(module.dtype), kernel_init=kernel_init,
-      conv_general_dilated=module.conv)
+      param_dtype=layers.param_dtype(module.dtype), kernel_init=kernel_init)
   norm = layers.batch_norm(train=train, axis_name=module.axis_name, dtype=module.dtype)
   return conv, norm
 
@@ -63,7 +61,6 @@ class PreActResNet18(nn.Module):
     normalize: (mean, std) per channel, applied to the images first; None for none.
     axis_name: named axis over which BatchNorm's training statistics are shared.
     dtype: float32, bfloat16 or float64 compute; parameters are float32 at least.
-    conv: the convolution; `jax.lax.conv_general_dilated` where forward-mode derivatives are needed.
 
   Example:
     >>> model = PreActResNet18(num_outputs=10, width=8)
@@ -85,7 +82,6 @@ class PreActResNet18(nn.Module):
   normalize: tuple | None = None
   axis_name: str | None = None
   dtype: Any = jnp.float32
-  conv: Callable[..., jax.Array] = convolution.conv_general_dilated
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -117,7 +113,7 @@ class DucatResNet18(nn.Module):
     width: channels of the first stage inside its blocks; the stage gives out 4 times as many.
     stage_sizes: blocks in each stage.
     stem_stride: stride of the first convolution; 2 for Tiny-ImageNet's 64×64.
-    normalize, axis_name, dtype, conv: as in `PreActResNet18`.
+    normalize, axis_name, dtype: as in `PreActResNet18`.
 
   Example:
     >>> model = DucatResNet18(num_outputs=20, width=8)
@@ -133,7 +129,6 @@ class DucatResNet18(nn.Module):
   normalize: tuple | None = None
   axis_name: str | None = None
   dtype: Any = jnp.float32
-  conv: Callable[..., jax.Array] = convolution.conv_general_dilated
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -165,7 +160,7 @@ class WideResNet(nn.Module):
     depth: number of convolutions, 6n + 4.
     widen_factor: channels of the first stage in 16ths.
     stem_stride: stride of the first convolution; 2 for 64×64 images.
-    normalize, axis_name, dtype, conv: as in `PreActResNet18`.
+    normalize, axis_name, dtype: as in `PreActResNet18`.
 
   Example:
     >>> model = WideResNet(num_outputs=10, depth=10, widen_factor=1)
@@ -181,7 +176,6 @@ class WideResNet(nn.Module):
   normalize: tuple | None = None
   axis_name: str | None = None
   dtype: Any = jnp.float32
-  conv: Callable[..., jax.Array] = convolution.conv_general_dilated
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

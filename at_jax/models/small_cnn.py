@@ -1,6 +1,5 @@
 """The small convolutional network of the MNIST experiments."""
 
-from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -8,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from at_jax import errors
-from at_jax.models import convolution
 from at_jax.models import layers
 
 
@@ -37,7 +35,6 @@ class SmallCNN(nn.Module):
     zero_head: start the last layer at zero.
     axis_name: named axis over which BatchNorm's training statistics are shared.
     dtype: float32, bfloat16 or float64 compute; parameters are float32 at least.
-    conv: the convolution; `jax.lax.conv_general_dilated` where forward-mode derivatives are needed.
 
   Example:
     >>> model = SmallCNN(num_outputs=10)
@@ -59,7 +56,6 @@ class SmallCNN(nn.Module):
   zero_head: bool = False
   axis_name: str | None = None
   dtype: Any = jnp.float32
-  conv: Callable[..., jax.Array] = convolution.conv_general_dilated
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -79,7 +75,7 @@ class SmallCNN(nn.Module):
     for i, features in enumerate(self.features, 1):
       x = nn.Conv(
           features, (3, 3), padding=self.padding, dtype=self.dtype, param_dtype=wide,
-          kernel_init=layers.kaiming_normal, conv_general_dilated=self.conv, name=f'conv{i}')(x)
+          kernel_init=layers.kaiming_normal, name=f'conv{i}')(x)
       if self.batch_norm:
         x = norm(name=f'bn{i}')(x)
       x = nn.relu(x)

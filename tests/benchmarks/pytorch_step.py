@@ -1,16 +1,16 @@
-"""Times one attack step and one training step, here and in PyTorch: same weights, same batch, same cores.
+"""Times one attack step and one training step, here and in PyTorch: same weights, batch and cores.
 
-  python -m tests.benchmarks.pytorch_step            # all four rows, 2 to 3 minutes on two cores
-  python -m tests.benchmarks.pytorch_step --models=SmallCNN --repeats=9
+  python tests/benchmarks/pytorch_step.py              # all four rows, about a minute on two cores
+  python tests/benchmarks/pytorch_step.py --models SmallCNN --repeats 9
 
 Needs the packages of at_jax[peers]. The logits of the two must agree to 1e-4 before anything is
 timed. The attack step is the input gradient and a sign step, BatchNorm in evaluation mode: five of
-them, in one `lax.scan` here and in a Python loop there, the time divided by five. The training step is
-one weight gradient of the cross-entropy on a fixed batch, BatchNorm in training mode, and an SGD
-update. The repeats of the two alternate, so that a busy machine slows both; the medians are compared.
+them, in one `lax.scan` here and in a Python loop there, the time divided by five. The training step
+is one weight gradient of the cross-entropy on a fixed batch, BatchNorm in training mode, and an SGD
+update. The repeats of the two alternate, so that a busy machine slows both; medians are compared.
 
-Measured on two cores of a cloud CPU with jax 0.10.2 and torch 2.13.0 (a ratio below 1: at_jax is faster):
-  RESULTS
+Only a quiet machine gives numbers worth keeping: PyTorch's threads spin while they wait, so other
+load costs it more than it costs XLA. The load average is printed first.
 """
 
 import argparse
@@ -19,12 +19,8 @@ import statistics
 import sys
 import time
 
-# Without it a fusion of jaxlib 0.10.2 makes these convolutions slower; a jaxlib that does not know
-# the flag aborts on it, hence the exact version. Read before the first import of jax.
-import jaxlib
-if jaxlib.__version__ == '0.10.2' and 'ynn' not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = (
-      os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_experimental_ynn_fusion_type=').strip()
+from at_jax import platform
+platform.tune()  # It has to come before jax.
 
 import jax
 from jax import lax
@@ -214,7 +210,7 @@ def main() -> None:
   arguments = parser.parse_args()
   torch.set_num_threads(arguments.threads)
   print(f'jax {jax.__version__}, torch {torch.__version__}, {arguments.threads} threads, '
-        f'XLA_FLAGS={os.environ.get("XLA_FLAGS", "")!r}')
+        f'XLA_FLAGS={os.environ.get("XLA_FLAGS", "")!r}, load {os.getloadavg()[0]:.1f}')
   for name in arguments.models:
     compare(name, arguments.repeats)
 
