@@ -39,7 +39,8 @@ def replicate(tree: Any) -> Any:
   """Copies a pytree to every device, with a leading axis of devices, as `pmap` takes it."""
   # By pmap itself, so that the copies have its sharding: donation of any other is lost.
   devices = np.arange(jax.local_device_count())  # pmap wants something to map over
-  return jax.pmap(lambda _, t: t, in_axes=(0, None))(devices, tree)
+  # The same axis name as the step's: a mesh of another name would compile the step twice.
+  return jax.pmap(lambda _, t: t, AXIS, in_axes=(0, None))(devices, tree)
 
 
 def unreplicate(tree: Any) -> Any:

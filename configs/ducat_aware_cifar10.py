@@ -1,0 +1,22 @@
+"""DUCAT on CIFAR-10 whose training attack sees the deployed logits.
+
+  python -m at_jax.main --config=configs/ducat_aware_cifar10.py
+
+The released method attacks the raw 2C logits while it trains, and so never meets an attack that
+knows of the dummies. Here the inner maximisation runs on the folded logits. Ours: everything else as
+in ducat_cifar10.py. No published numbers.
+Measured: not yet.
+"""
+
+from at_jax import config as config_lib
+
+
+def get_config(arg: str = ''):
+  c = config_lib.default()
+  c.dummy.enabled = True
+  c.dummy.attack_logits = 'folded'
+  c.model.dtype = 'bfloat16'
+  if arg == 'smoke':
+    c = config_lib.smoke(c)
+  config_lib.only(arg, 'smoke')
+  return c

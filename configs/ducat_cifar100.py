@@ -1,0 +1,31 @@
+"""DUCAT with PGD-AT on CIFAR-100, L∞ 8/255.
+
+  python -m at_jax.main --config=configs/ducat_cifar100.py
+  python -m at_jax.main --config=configs/ducat_cifar100.py:small   under 15 minutes on two cores
+
+Source: Wang et al., DUCAT, arXiv 2410.12671, and its released code; settings as ducat_cifar10.py.
+Its CIFAR-100 table could not be read, so there is no published number here. The small form (ours) is
+a narrow network for few epochs: it shows the method at work, not what it can reach.
+Measured: not yet.
+"""
+
+from at_jax import config as config_lib
+
+
+def get_config(arg: str = ''):
+  c = config_lib.default()
+  c.dataset.name, c.dataset.num_classes = 'cifar100', 100
+  c.dummy.enabled = True
+  c.model.dtype = 'bfloat16'
+  if arg == 'small':
+    c.model.update(name='SmallCNN', dtype='float32', padding='SAME', features=(16, 16, 32, 32),
+                   hidden=(), batch_norm=True)
+    c.epochs, c.dummy.start_epoch = 12, 8
+    c.attack.num_steps, c.attack.step_size_255 = 5, 2.5
+    c.optimizer.decay_epochs = (8, 10)
+    c.evaluate.num_examples = 2000
+    c.evaluate.step_size_255 = 2.0
+  elif arg == 'smoke':
+    c = config_lib.smoke(c)
+  config_lib.only(arg, 'small', 'smoke')
+  return c

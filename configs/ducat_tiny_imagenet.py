@@ -1,0 +1,25 @@
+"""DUCAT with PGD-AT on Tiny-ImageNet (200 classes, 64×64), L∞ 8/255.
+
+  python -m at_jax.main --config=configs/ducat_tiny_imagenet.py
+
+Source: Wang et al., DUCAT, arXiv 2410.12671, and its released code: 64×64 images with a stride-2
+stem; settings as ducat_cifar10.py. Its Tiny-ImageNet table could not be read, so there is no
+published number here. Test is the official validation split, whose labels are public.
+PreActResNet-18 and bfloat16 are ours.
+Measured: not yet.
+"""
+
+from at_jax import config as config_lib
+
+
+def get_config(arg: str = ''):
+  c = config_lib.default()
+  c.dataset.name, c.dataset.num_classes = 'tiny_imagenet', 200
+  c.dummy.enabled = True
+  c.model.dtype = 'bfloat16'
+  c.model.stem_stride = 2
+  c.dataset.pad = 8
+  if arg == 'smoke':
+    c = config_lib.smoke(c)
+  config_lib.only(arg, 'smoke')
+  return c

@@ -1,0 +1,21 @@
+"""PGD-AT on CIFAR-10, L∞ 8/255: the baseline, with DUCAT's schedule.
+
+  python -m at_jax.main --config=configs/pgd_at_cifar10.py
+
+Source: Madry et al., 2018; schedule and augmentation of Wang et al., DUCAT, arXiv 2410.12671: SGD
+0.1, momentum 0.9, weight decay 5e-4, batch 128, 130 epochs, ×0.1 at 100 and 105. Theirs is the
+network of ducat_cifar10.py:bottleneck; PreActResNet-18 and bfloat16 are ours.
+Published (reported, their network): clean 82.92, PGD-10 51.3, AutoAttack 46.74.
+Measured: not yet.
+"""
+
+from at_jax import config as config_lib
+
+
+def get_config(arg: str = ''):
+  c = config_lib.default()
+  c.model.dtype = 'bfloat16'
+  if arg == 'smoke':
+    c = config_lib.smoke(c)
+  config_lib.only(arg, 'smoke')
+  return c

@@ -1,0 +1,223 @@
+"""PGD and FGSM against closed forms, slow loops and properties; and how often they compile."""
+
+import functools
+
+import hypothesis
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax import attacks
+from at_jax.attacks import balls
+from at_jax.attacks import loops
+
+pytestmark = pytest.mark.oldest
+
+
+def linear(w, x):
+  """Two classes with margin w·x: the loss of class 1 falls along −w everywhere."""
+  margin = jnp.sum(x * w, axis=tuple(range(1, x.ndim)))
+  return jnp.stack([-margin, margin], axis=-1)
+
+
+def quadratic(x):
+  """Three classes that curve, so that an attack's path matters."""
+  flat = x.reshape(len(x), -1)
+  s, q = jnp.sum(flat, axis=1), jnp.sum(flat**2, axis=1)
+  return jnp.stack([s, 2 * q - .5, jnp.sin(3 * s)], axis=-1)
+
+
+@pytest.fixture
+def weights():
+  return jax.random.normal(jax.random.key(1), (4, 3, 2))
+
+
+def test_linf_on_a_linear_model_is_the_closed_form(weights):
+  # The maximum of a linear loss over the L∞ ball is x + ε·sign(gradient).
+  x = jax.random.uniform(jax.random.key(2), (5, 4, 3, 2), minval=.3, maxval=.7)
+  result = attacks.pgd(functools.partial(linear, weights), x, jnp.ones(5, int), jax.random.key(0),
+                       epsilon=.1, step_size=.03, num_steps=20)
+  np.testing.assert_allclose(result.x, x - .1 * jnp.sign(weights), atol=1e-6)
+
+
+def test_l2_on_a_linear_model_is_the_closed_form(weights):
+  # The maximum over the L2 ball is x + ε·gradient/‖gradient‖.
+  x = jax.random.uniform(jax.random.key(2), (5, 4, 3, 2), minval=.4, maxval=.6)
+  result = attacks.pgd(functools.partial(linear, weights), x, jnp.ones(5, int), jax.random.key(0),
+                       epsilon=.2, step_size=.1, num_steps=60, norm='l2')
+  np.testing.assert_allclose(result.x, x - .2 * weights / jnp.linalg.norm(weights), atol=1e-5)
+
+
+def test_fgsm_is_one_step_of_epsilon_from_the_input(weights):
+  x = jax.random.uniform(jax.random.key(2), (5, 4, 3, 2), minval=.3, maxval=.7)
+  result = attacks.fgsm(functools.partial(linear, weights), x, jnp.ones(5, int), epsilon=.1)
+  np.testing.assert_allclose(result.x, x - .1 * jnp.sign(weights), atol=1e-6)
+
+
+def test_targeted_moves_towards_the_target(weights):
+  x = jax.random.uniform(jax.random.key(2), (5, 4, 3, 2), minval=.3, maxval=.7)
+  result = attacks.pgd(functools.partial(linear, weights), x, jnp.ones(5, int), jax.random.key(0),
+                       epsilon=.1, step_size=.03, num_steps=20, targeted=True)
+  np.testing.assert_allclose(result.x, x + .1 * jnp.sign(weights), atol=1e-6)
+  np.testing.assert_array_equal(result.success, jnp.sum(result.x * weights, axis=(1, 2, 3)) > 0)
+
+
+def images():
+  shapes = st.sampled_from([(1, 1, 1, 1), (2, 3, 4, 1)])  # two, since each compiles anew
+  return shapes.flatmap(lambda s: hnp.arrays(np.float32, s, elements=st.floats(0, 1, width=32)))
+
+
+@hypothesis.given(images(), st.sampled_from(['linf', 'l2']), st.floats(0, 2), st.floats(0, 1),
+                  st.integers(0, 99))
+@hypothesis.settings(max_examples=60)
+def test_result_is_in_the_ball_and_in_bounds(x, norm, epsilon, step_size, seed):
+  result = attacks.pgd(quadratic, x, np.zeros(len(x), int), jax.random.key(seed), epsilon=epsilon,
+                       step_size=step_size, num_steps=3, norm=norm)
+  delta = np.asarray(result.x, np.float64) - x
+  flat = delta.reshape(len(x), -1)
+  length = np.abs(flat).max(1) if norm == 'linf' else np.linalg.norm(flat, axis=1)
+  assert (length <= epsilon + 1e-6).all()
+  assert (result.x >= 0).all() and (result.x <= 1).all()
+
+
+@hypothesis.given(hnp.arrays(np.float32, st.integers(1, 9), elements=st.floats(
+    -9, 9, width=32, allow_subnormal=False)),
+                  st.floats(0, 3, width=32, allow_subnormal=False))  # XLA flushes those to zero
+def test_projections_are_the_nearest_points(delta, epsilon):
+  # A projection is idempotent, leaves the inside alone and, for L2, keeps the direction.
+  for ball in (balls.linf, balls.l2):
+    once = ball.project(delta, epsilon)
+    np.testing.assert_allclose(ball.project(once, epsilon), once, atol=1e-5)
+  np.testing.assert_array_equal(balls.linf.project(delta, epsilon),
+                                np.clip(delta, -epsilon, epsilon))
+  norm = np.linalg.norm(delta.astype(np.float64))
+  expected = delta * min(1, epsilon / norm) if norm else delta
+  np.testing.assert_allclose(balls.l2.project(delta, epsilon), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('scale', [0., 1e-30, 1e-20, 1., 1e20])
+def test_l2_ascent_has_norm_one_at_any_scale_and_none_at_zero(scale):
+  direction = balls.l2.ascend(scale * jnp.array([[3., 4.], [0., 0.]]))
+  expected = np.array([[.6, .8], [0., 0.]]) * (scale > 0)
+  np.testing.assert_allclose(direction, expected, atol=1e-6)
+
+
+def test_samples_fill_the_balls_uniformly():
+  # In d dimensions the share of samples within r·ε is r^d (both balls); d = 4, r = 0.8: 0.4096.
+  keys = jax.random.split(jax.random.key(0), 20_000)
+  for ball, order in ((balls.linf, np.inf), (balls.l2, 2)):
+    points = jax.vmap(lambda k: ball.sample(k, (2, 2), .5))(keys).reshape(len(keys), 4)
+    share = np.mean(np.linalg.norm(points, ord=order, axis=1) <= .8 * .5)
+    assert abs(share - .8**4) < 4 * np.sqrt(.41 * .59 / len(keys))  # four standard errors
+
+
+def test_kappa_is_that_of_a_slow_loop():
+  x = np.asarray(jax.random.uniform(jax.random.key(3), (40, 2, 2, 1)))
+  y = np.asarray(jnp.argmax(quadratic(x), axis=-1))
+  epsilon, alpha, steps = .3, .04, 12
+  result = attacks.pgd(quadratic, x, y, jax.random.key(0), epsilon=epsilon, step_size=alpha,
+                       num_steps=steps, random_start=False)
+  gradient = jax.grad(lambda p, t: attacks.losses.cross_entropy(quadratic(p[None]), t[None])[0])
+  kappa = []
+  for original, label in zip(x, y, strict=True):
+    point, count = original, 0
+    for _ in range(steps):  # correct before the step counts, as in the released GAIRAT code
+      count += int(jnp.argmax(quadratic(point[None])[0]) == label)
+      point = point + alpha * np.sign(gradient(point, label))
+      point = np.clip(np.clip(point, original - epsilon, original + epsilon), 0, 1)
+    kappa.append(count)
+  np.testing.assert_array_equal(result.kappa, kappa)
+  assert len(set(kappa)) > 3  # else the comparison would say little
+
+
+def test_loop_and_written_out_steps_agree(monkeypatch):
+  x = jax.random.uniform(jax.random.key(3), (6, 2, 2, 1))
+  run = lambda: attacks.pgd(lambda x: quadratic(x), x, jnp.zeros(6, int), jax.random.key(0),
+                            epsilon=.3, step_size=.05, num_steps=25)
+  results = []
+  for written_out in (True, False):
+    monkeypatch.setattr(loops, 'writes_out', lambda form=written_out: form)
+    results.append(run())
+  for a, b in zip(*results, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+  assert loops.calls(25) == [25]
+
+
+class Counter:
+  """A linear model that counts how often it is traced."""
+
+  def __init__(self):
+    self.traces = 0
+
+  def __call__(self, variables, x):
+    self.traces += 1
+    return linear(variables, x)
+
+
+def test_one_trace_for_many_radii_and_parameters(weights):
+  model, x, y = Counter(), jnp.full((2, 4, 3, 2), .5), jnp.ones(2, int)
+  attack = lambda w, epsilon: attacks.pgd(
+      jax.tree_util.Partial(model, w), x, y, jax.random.key(0), epsilon=epsilon, step_size=.1,
+      num_steps=3)
+  attack(weights, .1)
+  first = model.traces
+  for epsilon in (.1, .2, .3):
+    attack(weights, epsilon)
+  for scale in range(100):
+    attack(weights * scale, .1)
+  assert model.traces == first
+
+
+def test_composes_with_closures_and_vmap_over_radii(weights):
+  x, y = jnp.full((2, 4, 3, 2), .5), jnp.ones(2, int)
+
+  @jax.jit
+  def curve(w, epsilons):
+    attack = lambda e: attacks.pgd(lambda x: linear(w, x), x, y, jax.random.key(0), epsilon=e,
+                                   step_size=e, num_steps=2, random_start=False).x
+    return jax.vmap(attack)(epsilons)
+
+  for w in (weights, -weights):
+    for epsilon, found in zip((.1, .2), curve(w, jnp.array([.1, .2])), strict=True):
+      np.testing.assert_allclose(found, x - epsilon * jnp.sign(w), atol=1e-6)
+
+
+def test_epsilon_may_differ_between_examples(weights):
+  x, radii = jnp.full((3, 4, 3, 2), .5), jnp.array([0., .1, .2])
+  found = attacks.pgd(functools.partial(linear, weights), x, jnp.ones(3, int), jax.random.key(0),
+                      epsilon=radii, step_size=radii, num_steps=3).x
+  np.testing.assert_allclose(found, x - radii[:, None, None, None] * jnp.sign(weights), atol=1e-6)
+
+
+def test_draws_depend_on_the_index_alone():
+  x, y = jax.random.uniform(jax.random.key(4), (7, 2, 2, 1)), jnp.zeros(7, int)
+  run = lambda places: attacks.pgd(quadratic, x[places], y[places], jax.random.key(0), epsilon=.2,
+                                   step_size=0., num_steps=1, index=places).x  # the start itself
+  whole = run(jnp.arange(7))
+  order = jnp.array([3, 0, 6, 2, 5, 1, 4])
+  np.testing.assert_array_equal(run(order), whole[order])
+  np.testing.assert_array_equal(run(jnp.array([5])), whole[5:6])
+
+
+def test_restarts_keep_a_success_then_the_highest_loss():
+  x, y = jax.random.uniform(jax.random.key(5), (64, 2, 2, 1)), jnp.zeros(64, int)
+  attack = functools.partial(attacks.pgd, quadratic, x, y, epsilon=.15, step_size=.05, num_steps=2)
+  kept = attack(jax.random.key(0), restarts=4)
+  single = [attack(jax.random.fold_in(jax.random.key(0), r)) for r in range(4)]
+  successes = np.stack([run.success for run in single])
+  np.testing.assert_array_equal(kept.success, successes.any(0))
+  losses = np.where(successes | ~successes.any(0), np.stack([run.loss for run in single]), -np.inf)
+  np.testing.assert_allclose(kept.loss, losses.max(0), atol=1e-6)
+
+
+@pytest.mark.parametrize('wrong, said', [
+    (dict(norm='l7'), 'norm'), (dict(num_steps=0), 'num_steps'), (dict(restarts=0), 'restarts'),
+    (dict(x=jnp.zeros((2, 3), int)), 'dtype'), (dict(y=jnp.zeros(3, int)), 'shape')])
+def test_mistakes_are_named(wrong, said):
+  arguments = dict(x=jnp.zeros((2, 3)), y=jnp.zeros(2, int), key=jax.random.key(0), epsilon=.1,
+                   step_size=.1, num_steps=1) | wrong
+  with pytest.raises(ValueError, match=said):
+    attacks.pgd(quadratic, **arguments)

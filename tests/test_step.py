@@ -1,0 +1,189 @@
+"""The training step: devices, collectives, and what it learns from."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from at_jax import data
+from at_jax import errors
+from at_jax import evaluate
+from at_jax import models
+from at_jax import network as network_lib
+from at_jax import objectives
+from at_jax import sharding
+from at_jax import step as step_lib
+
+# Run in a process of its own, because the number of devices and float64 are set before jax starts.
+_FOUR_DEVICES = '''
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from tests import test_step
+wide = sys.argv[1] == 'float64'
+jax.config.update('jax_enable_x64', wide)
+dtype = jnp.float64 if wide else jnp.float32
+steps = 20 if wide else 1
+assert jax.device_count() == 4
+one = test_step.run(dtype, steps, 'one')
+for form in ('vmap', 'pmap'):
+  other = test_step.run(dtype, steps, form)
+  gaps = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), one, other)
+  print(form, max(jax.tree.leaves(gaps)))
+'''
+
+
+def make(dtype=jnp.float32, axis_name=None, num_steps=3, objective=objectives.pgd_at, folded=False,
+         outputs=10):
+  """A narrow residual network with BatchNorm, PGD-AT, on 8×8 digits."""
+  model = models.PreActResNet18(num_outputs=outputs, width=4, stage_sizes=(1, 1), dtype=dtype,
+                                axis_name=axis_name)
+  network = network_lib.wrap(model, has_dummies=outputs == 20)
+  attack = evaluate.pgd(norm='linf', epsilon=.15, step_size=.05, num_steps=num_steps)
+  optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(.1, momentum=.9))
+  return step_lib.Recipe(network, optimizer, objective, attack, attack_folded=folded, pad=1,
+                         flip=True)
+
+
+def run(dtype, steps, form):
+  """Parameters and statistics after some steps: on one device, by vmap, or by pmap."""
+  recipe = make(dtype, None if form == 'one' else sharding.AXIS)
+  train = data.load('digits').train
+  x = data.to_unit(train.images[:1]).astype(dtype)
+  state = step_lib.init(recipe.network, recipe.optimizer, jax.random.key(0), x)
+  key, devices, batch_size = jax.random.key(1), 4, 32
+  order = np.asarray(data.epoch_order(jax.random.key(2), 0, len(train.labels)))
+  order = order[:steps * batch_size].reshape(steps, batch_size)
+  if form == 'pmap':
+    state = sharding.replicate(state)
+    images, labels = sharding.replicate(train)
+    step = sharding.train_steps(recipe)
+    for taken in order:
+      state, _ = step(state, images, labels, taken[None], key)
+    return jax.device_get(jax.tree.map(lambda leaf: leaf[0], (state.params, state.batch_stats)))
+  step = functools.partial(step_lib.train_step, recipe=recipe)
+  if form == 'vmap':
+    step = jax.jit(jax.vmap(functools.partial(step, axis_name=sharding.AXIS),
+                            in_axes=(None, 0, 0, 0, None), axis_name=sharding.AXIS))
+    share = lambda a: a.reshape(devices, -1, *a.shape[1:])
+  else:
+    step, share = jax.jit(step), lambda a: a
+  for taken in order:
+    state, _ = step(state, share(train.images[taken]), share(train.labels[taken]),
+                    share(taken), key)
+    if form == 'vmap':
+      state = jax.tree.map(lambda leaf: leaf[0], state)
+  return jax.device_get((state.params, state.batch_stats))
+
+
+def in_four_devices(script, *arguments):
+  """What a script prints in a process that sees four devices."""
+  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+  environment = os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': os.pathsep.join(sys.path)}
+  return subprocess.run([sys.executable, '-c', script, *arguments], check=True, text=True,
+                        stdout=subprocess.PIPE, env=environment).stdout
+
+
+@pytest.mark.parametrize('dtype, tolerance', [
+    ('float64', 1e-10),  # 20 steps
+    ('float32', 1e-6),  # one step: later, sign gradients turn rounding into pixels
+])
+def test_four_devices_take_the_step_of_one(dtype, tolerance):
+  found = in_four_devices(_FOUR_DEVICES, dtype)
+  gaps = {line.split()[0]: float(line.split()[1]) for line in found.splitlines()}
+  assert set(gaps) == {'vmap', 'pmap'}
+  assert max(gaps.values()) <= tolerance, gaps
+
+
+_COLLECTIVES = '''
+import jax
+from tests import test_step
+print(*(test_step.collectives(n) for n in (0, 1, 6)))
+'''
+
+
+def collectives(num_steps):
+  """How many collectives the compiled step has; without an attack for 0 steps."""
+  recipe = make(axis_name=sharding.AXIS, num_steps=num_steps or 1)
+  if not num_steps:
+    recipe = recipe._replace(attack=None)
+  state = step_lib.init(recipe.network, recipe.optimizer, jax.random.key(0),
+                        jnp.zeros((1, 8, 8, 1)))
+  step = jax.pmap(functools.partial(step_lib.train_step, recipe=recipe, axis_name=sharding.AXIS),
+                  sharding.AXIS, in_axes=(0, 0, 0, 0, None))
+  index = jnp.zeros((4, 2), jnp.int32)
+  images = jnp.zeros((4, 2, 8, 8, 1), jnp.uint8)
+  program = step.lower(sharding.replicate(state), images, index, index, jax.random.key(0))
+  return program.compile().as_text().count('all-reduce(')
+
+
+def test_the_attack_has_no_collective():
+  # Its steps are written out on the CPU, so one collective in it would show once a step.
+  clean, one, six = map(int, in_four_devices(_COLLECTIVES).split())
+  assert clean == one == six > 0
+
+
+def test_ducat_learns_from_both_and_folds_when_asked():
+  weights = dict(benign_weight=.25, adversarial_weight=1., alpha=1.)
+  ducat = functools.partial(objectives.ducat, **weights)
+  train = data.load('digits').train
+  index = np.arange(16)
+  after = []
+  for folded in (False, True):
+    recipe = make(objective=ducat, folded=folded, outputs=20)
+    state = step_lib.init(recipe.network, recipe.optimizer, jax.random.key(0),
+                          data.to_unit(train.images[:1]))
+    step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
+    state, metrics = step(state, train.images[:16], train.labels[:16], index, jax.random.key(1))
+    assert metrics.finite and int(state.step) == 1
+    after.append(state.params)
+  # Both heads' halves move, and the attacked logits make a difference.
+  head = jax.tree.leaves(jax.tree.map(lambda a, b: np.max(np.abs(a - b)), *after))
+  assert max(head) > 0
+
+
+def test_the_update_is_that_of_sgd_by_hand():
+  # One step without an attack: w ← w − lr·(∇ mean CE + wd·w); the momentum begins at the gradient.
+  recipe = make()._replace(attack=None, objective=objectives.standard, pad=0, flip=False)
+  train = data.load('digits').train
+  x, y = data.to_unit(train.images[:8]), train.labels[:8]
+  state = step_lib.init(recipe.network, recipe.optimizer, jax.random.key(0), x)
+
+  def loss(params):
+    logits, _ = recipe.network.train({'params': params, 'batch_stats': state.batch_stats}, x)
+    return jnp.mean(-jax.nn.log_softmax(logits)[jnp.arange(8), y])
+
+  expected = jax.tree.map(lambda w, g: w - .1 * (g + 5e-4 * w), state.params,
+                          jax.grad(loss)(state.params))
+  step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
+  found, metrics = step(state, train.images[:8], y, np.arange(8), jax.random.key(0))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found.params, expected)
+  np.testing.assert_allclose(metrics.loss, loss(state.params), rtol=1e-5)
+
+
+def test_several_steps_in_a_call_are_the_steps_one_by_one(monkeypatch):
+  recipe = make()
+  train = data.load('digits').train
+  start = step_lib.init(recipe.network, recipe.optimizer, jax.random.key(0),
+                        data.to_unit(train.images[:1]))
+  order, key = np.arange(48).reshape(3, 16), jax.random.key(1)
+  together, _ = jax.jit(functools.partial(step_lib.train_steps, recipe=recipe))(
+      start, train.images, train.labels, order, key)
+  single = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
+  state = start
+  for taken in order:
+    state, _ = single(state, train.images[taken], train.labels[taken], taken, key)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), state.params,
+               together.params)
+  assert int(together.step) == 3
+
+
+def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
+  monkeypatch.setattr(jax, 'device_count', lambda: 3)
+  with pytest.raises(errors.UserError, match='batch_size = 128: use a multiple .* 3 .129'):
+    sharding.check_batch_size('config.batch_size', 128)
