@@ -1,4 +1,4 @@
-"""Training losses against numbers worked by hand and slow loops in float64, and at confident logits."""
+"""Training losses against numbers worked by hand, slow float64 loops, and confident logits."""
 
 import hypothesis
 from hypothesis import strategies as st
