@@ -1,0 +1,315 @@
+"""EntropySGD against its algorithm as a nested loop, closed forms, and in composition."""
+
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from at_jax import transforms
+
+KEY = jax.random.key(0)
+PARAMS = {'w': np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), 'b': np.ones(3, np.float32)}
+
+
+def gradients(steps, seed=0):
+  rng = np.random.default_rng(seed)
+  return [jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), PARAMS)
+          for _ in range(steps)]
+
+
+def run(optimizer, params, grads):
+  """Parameters and state after each gradient."""
+  update = jax.jit(optimizer.update)
+  state, trail = optimizer.init(params), []
+  for g in grads:
+    updates, state = update(g, state, params)
+    params = optax.apply_updates(params, updates)
+    trail.append((params, state))
+  return trail
+
+
+def nested_loop(w, grads, outer_step, *, L, eta, gamma, scoping, mom, nesterov, beta, wd):
+  """The algorithm as published, with an inner loop; noise off. One leaf, float64."""
+  grads, t, state = iter(grads), 0, {}
+  while True:
+    a, mu, m = w.copy(), w.copy(), np.zeros_like(w)
+    for _ in range(L):
+      g = next(grads, None)
+      if g is None:
+        return w
+      d = g + wd * w
+      m = mom * m + d
+      d = d + mom * m if nesterov else m.copy()
+      d = d + gamma * (1 + scoping) ** t * (w - a)
+      w = w - eta * d
+      mu = beta * mu + (1 - beta) * w
+    w, t = outer_step(a, a - mu, state), t + 1
+
+
+def momentum_step(lr, decay):
+  def step(w, g, state):
+    state['m'] = decay * state.get('m', 0) + g
+    return w - lr * state['m']
+  return step
+
+
+@pytest.mark.parametrize('nesterov', [True, False])
+@pytest.mark.parametrize('steps', [12, 10])  # three cycles, and the middle of the third
+def test_agrees_with_the_nested_loop(nesterov, steps):
+  options = dict(gamma=.3, scoping=.5, nesterov=nesterov)
+  optimizer = transforms.entropy_sgd(
+      optax.sgd(.7, momentum=.9), inner_steps=4, key=KEY, inner_learning_rate=.1, noise=0.,
+      momentum=.9, averaging=.75, weight_decay=.05, **options)
+  grads = gradients(steps)
+  ours = run(optimizer, PARAMS, grads)[-1][0]
+  for name in PARAMS:
+    theirs = nested_loop(np.float64(PARAMS[name]), [g[name] for g in grads], momentum_step(.7, .9),
+                         L=4, eta=.1, mom=.9, beta=.75, wd=.05, **options)
+    np.testing.assert_allclose(ours[name], theirs, atol=2e-6)
+
+
+def test_scoping_counts_cycles():
+  # At zero gradient but for the first of each cycle, w − a is −η'd; γ_t shows in the second step.
+  optimizer = transforms.entropy_sgd(optax.sgd(1.), inner_steps=2, key=KEY, noise=0., momentum=0.,
+                                     inner_learning_rate=.1, gamma=1., scoping=1.)
+  trail = run(optimizer, jnp.array(0.), [jnp.array(g) for g in (1., 0.) * 3])
+  anchors = [0., float(trail[1][0]), float(trail[3][0])]
+  assert [int(state.outer_step) for _, state in trail] == [0, 1, 1, 2, 2, 3]
+  # w₁ = a − .1, w₂ = w₁ + .1·γ·.1; μ = .75(.75a + .25w₁) + .25w₂, a − μ = .1(.25·.75 + .25) − .0025γ.
+  for t, (anchor, (landed, _)) in enumerate(zip(anchors, trail[1::2])):
+    np.testing.assert_allclose(anchor - landed, .04375 - .0025 * 2 ** t, rtol=1e-4)
+
+
+@pytest.mark.parametrize('curvature', [.5, 2.])
+def test_closed_form_on_a_quadratic(curvature):
+  # f = h/2 (w − c)². Without momentum w_k = w* + r^k(a − w*), w* = (hc + γa)/(h + γ), r = 1 − η(h + γ),
+  # and μ_L = β^L a + (1 − β^L) w* + (1 − β)(a − w*) Σ_k β^(L−k) r^k, whose sum is r(β^L − r^L)/(β − r).
+  h, c, a, eta, gamma, beta, steps = curvature, .3, 1.7, .05, .8, .75, 12
+  fixed, r = (h * c + gamma * a) / (h + gamma), 1 - eta * (h + gamma)
+  mu = (beta ** steps * a + (1 - beta ** steps) * fixed
+        + (1 - beta) * (a - fixed) * r * (beta ** steps - r ** steps) / (beta - r))
+  optimizer = transforms.entropy_sgd(
+      optax.sgd(1.), inner_steps=steps, key=KEY, inner_learning_rate=eta, gamma=gamma, scoping=0.,
+      noise=0., momentum=0., averaging=beta)
+  w = jnp.array(a)
+  state = optimizer.init(w)
+  for _ in range(steps):
+    updates, state = optimizer.update(h * (w - c), state, w)
+    w = optax.apply_updates(w, updates)
+  np.testing.assert_allclose(a - w, a - mu, rtol=2e-5)
+
+
+def test_long_cycles_give_the_gradient_of_the_smoothed_function():
+  # For L → ∞ and no noise, μ → argmin f + γ/2 (w − a)², so γ(a − μ) is the Moreau envelope's gradient:
+  # for |w| Huber's clip(γa, −1, 1); for h/2 w², γh/(γ + h)·a.
+  gamma = 2.
+  optimizer = transforms.entropy_sgd(
+      optax.sgd(1.), inner_steps=1500, key=KEY, inner_learning_rate=.002, gamma=gamma, scoping=0.,
+      noise=0., momentum=0., averaging=.99)
+  anchors = jnp.array([-2., -.4, -.1, .05, .3, 1.])
+
+  def smoothed_gradient(gradient):
+    def step(carry, _):
+      w, state = carry
+      updates, state = optimizer.update(gradient(w), state, w)
+      return (optax.apply_updates(w, updates), state), None
+    w, _ = jax.lax.scan(step, (anchors, optimizer.init(anchors)), length=1500)[0]
+    return gamma * (anchors - w)
+
+  # sign jumps, so the iterates end within η' of the kink: γη' = .004.
+  np.testing.assert_allclose(smoothed_gradient(jnp.sign), np.clip(gamma * anchors, -1, 1), atol=.01)
+  np.testing.assert_allclose(smoothed_gradient(lambda w: 3 * w), gamma * 3 / 5 * anchors, rtol=5e-3)
+
+
+def test_no_inner_steps_is_the_outer_optimizer_to_the_bit():
+  outer = optax.chain(optax.add_decayed_weights(.01), optax.sgd(.1, .9, True), transforms.ema(.9))
+  smoothed = transforms.entropy_sgd(outer, inner_steps=0, key=KEY)
+  grads = gradients(5)
+  for (p, s), (q, r) in zip(run(outer, PARAMS, grads), run(smoothed, PARAMS, grads)):
+    chex.assert_trees_all_equal(p, q)
+    chex.assert_trees_all_equal(transforms.eval_params(s, p), transforms.eval_params(r, q))
+
+
+def test_noise():
+  # Zero gradient, γ = 0: a step moves by −η'·noise·√(2/η')·N, of standard deviation noise·√(2η').
+  size, eta, noise = 40_000, .2, .5
+  optimizer = transforms.entropy_sgd(optax.sgd(1.), inner_steps=3, key=KEY, gamma=0., noise=noise,
+                                     inner_learning_rate=eta, momentum=.9)
+  zero = {'a': jnp.zeros(size), 'b': jnp.zeros(size)}
+  trail = run(optimizer, zero, [zero] * 5)
+  steps = [trail[0][0], jax.tree.map(jnp.subtract, trail[1][0], trail[0][0]),
+           jax.tree.map(jnp.subtract, trail[3][0], trail[2][0])]
+  drawn = [step[name] for step in steps for name in 'ab']
+  for draw in drawn:
+    # The standard deviation of 40,000 draws is known to 1/√80,000 = .35 %.
+    np.testing.assert_allclose(np.std(draw), noise * np.sqrt(2 * eta), rtol=.015)
+  correlation = np.corrcoef(drawn) - np.eye(6)
+  assert np.abs(correlation).max() < .025  # 5/√40,000: steps, cycles and leaves draw apart
+  again = run(optimizer, zero, [zero] * 5)
+  chex.assert_trees_all_equal(trail[-1][0], again[-1][0])
+
+
+def test_outer_schedule_counts_cycles():
+  seen = []
+  schedule = lambda count: jax.debug.callback(lambda c: seen.append(int(c)), count) or 1.
+  optimizer = transforms.entropy_sgd(optax.sgd(schedule), inner_steps=3, key=KEY)
+  run(optimizer, PARAMS, gradients(10))
+  jax.effects_barrier()
+  assert seen == [0, 1, 2]
+
+
+def test_extra_arguments_reach_the_outer_optimizer():
+  class Seen(optax.GradientTransformationExtraArgs):
+    pass
+  outer = Seen(lambda p: (), lambda u, s, p=None, *, value: (optax.tree.scale(value, u), s))
+  optimizer = transforms.entropy_sgd(outer, inner_steps=1, key=KEY, noise=0.)
+  state = optimizer.init(PARAMS)
+  still, _ = optimizer.update(gradients(1)[0], state, PARAMS, value=jnp.array(0.))
+  chex.assert_trees_all_close(still, jax.tree.map(jnp.zeros_like, PARAMS), atol=1e-7)
+
+
+def test_resumes_in_the_middle_of_a_cycle():
+  optimizer = transforms.entropy_sgd(optax.adam(.1), inner_steps=4, key=KEY, noise=.1)
+  grads = gradients(11)
+  whole = run(optimizer, PARAMS, grads)
+  params, state = whole[5]
+  # A checkpoint: leaves as NumPy arrays, and the structure from a fresh state.
+  leaves = [np.array(leaf) for leaf in jax.tree.leaves((params, state))]
+  template = (PARAMS, optimizer.init(PARAMS))
+  params, state = jax.tree.unflatten(jax.tree.structure(template), leaves)
+  for g in grads[6:]:
+    updates, state = jax.jit(optimizer.update)(g, state, params)
+    params = optax.apply_updates(params, updates)
+  chex.assert_trees_all_equal((params, state), whole[-1])
+
+
+def test_in_a_chain_what_comes_before_acts_on_each_inner_gradient():
+  grads = gradients(8)
+  clipped = [optax.clip_by_global_norm(.5).update(g, optax.EmptyState())[0] for g in grads]
+  smoothed = transforms.entropy_sgd(optax.sgd(1.), inner_steps=4, key=KEY)
+  chained = optax.chain(optax.clip_by_global_norm(.5), smoothed)
+  chex.assert_trees_all_close(run(chained, PARAMS, grads)[-1][0],
+                              run(smoothed, PARAMS, clipped)[-1][0], atol=1e-6)
+  decayed = transforms.entropy_sgd(optax.sgd(1.), inner_steps=4, key=KEY, weight_decay=.1)
+  chained = optax.chain(optax.add_decayed_weights(.1), smoothed)
+  chex.assert_trees_all_close(run(chained, PARAMS, grads)[-1][0], run(decayed, PARAMS, grads)[-1][0],
+                              atol=1e-6)
+
+
+def test_masked():
+  mask = {'w': True, 'b': False}
+  optimizer = optax.chain(
+      optax.masked(transforms.entropy_sgd(optax.sgd(1.), inner_steps=3, key=KEY), mask),
+      optax.masked(optax.sgd(.1), {'w': False, 'b': True}))
+  trail = run(optimizer, PARAMS, gradients(4))
+  params, state = trail[-1]
+  plain = run(optax.sgd(.1), PARAMS, gradients(4))
+  chex.assert_trees_all_close(params['b'], plain[-1][0]['b'])
+  evaluated = transforms.eval_params(state, params)
+  np.testing.assert_array_equal(evaluated['b'], params['b'])
+  np.testing.assert_allclose(evaluated['w'], trail[2][0]['w'], atol=1e-7)  # the anchor
+  assert np.abs(evaluated['w'] - params['w']).max() > 1e-3
+
+
+def test_inject_hyperparams():
+  make = optax.inject_hyperparams(transforms.entropy_sgd,
+                                  static_args=('inner_steps', 'nesterov', 'key'))
+  options = dict(inner_steps=3, key=KEY, gamma=.5, noise=.01)
+  injected = make(optax.sgd(1.), **options)
+  plain = transforms.entropy_sgd(optax.sgd(1.), **options)
+  grads = gradients(7)
+  ours, state = run(injected, PARAMS, grads)[-1]
+  chex.assert_trees_all_close(ours, run(plain, PARAMS, grads)[-1][0], atol=1e-6)
+  assert state.hyperparams['gamma'] == .5
+  chex.assert_trees_all_equal(transforms.eval_params(state, ours), state.inner_state.anchor)
+
+
+def test_compiles_once_and_runs_in_a_scan_and_under_vmap():
+  optimizer = transforms.entropy_sgd(optax.sgd(1., .9), inner_steps=3, key=KEY)
+  update = jax.jit(chex.assert_max_traces(optimizer.update, n=1))
+  params, state = PARAMS, optimizer.init(PARAMS)
+  grads = gradients(7)
+  for g in grads:
+    updates, state = update(g, state, params)
+    params = optax.apply_updates(params, updates)
+
+  def step(carry, g):
+    updates, state = optimizer.update(g, carry[1], carry[0])
+    return (optax.apply_updates(carry[0], updates), state), None
+
+  stacked = jax.tree.map(lambda *g: jnp.stack(g), *grads)
+  scanned = lambda scale: jax.lax.scan(step, (PARAMS, optimizer.init(PARAMS)),
+                                       jax.tree.map(lambda g: scale * g, stacked))[0][0]
+  chex.assert_trees_all_close(scanned(1.), params, atol=1e-6)
+  many = jax.vmap(scanned)(jnp.array([.5, 1.]))
+  chex.assert_trees_all_close(jax.tree.map(lambda p: p[1], many), params, atol=1e-6)
+
+
+def test_bfloat16_parameters_stay_so_and_state_can_be_donated():
+  params = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), PARAMS)
+  optimizer = transforms.entropy_sgd(optax.sgd(1., .9), inner_steps=2, key=KEY)
+
+  @jax.jit
+  def step(params, state, g):
+    updates, state = optimizer.update(g, state, params)
+    return optax.apply_updates(params, updates), state
+
+  donating = jax.jit(step, donate_argnums=(0, 1))
+  state = optimizer.init(params)
+  kinds = jax.tree.map(lambda leaf: leaf.dtype, (params, state))
+  for g in gradients(3):
+    params, state = donating(params, state, g)
+  assert jax.tree.map(lambda leaf: leaf.dtype, (params, state)) == kinds
+
+
+def test_refusals():
+  with pytest.raises(ValueError, match='inner_steps = -1'):
+    transforms.entropy_sgd(optax.sgd(1.), inner_steps=-1, key=KEY)
+  optimizer = transforms.entropy_sgd(optax.sgd(1.), inner_steps=2, key=KEY)
+  with pytest.raises(ValueError, match='anchor'):
+    optimizer.update(PARAMS, optimizer.init(PARAMS))
+
+
+ON_DEVICES = '''
+import jax
+jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update('jax_enable_x64', True)
+import jax.numpy as jnp, numpy as np, optax
+from at_jax import transforms
+outer = optax.chain(optax.sgd(1., .9, True), transforms.ema(.9))
+optimizer = transforms.entropy_sgd(outer, inner_steps=3, key=jax.random.key(1), noise=.1, gamma=.3)
+x = np.random.default_rng(0).normal(size=(7, 4, 8, 5))
+w0 = jnp.ones(5)
+
+def loss(w, x):
+  return jnp.mean(jnp.abs(x @ w - 1.))
+
+grad = transforms.awp_value_and_grad(loss, gamma=.01, axis_name='batch')
+
+def step(w, state, x):
+  g = jax.lax.pmean(grad(w, x)[1], 'batch')
+  updates, state = optimizer.update(g, state, w)
+  return optax.apply_updates(w, updates), state
+
+many = jax.pmap(step, axis_name='batch', in_axes=(None, None, 0), out_axes=0)
+one = jax.vmap(step, axis_name='batch', in_axes=(None, None, 0), out_axes=0)
+first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
+a, b = (w0, optimizer.init(w0)), (w0, optimizer.init(w0))
+for batch in x:
+  spread = many(*a, batch)
+  for leaf in jax.tree.leaves(spread):
+    np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
+  a, b = jax.tree.map(np.asarray, first(spread)), first(one(*b, batch[:, None].reshape(4, 8, 5)))
+for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+  np.testing.assert_allclose(p, q, rtol=1e-12, atol=1e-12)
+'''
+
+
+def test_devices_draw_the_same_noise_and_agree_with_one():
+  # In a process of its own: the number of devices is fixed once jax has started.
+  subprocess.run([sys.executable, '-c', ON_DEVICES], check=True, timeout=120)
