@@ -1,8 +1,8 @@
 """How much each example counts: f32[B] importance weights, and the schedules that switch them on.
 
 No gradient flows through a weight. The geometry and the class-wise weights have mean 1 over the
-*global* batch: inside pmap, shard_map or vmap give the name of the axis over devices, and the loss is
-the mean of weight · loss.
+*global* batch: inside pmap, shard_map or vmap give the name of the axis over devices, and the loss
+is the mean of weight · loss.
 
 >>> kappa = jnp.array([0, 5, 10])  # attack steps that each example withstood, of 10
 >>> w = geometry_weights(kappa, num_steps=10, lam=-1.)
@@ -120,12 +120,12 @@ def margin_weights(
 ) -> Array:
   """MAIL's weights, scale · σ(−s(m − b)) with the probabilistic margin m = p'_y − max_{j≠y} p'_j.
 
-  They are *not* normalised. MAIL-AT uses b = −.5, s = 10 on the whole loss; MAIL-TRADES b = 0, s = 2
-  on the KL term.
+  They are *not* normalised. MAIL-AT uses b = −.5, s = 10 on the whole loss; MAIL-TRADES b = 0 and
+  s = 2 on the KL term.
 
   Args:
-    adv_logits: f32[B, K], at the adversarial input, in train mode. Of a doubled head give the folded
-      logits, else the dummy of y counts as a wrong class.
+    adv_logits: f32[B, K], at the adversarial input, in train mode. Of a doubled head give the
+      folded logits, else the dummy of y counts as a wrong class.
     y: i32[B], the true classes.
     bias: b, the margin at which a weight is half of `scale`.
     slope: s.
@@ -151,8 +151,8 @@ def margin_weights(
 def class_scale(robust_accuracy: Array, *, base: float | Array) -> Array:
   """CFA's factor for class k, λ + t_k: less for a class that is hard, more for one that is easy.
 
-  ε_k = (λ₁ + t_k)·ε is the class's training radius (λ₁ = .5 for PGD-AT, .3 for TRADES, .7 for FAT) and
-  β_k = (λ₂ + t_k)·β its weight in TRADES (λ₂ = .5), whose loss is then (CE + β_y·KL)/(1 + β_y).
+  ε_k = (λ₁ + t_k)·ε is the class's training radius (λ₁ = .5 for PGD-AT, .3 for TRADES, .7 for FAT)
+  and β_k = (λ₂ + t_k)·β its weight in TRADES (λ₂ = .5), whose loss is then (CE + β_y·KL)/(1 + β_y).
   Index the result with y: pgd takes f32[B] for ε.
 
   Args:
@@ -174,7 +174,7 @@ def class_scale(robust_accuracy: Array, *, base: float | Array) -> Array:
 def class_weights(
     robust_accuracy: Array, y: Array, *, base: float | Array, axis_name: str | None = None
 ) -> Array:
-  """Loss weights that favour the classes that are hard, λ + 1 − t_y at mean 1 over the global batch.
+  """Loss weights that favour hard classes, λ + 1 − t_y, scaled to mean 1 over the global batch.
 
   Args:
     robust_accuracy: f32[C], t, each class's robust accuracy on the training data of the last epoch;
@@ -198,10 +198,10 @@ def class_weights(
 def by_epoch(epoch: int | Array, first: float, changes: Mapping[int, float]) -> Array:
   """A schedule in stages: `first`, and from each epoch in `changes` on the value there.
 
-  GAIRAT's λ with its burn-in is `by_epoch(epoch, inf, {60: -1.})` for WideResNet-32-10 in 120 epochs
-  and `{30: -1.}` for ResNet-18 in 100; GAIR-FAT's τ is `by_epoch(epoch, 0, {41: 3, 71: 6})`. What the
-  released code's piecewise λ was meant to be, `{60: -1., 90: -2., 110: -2.5}`, its branches never
-  reach.
+  GAIRAT's λ with its burn-in is `by_epoch(epoch, inf, {60: -1.})` for WideResNet-32-10 in 120
+  epochs and `{30: -1.}` for ResNet-18 in 100; GAIR-FAT's τ is `by_epoch(epoch, 0, {41: 3, 71: 6})`.
+  What the released code's piecewise λ was meant to be, `{60: -1., 90: -2., 110: -2.5}`, its
+  branches never reach.
 
   Args:
     epoch: the epoch that runs, counted from 1; traced if it is an array.

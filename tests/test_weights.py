@@ -41,8 +41,8 @@ def test_agrees_with_a_loop(form, lam):
 
 def test_small_weights_keep_their_digits():
   # κ = K, λ = −1: (1 + tanh −6)/2 = 6.144175e-6, of which 1 + tanh in float32 keeps two digits.
-  np.testing.assert_allclose(weights.geometry(jnp.array([10]), num_steps=10, lam=-1.), [6.144175e-6],
-                             rtol=1e-5)
+  ours = weights.geometry(jnp.array([10]), num_steps=10, lam=-1.)
+  np.testing.assert_allclose(ours, [6.144175e-6], rtol=1e-5)
 
 
 @pytest.mark.parametrize('form', FORMS)

@@ -2,8 +2,8 @@
 
 They compose with each other and with any optax optimizer. Two rules of order: an average is the
 *last* of a chain, for it reads the finished update; and under EntropySGD it belongs inside `outer`,
-where it averages the anchors and not the steps of the Langevin chain. `eval_params` then finds what to
-evaluate:
+where it averages the anchors and not the steps of the Langevin chain. `eval_params` then finds what
+to evaluate:
 
 >>> import jax, jax.numpy as jnp, optax
 >>> from at_jax import transforms

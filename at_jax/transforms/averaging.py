@@ -107,11 +107,11 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformation:
 def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
   """The parameters to evaluate: an average or an anchor if a transformation keeps one, else params.
 
-  Of `ema` and `swa` it is the average. Of `entropy_sgd` it is what its `outer` says of the anchor: in
-  the middle of a cycle the anchor, at whose successors the released code evaluates, for μ is then an
-  average of few steps and the parameters are a point of the Langevin chain; between two cycles that
-  is the parameters themselves, exactly. States are found wherever they stand: in chains, under
-  `masked`, `partition`, `MultiSteps`, `inject_hyperparams`.
+  Of `ema` and `swa` it is the average. Of `entropy_sgd` it is what its `outer` says of the anchor:
+  in the middle of a cycle the anchor, at whose successors the released code evaluates, for μ is
+  then an average of few steps and the parameters are a point of the Langevin chain; between two
+  cycles that is the parameters themselves, exactly. States are found wherever they stand: in
+  chains, under `masked`, `partition`, `MultiSteps`, `inject_hyperparams`.
 
   Args:
     opt_state: of any optimizer; of one device.
@@ -137,8 +137,9 @@ def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
     for path, _ in jax.tree_util.tree_leaves_with_path(kept):
       if path in taken:
         raise ValueError(
-            f'{taken[path]} and {type(state).__name__} both keep params{jax.tree_util.keystr(path)}: '
-            'use one, and under entropy_sgd an average in its outer optimizer')
+            f'{taken[path]} and {type(state).__name__} both keep a value of params'
+            f'{jax.tree_util.keystr(path)}: use one, and under entropy_sgd an average in its outer '
+            'optimizer')
       taken[path] = type(state).__name__
     params = _fill(kept, params)
   return params

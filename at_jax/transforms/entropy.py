@@ -45,30 +45,31 @@ def entropy_sgd(
 ) -> optax.GradientTransformationExtraArgs:
   """Descends the local entropy −log∫exp(−f(w') − γ/2 ‖w − w'‖²)dw', which smooths f around w.
 
-  Its gradient is γ(w − ⟨w'⟩), and ⟨w'⟩ is estimated by L steps of Langevin dynamics around an anchor
-  a. Each call of `update` is one of those steps, on the gradient it is given, so every one sees a
-  minibatch of its own, attacked at the parameters of that moment. With g the gradient and t the
-  finished cycles:
+  Its gradient is γ(w − ⟨w'⟩), and ⟨w'⟩ is estimated by L steps of Langevin dynamics around an
+  anchor a. Each call of `update` is one of those steps, on the gradient it is given, so every one
+  sees a minibatch of its own, attacked at the parameters of that moment. With g the gradient and t
+  the finished cycles:
 
     d ← g + weight_decay·w;  m ← momentum·m + d;  d ← d + momentum·m  (not Nesterov: d ← m)
     d ← d + γ(1 + scoping)^t·(w − a) + noise·√(2/η')·N(0, 1)
     w ← w − η'·d;  μ ← averaging·μ + (1 − averaging)·w
 
   The L-th call goes back to a and hands a − μ to `outer` as its gradient (γ is absorbed in its
-  learning rate, which is about 1); the next call starts a cycle with a = μ = w and m = 0. So `outer`
-  sees, and its schedules count, outer steps; its weight decay and momentum are apart from the inner
-  ones. Between two calls the parameters are a point of the Langevin chain: evaluate `eval_params`.
+  learning rate, which is about 1); the next call starts a cycle with a = μ = w and m = 0. So
+  `outer` sees, and its schedules count, outer steps; its weight decay and momentum are apart from
+  the inner ones. Between two calls the parameters are a point of the Langevin chain: evaluate
+  `eval_params`.
 
-  Like `optax.lookahead`, it must be the last of a chain that changes updates. Before it anything may
-  stand: `optax.chain(optax.clip_by_global_norm(1.), entropy_sgd(…))` clips each inner gradient. With
-  `optax.inject_hyperparams` name `inner_steps`, `nesterov` and `key` in `static_args`; schedules given
-  there count calls, not outer steps.
+  Like `optax.lookahead`, it must be the last of a chain that changes updates. Before it anything
+  may stand: `optax.chain(optax.clip_by_global_norm(1.), entropy_sgd(…))` clips each inner gradient.
+  With `optax.inject_hyperparams` name `inner_steps`, `nesterov` and `key` in `static_args`;
+  schedules given there count calls, not outer steps.
 
   Args:
     outer: the optimizer of the anchors, any optax transformation.
     inner_steps: L, calls a cycle. 0 returns `outer` itself. Static.
-    key: a PRNG key for the noise. What is drawn depends on it, the cycle and the step alone, so it is
-      the same on every device and after a resume; it is not part of the state.
+    key: a PRNG key for the noise. What is drawn depends on it, the cycle and the step alone, so it
+      is the same on every device and after a resume; it is not part of the state.
     inner_learning_rate: η'. Keep η'·γ(1 + scoping)^t well below 1.
     gamma: γ in the first cycle. The released code has .03 for CIFAR-10, 1e-4 for MNIST.
     scoping: by how much γ grows from cycle to cycle, relatively.
@@ -97,10 +98,10 @@ def entropy_sgd(
     >>> print(f'{w:.2f}', state.outer_step)
     1.88 1
 
-  Source: Chaudhari et al., Entropy-SGD: Biasing Gradient Descent Into Wide Valleys, 2017, algorithm 1,
-  and its released code, whose PyTorch port never increments t. In adversarial training: Kanai et al.,
-  Relationship Between Nonsmoothness in Adversarial Training, Constraints of Attacks, and Flatness in
-  the Input Space, 2024; that the attack is made anew at each inner step is ours.
+  Source: Chaudhari et al., Entropy-SGD: Biasing Gradient Descent Into Wide Valleys, 2017, algorithm
+  1, and its released code, whose PyTorch port never increments t. In adversarial training: Kanai et
+  al., Relationship Between Nonsmoothness in Adversarial Training, Constraints of Attacks, and
+  Flatness in the Input Space, 2024; that the attack is made anew at each inner step is ours.
   """
   if inner_steps < 0:
     raise ValueError(f'inner_steps = {inner_steps}: use at least 0, the outer optimizer alone')

@@ -28,8 +28,8 @@ def perturb(params: PyTree, gradient: PyTree, *, gamma: float | Array) -> PyTree
     >>> print(perturb({'w': w, 'b': w[0]}, {'w': g, 'b': g[0]}, gamma=.1))
     {'b': Array([3., 4.], dtype=float32), 'w': Array([[3. , 4.5]], dtype=float32)}
 
-  Source: Wu et al., Adversarial Weight Perturbation Helps Robust Generalization, 2020, section 4.1 and
-  its released code, where one step of a proxy's SGD is rescaled to this; which leaves, too.
+  Source: Wu et al., Adversarial Weight Perturbation Helps Robust Generalization, 2020, section 4.1
+  and its released code, where one step of a proxy's SGD is rescaled to this; which leaves, too.
   """
   def move(w: Array, g: Array) -> Array:
     if w.ndim < 2:
@@ -49,12 +49,12 @@ def awp_value_and_grad(
     has_aux: bool = False,
     axis_name: str | None = None,
 ) -> Callable[..., tuple[Any, PyTree]]:
-  """`jax.value_and_grad` at weights that are first moved up the loss by `perturb`, on the same batch.
+  """`jax.value_and_grad` at weights that `perturb` first moves up the loss, on the same batch.
 
-  v = γ‖w‖·g/‖g‖ with g = ∇loss(w); returns loss and ∇loss at w + v, for an update of w itself. So it
-  goes with any optimizer. Value and auxiliary output (BatchNorm statistics among it) are those at
-  w + v. The released code also takes its weight decay at w + v; here the optimizer takes it at w,
-  which differs by weight_decay·v.
+  v = γ‖w‖·g/‖g‖ with g = ∇loss(w); returns loss and ∇loss at w + v, for an update of w itself. So
+  it goes with any optimizer. Value and auxiliary output (BatchNorm statistics among it) are those
+  at w + v. The released code also takes its weight decay at w + v; here the optimizer takes it at
+  w, which differs by weight_decay·v.
 
   Args:
     loss_fn: `(params, *args, **kwargs) -> loss`, or `(loss, aux)`; of one device's batch.

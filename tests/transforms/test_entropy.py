@@ -80,15 +80,17 @@ def test_scoping_counts_cycles():
   trail = run(optimizer, jnp.array(0.), [jnp.array(g) for g in (1., 0.) * 3])
   anchors = [0., float(trail[1][0]), float(trail[3][0])]
   assert [int(state.outer_step) for _, state in trail] == [0, 1, 1, 2, 2, 3]
-  # w₁ = a − .1, w₂ = w₁ + .1·γ·.1; μ = .75(.75a + .25w₁) + .25w₂, a − μ = .1(.25·.75 + .25) − .0025γ.
+  # w₁ = a − .1, w₂ = w₁ + .1·γ·.1; μ = .75(.75a + .25w₁) + .25w₂, so
+  # a − μ = .1(.25·.75 + .25) − .0025γ.
   for t, (anchor, (landed, _)) in enumerate(zip(anchors, trail[1::2])):
     np.testing.assert_allclose(anchor - landed, .04375 - .0025 * 2 ** t, rtol=1e-4)
 
 
 @pytest.mark.parametrize('curvature', [.5, 2.])
 def test_closed_form_on_a_quadratic(curvature):
-  # f = h/2 (w − c)². Without momentum w_k = w* + r^k(a − w*), w* = (hc + γa)/(h + γ), r = 1 − η(h + γ),
-  # and μ_L = β^L a + (1 − β^L) w* + (1 − β)(a − w*) Σ_k β^(L−k) r^k, whose sum is r(β^L − r^L)/(β − r).
+  # f = h/2 (w − c)². Without momentum w_k = w* + r^k(a − w*) with w* = (hc + γa)/(h + γ) and
+  # r = 1 − η(h + γ), so μ_L = β^L a + (1 − β^L) w* + (1 − β)(a − w*) Σ_{k=1..L} β^(L−k) r^k, and
+  # that sum is r(β^L − r^L)/(β − r).
   h, c, a, eta, gamma, beta, steps = curvature, .3, 1.7, .05, .8, .75, 12
   fixed, r = (h * c + gamma * a) / (h + gamma), 1 - eta * (h + gamma)
   mu = (beta ** steps * a + (1 - beta ** steps) * fixed
@@ -105,8 +107,8 @@ def test_closed_form_on_a_quadratic(curvature):
 
 
 def test_long_cycles_give_the_gradient_of_the_smoothed_function():
-  # For L → ∞ and no noise, μ → argmin f + γ/2 (w − a)², so γ(a − μ) is the Moreau envelope's gradient:
-  # for |w| Huber's clip(γa, −1, 1); for h/2 w², γh/(γ + h)·a.
+  # For L → ∞ and no noise, μ → argmin f + γ/2 (w − a)², so γ(a − μ) is the Moreau envelope's
+  # gradient: for |w| Huber's clip(γa, −1, 1); for h/2 w², γh/(γ + h)·a.
   gamma = 2.
   optimizer = transforms.entropy_sgd(
       optax.sgd(1.), inner_steps=1500, key=KEY, inner_learning_rate=.002, gamma=gamma, scoping=0.,
@@ -197,8 +199,8 @@ def test_in_a_chain_what_comes_before_acts_on_each_inner_gradient():
                               run(smoothed, PARAMS, clipped)[-1][0], atol=1e-6)
   decayed = transforms.entropy_sgd(optax.sgd(1.), inner_steps=4, key=KEY, weight_decay=.1)
   chained = optax.chain(optax.add_decayed_weights(.1), smoothed)
-  chex.assert_trees_all_close(run(chained, PARAMS, grads)[-1][0], run(decayed, PARAMS, grads)[-1][0],
-                              atol=1e-6)
+  chex.assert_trees_all_close(run(chained, PARAMS, grads)[-1][0],
+                              run(decayed, PARAMS, grads)[-1][0], atol=1e-6)
 
 
 def test_masked():

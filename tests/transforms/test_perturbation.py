@@ -76,5 +76,6 @@ def test_the_ascent_is_global():
       X.reshape(4, 2, 6, 6, 2), Y.reshape(4, 2))
   whole = awp(gamma=.02)(PARAMS, X, Y)[1]
   chex.assert_trees_all_close(jax.tree.map(lambda g: g[3], apart), whole, rtol=1e-4, atol=1e-6)
-  alone = jax.vmap(lambda x, y: awp(gamma=.02)(PARAMS, x, y)[1])(X.reshape(4, 2, 6, 6, 2), Y.reshape(4, 2))
+  alone = jax.vmap(lambda x, y: awp(gamma=.02)(PARAMS, x, y)[1])(
+      X.reshape(4, 2, 6, 6, 2), Y.reshape(4, 2))
   assert np.abs(np.mean(alone['head'], 0) - whole['head']).max() > 1e-3
