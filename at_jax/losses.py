@@ -72,7 +72,7 @@ def kl(clean_logits: Array, adv_logits: Array) -> Array:
     1.5232
 
   Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
-  section 3.3.
+  algorithm 1.
   """
   log_p = jax.nn.log_softmax(clean_logits)
   return jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(adv_logits)), axis=-1)
@@ -103,7 +103,7 @@ def kl_to_reference(logits: Array, y: Array, reference: Array) -> Array:
     0.212
 
   Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
-  section 3.3.
+  algorithm 1.
   """
   del y
   return kl(jax.lax.stop_gradient(reference), logits)
@@ -127,7 +127,7 @@ def mart_boost(adv_logits: Array, y: Array) -> Array:
     0.6929
 
   Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
-  2020, section 3.2; the .0001 and, for doubled heads, the choice of k are the released code's.
+  2020, section 3; the .0001 and, for doubled heads, the choice of k are the released code's.
   """
   wrong = jnp.where(jax.nn.one_hot(y, adv_logits.shape[-1], dtype=bool), -jnp.inf, adv_logits)
   return -jnp.log(1e-4 + _others(adv_logits, jnp.argmax(wrong, axis=-1)))
@@ -149,7 +149,7 @@ def mart_kl(clean_logits: Array, adv_logits: Array, y: Array) -> Array:
     0.1816
 
   Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
-  2020, section 3.2. The released code cuts p' off at 1e-12 inside the logarithm; this does not.
+  2020, section 3. The released code cuts p' off at 1e-12 inside the logarithm; this does not.
   """
   return kl(clean_logits, adv_logits) * _others(clean_logits, y)
 
@@ -171,7 +171,7 @@ def js_consistency(logits_1: Array, logits_2: Array, *, temperature: float | Arr
     >>> print(f'{js_consistency(jnp.array([[1., 0.]]), jnp.array([[0., 1.]]))[0]:.4f}')
     0.3278
 
-  Source: Tack et al., Consistency Regularization for Adversarial Robustness, 2022, section 3.2. The
+  Source: Tack et al., Consistency Regularization for Adversarial Robustness, 2022, section 3. The
   released code cuts m off at 1e-8 inside the logarithm; this does not.
   """
   log_p = jax.nn.log_softmax(logits_1 / temperature)

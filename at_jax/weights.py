@@ -139,8 +139,8 @@ def margin_weights(
     >>> print(' '.join(f'{v:.4f}' for v in w))
     1.5000 0.3578
 
-  Source: Wang et al., Probabilistic Margins for Instance Reweighting in Adversarial Training, 2021,
-  section 3.2; the constant 3 in place of a normalisation is the released code's.
+  Source: Wang et al., Probabilistic Margins for Instance Reweighting in Adversarial Training, 2021;
+  the constant 3 in place of a normalisation is the released code's.
   """
   p = jax.nn.softmax(jax.lax.stop_gradient(adv_logits))
   own = jax.nn.one_hot(y, p.shape[-1], dtype=bool)
@@ -153,7 +153,8 @@ def class_scale(robust_accuracy: Array, *, base: float | Array) -> Array:
 
   ε_k = (λ₁ + t_k)·ε is the class's training radius (λ₁ = .5 for PGD-AT, .3 for TRADES, .7 for FAT)
   and β_k = (λ₂ + t_k)·β its weight in TRADES (λ₂ = .5), whose loss is then (CE + β_y·KL)/(1 + β_y).
-  Index the result with y: pgd takes f32[B] for ε.
+  Index the result with y: pgd takes f32[B] for ε. In its first 10 epochs the released code
+  has factors of 1.
 
   Args:
     robust_accuracy: f32[C], t, each class's robust accuracy on the training data of the last epoch.

@@ -103,7 +103,7 @@ def pgd(
   Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, section
   2.1; κ: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, section 3.3;
   τ: Zhang et al., Attacks Which Do Not Kill Training Make Adversarial Learning Stronger, 2020,
-  section 3.2, here with masks.
+  algorithm 1, here with masks.
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
   _check(x, y, num_steps, norm, restarts)
@@ -178,7 +178,7 @@ def beside(x: Array, key: Array, *, scale: float = .001, index: Array | None = N
     [[0.5 0.5]]
 
   Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
-  section 4.2 and its released code.
+  algorithm 1.
   """
   index = jnp.arange(len(x)) if index is None else jnp.asarray(index)
   keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)

@@ -51,7 +51,7 @@ def ema(decay: float, *, start: int = 0, ramp: bool = True) -> optax.GradientTra
 
   Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; in
   adversarial training, Gowal et al., Uncovering the Limits of Adversarial Training against
-  Norm-Bounded Adversarial Examples, 2020, section 4.4. The ramp is TensorFlow's.
+  Norm-Bounded Adversarial Examples, 2020. The ramp is TensorFlow's.
   """
   if not 0 <= decay <= 1:
     raise ValueError(f'decay = {decay}: use a number from 0 to 1')

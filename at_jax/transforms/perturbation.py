@@ -28,7 +28,7 @@ def perturb(params: PyTree, gradient: PyTree, *, gamma: float | Array) -> PyTree
     >>> print(perturb({'w': w, 'b': w[0]}, {'w': g, 'b': g[0]}, gamma=.1))
     {'b': Array([3., 4.], dtype=float32), 'w': Array([[3. , 4.5]], dtype=float32)}
 
-  Source: Wu et al., Adversarial Weight Perturbation Helps Robust Generalization, 2020, section 4.1
+  Source: Wu et al., Adversarial Weight Perturbation Helps Robust Generalization, 2020, section 4,
   and its released code, where one step of a proxy's SGD is rescaled to this; which leaves, too.
   """
   def move(w: Array, g: Array) -> Array:
@@ -72,7 +72,7 @@ def awp_value_and_grad(
     >>> print(value, gradient)  # at w = (3, 4.5)
     20.25 [[0. 9.]]
 
-  Source: Wu et al., Adversarial Weight Perturbation Helps Robust Generalization, 2020, section 4.1
+  Source: Wu et al., Adversarial Weight Perturbation Helps Robust Generalization, 2020, section 4,
   and its released code.
   """
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
