@@ -7,13 +7,12 @@ import ml_collections
 from at_jax import config as config_lib
 from at_jax import errors
 from at_jax import evaluate
-from at_jax import losses
 from at_jax import models
 
 _CHOICES = {
     'attack.norm': ('linf', 'l2'),
     'dummy.attack_logits': ('raw', 'folded'),
-    'loss': losses.METHODS,
+    'loss': ('standard', 'pgd_at'),
     'model.dtype': ('float32', 'bfloat16', 'float64'),
     'model.name': tuple(models.__all__),
     'optimizer.schedule': ('piecewise', 'cosine'),

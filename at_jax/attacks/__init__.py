@@ -15,8 +15,9 @@ Any function `f32[B, ...] -> f32[B, C]` from inputs to logits can be attacked:
 from at_jax.attacks import balls
 from at_jax.attacks import losses
 from at_jax.attacks.pgd import AttackResult
+from at_jax.attacks.pgd import beside
 from at_jax.attacks.pgd import fgsm
 from at_jax.attacks.pgd import LogitsFn
 from at_jax.attacks.pgd import pgd
 
-__all__ = ['AttackResult', 'LogitsFn', 'balls', 'fgsm', 'losses', 'pgd']
+__all__ = ['AttackResult', 'LogitsFn', 'balls', 'beside', 'fgsm', 'losses', 'pgd']

@@ -13,7 +13,7 @@ from at_jax.attacks import losses
 
 Array = jax.Array
 LogitsFn = Callable[[Array], Array]
-LossFn = Callable[[Array, Array], Array]
+LossFn = Callable[..., Array]
 
 
 class AttackResult(NamedTuple):
@@ -43,9 +43,11 @@ def pgd(
     num_steps: int,
     norm: str = 'linf',
     loss: LossFn = losses.cross_entropy,
+    loss_args: tuple[Array, ...] = (),
     bounds: tuple[float, float] = (0., 1.),
     random_start: bool = True,
     start: Array | None = None,
+    tau: int | Array | None = None,
     restarts: int = 1,
     targeted: bool = False,
     index: Array | None = None,
@@ -67,11 +69,16 @@ def pgd(
     step_size: α, a number or f32[B], in units of x. Traced.
     num_steps: at least 1. Static.
     norm: the name of a ball in `at_jax.attacks.balls`: 'linf' or 'l2'. Static.
-    loss: `(logits, y) -> f32[B]`, what is maximised (targeted: minimised). Static.
+    loss: `(logits, y, *loss_args) -> f32[B]`, what is maximised (targeted: minimised). Static.
+    loss_args: arrays that `loss` takes besides, one row an example (the clean logits, for TRADES).
+      Traced; no gradient is taken with respect to them.
     bounds: the smallest and the largest value an input may take.
     random_start: begin at a point drawn uniformly from the ball, else at x.
     start: f32[B, ...], begin there instead (projected into the ball first); `random_start` is then
       not read.
+    tau: friendly PGD: a number or i32[B], how many steps an example takes from points that are
+      already misclassified (targeted: already the target) before it stays where it is; 0 stops at
+      the first such point. By default none ever stops, as when tau = num_steps. Traced.
     restarts: how many independent runs; per example a successful one is kept, and among those
       (or if none is) the one of highest loss (targeted: lowest). They run side by side, so memory
       grows with them.
@@ -90,11 +97,13 @@ def pgd(
     >>> x, y = jnp.array([[.5, .4], [.2, .9]]), jnp.array([0, 1])
     >>> result = pgd(lambda x: x @ w, x, y, jax.random.key(0),
     ...              epsilon=.1, step_size=.025, num_steps=8)
-    >>> print(result.success, result.x[1].round(2))
-    [ True False] [0.3 0.8]
+    >>> print(result.success, result.kappa)
+    [ True False] [5 8]
 
   Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, section
-  2.1; κ: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, section 3.3.
+  2.1; κ: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, section 3.3;
+  τ: Zhang et al., Attacks Which Do Not Kill Training Make Adversarial Learning Stronger, 2020,
+  algorithm 1, here with masks.
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
   _check(x, y, num_steps, norm, restarts)
@@ -102,15 +111,18 @@ def pgd(
   index = jnp.arange(len(x)) if index is None else jnp.asarray(index)
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)
-  static = dict(norm=norm, loss=loss, targeted=targeted)
+  if tau is not None:
+    tau = jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
+  static = dict(loss=loss, targeted=targeted)
 
   def run(key: Array) -> AttackResult:
     begin = x if start is None else start
     draw = random_start and start is None
-    state = _begin(x, begin, key, index, epsilon, bounds, norm=norm, draw=draw)
+    state = _begin(x, begin, key, index, epsilon, bounds, tau, norm=norm, draw=draw)
     for n in loops.calls(num_steps):
-      state = _advance(logits_fn, state, x, y, epsilon, step_size, bounds, num_steps=n, **static)
-    return _finish(logits_fn, state, y, loss=loss, targeted=targeted)
+      state = _advance(logits_fn, state, x, y, epsilon, step_size, bounds, loss_args,
+                       num_steps=n, norm=norm, **static)
+    return _finish(logits_fn, state, y, loss_args, **static)
 
   if restarts == 1:
     return run(key)
@@ -148,6 +160,31 @@ def fgsm(
              random_start=False, **options)
 
 
+def beside(x: Array, key: Array, *, scale: float = .001, index: Array | None = None) -> Array:
+  """A start beside the input, x + scale · N(0, 1): where TRADES, MART and MAIL begin.
+
+  Args:
+    x: f32[B, ...].
+    key: a PRNG key; give the attack itself another.
+    scale: the standard deviation, in units of x.
+    index: i32[B], what each example folds into `key`; by default its place in the batch.
+
+  Returns:
+    f32[B, ...] for `start` of `pgd`, which clips it (the released codes do so only after the first
+    step).
+
+  Example:
+    >>> print(beside(jnp.full((1, 2), .5), jax.random.key(0)).round(2))
+    [[0.5 0.5]]
+
+  Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
+  algorithm 1.
+  """
+  index = jnp.arange(len(x)) if index is None else jnp.asarray(index)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
+  return x + scale * jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
+
+
 def _check(x: Array, y: Array, num_steps: int, norm: str, restarts: int) -> None:
   if not isinstance(getattr(balls, norm, None), balls.Ball):
     known = [name for name, value in vars(balls).items() if isinstance(value, balls.Ball)]
@@ -172,6 +209,7 @@ def _as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
 class _State(NamedTuple):
   x: Array
   kappa: Array
+  left: Array | None  # i32[B], steps still allowed from misclassified points; None: no limit
 
 
 def _into(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array]) -> Array:
@@ -180,39 +218,49 @@ def _into(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array
 
 
 @functools.partial(jax.jit, static_argnames=('norm', 'draw'))
-def _begin(x, begin, key, index, epsilon, bounds, *, norm, draw) -> _State:
+def _begin(x, begin, key, index, epsilon, bounds, tau, *, norm, draw) -> _State:
   if draw:
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
     sample = functools.partial(getattr(balls, norm).sample, shape=x.shape[1:])
     begin = x + jax.vmap(lambda k, e: sample(k, epsilon=e))(keys, epsilon)
-  return _State(_into(norm, begin, x, epsilon, bounds), jnp.zeros(len(x), jnp.int32))
+  return _State(_into(norm, begin, x, epsilon, bounds), jnp.zeros(len(x), jnp.int32), tau)
 
 
 @functools.partial(jax.jit, static_argnames=('num_steps', 'norm', 'loss', 'targeted'))
 def _advance(
-    logits_fn, state, x, y, epsilon, step_size, bounds, *, num_steps, norm, loss, targeted
+    logits_fn, state, x, y, epsilon, step_size, bounds, loss_args, *, num_steps, norm, loss,
+    targeted,
 ) -> _State:
   sign = -1 if targeted else 1
 
   def objective(x):
     logits = logits_fn(x)
-    return sign * jnp.sum(loss(logits, y)), logits
+    return sign * jnp.sum(loss(logits, y, *loss_args)), logits
 
   def step(state: _State) -> _State:
     gradient, logits = jax.grad(objective, has_aux=True)(state.x)
     stands = ~_succeeds(logits, y, targeted)
     direction = jax.vmap(getattr(balls, norm).ascend)(gradient)
-    length = step_size.reshape(step_size.shape + (1,) * (x.ndim - 1))
-    moved = _into(norm, state.x + length * direction, x, epsilon, bounds)
-    return _State(moved, state.kappa + stands)
+    moved = _into(norm, state.x + _per_example(step_size, x) * direction, x, epsilon, bounds)
+    left = state.left
+    if left is not None:
+      moves = stands | (left > 0)
+      moved = jnp.where(_per_example(moves, x), moved, state.x)
+      left = left - (moves & ~stands)
+    return _State(moved, state.kappa + stands, left)
 
   return loops.repeat(step, state, num_steps)
 
 
 @functools.partial(jax.jit, static_argnames=('loss', 'targeted'))
-def _finish(logits_fn, state, y, *, loss, targeted) -> AttackResult:
+def _finish(logits_fn, state, y, loss_args, *, loss, targeted) -> AttackResult:
   logits = logits_fn(state.x)
-  return AttackResult(state.x, _succeeds(logits, y, targeted), state.kappa, loss(logits, y))
+  hit, value = _succeeds(logits, y, targeted), loss(logits, y, *loss_args)
+  return AttackResult(state.x, hit, state.kappa, value)
+
+
+def _per_example(values: Array, x: Array) -> Array:
+  return values.reshape(values.shape + (1,) * (x.ndim - 1))
 
 
 def _succeeds(logits: Array, y: Array, targeted: bool) -> Array:
