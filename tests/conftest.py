@@ -3,6 +3,8 @@
 import hypothesis
 import pytest
 
+collect_ignore = ['benchmarks']  # commands, not tests
+
 hypothesis.settings.register_profile('default', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('default')
 
