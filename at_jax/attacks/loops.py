@@ -20,11 +20,12 @@ def writes_out() -> bool:
   return jax.default_backend() == 'cpu'
 
 
-def calls(num_steps: int) -> list[int]:
+def calls(num_steps: int, differentiates: bool = True) -> list[int]:
   """Splits an attack into compiled calls: the number of steps in each.
 
   Args:
     num_steps: the steps of the whole attack.
+    differentiates: whether a step takes a gradient; if not, a loop is fast on every backend.
 
   Returns:
     Numbers that add up to `num_steps`; at most two different ones, so at most two programs.
@@ -35,19 +36,22 @@ def calls(num_steps: int) -> list[int]:
 
   Source: ours.
   """
-  if not writes_out():
+  if not (differentiates and writes_out()):
     return [num_steps]
   whole, rest = divmod(num_steps, UNROLLED)
   return [UNROLLED] * whole + [rest] * (rest > 0)
 
 
-def repeat(step: Callable[[_Carry], _Carry], carry: _Carry, num_steps: int) -> _Carry:
+def repeat(
+    step: Callable[[_Carry], _Carry], carry: _Carry, num_steps: int, differentiates: bool = True
+) -> _Carry:
   """Applies `step` to `carry` `num_steps` times, in the form that is fast on the default backend.
 
   Args:
     step: a pure function of the carry.
     carry: any pytree.
     num_steps: how often, static.
+    differentiates: whether a step takes a gradient; if not, a loop is fast on every backend.
 
   Returns:
     The last carry.
@@ -58,5 +62,5 @@ def repeat(step: Callable[[_Carry], _Carry], carry: _Carry, num_steps: int) -> _
 
   Source: ours.
   """
-  unroll = writes_out() or 1
+  unroll = (differentiates and writes_out()) or 1
   return jax.lax.scan(lambda c, _: (step(c), None), carry, length=num_steps, unroll=unroll)[0]
