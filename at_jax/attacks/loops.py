@@ -20,12 +20,15 @@ def writes_out() -> bool:
   return jax.default_backend() == 'cpu'
 
 
-def calls(num_steps: int, differentiates: bool = True) -> list[int]:
+def calls(
+    num_steps: int, differentiates: bool = True, at_once: int = UNROLLED
+) -> list[int]:
   """Splits an attack into compiled calls: the number of steps in each.
 
   Args:
     num_steps: the steps of the whole attack.
     differentiates: whether a step takes a gradient; if not, a loop is fast on every backend.
+    at_once: how many steps to write out in one call where they are.
 
   Returns:
     Numbers that add up to `num_steps`; at most two different ones, so at most two programs.
@@ -38,8 +41,8 @@ def calls(num_steps: int, differentiates: bool = True) -> list[int]:
   """
   if not (differentiates and writes_out()):
     return [num_steps]
-  whole, rest = divmod(num_steps, UNROLLED)
-  return [UNROLLED] * whole + [rest] * (rest > 0)
+  whole, rest = divmod(num_steps, at_once)
+  return [at_once] * whole + [rest] * (rest > 0)
 
 
 def repeat(
@@ -57,10 +60,13 @@ def repeat(
     The last carry.
 
   Example:
-    >>> repeat(lambda n: n + 2, 0, 3)
-    Array(6, dtype=int32, weak_type=True)
+    >>> print(repeat(lambda n: n + 2, 0, 3))
+    6
 
   Source: ours.
   """
+  if num_steps == 1:
+    # A scan over one step is lowered to a loop even where it is told to unroll, with the loop's price.
+    return step(carry)
   unroll = (differentiates and writes_out()) or 1
   return jax.lax.scan(lambda c, _: (step(c), None), carry, length=num_steps, unroll=unroll)[0]
