@@ -42,6 +42,8 @@ class State(NamedTuple):
   sparsity: Array       # L1: the share of entries to move, and
   moved: Array          # how many entries differed from x at the last check
   kappa: Array
+  blind: Array          # gradients that were zero in every entry
+  loss_start: Array
 
 
 class _Stage(NamedTuple):
@@ -213,7 +215,7 @@ def _init(x, key, epsilon, bounds, norm) -> State:
       count=jnp.array(0), found=jnp.array(False), x_adv=x, loss_adv=zero, x=start, x_old=start,
       x_best=start, gradient_best=zeros, loss_best=zero, loss_last=zero, loss_checked=zero,
       rises=jnp.array(0), halved=jnp.array(True), step_size=zero, sparsity=zero, moved=zero,
-      kappa=jnp.array(0))
+      kappa=jnp.array(0), blind=jnp.array(0), loss_start=zero)
 
 
 def _draw(x, key, epsilon, bounds, norm) -> Array:
@@ -275,7 +277,9 @@ def _record(state, stage, x, gradient, value, wrong) -> State:
       loss_best=jnp.where(better, value, state.loss_best),
       rises=state.rises + (value > state.loss_last),
       loss_last=value,
-      kappa=state.kappa + ~wrong)
+      kappa=state.kappa + ~wrong,
+      blind=state.blind + jnp.all(gradient == 0),
+      loss_start=jnp.where(state.count == 0, value, state.loss_start))
 
 
 def _open(state, stage, x, radius, value, norm, large_start) -> State:
