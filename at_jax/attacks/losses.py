@@ -79,7 +79,7 @@ def dlr(logits: Array, y: Array) -> Array:
     y: i32[B], the true classes.
 
   Returns:
-    f32[B], in −1..1 for C ≥ 3; positive where the prediction is wrong.
+    f32[B], at least −1 for C ≥ 3; positive where the prediction is wrong, and then without bound.
 
   Example:
     >>> print(dlr(jnp.array([[3., 1., 2., 0.]]), jnp.array([0])))

@@ -51,10 +51,14 @@ def root(f: Callable[[Array], tuple[Array, Array]], low: Array, high: Array) -> 
     high = jnp.where(beyond, t, high)
     flat = slope == 0
     candidate = t - value / jnp.where(flat, 1, slope)
-    inside = ~flat & (candidate >= low) & (candidate <= high)
-    candidate = jnp.where(inside, candidate, low + (high - low) / 2)
-    small = jnp.abs(candidate - t) <= resolution * jnp.abs(candidate)
-    return candidate, low, high, steps + 1, ~small & (value != 0) & (steps < _MOST_STEPS)
+    small = ~flat & (jnp.abs(candidate - t) <= resolution * jnp.abs(candidate))
+    # Strictly inside, or Newton's method goes to and fro between two break-points for ever.
+    inside = ~flat & (candidate > low) & (candidate < high)
+    middle = low + (high - low) / 2
+    closed = (middle <= low) | (middle >= high)
+    candidate = jnp.where(small | (value == 0), t, jnp.where(inside, candidate, middle))
+    going = ~small & (value != 0) & ~(closed & ~inside) & (steps < _MOST_STEPS)
+    return candidate, low, high, steps + 1, going
 
   start = (low, low, high, jnp.array(0), high > low)
   t = jax.lax.while_loop(moving, newton, start)[0]
