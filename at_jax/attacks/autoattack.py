@@ -6,7 +6,6 @@ saves. The attacks it drives (`apgd`, `fab`, `square`) compose like any other fu
 
 from collections.abc import Callable
 import functools
-import hashlib
 import os
 import time
 from typing import NamedTuple
@@ -15,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import apgd
 from at_jax.attacks import checks
-from at_jax.attacks import fab
 from at_jax.attacks import losses
 from at_jax.attacks import refill
 from at_jax.attacks import saves
-from at_jax.attacks import square
 from at_jax.attacks import steppers
+from at_jax.attacks.apgd import stepper as apgd_stepper
+from at_jax.attacks.fab import stepper as fab_stepper
+from at_jax.attacks.square import stepper as square_stepper
 
 Array = jax.Array
 _VERSIONS = {
@@ -170,9 +169,9 @@ def autoattack(
   targets = np.argsort(-logits, axis=1, kind='stable')[:, min(1, logits.shape[1] - 1):]
   work = refill.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
                      problem.epsilon, problem.bounds)
-  mark = _mark(work, clean, (names, norm, version, batch_size, num_steps, num_queries, cascade))
-  record, seats, items = _open(state_path, mark, clean, np.asarray(problem.x), names)
-  save = _saver(state_path, mark, save_every)
+  mark = saves.mark(work, clean, (names, norm, version, batch_size, num_steps, num_queries, cascade))
+  record, seats, items = saves.reopen(state_path, mark, clean, np.asarray(problem.x), len(names))
+  save = saves.saver(state_path, mark, save_every)
   for number, one in enumerate(passes):
     if number < record.passed:
       continue
@@ -220,8 +219,8 @@ def _plan(names, norm, version, num_classes, num_steps, num_queries) -> list[_Pa
   restarts = 5 if version == 'plus' or (norm == 'l1' and version == 'standard') else 1
   eot = _EOT if version == 'rand' else 0
   large = norm == 'l1' and version == 'standard'
-  climb = functools.partial(apgd.stepper, norm=norm, num_steps=num_steps, large_start=large, eot=eot)
-  walk = functools.partial(fab.stepper, norm=norm, num_steps=num_steps)
+  climb = functools.partial(apgd_stepper, norm=norm, num_steps=num_steps, large_start=large, eot=eot)
+  walk = functools.partial(fab_stepper, norm=norm, num_steps=num_steps)
   others = max(num_classes - 1, 1)
   aims = min(5 if large else 9, others)
   plans = {
@@ -231,7 +230,7 @@ def _plan(names, norm, version, num_classes, num_steps, num_queries) -> list[_Pa
       'fab': lambda: [(walk(targeted=False), range(1)),
                       (walk(targeted=False, random_start=True), range(1, restarts))],
       'fab-t': lambda: [(walk(targeted=True), range(min(9, others)))],
-      'square': lambda: [(square.stepper(num_queries=num_queries), range(1))],
+      'square': lambda: [(square_stepper(num_queries=num_queries), range(1))],
   }
   return [_Pass(name, stepper, tuple(runs))
           for name in names for stepper, runs in plans[name]() if len(runs)]
@@ -263,64 +262,6 @@ def _doubts(logits_fn, problem, batch_size, random) -> tuple[str, ...]:
 
 def _counts(seats: refill.Seats | None) -> np.ndarray:
   return np.array([0, 0, 0] if seats is None else [seats.runs, seats.blind, seats.flat])
-
-
-class _Record(NamedTuple):
-  """All results so far; its arrays are written to. Rows are attacks in the order they run."""
-  passed: int              # passes that are complete
-  fell: np.ndarray         # bool[N], not robust (with cascade=False: under this attack)
-  x: np.ndarray
-  verdicts: np.ndarray     # bool[A, N]
-  tally: np.ndarray        # i64[A, 3], runs, blind, flat
-  seconds: np.ndarray      # f64[A]
-
-
-def _open(path, mark, clean, x, names):
-  """The record, the seats and the items of a state file, or those to begin with."""
-  a = len(names)
-  record = _Record(0, ~clean, x.copy(), np.tile(clean, (a, 1)), np.zeros((a, 3), int), np.zeros(a))
-  saved = None if path is None else saves.load(path)
-  if saved is None:
-    return record, None, None
-  if str(saved['mark']) != mark:
-    raise ValueError(f'{path} is the state of another evaluation: remove it or use another path')
-  record = _Record(*(saved[name] for name in _Record._fields))._replace(passed=int(saved['passed']))
-  if 'items' not in saved:
-    return record, None, None
-  leaves = [saved[f'leaf{i}'] for i in range(sum(name.startswith('leaf') for name in saved))]
-  seats = refill.Seats(saved['example'], saved['run'], leaves, *(int(n) for n in saved['counts']))
-  return record, seats, saved['items']
-
-
-def _saver(path, mark, save_every):
-  """A function that writes the state when it is time, and always between passes."""
-  last = time.monotonic()
-
-  def save(record, seats, items):
-    nonlocal last
-    if path is None or (seats is not None and time.monotonic() - last < save_every):
-      return
-    arrays = {'mark': np.array(mark), **{k: np.asarray(v) for k, v in record._asdict().items()}}
-    if seats is not None:
-      leaves = jax.device_get(jax.tree.leaves(seats.state))
-      arrays |= {f'leaf{i}': leaf for i, leaf in enumerate(leaves)}
-      arrays |= {'example': seats.example, 'run': seats.run, 'items': items,
-                 'counts': np.array([seats.taken, seats.runs, seats.blind, seats.flat])}
-    saves.save(path, arrays)
-    last = time.monotonic()
-
-  return save
-
-
-def _mark(work, clean, options) -> str:
-  """A digest of everything that decides the result; of the model, what it says of clean inputs."""
-  key = work.key
-  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    key = jax.random.key_data(key)
-  digest = hashlib.sha256(repr(options).encode())
-  for array in (work.x, work.y, work.targets, work.index, work.epsilon, key, clean, *work.bounds):
-    digest.update(np.ascontiguousarray(array).tobytes())
-  return digest.hexdigest()
 
 
 def _conclude(record, clean, names, cascade, notes) -> AutoAttackResult:
