@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from at_jax.attacks import balls
 from at_jax.attacks import loops
 from at_jax.attacks import losses
+from at_jax.attacks import schedule
 from at_jax.attacks import steppers
 from at_jax.attacks.pgd import AttackResult
 
@@ -44,15 +43,6 @@ class State(NamedTuple):
   kappa: Array
   blind: Array          # gradients that were zero in every entry
   loss_start: Array
-
-
-class _Stage(NamedTuple):
-  """What happens at each count: a table looked up by every example with its own."""
-  first: np.ndarray     # bool, a run begins
-  last: np.ndarray      # bool, it ends
-  window: np.ndarray    # gradients since the last check if this is one, else 0
-  radius: np.ndarray    # f32, in ε
-  next_radius: np.ndarray
 
 
 def apgd(
@@ -157,7 +147,7 @@ def stepper(
     raise ValueError(f'norm = {norm!r}: use one of linf, l2, l1')
   if num_steps < 1:
     raise ValueError(f'num_steps = {num_steps}: use a whole number above 0')
-  table = _table(num_steps, norm, large_start)
+  table = schedule.table(num_steps, norm, large_start)
   check, move = (_check_l1, _move_l1) if norm == 'l1' else (_check, _move)
 
   def init(problem: steppers.Problem) -> State:
@@ -184,28 +174,6 @@ def stepper(
     return jax.vmap(update)(state, problem.x, problem.epsilon, gradient, value, wrong)
 
   return steppers.Stepper(init, step, len(table.first))
-
-
-def _table(num_steps: int, norm: str, large_start: bool) -> _Stage:
-  radii = (3., 2., 1.) if large_start else (1.,)
-  early = math.ceil(.3 * num_steps)
-  lengths = (early, early, num_steps - 2 * early) if large_start else (num_steps,)
-  columns = [(n == 0, n == length, window, radius, radii[min(run + 1, len(radii) - 1)])
-             for run, (radius, length) in enumerate(zip(radii, lengths, strict=True))
-             for n, window in enumerate(_windows(length, norm))]
-  return _Stage(*(np.array(column) for column in zip(*columns, strict=True)))
-
-
-def _windows(num_steps: int, norm: str) -> list[int]:
-  """After each gradient, how many there were since the last check if it is time for one, else 0."""
-  at, windows = 0, [0] * (num_steps + 1)
-  window = max(int((.04 if norm == 'l1' else .22) * num_steps), 1)
-  while at + window <= num_steps:
-    at += window
-    windows[at] = window
-    if norm != 'l1':
-      window = max(window - max(int(.03 * num_steps), 1), max(int(.06 * num_steps), 1))
-  return windows
 
 
 def _init(x, key, epsilon, bounds, norm) -> State:

@@ -15,23 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from at_jax.attacks import checks
-from at_jax.attacks import losses
+from at_jax.attacks import ensemble
 from at_jax.attacks import refill
 from at_jax.attacks import saves
 from at_jax.attacks import steppers
-from at_jax.attacks.apgd import stepper as apgd_stepper
-from at_jax.attacks.fab import stepper as fab_stepper
-from at_jax.attacks.square import stepper as square_stepper
 
 Array = jax.Array
-_VERSIONS = {
-    'standard': ('apgd-ce', 'apgd-t', 'fab-t', 'square'),
-    'plus': ('apgd-ce', 'apgd-dlr', 'fab', 'square', 'apgd-t', 'fab-t'),
-    'rand': ('apgd-ce', 'apgd-dlr'),
-}
-# The order fixes each attack's random draws: add new names at the end.
-_NAMES = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
-_EOT = 20
 
 
 class AutoAttackResult(NamedTuple):
@@ -70,12 +59,6 @@ class Progress(NamedTuple):
   total: int
   accuracy: float
   seconds: float
-
-
-class _Pass(NamedTuple):
-  name: str
-  stepper: steppers.Stepper
-  runs: tuple[int, ...]
 
 
 def autoattack(
@@ -149,7 +132,7 @@ def autoattack(
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 5; refilling, resuming and independence: ours.
   """
-  names, notes = _choose(attacks, version, norm)
+  names, notes = ensemble.choose(attacks, version, norm)
   problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds)
   if not len(problem.x):
     raise ValueError('x has no examples')
@@ -164,7 +147,7 @@ def autoattack(
   clean = np.asarray(steppers.is_correct(jnp.asarray(logits), problem.y))
   notes += checks.check_classes(logits.shape[1], names)
   notes += _doubts(plain_fn, problem, batch_size, random)
-  passes = _plan(names, norm, version, logits.shape[1], num_steps, num_queries)
+  passes = ensemble.plan(names, norm, version, logits.shape[1], num_steps, num_queries)
   # The likeliest other classes first, as the clean input sees them.
   targets = np.argsort(-logits, axis=1, kind='stable')[:, min(1, logits.shape[1] - 1):]
   work = refill.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
@@ -197,43 +180,6 @@ def autoattack(
     record, seats, items = record._replace(passed=number + 1), None, None
     save(record, seats, items)
   return _conclude(record, clean, names, cascade, notes)
-
-
-def _choose(attacks, version, norm) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  if norm not in ('linf', 'l2', 'l1'):
-    raise ValueError(f'norm = {norm!r}: use one of linf, l2, l1')
-  if version not in _VERSIONS:
-    raise ValueError(f'version = {version!r}: use one of {", ".join(_VERSIONS)}')
-  names = _VERSIONS[version] if attacks is None else tuple(attacks)
-  unknown = [name for name in names if name not in _NAMES]
-  if unknown or not names:
-    raise ValueError(f'attacks = {attacks!r}: use some of {", ".join(_NAMES)}')
-  if norm != 'linf' and 'square' in names:
-    names = tuple(name for name in names if name != 'square')
-    return names, (f'square is left out: it exists for linf only; the others stand alone in {norm}',)
-  return names, ()
-
-
-def _plan(names, norm, version, num_classes, num_steps, num_queries) -> list[_Pass]:
-  """What to run, one stepper at a time."""
-  restarts = 5 if version == 'plus' or (norm == 'l1' and version == 'standard') else 1
-  eot = _EOT if version == 'rand' else 0
-  large = norm == 'l1' and version == 'standard'
-  climb = functools.partial(apgd_stepper, norm=norm, num_steps=num_steps, large_start=large, eot=eot)
-  walk = functools.partial(fab_stepper, norm=norm, num_steps=num_steps)
-  others = max(num_classes - 1, 1)
-  aims = min(5 if large else 9, others)
-  plans = {
-      'apgd-ce': lambda: [(climb(loss=losses.cross_entropy), range(restarts))],
-      'apgd-dlr': lambda: [(climb(loss=losses.dlr), range(restarts))],
-      'apgd-t': lambda: [(climb(loss=losses.targeted_dlr, targeted=True), range(aims))],
-      'fab': lambda: [(walk(targeted=False), range(1)),
-                      (walk(targeted=False, random_start=True), range(1, restarts))],
-      'fab-t': lambda: [(walk(targeted=True), range(min(9, others)))],
-      'square': lambda: [(square_stepper(num_queries=num_queries), range(1))],
-  }
-  return [_Pass(name, stepper, tuple(runs))
-          for name in names for stepper, runs in plans[name]() if len(runs)]
 
 
 def _one_draw(logits_fn, key, x):

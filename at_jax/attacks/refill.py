@@ -91,7 +91,7 @@ def drain(
 
   Source: ours; the batching is that of serving engines.
   """
-  num_steps = steps_at_once(stepper)
+  num_steps, advance = steps_at_once(stepper), _advance(stepper.differentiates)
   if seats is None:
     nobody = np.full(batch_size, -1)
     seats = Seats(nobody, np.zeros_like(nobody), None, 0)
@@ -105,7 +105,7 @@ def drain(
                               stepper=stepper)
     else:
       state = seats.state
-    state = steppers.advance(search_fn, problem, state, stepper=stepper, num_steps=num_steps)
+    state = advance(search_fn, problem, state, stepper=stepper, num_steps=num_steps)
     found, count = jax.device_get((state.found, state.count))
     occupied = example >= 0
     claimed = found & occupied
@@ -122,6 +122,13 @@ def drain(
     seats = _count(seats, state, leaves)._replace(
         example=np.where(leaves, -1, example), run=run, state=state, taken=taken)
     yield seats
+
+
+@functools.cache
+def _advance(differentiates: bool):
+  # This runs on the host, at the top level, where options for the compiler may be given.
+  return jax.jit(steppers.take_steps, static_argnames=('stepper', 'num_steps'),
+                 compiler_options=loops.compiler_options() if differentiates else None)
 
 
 def restore(work: Work, seats: Seats, *, stepper: steppers.Stepper) -> Seats:

@@ -164,15 +164,17 @@ def begin(problem: Problem, *, stepper: Stepper) -> Any:
   return stepper.init(problem)
 
 
-@functools.partial(jax.jit, static_argnames=('stepper', 'num_steps'))
-def advance(
+def take_steps(
     logits_fn: LogitsFn, problem: Problem, state: Any, *, stepper: Stepper, num_steps: int
 ) -> Any:
-  """`num_steps` steps, compiled; examples that have finished stay as they are."""
+  """`num_steps` steps; examples that have finished stay as they are. Not compiled: see `advance`."""
   def step(state):
     moved = stepper.step(logits_fn, problem, state)
     return where(state.count < stepper.length, moved, state)
   return loops.repeat(step, state, num_steps, differentiates=stepper.differentiates)
+
+
+advance = functools.partial(jax.jit, static_argnames=('stepper', 'num_steps'))(take_steps)
 
 
 def resume(logits_fn: LogitsFn, problem: Problem, state: Any, *, stepper: Stepper) -> Any:
