@@ -31,7 +31,8 @@ def network(num_classes=5, shape=(4, 3, 1), n=12):
 @pytest.mark.parametrize('norm, epsilon', [('linf', .06), ('l2', .15), ('l1', .4)])
 def test_what_falls_is_misclassified_in_the_ball_and_in_bounds(norm, epsilon):
   logits_fn, x, y = network()
-  result = attacks.autoattack(logits_fn, x, y, KEY, epsilon=epsilon, norm=norm, batch_size=5, **QUICK)
+  result = attacks.autoattack(logits_fn, x, y, KEY, epsilon=epsilon, norm=norm, batch_size=5,
+                              attacks=('apgd-ce', 'fab-t', 'square'), **QUICK)
   assert 0 < result.robust.sum() < len(x)
   right = np.asarray(jnp.argmax(logits_fn(result.x), axis=-1) == y)
   np.testing.assert_array_equal(right, result.robust)
@@ -42,15 +43,18 @@ def test_what_falls_is_misclassified_in_the_ball_and_in_bounds(norm, epsilon):
   np.testing.assert_array_equal(result.x[result.robust], x[result.robust])
 
 
-def test_batch_size_and_order_change_no_verdict():
+@pytest.mark.parametrize('names', [
+    ('apgd-ce', 'square'), pytest.param(None, marks=pytest.mark.long)])
+def test_batch_size_and_order_change_no_verdict(names):
   with jax.enable_x64(True):
     logits_fn, x, y = network(n=20)
     x = x.astype(jnp.float64)
     run = lambda order, size: attacks.autoattack(
-        logits_fn, x[order], y[order], KEY, epsilon=.05, batch_size=size, index=order, **QUICK)
+        logits_fn, x[order], y[order], KEY, epsilon=.05, batch_size=size, index=order,
+        attacks=names, **QUICK)
     whole = run(np.arange(20), 20)
     assert 0 < whole.robust.sum() < 20
-    for size in (1, 7):
+    for size in (1, 7) if names is None else (7,):
       order = np.random.RandomState(size).permutation(20)
       part = run(order, size)
       np.testing.assert_array_equal(part.robust, whole.robust[order])
@@ -90,7 +94,8 @@ class Killed(Exception):
 def test_an_evaluation_killed_again_and_again_resumes_to_the_same_verdicts(tmp_path):
   logits_fn, x, y = network(n=20)
   run = lambda **options: attacks.autoattack(
-      logits_fn, x, y, KEY, epsilon=.05, batch_size=6, **QUICK, **options)
+      logits_fn, x, y, KEY, epsilon=.05, batch_size=6, attacks=('apgd-ce', 'fab-t', 'square'),
+      **QUICK, **options)
   whole = run()
   kills = 0
   while True:
@@ -114,7 +119,8 @@ def test_an_evaluation_killed_again_and_again_resumes_to_the_same_verdicts(tmp_p
   for name, verdict in result.components.items():
     np.testing.assert_array_equal(verdict, whole.components[name])
   with pytest.raises(ValueError, match='another evaluation'):
-    attacks.autoattack(logits_fn, x, y, KEY, epsilon=.06, batch_size=6, **QUICK,
+    attacks.autoattack(logits_fn, x, y, KEY, epsilon=.06, batch_size=6,
+                       attacks=('apgd-ce', 'fab-t', 'square'), **QUICK,
                        state_path=tmp_path / 'state.npz')
 
 
@@ -127,7 +133,8 @@ def test_a_file_with_a_changed_byte_is_not_read(tmp_path):
     saves.load(tmp_path / 'state.npz')
 
 
-@pytest.mark.parametrize('num_classes', [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    'num_classes', [2, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 4, 8))])
 def test_few_classes(num_classes):
   logits_fn, x, y = network(num_classes)
   names = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
@@ -177,6 +184,7 @@ def test_search_low_verify_high_counts_what_is_confirmed():
   assert result.robust.all()
 
 
+@pytest.mark.long
 def test_random_models_are_averaged_over():
   logits_fn, x, y = network()
   noisy = lambda x, key: logits_fn(x + .01 * jax.random.normal(key, x.shape))
