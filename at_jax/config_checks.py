@@ -4,6 +4,7 @@ import math
 
 import ml_collections
 
+from at_jax import autoattack
 from at_jax import config as config_lib
 from at_jax import errors
 from at_jax import evaluate
@@ -74,7 +75,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name in flat['evaluate.attacks']:
     if evaluate.parse(name) is None:
       raise errors.UserError('config.evaluate.attacks', name,
-                             'use fgsm, pgd20 (20 steps) or pgd20x5 (5 restarts of 20 steps)')
+                             'use fgsm, pgd20 (20 steps), pgd20x5 (5 restarts of 20 steps), '
+                             + ', '.join(autoattack.VERSIONS))
   if flat['dummy.enabled']:
     _require(flat, 'dummy.start_epoch', flat['dummy.start_epoch'] < flat['epochs'],
              f'the dummy classes would never be trained: use one below epochs = {flat["epochs"]}')

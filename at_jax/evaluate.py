@@ -7,6 +7,7 @@ every attack that was run.
 
 from collections.abc import Callable, Sequence
 import functools
+import pathlib
 import re
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from at_jax import attacks
+from at_jax import autoattack
 from at_jax import data
 from at_jax import network as network_lib
 from at_jax import sharding
@@ -39,14 +41,14 @@ class Spec(NamedTuple):
   random_start: bool
 
 
-def parse(name: str) -> Spec | None:
-  """Reads the name of an attack: 'fgsm', 'pgd20', or 'pgd20x5' for 5 restarts.
+def parse(name: str) -> Spec | str | None:
+  """Reads the name of an attack: 'fgsm', 'pgd20', 'pgd20x5' for 5 restarts, or 'autoattack'.
 
   Args:
     name: as in `config.evaluate.attacks`.
 
   Returns:
-    A `Spec`, or None for no such name.
+    A `Spec`; for AutoAttack its version ('standard', 'plus', 'rand'); None for no such name.
 
   Example:
     >>> parse('pgd20x5')
@@ -56,6 +58,8 @@ def parse(name: str) -> Spec | None:
   """
   if name == 'fgsm':
     return Spec(1, 1, False)
+  if name in autoattack.VERSIONS:
+    return autoattack.VERSIONS[name]
   match = re.fullmatch(r'pgd([1-9]\d*)(?:x([1-9]\d*))?', str(name))
   return match and Spec(int(match[1]), int(match[2] or 1), True)
 
@@ -152,18 +156,27 @@ class Report(NamedTuple):
     robust: `{attack: bool[N]}`, still so under the attack on the deployed logits.
     authors: `{attack: bool[N]}`, under the paper's own protocol, where it differs.
     worst_case: bool[N], correct clean and under everything above.
+    components: of AutoAttack on the deployed logits, `{attack: {component: bool[N]}}`, robust after
+      the component and those before it.
+    warnings: `{what ran: reasons to doubt its number}`.
+    states: files of AutoAttack's state, to be removed once the report is written.
   """
   clean: np.ndarray
   robust: dict[str, np.ndarray]
   authors: dict[str, np.ndarray]
   worst_case: np.ndarray
+  components: dict[str, dict[str, np.ndarray]]
+  warnings: dict[str, tuple[str, ...]]
+  states: tuple[pathlib.Path, ...]
 
   def accuracies(self) -> dict[str, Any]:
     """The report as fractions, under the names that results.json uses."""
     fractions = lambda verdicts: {name: float(v.mean()) for name, v in verdicts.items()}
     return {'n': len(self.clean), 'clean': float(self.clean.mean()),
             'robust': fractions(self.robust), 'authors': fractions(self.authors),
-            'worst_case': float(self.worst_case.mean())}
+            'worst_case': float(self.worst_case.mean()),
+            'components': {name: fractions(each) for name, each in self.components.items()},
+            'warnings': {name: list(lines) for name, lines in self.warnings.items()}}
 
 
 def evaluate(
@@ -178,13 +191,15 @@ def evaluate(
     step_size: float,
     batch_size: int,
     has_dummies: bool,
+    state_dir: pathlib.Path | None = None,
     progress: Progress = lambda *_: None,
 ) -> Report:
   """Runs attacks on the deployed model and, for one with dummy classes, the authors' protocol.
 
   An example that is wrong without an attack counts as not robust and is not attacked. DUCAT's
   protocol is followed as released: it attacks every example through the raw 2C logits with its hard
-  label, and recovers the class only afterwards.
+  label, and recovers the class only afterwards. So does AutoAttack, as it was released, on such a
+  model: it is content with an example whose dummy is on top.
 
   Args:
     network: the network.
@@ -197,6 +212,7 @@ def evaluate(
     step_size: of PGD; FGSM's is epsilon.
     batch_size: how many examples at a time, over all devices.
     has_dummies: whether the head has dummy classes.
+    state_dir: where AutoAttack keeps its state, for a killed evaluation to go on; None for nowhere.
     progress: called with what is running, the examples done, their number, and the accuracy so far.
 
   Returns:
@@ -209,8 +225,25 @@ def evaluate(
   clean = run(key, attack=None, attacked_logits=network.deployed, among=everything,
               progress=functools.partial(progress, 'clean'))
 
+  components, warnings, states = {}, {}, []
+
+  def under_autoattack(version: str, attacked_logits: Callable, among: np.ndarray,
+                       title: str) -> np.ndarray:
+    found, state = autoattack.run(
+        attacked_logits, variables, split, key, version=version, norm=norm, epsilon=epsilon,
+        batch_size=batch_size, title=title, state_dir=state_dir, progress=progress)
+    warnings[title] = found.warnings
+    states.extend([] if state is None else [state])
+    if attacked_logits is network.deployed:
+      components[title] = found.components
+      return among & found.robust
+    points = lambda logits_fn, x, y, key, index: found.x[np.asarray(index)]
+    return run(key, attack=points, attacked_logits=attacked_logits, among=among)
+
   def under(name: str, attacked_logits: Callable, among: np.ndarray, title: str) -> np.ndarray:
     spec = parse(name)
+    if isinstance(spec, str):
+      return under_autoattack(spec, attacked_logits, among, title)
     attack = pgd(norm=norm, epsilon=epsilon, num_steps=spec.num_steps,
                  step_size=step_size if spec.random_start else epsilon,
                  random_start=spec.random_start)
@@ -226,4 +259,4 @@ def evaluate(
     authors = {name: under(name, network.logits, everything, f"{name}, authors' protocol")
                for name in names}
   worst_case = functools.reduce(np.logical_and, [*robust.values(), *authors.values()], clean)
-  return Report(clean, robust, authors, worst_case)
+  return Report(clean, robust, authors, worst_case, components, warnings, tuple(states))

@@ -188,7 +188,11 @@ def table(results: dict[str, Any]) -> str:
   """
   best, last = results, results['last']
   rows = [('clean', best['clean'], last['clean'])]
-  rows += [(name, best['robust'][name], last['robust'][name]) for name in best['robust']]
+  for name in best['robust']:
+    after = [(part, best['components'][name][part], last['components'][name][part])
+             for part in best['components'].get(name, ())]
+    rows += [(f'  {name}, after {part}', *accuracies) for part, *accuracies in after]
+    rows.append((name, best['robust'][name], last['robust'][name]))
   rows += [(f"{name}, authors' protocol", best['authors'][name], last['authors'][name])
            for name in best['authors']]
   rows.append(('worst case of all', best['worst_case'], last['worst_case']))
@@ -197,4 +201,8 @@ def table(results: dict[str, Any]) -> str:
            f"  last (step {last['step']})"]
   widths = [len(f"best (step {best['step']})"), len(f"last (step {last['step']})")]
   lines += [f'{name:32}  {a:>{widths[0]}.4f}  {b:>{widths[1]}.4f}' for name, a, b in rows]
+  for checkpoint, told in (('best', best), ('last', last)):
+    if checkpoint == 'best' or best['step'] != last['step']:
+      lines += [f'warning: {checkpoint} checkpoint, {name}: {doubt}'
+                for name, doubts in told['warnings'].items() for doubt in doubts]
   return '\n'.join(lines)

@@ -212,8 +212,9 @@ def _validate(run: run_lib.Run, state: step_lib.TrainState) -> tuple[float, floa
   return float(report.clean.mean()), float(report.worst_case.mean())
 
 
-def _test(run: run_lib.Run, saved: checkpoints.Saved, title: str) -> dict[str, Any]:
-  """The accuracies of a checkpoint on the test set."""
+def _test(run: run_lib.Run, saved: checkpoints.Saved, title: str, workdir: pathlib.Path
+          ) -> tuple[dict[str, Any], tuple[pathlib.Path, ...]]:
+  """The accuracies of a checkpoint on the test set, and the files of state that led to them."""
   c = run.config
   n = c.evaluate.num_examples or len(run.dataset.test.labels)
   split = data.Split(run.dataset.test.images[:n], run.dataset.test.labels[:n])
@@ -231,8 +232,9 @@ def _test(run: run_lib.Run, saved: checkpoints.Saved, title: str) -> dict[str, A
       run.network, _variables(saved.state), split, run.keys['evaluate'], names=c.evaluate.attacks,
       norm=c.attack.norm, epsilon=c.evaluate.epsilon_255 / 255,
       step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
-      has_dummies=c.dummy.enabled, progress=progress)
-  return {'step': saved.step, 'validation_robust': saved.info['score']} | report.accuracies()
+      has_dummies=c.dummy.enabled, state_dir=workdir / 'evaluation', progress=progress)
+  told = {'step': saved.step, 'validation_robust': saved.info['score']} | report.accuracies()
+  return told, report.states
 
 
 def _evaluate(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints, command: str,
@@ -245,14 +247,28 @@ def _evaluate(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkp
   if last is None:
     raise errors.UserError('workdir', str(workdir), 'none of its checkpoints can be read: train '
                            'again in another folder')
-  tested = {'last': _test(run, last, 'last')}
-  tested['best'] = tested['last'] if best.step == last.step else _test(run, best, 'best')
+  try:
+    tested = {'last': _test(run, last, 'last', workdir)}
+    tested['best'] = (tested['last'] if best.step == last.step
+                      else _test(run, best, 'best', workdir))
+  except OSError as error:  # from the state of a long attack
+    raise records.unwritable(workdir, error) from error
+  numbers = {name: told for name, (told, _) in tested.items()}
   results = {
       'config': run.config.to_dict(), 'dataset': run.dataset.name, 'seed': run.config.seed,
-      **tested['best'], 'last': tested['last'], 'device': records.device(),
+      **numbers['best'], 'last': numbers['last'], 'device': records.device(),
       'versions': records.versions(), 'command': command,
       'seconds': seconds + time.monotonic() - begun,
   }
   records.write_json(workdir / 'results.json', results)
+  _remove_states(workdir / 'evaluation', [path for _, states in tested.values() for path in states])
   print(records.table(results))
   return results
+
+
+def _remove_states(directory: pathlib.Path, states: list[pathlib.Path]) -> None:
+  """Removes the states of what is finished; those of evaluations with other settings stay."""
+  for path in states:
+    path.unlink(missing_ok=True)
+  if directory.is_dir() and not any(directory.iterdir()):
+    directory.rmdir()

@@ -18,6 +18,7 @@ from at_jax.attacks import losses
 from at_jax.attacks.apgd import apgd
 from at_jax.attacks.autoattack import autoattack
 from at_jax.attacks.autoattack import AutoAttackResult
+from at_jax.attacks.autoattack import Progress
 from at_jax.attacks.fab import fab
 from at_jax.attacks.pgd import AttackResult
 from at_jax.attacks.pgd import beside
@@ -26,5 +27,5 @@ from at_jax.attacks.pgd import LogitsFn
 from at_jax.attacks.pgd import pgd
 from at_jax.attacks.square import square
 
-__all__ = ['AttackResult', 'AutoAttackResult', 'LogitsFn', 'apgd', 'autoattack', 'balls', 'beside',
-           'checks', 'fab', 'fgsm', 'losses', 'pgd', 'square']
+__all__ = ['AttackResult', 'AutoAttackResult', 'LogitsFn', 'Progress', 'apgd', 'autoattack', 'balls',
+           'beside', 'checks', 'fab', 'fgsm', 'losses', 'pgd', 'square']

@@ -49,7 +49,7 @@ class Progress(NamedTuple):
 
   Attributes:
     attack: the attack that runs.
-    done: how many of its runs have been taken up, of
+    done: how many of its runs are over, those of fallen examples among them, of
     total: this many.
     accuracy: robust accuracy so far, in 0..1.
     seconds: since this attack began.
@@ -174,7 +174,8 @@ def autoattack(
       record.seconds[row] = spent + time.monotonic() - began
       save(record, seats, items)
       if progress is not None:
-        progress(Progress(one.name, seats.taken, len(items), float(np.mean(~fell)),
+        over = seats.taken - int((seats.example >= 0).sum())
+        progress(Progress(one.name, over, len(items), float(np.mean(~fell)),
                           float(record.seconds[row])))
     record.verdicts[row] = ~fell
     record, seats, items = record._replace(passed=number + 1), None, None

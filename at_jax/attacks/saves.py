@@ -62,6 +62,10 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray] | None:
     return {name: file[name] for name in file.files}
 
 
+class OtherEvaluation(ValueError):
+  """The state file is that of other examples, options or another model."""
+
+
 class Record(NamedTuple):
   """All results so far; its arrays are written to. Rows are attacks in the order they run."""
   passed: int              # passes that are complete
@@ -86,7 +90,7 @@ def reopen(path, mark, clean, x, num_attacks):
     A `Record`, `Seats` (their state a list of arrays) or None, items or None.
 
   Raises:
-    ValueError: if the file has another mark.
+    OtherEvaluation: if the file has another mark.
 
   Source: ours.
   """
@@ -96,7 +100,7 @@ def reopen(path, mark, clean, x, num_attacks):
   if saved is None:
     return record, None, None
   if str(saved['mark']) != mark:
-    raise ValueError(f'{path} is the state of another evaluation: remove it or use another path')
+    raise OtherEvaluation(f'{path} is the state of another evaluation: remove it or use another path')
   record = Record(*(saved[name] for name in Record._fields))._replace(passed=int(saved['passed']))
   if 'items' not in saved:
     return record, None, None

@@ -1,0 +1,155 @@
+"""AutoAttack in an evaluation: names, the deployed logits, resuming, and what the user is told."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax import attacks
+from at_jax import autoattack
+from at_jax import data
+from at_jax import dummy
+from at_jax import errors
+from at_jax import evaluate
+from at_jax import main
+from at_jax import network as network_lib
+
+QUICK = f'--config={pathlib.Path(__file__).parent.parent}/configs/quickstart.py'
+DIGITS = data.load('digits').test
+SPLIT = data.Split(DIGITS.images[:24], DIGITS.labels[:24])
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+  brief = functools.partial(attacks.autoattack, num_steps=3, num_queries=10)
+  monkeypatch.setattr(attacks, 'autoattack', brief)
+
+
+@functools.cache  # so that it compiles once
+def linear(has_dummies=False):
+  """The mean of each class as a classifier; a dummy leads its class where the image is bright."""
+  x, y = np.asarray(data.to_unit(DIGITS.images)).reshape(len(DIGITS.labels), -1), DIGITS.labels
+  means = np.stack([x[y == c].mean(0) for c in range(10)], 1) * 10
+  bias = -(means ** 2).sum(0) / 20
+
+  def logits(variables, x):
+    own = x.reshape(len(x), -1) @ variables['params'] + bias
+    return jnp.concatenate([own, own + x.mean((1, 2)) - .3], 1) if has_dummies else own
+
+  fold = dummy.fold if has_dummies else lambda z: z
+  deployed = lambda variables, x: fold(logits(variables, x))
+  deployed.__name__ = 'deployed'
+  return (network_lib.Network(None, logits, deployed, None, fold),
+          {'params': jnp.asarray(means, jnp.float32)})
+
+
+def report(has_dummies=False, **options):
+  network, variables = linear(has_dummies)
+  options = dict(names=('pgd2', 'autoattack'), norm='linf', epsilon=.1, step_size=.05,
+                 batch_size=8, has_dummies=has_dummies) | options
+  return evaluate.evaluate(network, variables, SPLIT, KEY, **options)
+
+
+def test_names():
+  assert evaluate.parse('autoattack') == 'standard'
+  assert evaluate.parse('autoattack_plus') == 'plus'
+  assert evaluate.parse('autoattack_rand') == 'rand'
+  assert evaluate.parse('autoattak') is None
+
+
+def test_components_are_reported_beside_the_verdict():
+  found = report()
+  told = found.accuracies()
+  assert list(told['components']['autoattack']) == ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+  assert told['components']['autoattack']['square'] == told['robust']['autoattack']
+  assert 0 < told['robust']['autoattack'] < told['clean']
+  together = found.robust['pgd2'] & found.robust['autoattack']
+  np.testing.assert_array_equal(found.worst_case, together)
+  json.dumps(told)
+
+
+def test_a_model_with_dummies_is_attacked_as_deployed_and_as_its_authors_do():
+  found = report(True, names=('autoattack',))
+  assert set(found.authors) == {'autoattack'}
+  # The raw attack is content with the own dummy on top, which is the deployed model's right answer.
+  assert found.robust['autoattack'].mean() < found.authors['autoattack'].mean()
+  assert set(found.components) == {'autoattack'}
+  assert set(found.warnings) == {'autoattack', "autoattack, authors' protocol"}
+
+
+def test_square_s_absence_in_l2_is_said():
+  found = report(norm='l2', epsilon=.5, names=('autoattack',))
+  assert any('square is left out' in line for line in found.warnings['autoattack'])
+
+
+@pytest.mark.parametrize('version', ['autoattack_rand', pytest.param(
+    'autoattack_plus', marks=pytest.mark.long)])
+def test_the_other_versions(version):
+  found = report(names=(version,))
+  assert found.robust[version].mean() < found.clean.mean()
+
+
+def test_every_part_of_the_progress_begins_at_zero_and_ends_once():
+  calls = {}
+  report(progress=lambda name, done, total, _: calls.setdefault(name, []).append((done, total)))
+  assert [name for name in calls if 'autoattack' in name] == [
+      f'autoattack, runs of {part}' for part in ('apgd-ce', 'apgd-t', 'fab-t', 'square')]
+  for steps in calls.values():
+    assert steps[0][0] == 0 and steps[-1][0] == steps[-1][1]
+    assert [done == total for done, total in steps].count(True) == 1
+
+
+class Killed(Exception):
+  """Ends an evaluation at a moment of the test's choosing."""
+
+
+def test_a_killed_evaluation_goes_on_and_a_stale_state_is_not_used(tmp_path, monkeypatch):
+  whole = report()
+  monkeypatch.setattr(attacks, 'autoattack', functools.partial(attacks.autoattack, save_every=0.))
+
+  def kill(name, done, total, accuracy):
+    del total, accuracy
+    if 'fab-t' in name and done > 8:
+      raise Killed
+
+  with pytest.raises(Killed):
+    report(state_dir=tmp_path, progress=kill)
+  [state] = tmp_path.iterdir()
+  killed = state.read_bytes()
+
+  seen = []
+  resumed = report(state_dir=tmp_path, progress=lambda name, *_: seen.append(name))
+  assert not any('apgd' in name for name in seen) and any('fab-t' in name for name in seen)
+  for name in ('pgd2', 'autoattack'):
+    np.testing.assert_array_equal(resumed.robust[name], whole.robust[name])
+  assert resumed.states == (state,)
+
+  # Another radius or another model: another file.
+  assert report(state_dir=tmp_path, epsilon=.11).states != (state,)
+  network, variables = linear()
+  settings = dict(version='standard')
+  name = lambda v: autoattack.identity(network.deployed, v, SPLIT, KEY, settings)
+  assert name(variables) != name({'params': variables['params'].at[0, 0].add(1e-7)})
+
+  state.write_bytes(killed[:3000] + b'?' + killed[3001:])
+  with pytest.raises(errors.UserError, match='remove this file'):
+    report(state_dir=tmp_path)
+
+
+def test_the_command_runs_it_on_a_checkpoint(tmp_path, capsys):
+  arguments = [f'{QUICK}:smoke', f'--workdir={tmp_path}', '--config.attack.norm=l2']
+  assert main.main(arguments) == 0
+  attacked = "--config.evaluate.attacks=('pgd1', 'autoattack')"
+  assert main.main([*arguments, attacked, '--mode=evaluate']) == 0
+  results = json.loads((tmp_path / 'results.json').read_text())
+  for each in (results, results['last']):
+    assert set(each['components']['autoattack']) == {'apgd-ce', 'apgd-t', 'fab-t'}
+    assert set(each['robust']) == set(each['authors']) == {'pgd1', 'autoattack'}
+  out = capsys.readouterr().out
+  assert 'autoattack, after apgd-t' in out and 'square is left out' in out
+  assert not (tmp_path / 'evaluation').exists()
