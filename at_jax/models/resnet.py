@@ -12,12 +12,13 @@ from at_jax import errors
 from at_jax.models import layers
 
 
-def _pre_activation_block(x, features, stride, conv, norm, name):
+def _pre_activation_block(x, features, stride, conv, norm, name, raw_shortcut=False):
   """Two 3×3 convolutions, each after BatchNorm and ReLU; a 1×1 shortcut where the shape changes."""
   out = nn.relu(norm(name=f'{name}_bn1')(x))
   if stride != 1 or x.shape[-1] != features:
-    # The shortcut starts after the first activation; an identity shortcut starts before it.
-    x = conv(features, (1, 1), strides=stride, padding=0, name=f'{name}_shortcut')(out)
+    # The shortcut starts after the first activation, unless raw; an identity shortcut before it.
+    begin = x if raw_shortcut else out
+    x = conv(features, (1, 1), strides=stride, padding=0, name=f'{name}_shortcut')(begin)
   out = conv(features, (3, 3), strides=stride, name=f'{name}_conv1')(out)
   out = nn.relu(norm(name=f'{name}_bn2')(out))
   return x + conv(features, (3, 3), name=f'{name}_conv2')(out)
@@ -58,6 +59,8 @@ class PreActResNet18(nn.Module):
     stem_stride: stride of the first convolution; 2 for 64×64 images.
     final_norm: BatchNorm and ReLU before the pooling, as in the two sources; False gives the
       variant of github.com/kuangliu/pytorch-cifar without them, 11,171,146 parameters.
+    raw_shortcut: start a convolution's shortcut before the first activation too, as RobustBench's
+      PreActBlock does; its PreActBlockV2 is the network without.
     normalize: (mean, std) per channel, applied to the images first; None for none.
     axis_name: named axis over which BatchNorm's training statistics are shared.
     dtype: float32, bfloat16 or float64 compute; parameters are float32 at least.
@@ -79,6 +82,7 @@ class PreActResNet18(nn.Module):
   stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
   stem_stride: int = 1
   final_norm: bool = True
+  raw_shortcut: bool = False
   normalize: tuple | None = None
   axis_name: str | None = None
   dtype: Any = jnp.float32
@@ -93,7 +97,8 @@ class PreActResNet18(nn.Module):
       for block in range(size):
         stride = 2 if stage > 0 and block == 0 else 1
         x = _pre_activation_block(
-            x, self.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{block}')
+            x, self.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{block}',
+            self.raw_shortcut)
     if self.final_norm:
       x = nn.relu(norm(name='bn')(x))
     x = layers.dense(self.num_outputs, x.mean(axis=(1, 2)), dtype=self.dtype, name='linear')
