@@ -237,8 +237,7 @@ def evaluate(
     if attacked_logits is network.deployed:
       components[title] = found.components
       return among & found.robust
-    points = lambda logits_fn, x, y, key, index: found.x[np.asarray(index)]
-    return run(key, attack=points, attacked_logits=attacked_logits, among=among)
+    return among & autoattack.stands(network.deployed, variables, found.x, split.labels, batch_size)
 
   def under(name: str, attacked_logits: Callable, among: np.ndarray, title: str) -> np.ndarray:
     spec = parse(name)

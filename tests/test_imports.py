@@ -14,7 +14,7 @@ LAYERS = (
     {'losses', 'weights', 'dummy', 'transforms', 'models', 'data', 'tfds_sets', 'local_sets',
      'config'},
     {'network', 'objectives', 'step', 'sharding', 'checkpoints', 'records'},
-    {'evaluate', 'config_checks', 'command_line', 'run', 'train'},
+    {'autoattack', 'evaluate', 'config_checks', 'command_line', 'run', 'train'},
     {'main'},
 )
 HEAVY = ('flax', 'optax', 'absl', 'orbax', 'ml_collections', 'tensorflow', 'tensorflow_datasets',

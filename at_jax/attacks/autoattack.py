@@ -97,7 +97,7 @@ def autoattack(
     y: i32[N], true classes.
     key: a PRNG key.
     epsilon: radius, a number or f32[N].
-    norm: 'linf', 'l2' or 'l1'. Square exists for 'linf' only; it is left out, with a warning.
+    norm: 'linf', 'l2' or 'l1'. Square has no 'l1'; it is left out, with a warning.
     version: 'standard', 'plus' or 'rand'.
     attacks: names of attacks to run instead of the version's: apgd-ce, apgd-dlr, apgd-t, fab, fab-t,
       square.

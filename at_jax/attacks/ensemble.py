@@ -54,9 +54,9 @@ def choose(attacks, version, norm) -> tuple[tuple[str, ...], tuple[str, ...]]:
   unknown = [name for name in names if name not in NAMES]
   if unknown or not names:
     raise ValueError(f'attacks = {attacks!r}: use some of {", ".join(NAMES)}')
-  if norm != 'linf' and 'square' in names:
+  if norm == 'l1' and 'square' in names:
     names = tuple(name for name in names if name != 'square')
-    return names, (f'square is left out: it exists for linf only; the others stand alone in {norm}',)
+    return names, ('square is left out: it exists for linf and l2; the others stand alone in l1',)
   return names, ()
 
 
@@ -95,7 +95,7 @@ def plan(names, norm, version, num_classes, num_steps, num_queries) -> list[Pass
       'fab': lambda: [(walk(targeted=False), range(1)),
                       (walk(targeted=False, random_start=True), range(1, restarts))],
       'fab-t': lambda: [(walk(targeted=True), range(min(9, others)))],
-      'square': lambda: [(square_stepper(num_queries=num_queries), range(1))],
+      'square': lambda: [(square_stepper(norm=norm, num_queries=num_queries), range(1))],
   }
   return [Pass(name, stepper, tuple(runs))
           for name in names for stepper, runs in plans[name]() if len(runs)]

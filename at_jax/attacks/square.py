@@ -10,6 +10,7 @@ import numpy as np
 
 from at_jax.attacks import losses
 from at_jax.attacks import steppers
+from at_jax.attacks import windows
 from at_jax.attacks.pgd import AttackResult
 
 Array = jax.Array
@@ -32,15 +33,18 @@ def square(
     key: Array,
     *,
     epsilon: float | Array,
+    norm: str = 'linf',
     num_queries: int = 5000,
     p_init: float = .8,
     bounds: tuple[float, float] = (0., 1.),
     index: Array | None = None,
 ) -> AttackResult:
-  """Square attack in L∞: adds ±2ε in a random square to the best point, keeps what is better.
+  """Square attack: changes the best point in a random square, keeps what is better.
 
-  It starts from vertical stripes of ±ε. A proposal, projected into the ball and the bounds, is kept if
-  the margin rises or the example is misclassified, which ends its search. The side of the squares is
+  In L∞ it starts from vertical stripes of ±ε and adds ±2ε to each channel of a square; in L2 it starts
+  from a tiling and moves norm between two windows (`windows.move`). A proposal, projected into the
+  ball and the bounds, is kept if the margin rises or the example is misclassified, which ends its
+  search. The side of the squares is
   √(p · H · W), p falling from `p_init` as queries go by. Every example draws its own squares, from
   every position. Composes inside the caller's jit, vmap and pmap.
 
@@ -51,6 +55,7 @@ def square(
     y: i32[B], true classes.
     key: a PRNG key.
     epsilon: radius, a number or f32[B]. Traced.
+    norm: 'linf' or 'l2'. Static.
     num_queries: at least 1, after the start. Static.
     p_init: the share of the image that the first squares cover, in 0..1. Static.
     bounds: the smallest and the largest value an input may take.
@@ -61,7 +66,7 @@ def square(
     correctly classified, the start among them.
 
   Raises:
-    ValueError: for fewer than one query, p_init out of its range, inputs that are no images, integer
+    ValueError: for another norm, fewer than one query, p_init out of its range, inputs that are no images, integer
       inputs, x and y of different lengths.
 
   Example:
@@ -74,7 +79,7 @@ def square(
   Source: Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
   random search, 2020, section 3; its constants as in AutoAttack; a square for each example: ours.
   """
-  attack = stepper(num_queries=num_queries, p_init=p_init)
+  attack = stepper(norm=norm, num_queries=num_queries, p_init=p_init)
   problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, index=index)
   state = steppers.begin(problem, stepper=attack)
   state = steppers.resume(steppers.as_partial(logits_fn), problem, state, stepper=attack)
@@ -82,10 +87,11 @@ def square(
 
 
 @functools.cache
-def stepper(*, num_queries: int = 5000, p_init: float = .8) -> steppers.Stepper:
+def stepper(*, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8) -> steppers.Stepper:
   """Square as a stepper, a query a step; the options are those of `square`.
 
   Args:
+    norm: 'linf' or 'l2'.
     num_queries: at least 1, after the start.
     p_init: in 0..1.
 
@@ -101,6 +107,8 @@ def stepper(*, num_queries: int = 5000, p_init: float = .8) -> steppers.Stepper:
 
   Source: as `square`.
   """
+  if norm not in ('linf', 'l2'):
+    raise ValueError(f'norm = {norm!r}: use one of linf, l2')
   if num_queries < 1:
     raise ValueError(f'num_queries = {num_queries}: use a whole number above 0')
   if not 0 < p_init <= 1:
@@ -114,8 +122,9 @@ def stepper(*, num_queries: int = 5000, p_init: float = .8) -> steppers.Stepper:
 
   def step(logits_fn, problem: steppers.Problem, state: State) -> State:
     shape = image_shape(problem.x.shape[1:])
-    table = jnp.array(sides(num_queries, p_init, shape[0] * shape[1]), jnp.int32)
-    propose = functools.partial(_propose, table=table, shape=shape, bounds=problem.bounds)
+    table = sides(num_queries, p_init, shape[0] * shape[1])
+    propose = functools.partial({'linf': _propose, 'l2': _propose_l2}[norm], table=table, shape=shape,
+                                bounds=problem.bounds)
     x = jax.vmap(propose)(state.x_adv, problem.x, problem.key, problem.epsilon, state.count)
     logits = logits_fn(x)
     margin, wrong = losses.margin(logits, problem.y), ~steppers.is_correct(logits, problem.y)
@@ -164,7 +173,7 @@ def _propose(best, x, key, epsilon, count, *, table, shape, bounds) -> Array:
   height, width, channels = shape
   key = jax.random.fold_in(key, count)
   draw = jax.random.uniform(key, (2 + channels,))
-  side = table[count]
+  side = jnp.array(table, jnp.int32)[count]
   inside = _span(draw[0], side, height)[:, None] & _span(draw[1], side, width)[None, :]
   change = jnp.where(inside[:, :, None], jnp.where(draw[2:] < .5, -2, 2) * epsilon, 0)
   moved = x + jnp.clip(best + change.astype(x.dtype).reshape(x.shape) - x, -epsilon, epsilon)
@@ -173,9 +182,26 @@ def _propose(best, x, key, epsilon, count, *, table, shape, bounds) -> Array:
   return jnp.clip(jnp.where(count == 0, start, moved), *bounds)
 
 
+def _propose_l2(best, x, key, epsilon, count, *, table, shape, bounds) -> Array:
+  """The same in L2."""
+  table = windows.odd_sides(table, shape)
+  distinct = tuple(sorted(set(table)))
+  side = jnp.array(table, jnp.int32)[count]
+  eta = jnp.asarray(windows.patches(distinct), x.dtype)[
+      jnp.array([distinct.index(s) for s in table])[count]]
+  places, draws, start = jax.random.split(jax.random.fold_in(key, count), 3)
+  places = jax.vmap(functools.partial(windows.first, side=side))(
+      jax.random.uniform(places, (4,)), length=jnp.array(2 * shape[:2]))
+  moved = windows.move((best - x).reshape(shape), side, eta, epsilon, places,
+                       jax.random.uniform(draws, (shape[2] + 1,)))
+  draws = jax.random.uniform(start, (*shape[:2], shape[2] + 1), x.dtype)
+  tiles = windows.spread(windows.tiling(shape, draws), epsilon)
+  return jnp.clip(x + jnp.where(count == 0, tiles, moved).reshape(x.shape), *bounds)
+
+
 def _span(draw: Array, side: Array, length: int) -> Array:
   """bool[length], true on `side` neighbours (at most all); a draw in [0, 1) says where."""
   side = jnp.minimum(side, length)
-  first = jnp.floor(draw * (length - side + 1)).astype(jnp.int32)
+  begin = windows.first(draw, side, length)
   places = jnp.arange(length)
-  return (places >= first) & (places < first + side)
+  return (places >= begin) & (places < begin + side)

@@ -76,7 +76,42 @@ def main() -> None:
     numbers[f'projection {norm}'] = project(points, normals, values).tolist()
   moves = torch.tensor(random.randn(40, 12))
   numbers['projection l1 box'] = (moves + autopgd_base.L1_projection(points, moves, 1.)).tolist()
+  numbers['square l2'] = _square(torch)
   pathlib.Path(__file__).with_name('reference.json').write_text(json.dumps(_short(numbers)))
+
+
+def _square(torch, size=11, channels=2, queries=30):
+  """What is drawn in some queries of Square in L2, each of which is accepted, and where they end."""
+  from autoattack import square
+  random, places, draws = np.random.RandomState(2), [], []
+  x = random.uniform(size=(size, size, channels))
+  attack = square.SquareAttack(
+      None, norm='L2', eps=.5, device='cpu', n_queries=queries, resc_schedule=False)
+  points, signs = [], [-1., 1.]
+
+  def random_int(low, high):
+    places.append(int(random.randint(low, high + 1)))
+    return torch.tensor([places[-1]])
+
+  def random_choice(shape):
+    draws[-1][:0] = random.uniform(size=channels).tolist()
+    drawn = [signs[draw >= .5] for draw in draws[-1][:channels]]
+    return torch.tensor(drawn).reshape(shape)
+
+  def rand(shape):
+    draws.append([random.uniform()])
+    return torch.tensor([draws[-1][-1]])
+
+  def margin_and_loss(point, _):
+    points.append(point[0].permute(1, 2, 0).tolist())
+    return torch.ones(1), -len(points) * torch.ones(1)
+
+  attack.random_int, attack.random_choice = random_int, random_choice
+  attack.margin_and_loss, torch.rand = margin_and_loss, rand
+  image = torch.tensor(np.ascontiguousarray(x.transpose(2, 0, 1)[None]))
+  attack.init_hyperparam(image)
+  attack.attack_single_run(image, torch.tensor([0]))
+  return {'x': x.tolist(), 'places': places, 'draws': draws, 'start': points[0], 'end': points[-1]}
 
 
 def _short(value):

@@ -212,6 +212,20 @@ def test_square_s_sides_are_the_reference_s():
   assert changes == [11, 51, 201, 501, 1001, 2001, 4001]
 
 
+@pytest.mark.parametrize('shape', [(12,), (7, 5), (3, 8, 2)])
+def test_square_in_l2_keeps_to_the_sphere_and_gets_further_with_more_queries(shape):
+  logits_fn, x, y = network(shape=shape)
+  x = .25 + x / 2  # so that the bounds take nothing off
+  y = jnp.argmax(logits_fn(x), axis=-1)
+  run = lambda n: attacks.square(
+      logits_fn, x, y, KEY, epsilon=.2, norm='l2', num_queries=n, bounds=(-9., 9.))
+  few, many = run(1), run(60)
+  for result in (few, many):
+    size = jnp.linalg.norm((result.x - x).reshape(len(x), -1), axis=1)
+    np.testing.assert_allclose(size, .2, rtol=1e-4)
+  assert many.loss.mean() > few.loss.mean() and (many.loss >= few.loss - 1e-6).all()
+
+
 def test_checks_name_what_is_wrong():
   logits_fn, x, y = network()
   check = attacks.checks.check_model

@@ -16,8 +16,10 @@ from at_jax.attacks import balls
 from at_jax.attacks import hyperplane
 from at_jax.attacks import losses
 from at_jax.attacks import steppers
+from at_jax.attacks import windows
 from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.fab import fab
+from at_jax.attacks.square import sides
 
 NUMBERS = json.loads(pathlib.Path(__file__).with_name('reference.json').read_text())
 LOSSES = {'ce': losses.cross_entropy, 'dlr': losses.dlr, 'dlr-targeted': losses.targeted_dlr}
@@ -102,3 +104,19 @@ def test_projection_onto_the_l1_ball_in_a_box_is_the_reference_s():
   points, _, _, moves = planes()
   ours = jax.vmap(lambda d, x: balls.project_l1_box(d, 1., -x, 1 - x))(moves, points)
   np.testing.assert_allclose(ours, NUMBERS['projection l1 box'], rtol=0, atol=1e-7)
+
+
+def test_square_moves_its_windows_in_l2_as_the_reference_does():
+  numbers = {name: np.array(value) for name, value in NUMBERS['square l2'].items()}
+  x, draws = numbers['x'], numbers['draws']
+  # A start of 5 × 5 tiles, then a query for every four places.
+  tiles, queries = draws[:25], draws[25:]
+  grid = np.pad(tiles.reshape(5, 5, -1), ((0, 6), (0, 6), (0, 0)))
+  point = np.clip(x + windows.spread(windows.tiling(x.shape, jnp.asarray(grid)), .5), 0, 1)
+  np.testing.assert_allclose(point, numbers['start'], rtol=0, atol=1e-8)
+  move = jax.jit(windows.move)
+  table = windows.odd_sides(sides(len(queries), .8, 121), x.shape)
+  for side, places, draw in zip(table[1:], numbers['places'].reshape(-1, 4), queries, strict=True):
+    point = np.clip(x + move(point - x, side, windows.patch(side), .5, places, draw), 0, 1)
+  # Nine digits are kept in the file, of x as well.
+  np.testing.assert_allclose(point, numbers['end'], rtol=0, atol=1e-7)

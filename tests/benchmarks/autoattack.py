@@ -127,7 +127,9 @@ def main() -> None:
         f'load {os.getloadavg()[0]:.1f}', flush=True)
   variables, net, x, y = load(arguments.weights, arguments.images, arguments.n)
   compiling = ours(variables, x, y, arguments)
+  print(f'ours {sum(compiling.seconds.values()):.1f} s', flush=True)
   warm = ours(variables, x, y, arguments)
+  print(f'ours, compiled {sum(warm.seconds.values()):.1f} s', flush=True)
   verdicts, seconds = theirs(net, x, y, arguments)
   show(compiling, warm, verdicts, seconds)
   if arguments.output:

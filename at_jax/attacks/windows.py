@@ -1,0 +1,170 @@
+"""The changes that Square proposes in L2: mass moves from one window of the image to another.
+
+Everything here is for one example of shape (H, W, C). What is drawn comes in as numbers in [0, 1), so
+that the geometry can be compared with the reference's, draw by draw.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def first(draw: Array, side: Array, length: int) -> Array:
+  """Where a window of `side` pixels begins in a row of `length`, any place as likely.
+
+  Args:
+    draw: f32[], in [0, 1).
+    side: i32[], at most `length`.
+    length: of the row.
+
+  Returns:
+    i32[], in 0..length − side.
+
+  Example:
+    >>> print(first(jnp.float32(.99), jnp.int32(3), 10))
+    7
+
+  Source: ours; the reference never takes the last place.
+  """
+  return jnp.floor(draw * (length - side + 1)).astype(jnp.int32)
+
+
+def odd_sides(sides: list[int], shape: tuple[int, ...]) -> list[int]:
+  """The windows' sides in L2: odd and at least 3, but never longer than the image.
+
+  Args:
+    sides: those of L∞.
+    shape: (H, W, ...).
+
+  Returns:
+    As many numbers.
+
+  Example:
+    >>> odd_sides([29, 14, 10, 3, 1], (28, 28))
+    [28, 15, 11, 3, 3]
+
+  Source: the code of AutoAttack's authors.
+  """
+  return [min(max(side, 3) // 2 * 2 + 1, *shape[:2]) for side in sides]
+
+
+def patch(side: int) -> np.ndarray:
+  """η of Square: a hill over a valley, each falling off from its centre, of norm 1.
+
+  Args:
+    side: in pixels.
+
+  Returns:
+    f64[side, side].
+
+  Example:
+    >>> print(patch(2).round(2))
+    [[ 0.14  0.69]
+     [-0.14 -0.69]]
+
+  Source: Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
+  random search, 2020, section 3.4, as in the code of AutoAttack's authors.
+  """
+  delta = np.zeros((side, side))
+  delta[:side // 2] = _hill(side // 2, side)
+  delta[side // 2:] = -_hill(side - side // 2, side)
+  return delta / np.linalg.norm(delta)
+
+
+def _hill(height: int, width: int) -> np.ndarray:
+  delta = np.zeros((height, width))
+  top, left = height // 2, width // 2
+  for ring in range(max(top, left) + 1):
+    rows = slice(max(top - ring, 0), min(top + ring + 1, height))
+    columns = slice(max(left - ring, 0), min(left + ring + 1, width))
+    delta[rows, columns] += 1 / (ring + 1) ** 2
+  return delta / max(np.linalg.norm(delta), 1e-12)
+
+
+@functools.cache
+def patches(sides: tuple[int, ...]) -> np.ndarray:
+  """Patches of several sides, filled up with zeros to the largest: f64[K, S, S]."""
+  largest = max(sides)
+  return np.stack([np.pad(patch(side), (0, largest - side)) for side in sides])
+
+
+def tiling(shape: tuple[int, int, int], draws: Array) -> Array:
+  """The start: patches of a fifth of the image side by side, each channel of each with its sign.
+
+  Args:
+    shape: (H, W, C).
+    draws: f32[H, W, C + 1] in [0, 1): of the tile that begins there, the channels' signs, and whether
+      it lies on its side.
+
+  Returns:
+    f32[H, W, C], of any norm.
+
+  Example:
+    >>> tiling((10, 10, 1), jnp.zeros((10, 10, 2))).shape
+    (10, 10, 1)
+
+  Source: as `patch`.
+  """
+  height, width, _ = shape
+  side = max(height // 5, 1)
+  begin = (height - 5 * side) // 2 if height >= 5 else 0
+  rows, columns = np.arange(height) - begin, np.arange(width) - begin
+  inside = lambda places, length: (places >= 0) & (places < length // side * side)
+  covered = inside(rows, height)[:, None] & inside(columns, width)[None, :]
+  rows, columns = np.maximum(rows, 0), np.maximum(columns, 0)
+  upright = patch(side)
+  upright, turned = (p[rows % side][:, columns % side] for p in (upright, upright.T))
+  draw = draws[np.minimum(rows // side, height - 1)][:, np.minimum(columns // side, width - 1)]
+  values = jnp.where(draw[..., -1:] < .5, upright[..., None], turned[..., None])
+  values = jnp.where(draw[..., :-1] < .5, -values, values)
+  return jnp.where(covered[..., None], values, 0).astype(draws.dtype)
+
+
+def move(delta: Array, side: Array, eta: Array, epsilon: Array, places: Array, draws: Array) -> Array:
+  """Empties one window, and in another adds η to what is there, with the norm that has come free.
+
+  In each channel the new window points along η + δ/‖δ‖ (δ of that window), and has the norm of both
+  windows together and the channel's share of what the image lacks to ε.
+
+  Args:
+    delta: f32[H, W, C], the change so far.
+    side: i32[], of both windows.
+    eta: f32[S, S], a patch of this side, filled up with zeros.
+    epsilon: f32[], the radius.
+    places: i32[4], first row and column of the window that is filled, then of the one emptied.
+    draws: f32[C + 1] in [0, 1): the channels' signs, and whether η lies on its side.
+
+  Returns:
+    f32[H, W, C], of norm ε.
+
+  Source: as `patch`.
+  """
+  height, width, channels = delta.shape
+  rows, columns = jnp.arange(height), jnp.arange(width)
+
+  def window(row, column):
+    down, along = rows - row, columns - column
+    return (((down >= 0) & (down < side))[:, None, None]
+            & ((along >= 0) & (along < side))[None, :, None])
+
+  filled, emptied = window(*places[:2]), window(*places[2:])
+  norm = lambda part: jnp.sqrt(jnp.sum(part ** 2, axis=(0, 1), keepdims=True))
+  eta = jnp.where(draws[-1] < .5, eta, eta.T)
+  bound = lambda steps: jnp.clip(steps, 0, len(eta) - 1)
+  placed = eta[bound(rows - places[0])][:, bound(columns - places[1]), None]
+  placed = jnp.where(filled, jnp.where(draws[:-1] < .5, -placed, placed), 0)
+  here = jnp.where(filled, delta, 0)
+  direction = placed + here / (norm(here) + 1e-12)
+  lacking = jnp.maximum(epsilon ** 2 - jnp.sum(delta ** 2), 0) / channels
+  both = norm(jnp.where(filled | emptied, delta, 0)) ** 2
+  new = direction / (norm(direction) + 1e-12) * jnp.sqrt(lacking + both)
+  return spread(jnp.where(filled, new, jnp.where(emptied, 0, delta)), epsilon)
+
+
+def spread(delta: Array, epsilon: Array) -> Array:
+  """The same direction with norm ε; zero stays zero."""
+  return delta / (jnp.sqrt(jnp.sum(delta ** 2)) + 1e-12) * epsilon
