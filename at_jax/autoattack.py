@@ -1,4 +1,4 @@
-"""AutoAttack as a part of an evaluation: on a network, shown as it goes, and safe from being killed.
+"""AutoAttack as a part of an evaluation: on a network, shown as it goes, resumed when killed.
 
 The attack itself is `attacks.autoattack`, which knows of no network, checkpoint or work directory.
 """

@@ -147,7 +147,8 @@ def test_a_killed_evaluation_goes_on_and_a_stale_state_is_not_used(tmp_path, mon
 
 
 def test_the_command_runs_it_on_a_checkpoint(tmp_path, capsys):
-  arguments = [f'{QUICK}:smoke', f'--workdir={tmp_path}', '--config.attack.norm=l2', '--config.attack.epsilon_255=100.']
+  arguments = [f'{QUICK}:smoke', f'--workdir={tmp_path}', '--config.attack.norm=l2',
+               '--config.attack.epsilon_255=100.']
   assert main.main(arguments) == 0
   attacked = "--config.evaluate.attacks=('pgd1', 'autoattack')"
   assert main.main([*arguments, attacked, '--mode=evaluate']) == 0

@@ -66,8 +66,8 @@ def square(
     correctly classified, the start among them.
 
   Raises:
-    ValueError: for another norm, fewer than one query, p_init out of its range, inputs that are no images, integer
-      inputs, x and y of different lengths.
+    ValueError: for another norm, fewer than one query, p_init out of its range, inputs that are no
+      images, integer inputs, x and y of different lengths.
 
   Example:
     >>> dark = lambda x: jnp.stack([-x.sum((1, 2)), x.sum((1, 2)) - 8.], axis=1)

@@ -1,7 +1,7 @@
 """The changes that Square proposes in L2: mass moves from one window of the image to another.
 
-Everything here is for one example of shape (H, W, C). What is drawn comes in as numbers in [0, 1), so
-that the geometry can be compared with the reference's, draw by draw.
+Everything here is for one example of shape (H, W, C). What is drawn comes in as numbers in [0, 1),
+so that the geometry can be compared with the reference's, draw by draw.
 """
 
 import functools
@@ -97,8 +97,8 @@ def tiling(shape: tuple[int, int, int], draws: Array) -> Array:
 
   Args:
     shape: (H, W, C).
-    draws: f32[H, W, C + 1] in [0, 1): of the tile that begins there, the channels' signs, and whether
-      it lies on its side.
+    draws: f32[H, W, C + 1] in [0, 1); the first rows and columns are read, one of each a tile: the
+      channels' signs, and whether it lies on its side.
 
   Returns:
     f32[H, W, C], of any norm.
@@ -124,7 +124,9 @@ def tiling(shape: tuple[int, int, int], draws: Array) -> Array:
   return jnp.where(covered[..., None], values, 0).astype(draws.dtype)
 
 
-def move(delta: Array, side: Array, eta: Array, epsilon: Array, places: Array, draws: Array) -> Array:
+def move(
+    delta: Array, side: Array, eta: Array, epsilon: Array, places: Array, draws: Array
+) -> Array:
   """Empties one window, and in another adds η to what is there, with the norm that has come free.
 
   In each channel the new window points along η + δ/‖δ‖ (δ of that window), and has the norm of both

@@ -1,4 +1,4 @@
-"""Weights of PyTorch models, as the state dicts that robust models are published as, without PyTorch.
+"""Weights of PyTorch models, as the state dicts that are published, read without PyTorch.
 
 >>> from at_jax import models
 >>> model = models.SmallCNN(num_outputs=10)
