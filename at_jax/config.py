@@ -28,7 +28,12 @@ def default() -> ml_collections.ConfigDict:
   c.seed = 0
   c.epochs = 130
   c.batch_size = 128  # over all devices
-  c.loss = 'pgd_at'  # or 'standard', training on clean examples
+  # 'standard' (clean examples), 'pgd_at', 'trades', 'gair_trades', 'mart' or 'consistency' (on
+  # PGD-AT). It also decides what the inner maximisation maximises, and from which start.
+  c.loss = 'pgd_at'
+  c.beta = 6.0  # of the loss's regulariser, where it has one: TRADES' β, MART's, Consistency's λ
+  c.consistency_temperature = 0.5
+  c.awp_gamma = 0.0  # of adversarial weight perturbation, from the first step; 0 is none
   c.log_every_steps = 50
 
   c.dataset = ml_collections.ConfigDict()
@@ -48,6 +53,21 @@ def default() -> ml_collections.ConfigDict:
   c.attack.epsilon_255 = 8.0
   c.attack.step_size_255 = 2.0
   c.attack.num_steps = 10
+  # Friendly PGD: from epoch friendly_epochs[i] on an example stops friendly_taus[i + 1] steps past the
+  # boundary, before the first of them friendly_taus[0]; () never stops an example.
+  c.attack.friendly_taus = ()
+  c.attack.friendly_epochs = ()
+
+  c.weights = ml_collections.ConfigDict()  # of examples
+  c.weights.kind = 'none'  # 'geometry' (GAIRAT), 'margin' (MAIL) or 'class_wise'
+  c.weights.on = 'fit'  # the term that they multiply: 'fit', 'regulariser' or 'both'
+  c.weights.start_epoch = 60  # each example counts the same before
+  c.weights.lam = -1.0  # geometry: λ; inf is no weights
+  c.weights.form = 'tanh'  # geometry: or 'sigmoid', 'discrete'
+  c.weights.normalized = True  # geometry: mean 1 over the batch
+  c.weights.bias = -0.5  # margin: b
+  c.weights.slope = 10.0  # margin: s
+  c.weights.base = 0.5  # class_wise: the larger, the flatter
 
   c.dummy = ml_collections.ConfigDict()  # DUCAT
   c.dummy.enabled = False
@@ -57,7 +77,8 @@ def default() -> ml_collections.ConfigDict:
   c.dummy.alpha = 1.0
   c.dummy.attack_logits = 'raw'  # what the inner maximisation sees: all 2C, or the folded C
 
-  c.optimizer = ml_collections.ConfigDict()  # SGD
+  c.optimizer = ml_collections.ConfigDict()  # SGD; under 'entropy_sgd' it moves the anchors
+  c.optimizer.name = 'sgd'  # or 'entropy_sgd'
   c.optimizer.learning_rate = 0.1
   c.optimizer.momentum = 0.9
   c.optimizer.weight_decay = 5e-4
@@ -65,6 +86,14 @@ def default() -> ml_collections.ConfigDict:
   c.optimizer.decay_epochs = (100, 105)  # where 'piecewise' multiplies by decay_factor
   c.optimizer.decay_factor = 0.1
   c.optimizer.ema_decay = 0.0  # of averaged weights, which are then what is evaluated; 0 is none
+  c.optimizer.swa_start_epoch = 0  # averages the ends of epochs from this one on instead; 0 is none
+  c.optimizer.entropy = ml_collections.ConfigDict()  # the inner loop: fields of transforms.entropy_sgd
+  c.optimizer.entropy.inner_steps = 20  # 0 leaves the outer SGD alone
+  c.optimizer.entropy.inner_learning_rate = 0.1
+  c.optimizer.entropy.gamma = 0.03
+  c.optimizer.entropy.scoping = 1e-3
+  c.optimizer.entropy.noise = 1e-4
+  c.optimizer.entropy.momentum = 0.9
 
   c.validate = ml_collections.ConfigDict()  # PGD on the validation split chooses the best checkpoint
   c.validate.every_epochs = 1
@@ -111,8 +140,12 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if 'normalize' in c.model:
     del c.model.normalize
   c.attack.num_steps = c.validate.num_steps = 1
-  c.dummy.start_epoch = 1
+  c.dummy.start_epoch = c.weights.start_epoch = 1
+  c.attack.friendly_taus = c.attack.friendly_taus[:2]
+  c.attack.friendly_epochs = c.attack.friendly_epochs[:1] and (1,)
   c.optimizer.decay_epochs = (1,)
+  c.optimizer.swa_start_epoch = min(c.optimizer.swa_start_epoch, 1)
+  c.optimizer.entropy.inner_steps = min(c.optimizer.entropy.inner_steps, 2)
   c.log_every_steps = 1
   c.validate.update(batch_size=1384, every_epochs=1)
   c.evaluate.update(attacks=('fgsm', 'pgd2'), num_examples=16, batch_size=16)

@@ -20,8 +20,8 @@ from at_jax import network as network_lib
 from at_jax import sharding
 
 Array = jax.Array
-# (logits_fn, x, y, key, index) -> x'
-Attack = Callable[..., Array]
+# (logits_fn, x, y, key, index, tau=None) -> AttackResult
+Attack = Callable[..., attacks.AttackResult]
 # (what is running, examples done, examples in all, accuracy so far) -> None
 Progress = Callable[[str, int, int, float], None]
 
@@ -72,18 +72,18 @@ def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
     random_start: of `attacks.pgd`.
 
   Returns:
-    `(logits_fn, x, y, key, index) -> x'`.
+    `(logits_fn, x, y, key, index, tau=None) -> AttackResult`; tau is that of friendly PGD.
 
   Example:
     >>> attack = pgd(norm='linf', epsilon=.1, step_size=.1, num_steps=1)
-    >>> attack(lambda x: x, jnp.zeros((1, 2)), jnp.array([0]), jax.random.key(0), None).shape
+    >>> attack(lambda x: x, jnp.zeros((1, 2)), jnp.array([0]), jax.random.key(0), None).x.shape
     (1, 2)
 
   Source: `attacks.pgd`.
   """
-  def attack(logits_fn, x, y, key, index):
+  def attack(logits_fn, x, y, key, index, tau=None):
     return attacks.pgd(logits_fn, x, y, key, epsilon=epsilon, step_size=step_size, norm=norm,
-                       num_steps=num_steps, random_start=random_start, index=index).x
+                       num_steps=num_steps, random_start=random_start, tau=tau, index=index)
   return attack
 
 
@@ -109,7 +109,7 @@ def standing(
     variables: its variables.
     split: the examples.
     key: a PRNG key; an example draws by its place in `split`.
-    attack: `(logits_fn, x, y, key, index) -> x'`, or None for clean examples.
+    attack: `(logits_fn, x, y, key, index) -> AttackResult`, or None for clean examples.
     attacked_logits: `(variables, x) -> logits`, what the attack looks at: `network.deployed` or
       `network.logits`.
     among: bool[N], the examples to look at; the others count as fallen.
@@ -132,7 +132,7 @@ def standing(
     x, y, index = sharding.spread(
         (data.to_unit(split.images[filled]), split.labels[filled], filled.astype(np.int32)))
     if attack is not None:
-      x = attack(jax.tree_util.Partial(attacked_logits, variables), x, y, key, index)
+      x = attack(jax.tree_util.Partial(attacked_logits, variables), x, y, key, index).x
     result[places] = np.asarray(_correct(network.deployed, variables, x, y))[:len(places)]
     done = begin + len(places)
     progress(done, len(chosen), float(among.mean() * result.sum() / done))

@@ -149,7 +149,8 @@ def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
       name, before = run_lib.phase(c, call.epoch), step
       if name not in functions:
         functions[name] = sharding.train_steps(run_lib.recipe(run, name))
-      state, numbers = functions[name](state, images, labels, call.order, run.keys['train'])
+      state, numbers = functions[name](state, images, labels, call.order, run.keys['train'],
+                                       run_lib.epoch_values(c, call.epoch))
       numbers = jax.device_get(numbers)
       _check_finite(numbers.finite, before, workdir)
       step += len(call.order)
@@ -171,8 +172,8 @@ def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
         clean, robust = _validate(run, state)
         metrics.write(step, validation_clean=clean, validation_robust=robust)
         note = f'validation clean {clean:.3f}, robust {robust:.3f}'
-        # Only the final phase counts: DUCAT's best would else be the plain model from before it.
-        score = robust if name == run_lib.phase(c, c.epochs - 1) else None
+        # DUCAT's best would else be the plain model from before it.
+        score = robust if run_lib.begun(c, call.epoch) else None
       if validates or stop or step == total or passed(c.checkpoint.every_steps
                                                       or run.steps_per_epoch):
         store.save(step, sharding.unreplicate(state),
