@@ -131,10 +131,11 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   Source: ours.
   """
   c = config.copy_and_resolve_references()
-  c.epochs, c.batch_size = 2, 16
-  c.dataset.update(name='digits', num_classes=10, validation_size=1384, pad=1)
+  # One batch an epoch; and one batch shape for all attacks of an evaluation, which compiles once.
+  c.epochs, c.batch_size = 2, 1384
+  c.dataset.update(name='digits', num_classes=10, validation_size=16, pad=1)
   if c.model.name != 'SmallCNN':
-    c.model.width = 4
+    c.model.update(width=4, stage_sizes=(1, 1))
   else:
     c.model.update(features=(4, 4), hidden=(8,), padding='SAME')
   if 'normalize' in c.model:
@@ -147,8 +148,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.optimizer.swa_start_epoch = min(c.optimizer.swa_start_epoch, 1)
   c.optimizer.entropy.inner_steps = min(c.optimizer.entropy.inner_steps, 2)
   c.log_every_steps = 1
-  c.validate.update(batch_size=1384, every_epochs=1)
-  c.evaluate.update(attacks=('fgsm', 'pgd2'), num_examples=16, batch_size=16)
+  c.validate.update(batch_size=16, every_epochs=1)
+  c.evaluate.update(attacks=('pgd1',), num_examples=16, batch_size=16)
   return c
 
 

@@ -139,11 +139,12 @@ class Progress:
     total: examples in all.
     done: examples done before.
     every: seconds between lines where there is no terminal.
-    file: where it is shown.
+    file: where it is shown; by default stderr.
   """
 
   def __init__(self, title: str, total: int, *, done: int = 0, every: float = 10,
-               file: TextIO = sys.stderr):
+               file: TextIO | None = None):
+    file = file or sys.stderr
     self._title, self._total, self._done, self._every = title, total, done, every
     self._file, self._begin, self._before, self._shown = file, time.monotonic(), done, 0.0
     self._bar = None

@@ -2,9 +2,9 @@
 
   python -m at_jax.main --config=configs/ducat_aware_cifar10.py
 
+Source: ours; all but the attack as ducat_cifar10.py. No published numbers.
 The released method attacks the raw 2C logits while it trains, and so never meets an attack that
-knows of the dummies. Here the inner maximisation runs on the folded logits. Ours: everything else as
-in ducat_cifar10.py. No published numbers.
+knows of the dummies. Here the inner maximisation runs on the folded logits.
 Measured: not yet.
 """
 

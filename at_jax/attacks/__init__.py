@@ -13,11 +13,18 @@ Any function `f32[B, ...] -> f32[B, C]` from inputs to logits can be attacked:
 """
 
 from at_jax.attacks import balls
+from at_jax.attacks import checks
 from at_jax.attacks import losses
+from at_jax.attacks.apgd import apgd
+from at_jax.attacks.autoattack import autoattack
+from at_jax.attacks.autoattack import AutoAttackResult
+from at_jax.attacks.fab import fab
 from at_jax.attacks.pgd import AttackResult
 from at_jax.attacks.pgd import beside
 from at_jax.attacks.pgd import fgsm
 from at_jax.attacks.pgd import LogitsFn
 from at_jax.attacks.pgd import pgd
+from at_jax.attacks.square import square
 
-__all__ = ['AttackResult', 'LogitsFn', 'balls', 'beside', 'fgsm', 'losses', 'pgd']
+__all__ = ['AttackResult', 'AutoAttackResult', 'LogitsFn', 'apgd', 'autoattack', 'balls', 'beside',
+           'checks', 'fab', 'fgsm', 'losses', 'pgd', 'square']

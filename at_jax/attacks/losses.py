@@ -1,13 +1,19 @@
 """What an attack maximises: functions `(logits f32[B, C], y i32[B]) -> f32[B]`.
 
 An attack takes any such function. None of them averages over the batch: every example is attacked on
-its own, and a mean would scale its gradient by the number of its neighbours.
+its own, and a mean would scale its gradient by the number of its neighbours. Losses with a parameter
+are made by functions that return the same object for the same number, so that jit, which compares
+losses by identity, compiles an attack once.
 """
+
+from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+LossFn = Callable[[Array, Array], Array]
 
 
 def _at(logits: Array, y: Array) -> Array:
@@ -60,3 +66,159 @@ def margin(logits: Array, y: Array) -> Array:
   (f_6, without its clipping).
   """
   return jnp.max(_without(logits, y), axis=-1) - _at(logits, y)
+
+
+def dlr(logits: Array, y: Array) -> Array:
+  """Difference of logits ratio, −(z_y − max_{j≠y} z_j) / (z_π1 − z_π3), π sorting z downwards.
+
+  Neither a shift nor a positive scale of the logits changes it, so it does not vanish where a model
+  is made to be over-confident. With fewer than three classes there is no z_π3: it is then `margin`.
+
+  Args:
+    logits: f32[B, C], C ≥ 2.
+    y: i32[B], the true classes.
+
+  Returns:
+    f32[B], at least −1 for C ≥ 3; positive where the prediction is wrong, and then without bound.
+
+  Example:
+    >>> print(dlr(jnp.array([[3., 1., 2., 0.]]), jnp.array([0])))
+    [-0.5]
+
+  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+  Parameter-free Attacks, 2020, section 4.2; the case of two classes: ours.
+  """
+  if logits.shape[-1] < 3:
+    return margin(logits, y)
+  top, classes = jax.lax.top_k(logits, 3)
+  rival = jnp.where(classes[:, 0] == y, top[:, 1], top[:, 0])
+  return -(_at(logits, y) - rival) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
+  """DLR towards one class, −(z_y − z_t) / (z_π1 − (z_π3 + z_π4) / 2), π sorting z downwards.
+
+  With fewer than four classes there is no z_π4: it is then z_t − z_y.
+
+  Args:
+    logits: f32[B, C], C ≥ 2.
+    y: i32[B], the true classes.
+    target: i32[B], the classes t to reach.
+
+  Returns:
+    f32[B].
+
+  Example:
+    >>> print(targeted_dlr(jnp.array([[3., 1., 2., 0.]]), jnp.array([0]), jnp.array([2])))
+    [-0.4]
+
+  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+  Parameter-free Attacks, 2020, section 4.3; the case of two or three classes: ours.
+  """
+  gap = _at(logits, y) - _at(logits, target)
+  if logits.shape[-1] < 4:
+    return -gap
+  top = jax.lax.top_k(logits, 4)[0]
+  return -gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+@functools.cache
+def scaled(scale: float) -> LossFn:
+  """Cross-entropy at temperature T = 1/scale, as its bracket: T · logsumexp_{j≠y}(z_j/T) − z_y.
+
+  The gradient of −log softmax(z/T)_y is a positive number times the gradient of this, so both rise
+  along the same directions; but that number, (1 − p_y)/T, underflows to zero on confident examples,
+  which looks like robustness and is not. The bracket's does not. As scale → ∞ it becomes `margin`.
+
+  Args:
+    scale: 1/T > 0; 1 is cross-entropy's direction.
+
+  Returns:
+    A loss; the same object for the same scale.
+
+  Raises:
+    ValueError: if scale is not above 0.
+
+  Example:
+    >>> print(scaled(50.)(jnp.array([[3., 1., 2.]]), jnp.array([0])))
+    [-1.]
+
+  Source: after Tian et al., Analysis and Applications of Class-wise Robustness in Adversarial
+  Training, 2021 (Temperature-PGD); the bracket: ours.
+  """
+  _check_scale(scale)
+
+  def loss(logits: Array, y: Array) -> Array:
+    return jax.nn.logsumexp(scale * _without(logits, y), axis=-1) / scale - _at(logits, y)
+
+  return loss
+
+
+@functools.cache
+def masking_scaled(scale: float) -> LossFn:
+  """−log softmax(scale · z)_y as it is usually written: a diagnostic of masked gradients, no attack.
+
+  Where `scaled(scale)` finds adversarial examples and this does not, the gradient has underflowed.
+
+  Args:
+    scale: 1/T > 0.
+
+  Returns:
+    A loss; the same object for the same scale.
+
+  Raises:
+    ValueError: if scale is not above 0.
+
+  Example:
+    >>> confident = lambda z: masking_scaled(50.)(z, jnp.array([0]))[0]
+    >>> print(jax.grad(confident)(jnp.array([[3., 0., 0.]])))
+    [[0. 0. 0.]]
+
+  Source: Tian et al., Analysis and Applications of Class-wise Robustness in Adversarial Training,
+  2021.
+  """
+  _check_scale(scale)
+
+  def loss(logits: Array, y: Array) -> Array:
+    return cross_entropy(scale * logits, y)
+
+  return loss
+
+
+@functools.cache
+def dummy_margin(weight: float) -> LossFn:
+  """Weighted margin over real and dummy classes, max_{j∉{y,y+C}} z_j − λ z_y − (1−λ) z_{y+C}.
+
+  For models with 2C logits where class c + C is the dummy of c and either counts as c: an attack that
+  only leaves y may end in y + C, which is still the right answer. This one leaves both.
+
+  Args:
+    weight: λ in 0..1, how much of the push is against the true class, the rest against its dummy.
+
+  Returns:
+    A loss of logits f32[B, 2C], C ≥ 2, and y i32[B] in 0..C−1; the same object for the same weight.
+
+  Raises:
+    ValueError: if weight is not in 0..1.
+
+  Example:
+    >>> print(dummy_margin(.5)(jnp.array([[3., 1., 2., 0.]]), jnp.array([0])))
+    [-1.5]
+
+  Source: ours, after the dummy classes of Wang et al., New Paradigm of Adversarial Training: Breaking
+  Inherent Trade-Off between Accuracy and Robustness via Dummy Classes, 2024.
+  """
+  if not 0 <= weight <= 1:
+    raise ValueError(f'weight = {weight}: use a number from 0 to 1')
+
+  def loss(logits: Array, y: Array) -> Array:
+    dummy = y + logits.shape[-1] // 2
+    rival = jnp.max(_without(_without(logits, y), dummy), axis=-1)
+    return rival - weight * _at(logits, y) - (1 - weight) * _at(logits, dummy)
+
+  return loss
+
+
+def _check_scale(scale: float) -> None:
+  if not scale > 0:
+    raise ValueError(f'scale = {scale}: use a number above 0')

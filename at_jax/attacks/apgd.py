@@ -1,0 +1,312 @@
+"""Auto-PGD: projected gradient ascent with momentum that finds its own step size."""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from at_jax.attacks import balls
+from at_jax.attacks import loops
+from at_jax.attacks import losses
+from at_jax.attacks import schedule
+from at_jax.attacks import steppers
+from at_jax.attacks.pgd import AttackResult
+
+Array = jax.Array
+_RISES = .75        # halve when the loss rose in at most this share of a window
+_MOMENTUM = .25
+_SPARSITY = .2      # L1: share of entries the first step moves
+_LEAST_STEP = 10.   # L1: the step size stays above ε over this
+_SHRINK = 1.5       # L1: by what the step size and the sparsity shrink
+
+
+class State(NamedTuple):
+  """Where each example stands. Images are f32[B, ...], the rest [B]."""
+  count: Array          # gradients taken
+  found: Array
+  x_adv: Array          # the latest misclassified iterate
+  loss_adv: Array
+  x: Array              # where the next gradient is taken
+  x_old: Array          # where the last move began
+  x_best: Array         # the iterate of highest loss, its gradient and its loss
+  gradient_best: Array
+  loss_best: Array
+  loss_last: Array
+  loss_checked: Array   # the highest loss at the last check
+  rises: Array          # how often the loss rose since
+  halved: Array         # whether that check halved the step
+  step_size: Array
+  sparsity: Array       # L1: the share of entries to move, and
+  moved: Array          # how many entries differed from x at the last check
+  kappa: Array
+  blind: Array          # gradients that were zero in every entry
+  loss_start: Array
+
+
+def apgd(
+    logits_fn: steppers.LogitsFn,
+    x: Array,
+    y: Array,
+    key: Array,
+    *,
+    epsilon: float | Array,
+    norm: str = 'linf',
+    num_steps: int = 100,
+    loss: Callable[..., Array] = losses.cross_entropy,
+    target: Array | None = None,
+    bounds: tuple[float, float] = (0., 1.),
+    start: Array | None = None,
+    large_start: bool = False,
+    eot: int = 0,
+    index: Array | None = None,
+) -> AttackResult:
+  """Auto-PGD: x ← P(x + ¾(z − x) + ¼(x − x_old)), z = P(x + α · direction of ∇ loss(f(x), y)).
+
+  α begins at 2ε and is halved, at checks that come ever more often, when the loss rose in too few
+  steps or its best value stood still; the search then goes on from the best point. In L1 there is no
+  momentum, α begins at ε, and a step moves only the entries of largest gradient, as many as the best
+  point's sparsity suggests. Composes inside the caller's jit, vmap and pmap.
+
+  Args:
+    logits_fn: from f32[B, ...] to logits f32[B, C]; with `eot`, see there.
+    x: f32[B, ...], inputs within `bounds`.
+    y: i32[B], true classes.
+    key: a PRNG key, for the start.
+    epsilon: radius, a number or f32[B]. Traced.
+    norm: 'linf', 'l2' or 'l1'. Static.
+    num_steps: at least 1; one gradient more is taken. Static.
+    loss: `(logits, y) -> f32[B]`, maximised; with `target`, `(logits, y, target) -> f32[B]`. Static.
+    target: i32[B], for targeted losses. Success is any misclassification all the same.
+    bounds: the smallest and the largest value an input may take; both finite in L1.
+    start: f32[B, ...], begin there instead of at a random point.
+    large_start: L1 only: 30 % of the steps in the ball of 3ε, 30 % in 2ε, the rest in ε.
+    eot: if above 0, the model is random: `logits_fn(x, key)` is called for every example by itself,
+      and gradients are averages over this many calls.
+    index: i32[B], what each example folds into `key`; by default its place in the batch.
+
+  Returns:
+    An `AttackResult`: where it succeeded the latest misclassified iterate, else the iterate of
+    highest loss; `kappa` in 0..num_steps + 1.
+
+  Raises:
+    ValueError: for an unknown norm, fewer than one step, integer inputs, x and y of different
+      lengths.
+
+  Example:
+    >>> w = jnp.array([[1., -1.], [-1., 1.]])
+    >>> x, y = jnp.array([[.5, .375], [.25, .875]]), jnp.array([0, 1])
+    >>> result = apgd(lambda x: x @ w, x, y, jax.random.key(0), epsilon=.125, num_steps=10)
+    >>> print(result.success, result.x[1])
+    [ True False] [0.375 0.75 ]
+
+  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+  Parameter-free Attacks, 2020, section 3; L1: Croce and Hein, Mind the Box, 2021, section 3.
+  """
+  attack = stepper(norm=norm, num_steps=num_steps, loss=loss, targeted=target is not None,
+                   large_start=large_start, eot=eot)
+  problem = steppers.make_problem(
+      x, y, key, epsilon=epsilon, bounds=bounds, target=target, index=index)
+  state = steppers.begin(problem, stepper=attack)
+  if start is not None:
+    state = state._replace(x=jnp.clip(jnp.asarray(start, problem.x.dtype), *problem.bounds))
+  state = steppers.resume(steppers.as_partial(logits_fn), problem, state, stepper=attack)
+  best = steppers.where(state.found, (state.x_adv, state.loss_adv), (state.x_best, state.loss_best))
+  return AttackResult(best[0], state.found, state.kappa, best[1])
+
+
+@functools.cache
+def stepper(
+    *, norm: str, num_steps: int = 100, loss: Callable[..., Array] = losses.cross_entropy,
+    targeted: bool = False, large_start: bool = False, eot: int = 0,
+) -> steppers.Stepper:
+  """APGD as a stepper; the options are those of `apgd`, `targeted` says that the loss takes targets.
+
+  Args:
+    norm: 'linf', 'l2' or 'l1'.
+    num_steps: at least 1.
+    loss: what is maximised.
+    targeted: whether it is called with the problem's targets.
+    large_start: L1 only.
+    eot: passes a gradient is averaged over, 0 for a model that is not random.
+
+  Returns:
+    A `Stepper` of one step a gradient; the same object for the same options.
+
+  Raises:
+    ValueError: for an unknown norm or fewer than one step.
+
+  Example:
+    >>> stepper(norm='linf', num_steps=100).length
+    101
+
+  Source: as `apgd`.
+  """
+  if norm not in ('linf', 'l2', 'l1'):
+    raise ValueError(f'norm = {norm!r}: use one of linf, l2, l1')
+  if num_steps < 1:
+    raise ValueError(f'num_steps = {num_steps}: use a whole number above 0')
+  table = schedule.table(num_steps, norm, large_start)
+  check, move = (_check_l1, _move_l1) if norm == 'l1' else (_check, _move)
+
+  def init(problem: steppers.Problem) -> State:
+    return jax.vmap(lambda x, key, epsilon: _init(
+        x, key, epsilon * table.radius[0], problem.bounds, norm))(
+            problem.x, problem.key, problem.epsilon)
+
+  def step(logits_fn, problem: steppers.Problem, state: State) -> State:
+    gradient, value, logits = _differentiate(logits_fn, problem, state, loss, targeted, eot)
+    wrong = ~steppers.is_correct(logits, problem.y)
+
+    def update(state, x, epsilon, gradient, value, wrong):
+      stage = jax.tree.map(lambda column: jnp.asarray(column)[state.count], table)
+      radius = epsilon * stage.radius
+      state = _record(state, stage, x, gradient, value, wrong)
+      state = _open(state, stage, x, radius, value, norm, large_start)
+      state, gradient = check(state, stage, x, radius, gradient)
+      moved = move(state, stage, x, radius, gradient, problem.bounds, norm)
+      if large_start:
+        again = _project(state.x_best, x, epsilon * stage.next_radius, problem.bounds, norm)
+        moved = jnp.where(stage.last, again, moved)
+      return state._replace(x=moved, x_old=state.x, count=state.count + 1)
+
+    return jax.vmap(update)(state, problem.x, problem.epsilon, gradient, value, wrong)
+
+  return steppers.Stepper(init, step, len(table.first))
+
+
+def _init(x, key, epsilon, bounds, norm) -> State:
+  zero, zeros = jnp.zeros((), x.dtype), jnp.zeros_like(x)
+  start = _draw(x, key, epsilon, bounds, norm)
+  return State(
+      count=jnp.array(0), found=jnp.array(False), x_adv=x, loss_adv=zero, x=start, x_old=start,
+      x_best=start, gradient_best=zeros, loss_best=zero, loss_last=zero, loss_checked=zero,
+      rises=jnp.array(0), halved=jnp.array(True), step_size=zero, sparsity=zero, moved=zero,
+      kappa=jnp.array(0), blind=jnp.array(0), loss_start=zero)
+
+
+def _draw(x, key, epsilon, bounds, norm) -> Array:
+  if norm == 'linf':
+    # Stretched until one entry lies on the boundary of the ball.
+    draw = jax.random.uniform(key, x.shape, x.dtype, -1, 1)
+    delta = epsilon * draw / (jnp.max(jnp.abs(draw)) + 1e-12)
+  else:
+    draw = jax.random.normal(key, x.shape, x.dtype)
+    delta = epsilon * balls.l2.ascend(draw) if norm == 'l2' else draw
+  return _project(x + delta, x, epsilon, bounds, norm)
+
+
+def _project(point, x, epsilon, bounds, norm) -> Array:
+  low, high = bounds
+  if norm == 'l1':
+    delta = balls.project_l1_box(point - x, epsilon, low - x, high - x)
+    return jnp.clip(x + delta, low, high)
+  return jnp.clip(x + getattr(balls, norm).project(point - x, epsilon), low, high)
+
+
+def _differentiate(logits_fn, problem, state, loss, targeted, eot):
+  labels = (problem.y, problem.target) if targeted else (problem.y,)
+
+  def objective(x, keys):
+    logits = jax.vmap(lambda x, k: logits_fn(x[None], k)[0])(x, keys) if eot else logits_fn(x)
+    value = loss(logits, *labels)
+    return jnp.sum(value), (value, logits)
+
+  differentiate = jax.grad(objective, has_aux=True)
+  if not eot:
+    gradient, (value, logits) = differentiate(state.x, None)
+    return gradient, value, logits
+
+  def one_pass(carry):
+    n, total, _, _ = carry
+    fold = jax.vmap(lambda key, count: jax.random.fold_in(jax.random.fold_in(key, count), n))
+    gradient, (value, logits) = differentiate(state.x, fold(problem.key, state.count))
+    return n + 1, total + gradient, value, logits
+
+  value, logits = jax.eval_shape(lambda: objective(state.x, problem.key)[1])
+  empty = (jnp.array(0), jnp.zeros_like(state.x),
+           jnp.zeros(value.shape, value.dtype), jnp.zeros(logits.shape, logits.dtype))
+  # The value and the logits are the last pass's alone, as in the reference.
+  _, total, value, logits = loops.repeat(one_pass, empty, eot)
+  return total / eot, value, logits
+
+
+def _record(state, stage, x, gradient, value, wrong) -> State:
+  """Keeps what this gradient's point is worth: one example."""
+  better = stage.first | (value > state.loss_best)
+  hit = wrong & (stage.radius == 1)
+  return state._replace(
+      found=state.found | hit,
+      x_adv=jnp.where(hit, state.x, state.x_adv),
+      loss_adv=jnp.where(hit, value, state.loss_adv),
+      x_best=jnp.where(better, state.x, state.x_best),
+      gradient_best=jnp.where(better, gradient, state.gradient_best),
+      loss_best=jnp.where(better, value, state.loss_best),
+      rises=state.rises + (value > state.loss_last),
+      loss_last=value,
+      kappa=state.kappa + ~wrong,
+      blind=state.blind + jnp.all(gradient == 0),
+      loss_start=jnp.where(state.count == 0, value, state.loss_start))
+
+
+def _open(state, stage, x, radius, value, norm, large_start) -> State:
+  """At the first gradient of a run, sets what its checks look at."""
+  fresh = functools.partial(jnp.where, stage.first)
+  moved = jnp.sum(state.x != x).astype(x.dtype) if large_start else jnp.array(x.size, x.dtype)
+  return state._replace(
+      # A run's first comparison is with 0, not with the loss at the start: the reference compares
+      # with the last entry of a record that is still empty. Cross-entropy thus always rises once.
+      rises=fresh(0, state.rises),
+      loss_last=fresh(0, state.loss_last),
+      loss_checked=fresh(value, state.loss_checked),
+      halved=fresh(True, state.halved),
+      step_size=fresh((1 if norm == 'l1' else 2) * radius, state.step_size),
+      sparsity=fresh(moved / x.size / _SHRINK if large_start else _SPARSITY, state.sparsity),
+      moved=fresh(moved, state.moved))
+
+
+def _check(state, stage, x, radius, gradient):
+  del x, radius
+  check = stage.window > 0
+  stuck = ~state.halved & (state.loss_checked >= state.loss_best)
+  halve = (state.rises <= _RISES * stage.window) | stuck
+  back = check & halve
+  state = state._replace(
+      x=jnp.where(back, state.x_best, state.x),
+      step_size=jnp.where(back, state.step_size / 2, state.step_size),
+      halved=jnp.where(check, halve, state.halved),
+      loss_checked=jnp.where(check, state.loss_best, state.loss_checked),
+      rises=jnp.where(check, 0, state.rises))
+  return state, jnp.where(back, state.gradient_best, gradient)
+
+
+def _check_l1(state, stage, x, radius, gradient):
+  check = stage.window > 0
+  moved = jnp.sum(state.x_best != x).astype(x.dtype)
+  sparser = moved < .95 * state.moved
+  step_size = jnp.where(sparser, radius, state.step_size / _SHRINK)
+  back = check & sparser
+  state = state._replace(
+      x=jnp.where(back, state.x_best, state.x),
+      step_size=jnp.where(check, jnp.clip(step_size, radius / _LEAST_STEP, radius), state.step_size),
+      sparsity=jnp.where(check, moved / x.size / _SHRINK, state.sparsity),
+      moved=jnp.where(check, moved, state.moved))
+  return state, jnp.where(back, state.gradient_best, gradient)
+
+
+def _move(state, stage, x, radius, gradient, bounds, norm) -> Array:
+  direction = getattr(balls, norm).ascend(gradient)
+  ahead = _project(state.x + state.step_size * direction, x, radius, bounds, norm)
+  share = jnp.where(stage.first, 0, _MOMENTUM)
+  blend = state.x + (ahead - state.x) * (1 - share) + (state.x - state.x_old) * share
+  return _project(blend, x, radius, bounds, norm)
+
+
+def _move_l1(state, stage, x, radius, gradient, bounds, norm) -> Array:
+  del stage
+  size = jnp.abs(gradient)
+  place = jnp.clip((1 - state.sparsity) * x.size, 0, x.size - 1).astype(jnp.int32)
+  direction = jnp.where(size >= jnp.sort(size.reshape(-1))[place], jnp.sign(gradient), 0)
+  direction = direction / (jnp.sum(jnp.abs(direction)) + 1e-10)
+  return _project(state.x + state.step_size * direction, x, radius, bounds, norm)

@@ -1,0 +1,221 @@
+"""AutoAttack: four attacks without parameters to tune, and their worst case for each example.
+
+This is a driver on the host, not a pure function: it deals examples to compiled batches, reports and
+saves. The attacks it drives (`apgd`, `fab`, `square`) compose like any other function.
+"""
+
+from collections.abc import Callable
+import functools
+import os
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from at_jax.attacks import checks
+from at_jax.attacks import ensemble
+from at_jax.attacks import refill
+from at_jax.attacks import saves
+from at_jax.attacks import steppers
+
+Array = jax.Array
+
+
+class AutoAttackResult(NamedTuple):
+  """What AutoAttack found.
+
+  Attributes:
+    x: f32[N, ...], a misclassified point within ε where there is one, else the input itself.
+    robust: bool[N], classified correctly as it is and under every attack; its mean is the robust
+      accuracy.
+    clean: bool[N], classified correctly as it is.
+    components: for each attack, in the order they ran, bool[N]: robust after it (with
+      `cascade=False`: under it alone).
+    warnings: reasons to doubt the numbers.
+    seconds: for each attack, its time, compilation included.
+  """
+  x: np.ndarray
+  robust: np.ndarray
+  clean: np.ndarray
+  components: dict[str, np.ndarray]
+  warnings: tuple[str, ...]
+  seconds: dict[str, float]
+
+
+class Progress(NamedTuple):
+  """Where an evaluation is.
+
+  Attributes:
+    attack: the attack that runs.
+    done: how many of its runs have been taken up, of
+    total: this many.
+    accuracy: robust accuracy so far, in 0..1.
+    seconds: since this attack began.
+  """
+  attack: str
+  done: int
+  total: int
+  accuracy: float
+  seconds: float
+
+
+def autoattack(
+    logits_fn: steppers.LogitsFn,
+    x: Array,
+    y: Array,
+    key: Array,
+    *,
+    epsilon: float | Array,
+    norm: str = 'linf',
+    version: str = 'standard',
+    attacks: tuple[str, ...] | None = None,
+    batch_size: int = 250,
+    bounds: tuple[float, float] = (0., 1.),
+    index: Array | None = None,
+    num_steps: int = 100,
+    num_queries: int = 5000,
+    cascade: bool = True,
+    search_fn: steppers.LogitsFn | None = None,
+    state_path: str | os.PathLike | None = None,
+    save_every: float = 60.,
+    progress: Callable[[Progress], None] | None = None,
+) -> AutoAttackResult:
+  """Robust accuracy by an ensemble: an example is robust if no attack of the version changes its class.
+
+  'standard' is APGD on cross-entropy, APGD on targeted DLR and FAB-T against the 9 likeliest other
+  classes, and Square with 5,000 queries; 'plus' adds APGD on DLR and FAB, with 5 restarts; 'rand' is
+  for random models. Each attack starts from the clean input of what is still robust. Examples are
+  attacked in batches of a fixed size; one that falls leaves at once and the next takes its seat. What
+  an example draws depends on `key` and its index alone.
+
+  Args:
+    logits_fn: from f32[B, ...] to logits f32[B, C]; with version='rand' it is called for each example
+      by itself as `logits_fn(x, key)`.
+    x: f32[N, ...], inputs within `bounds`; images [N, H, W, C] for Square.
+    y: i32[N], true classes.
+    key: a PRNG key.
+    epsilon: radius, a number or f32[N].
+    norm: 'linf', 'l2' or 'l1'. Square exists for 'linf' only; it is left out, with a warning.
+    version: 'standard', 'plus' or 'rand'.
+    attacks: names of attacks to run instead of the version's: apgd-ce, apgd-dlr, apgd-t, fab, fab-t,
+      square.
+    batch_size: how many examples are attacked side by side.
+    bounds: the smallest and the largest value an input may take.
+    index: i32[N], what each example folds into `key`; by default its place in x.
+    num_steps: of APGD and FAB. Published numbers are with 100.
+    num_queries: of Square. Published numbers are with 5,000.
+    cascade: attack only what the attacks before left robust; else every attack gets all examples
+      that are classified correctly.
+    search_fn: search on this function instead, for example one that computes in bfloat16; only what
+      logits_fn confirms is counted.
+    state_path: a file to write the state to. If it exists the evaluation goes on from it.
+    save_every: seconds between writes.
+    progress: called with a `Progress` after every compiled call.
+
+  Returns:
+    An `AutoAttackResult` of numpy arrays.
+
+  Raises:
+    ValueError: for an unknown norm, version or attack, no examples, integer inputs, x and y of
+      different lengths, or a state file of another evaluation.
+
+  Example:
+    >>> w = jnp.array([[1., -1.], [-1., 1.]])
+    >>> x, y = jnp.array([[.5, .4], [.2, .9]]), jnp.array([0, 1])
+    >>> result = autoattack(lambda x: x @ w, x, y, jax.random.key(0), epsilon=.1, batch_size=2,
+    ...                     num_steps=10, num_queries=10)
+    >>> print(result.robust, list(result.components))
+    [False  True] ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+
+  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+  Parameter-free Attacks, 2020, section 5; refilling, resuming and independence: ours.
+  """
+  names, notes = ensemble.choose(attacks, version, norm)
+  problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds)
+  if not len(problem.x):
+    raise ValueError('x has no examples')
+  batch_size = min(batch_size, len(problem.x))
+  index = np.arange(len(problem.x)) if index is None else np.asarray(index)
+  random = version == 'rand'
+  verify_fn = steppers.as_partial(logits_fn)
+  search_fn = verify_fn if search_fn is None else steppers.as_partial(search_fn)
+  plain_fn = jax.tree_util.Partial(_one_draw, verify_fn, key) if random else verify_fn
+
+  logits = _in_batches(plain_fn, problem.x, batch_size)
+  clean = np.asarray(steppers.is_correct(jnp.asarray(logits), problem.y))
+  notes += checks.check_classes(logits.shape[1], names)
+  notes += _doubts(plain_fn, problem, batch_size, random)
+  passes = ensemble.plan(names, norm, version, logits.shape[1], num_steps, num_queries)
+  # The likeliest other classes first, as the clean input sees them.
+  targets = np.argsort(-logits, axis=1, kind='stable')[:, min(1, logits.shape[1] - 1):]
+  work = refill.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
+                     problem.epsilon, problem.bounds)
+  mark = saves.mark(work, clean, (names, norm, version, batch_size, num_steps, num_queries, cascade))
+  record, seats, items = saves.reopen(state_path, mark, clean, np.asarray(problem.x), len(names))
+  save = saves.saver(state_path, mark, save_every)
+  for number, one in enumerate(passes):
+    if number < record.passed:
+      continue
+    row = names.index(one.name)
+    fell = record.fell
+    if not cascade and seats is None and one.name not in [p.name for p in passes[:number]]:
+      fell[:] = ~clean
+    if items is None:
+      items = np.array([(i, run) for run in one.runs for i in np.flatnonzero(~fell)])
+    if seats is not None:
+      seats = refill.restore(work, seats, stepper=one.stepper)
+    # The seats count from the pass's beginning, so what they brought from a file is not added twice.
+    began, spent, tally = time.monotonic(), record.seconds[row], record.tally[row] - _counts(seats)
+    for seats in refill.drain(search_fn, None if random else verify_fn, work, items, fell, record.x,
+                              stepper=one.stepper, batch_size=batch_size, seats=seats):
+      record.tally[row] = tally + _counts(seats)
+      record.seconds[row] = spent + time.monotonic() - began
+      save(record, seats, items)
+      if progress is not None:
+        progress(Progress(one.name, seats.taken, len(items), float(np.mean(~fell)),
+                          float(record.seconds[row])))
+    record.verdicts[row] = ~fell
+    record, seats, items = record._replace(passed=number + 1), None, None
+    save(record, seats, items)
+  return _conclude(record, clean, names, cascade, notes)
+
+
+def _one_draw(logits_fn, key, x):
+  keys = jax.random.split(key, len(x))
+  return jax.vmap(lambda x, key: logits_fn(x[None], key)[0])(x, keys)
+
+
+@jax.jit
+def _call(logits_fn, x):
+  return logits_fn(x)
+
+
+def _in_batches(logits_fn, x: Array, batch_size: int) -> np.ndarray:
+  """Logits of all examples, the last batch filled up so that one program serves."""
+  starts = range(0, len(x), batch_size)
+  rows = [np.minimum(np.arange(start, start + batch_size), len(x) - 1) for start in starts]
+  return np.concatenate([np.asarray(_call(logits_fn, x[row])) for row in rows])[:len(x)]
+
+
+def _doubts(logits_fn, problem, batch_size, random) -> tuple[str, ...]:
+  if random:
+    return ()
+  call = functools.partial(_call, logits_fn)
+  return checks.check_model(call, problem.x[:batch_size], problem.y[:batch_size])
+
+
+def _counts(seats: refill.Seats | None) -> np.ndarray:
+  return np.array([0, 0, 0] if seats is None else [seats.runs, seats.blind, seats.flat])
+
+
+def _conclude(record, clean, names, cascade, notes) -> AutoAttackResult:
+  robust = clean & record.verdicts.all(axis=0)
+  if cascade:
+    notes += checks.check_square({n: v.mean() for n, v in zip(names, record.verdicts, strict=True)})
+  for name, (runs, blind, flat) in zip(names, record.tally.tolist(), strict=True):
+    notes += checks.check_gradients(name, runs, blind, flat)
+  return AutoAttackResult(
+      record.x, robust, clean, dict(zip(names, record.verdicts, strict=True)), tuple(notes),
+      dict(zip(names, record.seconds.tolist(), strict=True)))

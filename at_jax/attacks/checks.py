@@ -1,0 +1,176 @@
+"""Reasons to doubt an evaluation: each check returns warnings, sentences that say what to do.
+
+They are warnings and not errors because each has an innocent explanation; a number published with one
+of them unexplained should not be believed.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+_SQUARE_MARGIN = .002
+_SHARE = .01
+
+
+def check_model(logits_fn, x: Array, y: Array) -> tuple[str, ...]:
+  """Looks at the model's outputs on clean inputs.
+
+  Is it random: five calls, counts of right answers differ, or logits of norm 1 by more than 1e-4? Are
+  the outputs probabilities? Are they finite? Does an output depend on the other inputs of the batch?
+  Are logits so far apart that cross-entropy's gradient is zero in this precision?
+
+  Args:
+    logits_fn: from f32[B, ...] to logits f32[B, C].
+    x: f32[B, ...], one batch of clean inputs.
+    y: i32[B].
+
+  Returns:
+    Warnings; none if nothing is odd.
+
+  Example:
+    >>> print(check_model(lambda x: jax.nn.softmax(x), jnp.eye(3), jnp.arange(3))[0])
+    the outputs are probabilities: attack the logits, before the softmax
+
+  Source: Croce et al., RobustBench, 2021, and the checks of AutoAttack's authors; batch dependence,
+  non-finite and saturated outputs: ours.
+  """
+  passes = np.stack([np.asarray(logits_fn(x), np.float64) for _ in range(5)])
+  logits, warnings = passes[0], []
+  broken = ~np.isfinite(logits).all(axis=-1)
+  if broken.any():
+    warnings.append(f'{broken.sum()} of {len(broken)} clean inputs give logits that are not finite; '
+                    'they count as misclassified')
+  if not broken.all():
+    keep = ~broken
+    # A random model's outputs differ in any company.
+    random = _randomness(passes[:, keep], np.asarray(y)[keep])
+    warnings += random or _batch_dependence(logits_fn, x, logits, keep)
+    warnings += _probabilities(logits[keep])
+    warnings += _saturation(logits[keep], np.asarray(y)[keep])
+  return tuple(warnings)
+
+
+def check_classes(num_classes: int, attacks: tuple[str, ...]) -> tuple[str, ...]:
+  """Says what few classes change.
+
+  Args:
+    num_classes: C.
+    attacks: names of components.
+
+  Returns:
+    Warnings.
+
+  Example:
+    >>> print(*check_classes(3, ('apgd-t',)), sep='; ')
+    3 classes: apgd-t aims at the other 2 only; 3 classes: apgd-t maximises z_t - z_y, not targeted DLR
+
+  Source: ours.
+  """
+  warnings = []
+  if num_classes < 3 and 'apgd-dlr' in attacks:
+    warnings.append(f'{num_classes} classes: apgd-dlr maximises the margin, DLR needs 3')
+  for name in ('apgd-t', 'fab-t'):
+    if name in attacks and num_classes < 10:
+      warnings.append(f'{num_classes} classes: {name} aims at the other {num_classes - 1} only')
+  if num_classes < 4 and 'apgd-t' in attacks:
+    warnings.append(f'{num_classes} classes: apgd-t maximises z_t - z_y, not targeted DLR')
+  return tuple(warnings)
+
+
+def check_gradients(name: str, runs: int, blind: int, flat: int) -> tuple[str, ...]:
+  """Says for how many runs of an attack its loss gave it nothing to climb.
+
+  Args:
+    name: the attack.
+    runs: how many runs there were.
+    blind: in how many a gradient, at any step, was zero everywhere.
+    flat: in how many the loss never rose above the start's.
+
+  Returns:
+    Warnings, where the share is above 1 %.
+
+  Example:
+    >>> print(*check_gradients('apgd-ce', 100, 40, 0))
+    apgd-ce: zero gradients in 40.0 % of its runs; add apgd-dlr, or a loss with a logit scale, and square
+
+  Source: ours, after the check of the start by AutoAttack's authors.
+  """
+  warnings, cure = [], 'add apgd-dlr, or a loss with a logit scale, and square'
+  if runs and blind / runs > _SHARE:
+    warnings.append(f'{name}: zero gradients in {blind / runs:.1%} of its runs; {cure}')
+  if runs and flat / runs > _SHARE:
+    warnings.append(f'{name}: the loss never rose in {flat / runs:.1%} of its runs; {cure}')
+  return tuple(text.replace('%', ' %') for text in warnings)
+
+
+def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:
+  """Says so if Square, which sees no gradients, finds what the attacks before it did not.
+
+  Args:
+    accuracy: robust accuracy after each component, in 0..1, in the order they ran.
+
+  Returns:
+    Warnings.
+
+  Example:
+    >>> print(*check_square({'apgd-ce': .6, 'square': .5}))
+    square took 10.0 % that the gradients did not find: they may be masked; attack the model adaptively
+
+  Source: AutoAttack's authors' checks.
+  """
+  before = [value for name, value in accuracy.items() if name != 'square']
+  if 'square' not in accuracy or not before:
+    return ()
+  gain = min(before) - accuracy['square']
+  if gain <= _SQUARE_MARGIN:
+    return ()
+  return (f'square took {100 * gain:.1f} % that the gradients did not find: they may be masked; '
+          'attack the model adaptively',)
+
+
+def _randomness(passes: np.ndarray, y: np.ndarray) -> list[str]:
+  unit = passes / (np.linalg.norm(passes, axis=-1, keepdims=True) + 1e-10)
+  spread = max(np.linalg.norm(a - b, axis=-1).max() for a in unit for b in unit)
+  right = {int((logits.argmax(axis=-1) == y).sum()) for logits in passes}
+  if len(right) == 1 and spread <= 1e-4:
+    return []
+  return ["the model is random: use version='rand', with a model that takes a key"]
+
+
+def _probabilities(logits: np.ndarray) -> list[str]:
+  in_range = logits.max() < 1 + 1e-5 and logits.min() > -1e-5
+  if in_range and np.all(np.abs(logits.sum(axis=-1) - 1) < 1e-5):
+    return ['the outputs are probabilities: attack the logits, before the softmax']
+  return []
+
+
+def _saturation(logits: np.ndarray, y: np.ndarray) -> list[str]:
+  others = np.where(np.arange(logits.shape[-1]) == y[:, None], -np.inf, logits).max(axis=-1)
+  lead = logits[np.arange(len(y)), y] - others
+  # exp(-88) is the smallest normal float32: beyond it the gradient of cross-entropy is zero.
+  dead, spread = np.mean(lead > 88), logits.max(axis=-1) - logits.min(axis=-1)
+  warnings = []
+  if dead > _SHARE:
+    warnings.append(f'logits lead by more than 88 on {100 * dead:.1f} % of inputs: cross-entropy has '
+                    'no gradient there; trust the attacks with DLR')
+  if np.median(spread) < 1e-5:
+    warnings.append('logits differ by less than 1e-5: gradients are lost to rounding; scale them up')
+  return warnings
+
+
+def _batch_dependence(logits_fn, x: Array, logits: np.ndarray, keep: np.ndarray) -> list[str]:
+  if len(x) < 2:
+    return []
+  # The same inputs in other company: the first half replaced by copies of the last example.
+  half = len(x) // 2
+  mixed = jnp.concatenate([jnp.broadcast_to(x[-1:], x[:half].shape), x[half:]])
+  again, keep = np.asarray(logits_fn(mixed), np.float64)[half:], keep[half:]
+  if not keep.any():
+    return []
+  scale = np.abs(logits[half:][keep]).max() + 1e-10
+  if np.abs(again - logits[half:])[keep].max() / scale < 1e-3:
+    return []
+  return ['an output depends on the rest of the batch: is BatchNorm in training mode?']

@@ -1,0 +1,101 @@
+"""Which attacks AutoAttack's versions consist of, and with what each is run."""
+
+import functools
+from typing import NamedTuple
+
+from at_jax.attacks import losses
+from at_jax.attacks import steppers
+from at_jax.attacks.apgd import stepper as apgd_stepper
+from at_jax.attacks.fab import stepper as fab_stepper
+from at_jax.attacks.square import stepper as square_stepper
+
+VERSIONS = {
+    'standard': ('apgd-ce', 'apgd-t', 'fab-t', 'square'),
+    'plus': ('apgd-ce', 'apgd-dlr', 'fab', 'square', 'apgd-t', 'fab-t'),
+    'rand': ('apgd-ce', 'apgd-dlr'),
+}
+# The order fixes each attack's random draws: add new names at the end.
+NAMES = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
+_EOT = 20
+
+
+class Pass(NamedTuple):
+  """One stepper and the runs (restarts or targets) of every example that it makes."""
+  name: str
+  stepper: steppers.Stepper
+  runs: tuple[int, ...]
+
+
+def choose(attacks, version, norm) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The attacks to run.
+
+  Args:
+    attacks: names, or None for those of the version.
+    version: 'standard', 'plus' or 'rand'.
+    norm: 'linf', 'l2' or 'l1'.
+
+  Returns:
+    Their names in order, and warnings about what was left out.
+
+  Raises:
+    ValueError: for an unknown norm, version or attack.
+
+  Example:
+    >>> choose(None, 'rand', 'linf')
+    (('apgd-ce', 'apgd-dlr'), ())
+
+  Source: ours.
+  """
+  if norm not in ('linf', 'l2', 'l1'):
+    raise ValueError(f'norm = {norm!r}: use one of linf, l2, l1')
+  if version not in VERSIONS:
+    raise ValueError(f'version = {version!r}: use one of {", ".join(VERSIONS)}')
+  names = VERSIONS[version] if attacks is None else tuple(attacks)
+  unknown = [name for name in names if name not in NAMES]
+  if unknown or not names:
+    raise ValueError(f'attacks = {attacks!r}: use some of {", ".join(NAMES)}')
+  if norm != 'linf' and 'square' in names:
+    names = tuple(name for name in names if name != 'square')
+    return names, (f'square is left out: it exists for linf only; the others stand alone in {norm}',)
+  return names, ()
+
+
+def plan(names, norm, version, num_classes, num_steps, num_queries) -> list[Pass]:
+  """What to run, one stepper at a time.
+
+  Args:
+    names: of attacks, in order.
+    norm: 'linf', 'l2' or 'l1'.
+    version: 'standard', 'plus' or 'rand'.
+    num_classes: C; there are at most C − 1 targets.
+    num_steps: of APGD and FAB.
+    num_queries: of Square.
+
+  Returns:
+    A list of `Pass`; an attack has one or more in a row.
+
+  Example:
+    >>> [len(p.runs) for p in plan(('apgd-ce', 'apgd-t'), 'linf', 'standard', 10, 100, 5000)]
+    [1, 9]
+
+  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+  Parameter-free Attacks, 2020, section 5, and the versions of the authors' code.
+  """
+  restarts = 5 if version == 'plus' or (norm == 'l1' and version == 'standard') else 1
+  eot = _EOT if version == 'rand' else 0
+  large = norm == 'l1' and version == 'standard'
+  climb = functools.partial(apgd_stepper, norm=norm, num_steps=num_steps, large_start=large, eot=eot)
+  walk = functools.partial(fab_stepper, norm=norm, num_steps=num_steps)
+  others = max(num_classes - 1, 1)
+  aims = min(5 if large else 9, others)
+  plans = {
+      'apgd-ce': lambda: [(climb(loss=losses.cross_entropy), range(restarts))],
+      'apgd-dlr': lambda: [(climb(loss=losses.dlr), range(restarts))],
+      'apgd-t': lambda: [(climb(loss=losses.targeted_dlr, targeted=True), range(aims))],
+      'fab': lambda: [(walk(targeted=False), range(1)),
+                      (walk(targeted=False, random_start=True), range(1, restarts))],
+      'fab-t': lambda: [(walk(targeted=True), range(min(9, others)))],
+      'square': lambda: [(square_stepper(num_queries=num_queries), range(1))],
+  }
+  return [Pass(name, stepper, tuple(runs))
+          for name in names for stepper, runs in plans[name]() if len(runs)]

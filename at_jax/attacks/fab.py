@@ -1,0 +1,201 @@
+"""FAB: walks to the nearest point of the decision boundary, plane by plane."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from at_jax.attacks import balls
+from at_jax.attacks import hyperplane
+from at_jax.attacks import steppers
+from at_jax.attacks.pgd import AttackResult
+
+Array = jax.Array
+_ALPHA_MAX = .1    # how far a step may lean towards the projection of the clean input
+_ETA = 1.05        # overshoot
+_BETA = .9         # after a success, go on from this share of the way to it
+
+
+class State(NamedTuple):
+  """Where each example stands. Images are f32[B, ...], the rest [B]."""
+  count: Array
+  found: Array       # the nearest one lies within ε
+  x_adv: Array       # the nearest misclassified point so far
+  distance: Array    # how far it is, +inf before there is one
+  x: Array
+
+
+def fab(
+    logits_fn: steppers.LogitsFn,
+    x: Array,
+    y: Array,
+    key: Array | None = None,
+    *,
+    epsilon: float | Array,
+    norm: str = 'linf',
+    num_steps: int = 100,
+    target: Array | None = None,
+    random_start: bool = False,
+    bounds: tuple[float, float] = (0., 1.),
+    index: Array | None = None,
+) -> AttackResult:
+  """Fast adaptive boundary attack: looks for the nearest misclassified point.
+
+  With d₁ and d₂ the exact projections of the iterate and of the clean input onto the linearised
+  boundary within the bounds, x ← clip((x + ηd₁)(1 − α) + (x₀ + ηd₂)α), α = min(‖d₁‖/(‖d₁‖ + ‖d₂‖),
+  0.1). After a success it goes on from x₀ + 0.9(x − x₀). Composes inside the caller's jit and vmap.
+
+  Args:
+    logits_fn: from f32[B, ...] to logits f32[B, C].
+    x: f32[B, ...], inputs within `bounds`.
+    y: i32[B], true classes.
+    key: a PRNG key, needed for a random start only.
+    epsilon: a number or f32[B]: the radius within which a point counts as a success, and twice the
+      distance of a random start. Infinite to ask for the nearest point however far.
+    norm: 'linf', 'l2' or 'l1', what nearest means. Static.
+    num_steps: at least 1. Static.
+    target: i32[B], look at the boundary with this class only (FAB-T); else at the nearest of all, for
+      C gradients a step.
+    random_start: begin at distance ε/2 instead of at x.
+    bounds: the smallest and the largest value an input may take.
+    index: i32[B], what each example folds into `key`; by default its place in the batch.
+
+  Returns:
+    An `AttackResult`: where it succeeded the nearest misclassified point, else the input; `loss` is
+    the negated distance of the nearest one however far, −inf if there was none; `kappa` is 0.
+
+  Raises:
+    ValueError: for an unknown norm, fewer than one step, a random start without a key, integer inputs,
+      x and y of different lengths.
+
+  Example:
+    >>> w = jnp.array([[1., -1.], [-1., 1.]])
+    >>> x, y = jnp.array([[.5, .4], [.2, .9]]), jnp.array([0, 1])
+    >>> result = fab(lambda x: x @ w, x, y, epsilon=.1)
+    >>> print(result.success, -result.loss.round(2))
+    [ True False] [0.05 0.35]
+
+  Source: Croce and Hein, Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary
+  Attack, 2020, section 2; FAB-T: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an
+  Ensemble of Diverse Parameter-free Attacks, 2020, section 5.
+  """
+  if random_start and key is None:
+    raise ValueError('random_start needs a key')
+  attack = stepper(norm=norm, num_steps=num_steps, targeted=target is not None,
+                   random_start=random_start)
+  problem = steppers.make_problem(x, y, jax.random.key(0) if key is None else key, epsilon=epsilon,
+                                  bounds=bounds, target=target, index=index)
+  state = steppers.begin(problem, stepper=attack)
+  state = steppers.resume(steppers.as_partial(logits_fn), problem, state, stepper=attack)
+  point = steppers.where(state.found, state.x_adv, problem.x)
+  return AttackResult(point, state.found, jnp.zeros_like(state.count), -state.distance)
+
+
+@functools.cache
+def stepper(
+    *, norm: str, num_steps: int = 100, targeted: bool = True, random_start: bool = False
+) -> steppers.Stepper:
+  """FAB as a stepper; the options are those of `fab`.
+
+  Args:
+    norm: 'linf', 'l2' or 'l1'.
+    num_steps: at least 1.
+    targeted: whether to go to the problem's targets only.
+    random_start: whether to begin away from the input.
+
+  Returns:
+    A `Stepper`; the same object for the same options.
+
+  Raises:
+    ValueError: for an unknown norm or fewer than one step.
+
+  Example:
+    >>> stepper(norm='l2').length
+    100
+
+  Source: as `fab`.
+  """
+  if norm not in ('linf', 'l2', 'l1'):
+    raise ValueError(f'norm = {norm!r}: use one of linf, l2, l1')
+  if num_steps < 1:
+    raise ValueError(f'num_steps = {num_steps}: use a whole number above 0')
+
+  def init(problem: steppers.Problem) -> State:
+    b, dtype = len(problem.x), problem.x.dtype
+    start = problem.x
+    if random_start:
+      draw = functools.partial(_draw, bounds=problem.bounds, norm=norm)
+      start = jax.vmap(draw)(problem.x, problem.key, problem.epsilon)
+    return State(jnp.zeros(b, jnp.int32), jnp.zeros(b, bool), problem.x,
+                 jnp.full(b, jnp.inf, dtype), start)
+
+  def step(logits_fn, problem: steppers.Problem, state: State) -> State:
+    linearise = _towards_target if targeted else functools.partial(_towards_nearest, norm=norm)
+    gap, normal = linearise(logits_fn, problem, state.x)
+    move = functools.partial(_move, bounds=problem.bounds, norm=norm)
+    x = jax.vmap(move)(state.x, problem.x, normal, gap)
+    wrong = ~steppers.is_correct(logits_fn(x), problem.y)
+    distance = jax.vmap(functools.partial(_length, norm=norm))(x - problem.x)
+    nearer = wrong & (distance < state.distance)
+    distance = jnp.where(nearer, distance, state.distance)
+    back = problem.x + (x - problem.x) * _BETA
+    return State(state.count + 1, distance <= problem.epsilon,
+                 steppers.where(nearer, x, state.x_adv), distance,
+                 steppers.where(wrong, back, x))
+
+  return steppers.Stepper(init, step, num_steps)
+
+
+def _length(delta: Array, *, norm: str) -> Array:
+  size = jnp.abs(delta)
+  if norm == 'linf':
+    return jnp.max(size)
+  return jnp.sum(size) if norm == 'l1' else jnp.sqrt(jnp.sum(size * size))
+
+
+def _draw(x: Array, key: Array, epsilon: Array, *, bounds, norm: str) -> Array:
+  # A radius may be infinite, to say that any distance counts; there is no going half as far.
+  epsilon = jnp.where(jnp.isfinite(epsilon), epsilon, 1)
+  draw = (jax.random.uniform(key, x.shape, x.dtype, -1, 1) if norm == 'linf'
+          else jax.random.normal(key, x.shape, x.dtype))
+  return jnp.clip(x + epsilon / 2 * draw / _length(draw, norm=norm), *bounds)
+
+
+def _towards_target(logits_fn, problem: steppers.Problem, x: Array) -> tuple[Array, Array]:
+  """z_t − z_y [B] and its gradient [B, ...]."""
+  def gap(x: Array) -> tuple[Array, Array]:
+    logits = logits_fn(x)
+    at = functools.partial(jnp.take_along_axis, logits, axis=1)
+    gaps = (at(problem.target[:, None]) - at(problem.y[:, None]))[:, 0]
+    return jnp.sum(gaps), gaps
+  normal, gaps = jax.grad(gap, has_aux=True)(x)
+  return gaps, normal
+
+
+def _towards_nearest(logits_fn, problem: steppers.Problem, x: Array, *, norm: str):
+  """The same for the class whose boundary is nearest by its linearisation."""
+  logits, pull = jax.vjp(logits_fn, x)
+  classes = jnp.arange(logits.shape[1])
+
+  def gradient(j: Array) -> Array:
+    one_hot = functools.partial(jax.nn.one_hot, num_classes=len(classes), dtype=logits.dtype)
+    return pull(one_hot(j) - one_hot(problem.y))[0]
+
+  normals = jax.vmap(gradient)(classes)
+  gaps = (logits - jnp.take_along_axis(logits, problem.y[:, None], axis=1)).T
+  dual = functools.partial(_length, norm={'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}[norm])
+  away = jnp.abs(gaps) / (jax.vmap(jax.vmap(dual))(normals) + 1e-12)
+  nearest = jnp.argmin(jnp.where(classes[:, None] == problem.y, jnp.inf, away), axis=0)
+  rows = jnp.arange(len(x))
+  return gaps[nearest, rows], normals[nearest, rows]
+
+
+def _move(x: Array, clean: Array, normal: Array, gap: Array, *, bounds, norm: str) -> Array:
+  """One step of one example: the plane is gap + normal · (x' − x) = 0."""
+  excess = jnp.stack([gap, gap + jnp.sum(normal * (clean - x))])
+  project = jax.vmap(lambda point, e: hyperplane.project(point, normal, e, bounds, norm=norm))
+  d_x, d_clean = project(jnp.stack([x, clean]), excess)
+  a_x, a_clean = (jnp.maximum(_length(d, norm=norm), 1e-8) for d in (d_x, d_clean))
+  alpha = jnp.clip(a_x / (a_x + a_clean), 0, _ALPHA_MAX)
+  return jnp.clip((x + _ETA * d_x) * (1 - alpha) + (clean + _ETA * d_clean) * alpha, *bounds)

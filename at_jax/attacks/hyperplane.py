@@ -1,0 +1,99 @@
+"""The nearest point of a hyperplane within a box: exact, in each norm, without sorting."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from at_jax.attacks import roots
+
+Array = jax.Array
+
+
+def project(
+    x: Array, normal: Array, excess: Array, bounds: tuple[Array, Array], *, norm: str
+) -> Array:
+  """The smallest d with normal · (x + d) = normal · x − excess and x + d within bounds.
+
+  Every entry moves against sign(excess · normal), up to the room r_i that the bounds leave. With
+  w = |normal| the move is min(t, r_i) in L∞ and min(t·w_i, r_i) in L2, t solving Σ w_i·move_i =
+  |excess|. In L1 the entries of largest w_i move all the way, one by one, until that holds; entries
+  of the same w_i move the same share of their way. If the box misses the plane, d goes as far
+  towards it as the box allows. For one example; callers `jax.vmap` it. Not differentiable.
+
+  Args:
+    x: f32[...], within the bounds.
+    normal: f32[...], the plane's normal.
+    excess: f32[], normal · x less the value the plane asks for.
+    bounds: the smallest and the largest value of an entry.
+    norm: 'linf', 'l2' or 'l1'.
+
+  Returns:
+    f32[...], d; zero where the normal is.
+
+  Raises:
+    KeyError: for an unknown norm.
+
+  Example:
+    >>> x, normal = jnp.array([.5, .125]), jnp.array([1., 1.])
+    >>> print(project(x, normal, .5, (0., 1.), norm='linf'))
+    [-0.375 -0.125]
+
+  Source: Croce and Hein, Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary
+  Attack, 2020, section 2.2 and appendix A (by sorting); this way of solving: ours.
+  """
+  x, normal = jnp.asarray(x), jnp.asarray(normal)
+  low, high = bounds
+  # Scaled so that the largest weight is 1: gradients of confident models are far below 1e-8.
+  largest = jnp.max(jnp.abs(normal))
+  scale = jnp.where(largest > 0, largest, 1)
+  towards = -jnp.sign(normal) * jnp.where(jnp.asarray(excess) >= 0, 1, -1)
+  weight, needed = jnp.abs(normal) / scale, jnp.abs(excess) / scale
+  room = jnp.where(towards < 0, x - low, jnp.where(towards > 0, high - x, 0))
+  reached = jnp.sum(weight * room) > needed
+  return towards * jnp.where(reached, _MOVES[norm](weight, room, needed), room)
+
+
+def _move_linf(weight: Array, room: Array, needed: Array) -> Array:
+  def progress(t: Array) -> tuple[Array, Array]:
+    free = room > t
+    return jnp.sum(weight * jnp.where(free, t, room)) - needed, jnp.sum(jnp.where(free, weight, 0))
+  return jnp.minimum(roots.root(progress, jnp.zeros_like(needed), jnp.max(room)), room)
+
+
+def _move_l2(weight: Array, room: Array, needed: Array) -> Array:
+  def progress(t: Array) -> tuple[Array, Array]:
+    move = t * weight
+    free = room > move
+    slope = jnp.sum(jnp.where(free, weight * weight, 0))
+    return jnp.sum(weight * jnp.where(free, move, room)) - needed, slope
+  far = jnp.max(jnp.where(weight > 0, room / jnp.where(weight > 0, weight, 1), 0))
+  far = jnp.minimum(far, jnp.finfo(weight.dtype).max)
+  return jnp.minimum(roots.root(progress, jnp.zeros_like(needed), far) * weight, room)
+
+
+def _move_l1(weight: Array, room: Array, needed: Array) -> Array:
+  # Weights are not negative, so their bits, read as whole numbers, have their order: bisection over
+  # these finds the weight at which to stop in as many passes as it has bits.
+  whole = jnp.dtype(f'int{weight.dtype.itemsize * 8}')
+  bits = jax.lax.bitcast_convert_type(weight, whole)
+
+  def progress(stop: Array) -> Array:
+    return jnp.sum(jnp.where(bits > stop, weight * room, 0))
+
+  def halve(_, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = ends
+    middle = low + (high - low) // 2
+    enough = progress(middle) <= needed
+    return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+  ends = jnp.array(-1, whole), jnp.max(bits)
+  _, stop = jax.lax.fori_loop(0, weight.dtype.itemsize * 8, halve, ends)
+  last = bits == stop
+  rest = jnp.sum(jnp.where(last, weight * room, 0))
+  share = jnp.clip((needed - progress(stop)) / jnp.where(rest > 0, rest, 1), 0, 1)
+  return jnp.where(bits > stop, room, jnp.where(last, share * room, 0))
+
+
+_MOVES: dict[str, Callable[[Array, Array, Array], Array]] = {
+    'linf': _move_linf, 'l2': _move_l2, 'l1': _move_l1}

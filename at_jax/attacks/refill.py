@@ -1,0 +1,213 @@
+"""Runs a stepper over any number of examples in one batch of fixed size, refilled as seats come free.
+
+An example that has fallen leaves at once, also in the middle of its attack, and the next one takes its
+seat: no step is spent on an example whose fate is known, and nothing is compiled again.
+"""
+
+from collections.abc import Iterator
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from at_jax.attacks import loops
+from at_jax.attacks import steppers
+
+Array = jax.Array
+
+
+class Work(NamedTuple):
+  """All there is to attack.
+
+  Attributes:
+    x: f32[N, ...], clean inputs.
+    y: i32[N].
+    targets: i32[N, R], for targeted attacks the class of each run.
+    index: i32[N], what each example folds into `key`.
+    key: a PRNG key.
+    epsilon: f32[N].
+    bounds: the smallest and the largest value of an input.
+  """
+  x: Array
+  y: Array
+  targets: Array
+  index: Array
+  key: Array
+  epsilon: Array
+  bounds: tuple[Array, Array]
+
+
+class Seats(NamedTuple):
+  """Who sits in the batch. With `Work` and the list of items, all that is needed to go on.
+
+  Attributes:
+    example: i64[B], the example in each seat, -1 in an empty one.
+    run: i64[B], which of its runs this is.
+    state: the stepper's state, [B, ...].
+    taken: how many items have been taken from the list.
+    runs, blind, flat: of the runs that ended, how many there were, in how many a gradient was zero
+      everywhere, and in how many the loss never rose above the start's (APGD; 0 for the others).
+  """
+  example: np.ndarray
+  run: np.ndarray
+  state: Any
+  taken: int
+  runs: int = 0
+  blind: int = 0
+  flat: int = 0
+
+
+def drain(
+    search_fn: jax.tree_util.Partial,
+    verify_fn: jax.tree_util.Partial | None,
+    work: Work,
+    items: np.ndarray,
+    fell: np.ndarray,
+    x_adv: np.ndarray,
+    *,
+    stepper: steppers.Stepper,
+    batch_size: int,
+    seats: Seats | None = None,
+) -> Iterator[Seats]:
+  """Attacks every item; an example falls when `verify_fn` too misclassifies what was found.
+
+  Args:
+    search_fn: the model that is searched on.
+    verify_fn: the model that decides; None to believe the search.
+    work: the examples.
+    items: i64[M, 2], pairs of example and run, in this order. Runs of one example may sit side by
+      side; all leave when it falls.
+    fell: bool[N], examples that need no attack any more. Written to.
+    x_adv: f32[N, ...]. Written to where an example falls.
+    stepper: the attack.
+    batch_size: B.
+    seats: where to go on, as yielded before; None to begin.
+
+  Yields:
+    The `Seats` after every call of the compiled program, when `fell` and `x_adv` are up to date.
+
+  Source: ours; the batching is that of serving engines.
+  """
+  num_steps, advance = steps_at_once(stepper), _advance(stepper.differentiates)
+  if seats is None:
+    nobody = np.full(batch_size, -1)
+    seats = Seats(nobody, np.zeros_like(nobody), None, 0)
+  problem = None
+  while True:
+    example, run, taken, fresh = _fill(seats, items, fell)
+    if not np.any(example >= 0):
+      return
+    if problem is None or fresh.any():
+      problem, state = _admit(work, np.maximum(example, 0), run, fresh, example < 0, seats.state,
+                              stepper=stepper)
+    else:
+      state = seats.state
+    state = advance(search_fn, problem, state, stepper=stepper, num_steps=num_steps)
+    found, count = jax.device_get((state.found, state.count))
+    occupied = example >= 0
+    claimed = found & occupied
+    if claimed.any():
+      confirmed = claimed
+      if verify_fn is not None:
+        confirmed = claimed & np.asarray(_is_wrong(verify_fn, state.x_adv, problem.y))
+      if confirmed.any():
+        x_adv[example[confirmed]] = np.asarray(state.x_adv)[confirmed]
+        fell[example[confirmed]] = True
+      if (claimed & ~confirmed).any():
+        state = state._replace(found=state.found & ~jnp.asarray(claimed & ~confirmed))
+    leaves = occupied & (fell[np.maximum(example, 0)] | (count >= stepper.length))
+    seats = _count(seats, state, leaves)._replace(
+        example=np.where(leaves, -1, example), run=run, state=state, taken=taken)
+    yield seats
+
+
+@functools.cache
+def _advance(differentiates: bool):
+  # This runs on the host, at the top level, where options for the compiler may be given.
+  return jax.jit(steppers.take_steps, static_argnames=('stepper', 'num_steps'),
+                 compiler_options=loops.compiler_options() if differentiates else None)
+
+
+def restore(work: Work, seats: Seats, *, stepper: steppers.Stepper) -> Seats:
+  """Seats whose state is a flat list of arrays, as read from a file, with the state as it was.
+
+  Args:
+    work: the examples.
+    seats: `seats.state` is a list, the leaves of a state in order.
+    stepper: the attack.
+
+  Returns:
+    The `Seats` that `drain` goes on from.
+
+  Source: ours.
+  """
+  admit = functools.partial(_admit, stepper=stepper)
+  nobody = np.zeros(len(seats.example), bool)
+  _, state = jax.eval_shape(admit, work, seats.example, seats.run, nobody, nobody, None)
+  leaves = [jnp.asarray(leaf) for leaf in seats.state]
+  return seats._replace(state=jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
+def steps_at_once(stepper: steppers.Stepper) -> int:
+  """How many steps one call makes before seats are looked at again.
+
+  Args:
+    stepper: the attack.
+
+  Returns:
+    1 where steps are written out, which keeps the program small; more where they are looped over.
+
+  Example:
+    >>> steps_at_once(steppers.Stepper(None, None, 100, differentiates=False))
+    20
+
+  Source: ours.
+  """
+  if not stepper.differentiates:
+    return min(20, stepper.length)
+  return 1 if loops.writes_out() else min(5, stepper.length)
+
+
+def _fill(seats: Seats, items: np.ndarray, fell: np.ndarray):
+  """Seats the next items of the list whose examples still stand."""
+  example, run = seats.example.copy(), seats.run.copy()
+  fresh, taken = np.zeros(len(example), bool), seats.taken
+  for seat in np.flatnonzero(example < 0):
+    while taken < len(items) and fell[items[taken, 0]]:
+      taken += 1
+    if taken == len(items):
+      break
+    example[seat], run[seat] = items[taken]
+    fresh[seat] = True
+    taken += 1
+  return example, run, taken, fresh
+
+
+@functools.partial(jax.jit, static_argnames='stepper')
+def _admit(work: Work, example, run, fresh, empty, state, *, stepper):
+  keys = jax.vmap(lambda index, run: jax.random.fold_in(jax.random.fold_in(work.key, index), run))
+  column = jnp.minimum(run, work.targets.shape[1] - 1)
+  problem = steppers.Problem(
+      work.x[example], work.y[example], work.targets[example, column],
+      keys(work.index[example], run), work.epsilon[example], work.bounds)
+  new = stepper.init(problem)
+  state = new if state is None else steppers.where(fresh, new, state)
+  # An empty seat counts as finished, so that its steps change nothing.
+  return problem, state._replace(count=jnp.where(empty, stepper.length, state.count))
+
+
+@jax.jit
+def _is_wrong(logits_fn, x, y):
+  return ~steppers.is_correct(logits_fn(x), y)
+
+
+def _count(seats: Seats, state: Any, leaves: np.ndarray) -> Seats:
+  seats = seats._replace(runs=seats.runs + int(leaves.sum()))
+  if not (leaves.any() and hasattr(state, 'blind')):
+    return seats
+  blind, best, start = jax.device_get((state.blind, state.loss_best, state.loss_start))
+  return seats._replace(blind=seats.blind + int((leaves & (blind > 0)).sum()),
+                        flat=seats.flat + int((leaves & ~(best > start)).sum()))

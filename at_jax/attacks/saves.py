@@ -1,0 +1,158 @@
+"""What a long evaluation writes as it goes, so that it can be killed at any moment."""
+
+import hashlib
+import os
+import pathlib
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from at_jax.attacks import refill
+
+
+def save(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+  """Writes arrays to a file that is at every moment either the old one or the new one, whole.
+
+  Args:
+    path: a file; its folder exists.
+    arrays: what to write.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   save(f'{folder}/state.npz', {'n': np.arange(3)})
+    ...   print(load(f'{folder}/state.npz')['n'])
+    [0 1 2]
+
+  Source: ours.
+  """
+  path = pathlib.Path(path)
+  part = path.with_name(path.name + '.part')
+  with open(part, 'wb') as file:
+    np.savez(file, **arrays)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(part, path)
+
+
+def load(path: str | os.PathLike) -> dict[str, np.ndarray] | None:
+  """Reads what `save` wrote.
+
+  Args:
+    path: a file.
+
+  Returns:
+    The arrays, or None if there is no such file.
+
+  Raises:
+    zipfile.BadZipFile: if a byte of it has changed: the format carries checksums.
+
+  Example:
+    >>> print(load('/nowhere/state.npz'))
+    None
+
+  Source: ours.
+  """
+  if not pathlib.Path(path).exists():
+    return None
+  with np.load(path, allow_pickle=False) as file:
+    return {name: file[name] for name in file.files}
+
+
+class Record(NamedTuple):
+  """All results so far; its arrays are written to. Rows are attacks in the order they run."""
+  passed: int              # passes that are complete
+  fell: np.ndarray         # bool[N], not robust (with cascade=False: under this attack)
+  x: np.ndarray
+  verdicts: np.ndarray     # bool[A, N]
+  tally: np.ndarray        # i64[A, 3], runs, blind, flat
+  seconds: np.ndarray      # f64[A]
+
+
+def reopen(path, mark, clean, x, num_attacks):
+  """The record, the seats and the items of a state file, or those to begin with.
+
+  Args:
+    path: a file, or None.
+    mark: what `mark` gave for this evaluation.
+    clean: bool[N].
+    x: f32[N, ...].
+    num_attacks: A.
+
+  Returns:
+    A `Record`, `Seats` (their state a list of arrays) or None, items or None.
+
+  Raises:
+    ValueError: if the file has another mark.
+
+  Source: ours.
+  """
+  a = num_attacks
+  record = Record(0, ~clean, x.copy(), np.tile(clean, (a, 1)), np.zeros((a, 3), int), np.zeros(a))
+  saved = None if path is None else load(path)
+  if saved is None:
+    return record, None, None
+  if str(saved['mark']) != mark:
+    raise ValueError(f'{path} is the state of another evaluation: remove it or use another path')
+  record = Record(*(saved[name] for name in Record._fields))._replace(passed=int(saved['passed']))
+  if 'items' not in saved:
+    return record, None, None
+  leaves = [saved[f'leaf{i}'] for i in range(sum(name.startswith('leaf') for name in saved))]
+  seats = refill.Seats(saved['example'], saved['run'], leaves, *(int(n) for n in saved['counts']))
+  return record, seats, saved['items']
+
+
+def saver(path, mark, save_every):
+  """A function (record, seats, items) that writes the state when it is time, and between passes.
+
+  Args:
+    path: a file, or None to write nothing.
+    mark: what `mark` gave for this evaluation.
+    save_every: seconds between writes within a pass.
+
+  Returns:
+    The function.
+
+  Source: ours.
+  """
+  last = time.monotonic()
+
+  def write(record, seats, items):
+    nonlocal last
+    if path is None or (seats is not None and time.monotonic() - last < save_every):
+      return
+    arrays = {'mark': np.array(mark), **{k: np.asarray(v) for k, v in record._asdict().items()}}
+    if seats is not None:
+      leaves = jax.device_get(jax.tree.leaves(seats.state))
+      arrays |= {f'leaf{i}': leaf for i, leaf in enumerate(leaves)}
+      arrays |= {'example': seats.example, 'run': seats.run, 'items': items,
+                 'counts': np.array([seats.taken, seats.runs, seats.blind, seats.flat])}
+    save(path, arrays)
+    last = time.monotonic()
+
+  return write
+
+
+def mark(work: refill.Work, clean: np.ndarray, options: tuple) -> str:
+  """A digest of everything that decides a result; of the model, what it says of clean inputs.
+
+  Args:
+    work: the examples.
+    clean: bool[N].
+    options: anything with a stable repr.
+
+  Returns:
+    Hexadecimal digits.
+
+  Source: ours.
+  """
+  key = work.key
+  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    key = jax.random.key_data(key)
+  digest = hashlib.sha256(repr(options).encode())
+  for array in (work.x, work.y, work.targets, work.index, work.epsilon, key, clean, *work.bounds):
+    digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()

@@ -1,0 +1,181 @@
+"""Square: random search with square-shaped changes, which asks for logits only."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from at_jax.attacks import losses
+from at_jax.attacks import steppers
+from at_jax.attacks.pgd import AttackResult
+
+Array = jax.Array
+# After so many queries the share of the image that one square covers is halved.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+class State(NamedTuple):
+  """Where each example stands. The image is f32[B, ...], the rest [B]."""
+  count: Array    # queries made, the start among them
+  found: Array
+  x_adv: Array    # the best point
+  margin: Array   # its margin
+
+
+def square(
+    logits_fn: steppers.LogitsFn,
+    x: Array,
+    y: Array,
+    key: Array,
+    *,
+    epsilon: float | Array,
+    num_queries: int = 5000,
+    p_init: float = .8,
+    bounds: tuple[float, float] = (0., 1.),
+    index: Array | None = None,
+) -> AttackResult:
+  """Square attack in L∞: adds ±2ε in a random square to the best point, keeps what is better.
+
+  It starts from vertical stripes of ±ε. A proposal, projected into the ball and the bounds, is kept if
+  the margin rises or the example is misclassified, which ends its search. The side of the squares is
+  √(p · H · W), p falling from `p_init` as queries go by. Every example draws its own squares, from
+  every position. Composes inside the caller's jit, vmap and pmap.
+
+  Args:
+    logits_fn: from f32[B, ...] to logits f32[B, C]; no gradient is asked for.
+    x: f32[B, H, W, C] or f32[B, H, W], images within `bounds`; f32[B, D] is taken as one row. In
+      images that are not square a window is cut at the shorter side.
+    y: i32[B], true classes.
+    key: a PRNG key.
+    epsilon: radius, a number or f32[B]. Traced.
+    num_queries: at least 1, after the start. Static.
+    p_init: the share of the image that the first squares cover, in 0..1. Static.
+    bounds: the smallest and the largest value an input may take.
+    index: i32[B], what each example folds into `key`; by default its place in the batch.
+
+  Returns:
+    An `AttackResult`: the best point; `loss` is its margin, `kappa` the queries that left the example
+    correctly classified, the start among them.
+
+  Raises:
+    ValueError: for fewer than one query, p_init out of its range, inputs that are no images, integer
+      inputs, x and y of different lengths.
+
+  Example:
+    >>> dark = lambda x: jnp.stack([-x.sum((1, 2)), x.sum((1, 2)) - 8.], axis=1)
+    >>> result = square(dark, jnp.zeros((1, 4, 4)), jnp.array([0]), jax.random.key(0), epsilon=.5,
+    ...                 num_queries=50)
+    >>> print(result.success, result.x.max())
+    [ True] 0.5
+
+  Source: Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
+  random search, 2020, section 3; its constants as in AutoAttack; a square for each example: ours.
+  """
+  attack = stepper(num_queries=num_queries, p_init=p_init)
+  problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, index=index)
+  state = steppers.begin(problem, stepper=attack)
+  state = steppers.resume(steppers.as_partial(logits_fn), problem, state, stepper=attack)
+  return AttackResult(state.x_adv, state.found, state.count - state.found, state.margin)
+
+
+@functools.cache
+def stepper(*, num_queries: int = 5000, p_init: float = .8) -> steppers.Stepper:
+  """Square as a stepper, a query a step; the options are those of `square`.
+
+  Args:
+    num_queries: at least 1, after the start.
+    p_init: in 0..1.
+
+  Returns:
+    A `Stepper`; the same object for the same options.
+
+  Raises:
+    ValueError: as `square`.
+
+  Example:
+    >>> stepper(num_queries=5000).length
+    5001
+
+  Source: as `square`.
+  """
+  if num_queries < 1:
+    raise ValueError(f'num_queries = {num_queries}: use a whole number above 0')
+  if not 0 < p_init <= 1:
+    raise ValueError(f'p_init = {p_init}: use a number above 0, at most 1')
+
+  def init(problem: steppers.Problem) -> State:
+    image_shape(problem.x.shape[1:])
+    b = len(problem.x)
+    return State(jnp.zeros(b, jnp.int32), jnp.zeros(b, bool), problem.x,
+                 jnp.full(b, -jnp.inf, problem.x.dtype))
+
+  def step(logits_fn, problem: steppers.Problem, state: State) -> State:
+    shape = image_shape(problem.x.shape[1:])
+    table = jnp.array(sides(num_queries, p_init, shape[0] * shape[1]), jnp.int32)
+    propose = functools.partial(_propose, table=table, shape=shape, bounds=problem.bounds)
+    x = jax.vmap(propose)(state.x_adv, problem.x, problem.key, problem.epsilon, state.count)
+    logits = logits_fn(x)
+    margin, wrong = losses.margin(logits, problem.y), ~steppers.is_correct(logits, problem.y)
+    better = (state.count == 0) | (margin > state.margin) | wrong
+    moved = State(state.count + 1, wrong, steppers.where(better, x, state.x_adv),
+                  jnp.where(better, margin, state.margin))
+    return steppers.where(state.found, state, moved)
+
+  return steppers.Stepper(init, step, num_queries + 1, differentiates=False)
+
+
+def sides(num_queries: int, p_init: float, num_pixels: int) -> list[int]:
+  """The side of the square at each query, in pixels, before it is cut to the image.
+
+  Args:
+    num_queries: queries after the start.
+    p_init: the share of the image that the first squares cover.
+    num_pixels: H · W.
+
+  Returns:
+    num_queries + 1 numbers; the first is the start's and not used.
+
+  Example:
+    >>> sorted(set(sides(5000, .8, 32 * 32)[1:]), reverse=True)
+    [29, 20, 14, 10, 7, 5, 4, 3]
+
+  Source: as `square`.
+  """
+  halved = [sum(query > after for after in _HALVINGS) for query in range(num_queries)]
+  # Python's rounding, half to even, is the reference's.
+  return [0] + [max(round(math.sqrt(p_init / 2 ** n * num_pixels)), 1) for n in halved]
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+  """One example's (height, width, channels); raises ValueError where it has more axes."""
+  if len(shape) > 3:
+    raise ValueError(f'an example has shape {shape}: Square needs [H, W, C], [H, W] or [D]; '
+                     'leave it out, attacks=(...)')
+  if len(shape) == 3:
+    return shape
+  return (shape + (1,)) if len(shape) == 2 else (1, int(np.prod(shape)), 1)
+
+
+def _propose(best, x, key, epsilon, count, *, table, shape, bounds) -> Array:
+  """The point to ask about next, for one example."""
+  height, width, channels = shape
+  key = jax.random.fold_in(key, count)
+  draw = jax.random.uniform(key, (2 + channels,))
+  side = table[count]
+  inside = _span(draw[0], side, height)[:, None] & _span(draw[1], side, width)[None, :]
+  change = jnp.where(inside[:, :, None], jnp.where(draw[2:] < .5, -2, 2) * epsilon, 0)
+  moved = x + jnp.clip(best + change.astype(x.dtype).reshape(x.shape) - x, -epsilon, epsilon)
+  stripes = jax.random.rademacher(key, (1, width, channels), x.dtype)
+  start = x + epsilon * jnp.broadcast_to(stripes, shape).reshape(x.shape)
+  return jnp.clip(jnp.where(count == 0, start, moved), *bounds)
+
+
+def _span(draw: Array, side: Array, length: int) -> Array:
+  """bool[length], true on `side` neighbours (at most all); a draw in [0, 1) says where."""
+  side = jnp.minimum(side, length)
+  first = jnp.floor(draw * (length - side + 1)).astype(jnp.int32)
+  places = jnp.arange(length)
+  return (places >= first) & (places < first + side)

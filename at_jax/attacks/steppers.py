@@ -1,0 +1,200 @@
+"""What APGD, FAB and Square have in common: an attack as a state that is stepped, example by example.
+
+Every example carries its own counter, so a batch may hold examples at different stages. One that is
+finished can leave and another take its place while the rest go on, and nothing they compute or draw
+changes by it.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from at_jax.attacks import loops
+
+Array = jax.Array
+LogitsFn = Callable[..., Array]
+
+
+class Problem(NamedTuple):
+  """What is attacked; every field has the batch as its first axis.
+
+  Attributes:
+    x: f32[B, ...], inputs within the bounds.
+    y: i32[B], true classes.
+    target: i32[B], the class to go to, for targeted attacks; else not read.
+    key: B PRNG keys, one an example.
+    epsilon: f32[B], radii.
+    bounds: the smallest and the largest value of an input, two numbers.
+  """
+  x: Array
+  y: Array
+  target: Array
+  key: Array
+  epsilon: Array
+  bounds: tuple[Array, Array]
+
+
+class Stepper(NamedTuple):
+  """An attack as two pure functions. Static for jit: make each once (they come from cached functions).
+
+  Attributes:
+    init: `Problem -> state`, without calling the model. A state is a NamedTuple whose leaves have the
+      batch first, among them `count` i32[B], steps done; `found` bool[B], an adversarial example
+      within ε is in hand; and `x_adv` f32[B, ...], that example where found.
+    step: `(logits_fn, Problem, state) -> state`; leaves examples alone that have `length` steps.
+    length: the steps an example needs.
+    differentiates: whether a step takes a gradient of the model; if not, steps may be looped over on
+      any backend.
+  """
+  init: Callable[[Problem], Any]
+  step: Callable[[LogitsFn, Problem, Any], Any]
+  length: int
+  differentiates: bool = True
+
+
+def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None) -> Problem:
+  """A `Problem` from what a caller has: one key, one radius.
+
+  Args:
+    x: f32[B, ...].
+    y: i32[B].
+    key: a PRNG key; every example folds its index into it.
+    epsilon: a number or f32[B].
+    bounds: the smallest and the largest value of an input.
+    target: i32[B], or None for untargeted attacks.
+    index: i32[B], by default the place in the batch.
+
+  Returns:
+    A `Problem`.
+
+  Raises:
+    ValueError: for integer inputs, or x and y of different lengths.
+
+  Example:
+    >>> problem = make_problem(jnp.zeros((2, 3)), jnp.array([0, 1]), jax.random.key(0), epsilon=.1)
+    >>> print(problem.epsilon)
+    [0.1 0.1]
+
+  Source: ours.
+  """
+  x, y = jnp.asarray(x), jnp.asarray(y)
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f'x has dtype {x.dtype}: convert it, x.astype(float32) / 255 for images')
+  if y.shape != x.shape[:1]:
+    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}')
+  index = jnp.arange(len(x)) if index is None else jnp.asarray(index)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
+  epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
+  low, high = bounds
+  bounds = jnp.asarray(low, x.dtype), jnp.asarray(high, x.dtype)
+  return Problem(x, y, y if target is None else jnp.asarray(target), keys, epsilon, bounds)
+
+
+def as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
+  """Wraps a function so that it may be an argument of a compiled one, its arrays traced.
+
+  Args:
+    logits_fn: any callable.
+
+  Returns:
+    It, if it is a `jax.tree_util.Partial` already, else one around it.
+
+  Example:
+    >>> as_partial(jnp.sin)(0.)
+    Array(0., dtype=float32, weak_type=True)
+
+  Source: ours.
+  """
+  if isinstance(logits_fn, jax.tree_util.Partial):
+    return logits_fn
+  return jax.tree_util.Partial(logits_fn)
+
+
+def is_correct(logits: Array, y: Array) -> Array:
+  """Whether each prediction is right; logits with a NaN or an infinity in them never are.
+
+  argmax alone would call an all-NaN model right on every example of class 0.
+
+  Args:
+    logits: f32[B, C].
+    y: i32[B].
+
+  Returns:
+    bool[B].
+
+  Example:
+    >>> print(is_correct(jnp.array([[2., 1.], [jnp.nan, 1.]]), jnp.array([0, 0])))
+    [ True False]
+
+  Source: ours.
+  """
+  return (jnp.argmax(logits, axis=-1) == y) & jnp.all(jnp.isfinite(logits), axis=-1)
+
+
+def where(chosen: Array, new: Any, old: Any) -> Any:
+  """Per example `new` where chosen, else `old`, for every leaf of two equal trees.
+
+  Args:
+    chosen: bool[B].
+    new: a pytree of arrays [B, ...].
+    old: the same.
+
+  Returns:
+    The same.
+
+  Example:
+    >>> print(where(jnp.array([True, False]), jnp.ones((2, 2)), jnp.zeros((2, 2))))
+    [[1. 1.]
+     [0. 0.]]
+
+  Source: ours.
+  """
+  def pick(a, b):
+    return jnp.where(chosen.reshape(chosen.shape + (1,) * (a.ndim - 1)), a, b)
+  return jax.tree.map(pick, new, old)
+
+
+@functools.partial(jax.jit, static_argnames='stepper')
+def begin(problem: Problem, *, stepper: Stepper) -> Any:
+  """The stepper's first state, compiled."""
+  return stepper.init(problem)
+
+
+def take_steps(
+    logits_fn: LogitsFn, problem: Problem, state: Any, *, stepper: Stepper, num_steps: int
+) -> Any:
+  """`num_steps` steps; examples that have finished stay as they are. Not compiled: see `advance`."""
+  def step(state):
+    moved = stepper.step(logits_fn, problem, state)
+    return where(state.count < stepper.length, moved, state)
+  return loops.repeat(step, state, num_steps, differentiates=stepper.differentiates)
+
+
+advance = functools.partial(jax.jit, static_argnames=('stepper', 'num_steps'))(take_steps)
+
+
+def resume(logits_fn: LogitsFn, problem: Problem, state: Any, *, stepper: Stepper) -> Any:
+  """All steps of an attack from its first state on, for a batch whose examples begin together.
+
+  Args:
+    logits_fn: a `jax.tree_util.Partial` that the stepper calls.
+    problem: the batch.
+    state: what `begin` gave.
+    stepper: the attack.
+
+  Returns:
+    The stepper's last state.
+
+  Example: see `apgd.apgd`, `fab.fab` and `square.square`.
+
+  Source: ours.
+  """
+  # One step a call where steps are written out: a call costs nothing beside a step, and its program
+  # compiles several times faster than one of ten.
+  for n in loops.calls(stepper.length, stepper.differentiates, at_once=1):
+    state = advance(logits_fn, problem, state, stepper=stepper, num_steps=n)
+  return state

@@ -1,0 +1,91 @@
+"""Writes reference.json: numbers that AutoAttack's authors' implementation computes.
+
+  python tests/attacks/make_reference.py --reference=PATH
+
+PATH is a checkout of github.com/fra31/auto-attack, commit a392200; torch is needed too. The model is
+a two-layer network with weights that `small_network` in test_reference.py draws again, so that
+nothing but numbers is kept.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--reference', required=True)
+  sys.path.insert(0, parser.parse_args().reference)
+  import torch
+  from autoattack import autopgd_base
+  from autoattack import fab_projections
+  from autoattack import fab_pt
+
+  torch.manual_seed(0)
+  random = np.random.RandomState(0)
+  w1, w2 = random.randn(12, 16), random.randn(16, 5)
+  x = random.uniform(size=(6, 1, 3, 4))
+  torch.set_default_dtype(torch.float64)
+  # The reference makes float32 of its inputs; this lets it compute in float64.
+  torch.Tensor.float = torch.Tensor.double
+  w1, w2, x = torch.tensor(w1), torch.tensor(w2), torch.tensor(x)
+  calls = []
+
+  def model(x):
+    logits = torch.tanh(x.reshape(len(x), -1) @ w1) @ w2
+    calls.append(logits.detach().numpy().tolist())
+    return logits
+
+  y = model(x).argmax(1)
+  target = model(x).sort(dim=1)[1][:, -2]
+  numbers = {'y': y.tolist(), 'target': target.tolist()}
+  for norm, epsilon in (('Linf', .1), ('L2', .25), ('L1', .6)):
+    for loss in ('ce', 'dlr', 'dlr-targeted'):
+      kind = (autopgd_base.APGDAttack_targeted if loss == 'dlr-targeted'
+              else autopgd_base.APGDAttack)
+      options = {} if loss == 'dlr-targeted' else {'loss': loss}
+      attack = kind(model, norm=norm, eps=epsilon, device='cpu', **options)
+      attack.init_hyperparam(x)
+      attack.y_target = target
+      # In L1 a given start would also change the sparsity; the draw is taken away instead.
+      torch.randn = lambda shape: torch.full(tuple(shape), .01)
+      start = None if norm == 'L1' else (x + .05 * torch.sin(torch.arange(72.)).reshape(x.shape))
+      calls.clear()
+      _, correct, best, _ = attack.attack_single_run(x, y, x_init=start)
+      value = {'ce': lambda z, y: torch.nn.functional.cross_entropy(z, y, reduction='none'),
+               'dlr': attack.dlr_loss}.get(loss) or attack.dlr_loss_targeted
+      values = [value(torch.tensor(logits), y).tolist() for logits in calls]
+      numbers[f'apgd {norm} {loss}'] = {
+          'losses': values, 'correct': correct.tolist(), 'best': best.tolist()}
+    attack = fab_pt.FABAttack_PT(model, norm=norm, eps=epsilon, n_iter=20, device='cpu')
+    for targeted in (True, False):
+      attack.target_class = 2
+      found = attack.attack_single_run(x, y, is_targeted=targeted)
+      numbers[f'fab {norm} {targeted}'] = found.numpy().tolist()
+
+  random = np.random.RandomState(1)
+  points, normals = random.uniform(size=(40, 12)), random.randn(40, 12)
+  points = torch.tensor(np.clip(1.6 * points - .3, 0, 1))
+  normals = torch.tensor(normals * (random.uniform(size=normals.shape) < .8))
+  values = (points * normals).sum(1) + torch.tensor(random.randn(40))
+  for norm in ('linf', 'l2', 'l1'):
+    project = getattr(fab_projections, 'projection_' + norm)
+    numbers[f'projection {norm}'] = project(points, normals, values).tolist()
+  moves = torch.tensor(random.randn(40, 12))
+  numbers['projection l1 box'] = (moves + autopgd_base.L1_projection(points, moves, 1.)).tolist()
+  pathlib.Path(__file__).with_name('reference.json').write_text(json.dumps(_short(numbers)))
+
+
+def _short(value):
+  if isinstance(value, float):
+    return float(f'{value:.9g}')
+  if isinstance(value, list):
+    return [_short(v) for v in value]
+  return {k: _short(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+if __name__ == '__main__':
+  main()

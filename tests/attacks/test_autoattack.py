@@ -1,0 +1,254 @@
+"""The driver: independence, refill, resume, few classes, odd inputs and odd models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax import attacks
+from at_jax.attacks import losses
+from at_jax.attacks import refill
+from at_jax.attacks import saves
+from at_jax.attacks import steppers
+from at_jax.attacks.apgd import stepper as apgd_stepper
+from at_jax.attacks.square import sides
+from at_jax.attacks.square import stepper as square_stepper
+
+QUICK = dict(num_steps=8, num_queries=25)
+KEY = jax.random.key(3)
+
+
+def network(num_classes=5, shape=(4, 3, 1), n=12):
+  random = np.random.RandomState(2)
+  d = int(np.prod(shape))
+  w1, w2 = random.randn(d, 16) / 2, random.randn(16, num_classes)
+  w1, w2 = jnp.asarray(w1, jnp.float32), jnp.asarray(w2, jnp.float32)
+  logits_fn = lambda x: jnp.tanh(x.reshape(len(x), -1) @ w1) @ w2
+  x = jnp.asarray(random.uniform(size=(n, *shape)), jnp.float32)
+  return logits_fn, x, jnp.argmax(logits_fn(x), axis=-1)
+
+
+@pytest.mark.parametrize('norm, epsilon', [('linf', .06), ('l2', .15), ('l1', .4)])
+def test_what_falls_is_misclassified_in_the_ball_and_in_bounds(norm, epsilon):
+  logits_fn, x, y = network()
+  result = attacks.autoattack(logits_fn, x, y, KEY, epsilon=epsilon, norm=norm, batch_size=5,
+                              attacks=('apgd-ce', 'fab-t', 'square'), **QUICK)
+  assert 0 < result.robust.sum() < len(x)
+  right = np.asarray(jnp.argmax(logits_fn(result.x), axis=-1) == y)
+  np.testing.assert_array_equal(right, result.robust)
+  delta = np.abs(result.x - x).reshape(len(x), -1).astype(np.float64)
+  size = {'linf': delta.max(1), 'l2': np.sqrt((delta ** 2).sum(1)), 'l1': delta.sum(1)}[norm]
+  assert size.max() <= epsilon * (1 + 1e-5)
+  assert result.x.min() >= 0 and result.x.max() <= 1
+  np.testing.assert_array_equal(result.x[result.robust], x[result.robust])
+
+
+@pytest.mark.parametrize('names', [
+    ('apgd-ce', 'square'), pytest.param(None, marks=pytest.mark.long)])
+def test_batch_size_and_order_change_no_verdict(names):
+  with jax.enable_x64(True):
+    logits_fn, x, y = network(n=20)
+    x = x.astype(jnp.float64)
+    run = lambda order, size: attacks.autoattack(
+        logits_fn, x[order], y[order], KEY, epsilon=.05, batch_size=size, index=order,
+        attacks=names, **QUICK)
+    whole = run(np.arange(20), 20)
+    assert 0 < whole.robust.sum() < 20
+    for size in (1, 7) if names is None else (7,):
+      order = np.random.RandomState(size).permutation(20)
+      part = run(order, size)
+      np.testing.assert_array_equal(part.robust, whole.robust[order])
+      for name, verdict in part.components.items():
+        np.testing.assert_array_equal(verdict, whole.components[name][order])
+
+
+@pytest.mark.parametrize('attack', [apgd_stepper(norm='linf'), apgd_stepper(norm='l1')])
+def test_starts_are_drawn_alike_in_any_company(attack):
+  _, x, y = network()
+  begin = lambda rows: steppers.begin(steppers.make_problem(
+      x[rows], y[rows], KEY, epsilon=.1, index=rows), stepper=attack).x
+  together, order = begin(jnp.arange(12)), jnp.array([5, 2, 11])
+  np.testing.assert_array_equal(begin(order), together[order])
+
+
+def test_no_step_is_spent_on_what_has_fallen():
+  # Half of the examples fall at their first query; every other one needs all 26. In 2 seats 3 of
+  # those take 3 · 26 steps, which the calls of 20 make 6 calls of one seat, so at most 6 in all.
+  _, x, _ = network(n=6)
+  y = jnp.arange(6) % 2
+  logits_fn = steppers.as_partial(lambda x: jnp.stack([jnp.ones(len(x)), jnp.zeros(len(x))], 1))
+  work = refill.Work(x, y, jnp.zeros((6, 1), int), jnp.arange(6), KEY, jnp.full(6, .1), (0., 1.))
+  items = np.array([(i, 0) for i in range(6)])
+  fell, x_adv = np.zeros(6, bool), np.array(x)
+  seats = list(refill.drain(logits_fn, logits_fn, work, items, fell, x_adv, batch_size=2,
+                            stepper=square_stepper(num_queries=25)))
+  np.testing.assert_array_equal(fell, y == 1)
+  assert len(seats) <= 6
+  assert seats[-1].runs == 6
+
+
+class Killed(Exception):
+  """Ends an evaluation at a moment of the test's choosing."""
+
+
+def test_an_evaluation_killed_again_and_again_resumes_to_the_same_verdicts(tmp_path):
+  logits_fn, x, y = network(n=20)
+  run = lambda **options: attacks.autoattack(
+      logits_fn, x, y, KEY, epsilon=.05, batch_size=6, attacks=('apgd-ce', 'fab-t', 'square'),
+      **QUICK, **options)
+  whole = run()
+  kills = 0
+  while True:
+    calls = 0
+
+    def kill(progress):
+      nonlocal calls
+      del progress
+      calls += 1
+      if calls == 11:
+        raise Killed
+
+    try:
+      result = run(state_path=tmp_path / 'state.npz', save_every=0., progress=kill)
+      break
+    except Killed:
+      kills += 1
+  assert kills >= 5
+  np.testing.assert_array_equal(result.robust, whole.robust)
+  np.testing.assert_array_equal(result.x, whole.x)
+  for name, verdict in result.components.items():
+    np.testing.assert_array_equal(verdict, whole.components[name])
+  with pytest.raises(ValueError, match='another evaluation'):
+    attacks.autoattack(logits_fn, x, y, KEY, epsilon=.06, batch_size=6,
+                       attacks=('apgd-ce', 'fab-t', 'square'), **QUICK,
+                       state_path=tmp_path / 'state.npz')
+
+
+def test_a_file_with_a_changed_byte_is_not_read(tmp_path):
+  saves.save(tmp_path / 'state.npz', {'x': np.arange(1000)})
+  content = bytearray((tmp_path / 'state.npz').read_bytes())
+  content[2000] ^= 1
+  (tmp_path / 'state.npz').write_bytes(content)
+  with pytest.raises(Exception, match='CRC'):
+    saves.load(tmp_path / 'state.npz')
+
+
+@pytest.mark.parametrize(
+    'num_classes', [2, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 4, 8))])
+def test_few_classes(num_classes):
+  logits_fn, x, y = network(num_classes)
+  names = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
+  result = attacks.autoattack(logits_fn, x, y, KEY, epsilon=.1, attacks=names, **QUICK)
+  assert list(result.components) == list(names)
+  assert any(f'{num_classes} classes' in warning for warning in result.warnings)
+  assert np.isfinite(result.x).all()
+
+
+@pytest.mark.parametrize('shape', [(12,), (4, 3), (6, 2, 1)])
+def test_one_example_of_any_shape(shape):
+  logits_fn, x, y = network(shape=shape, n=1)
+  result = attacks.autoattack(logits_fn, x, y, KEY, epsilon=.9, **QUICK)
+  assert not result.robust[0]
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+def test_epsilon_zero_leaves_everything_as_it_is(norm):
+  logits_fn, x, y = network()
+  result = attacks.autoattack(
+      logits_fn, x, y, KEY, epsilon=0., norm=norm, attacks=('apgd-ce', 'fab-t'), **QUICK)
+  assert result.robust.all()
+  np.testing.assert_array_equal(result.x, x)
+
+
+def test_examples_that_are_wrong_already_are_left_alone():
+  logits_fn, x, y = network()
+  result = attacks.autoattack(logits_fn, x, (y + 1) % 5, KEY, epsilon=.1, **QUICK)
+  assert not result.clean.any() and not result.robust.any()
+  np.testing.assert_array_equal(result.x, x)
+
+
+def test_a_model_that_returns_nan_is_right_about_nothing():
+  _, x, y = network()
+  result = attacks.autoattack(
+      lambda x: jnp.full((len(x), 5), jnp.nan), x, 0 * y, KEY, epsilon=.1, **QUICK)
+  assert not result.clean.any()
+  assert 'not finite' in result.warnings[-1]
+
+
+def test_search_low_verify_high_counts_what_is_confirmed():
+  logits_fn, x, y = network()
+  # A search model that is wrong everywhere finds nothing that the other confirms at radius 0.
+  fooled = lambda x: -logits_fn(x)
+  result = attacks.autoattack(
+      logits_fn, x, y, KEY, epsilon=0., search_fn=fooled, attacks=('apgd-ce', 'square'), **QUICK)
+  assert result.robust.all()
+
+
+@pytest.mark.long
+def test_random_models_are_averaged_over():
+  logits_fn, x, y = network()
+  noisy = lambda x, key: logits_fn(x + .01 * jax.random.normal(key, x.shape))
+  run = lambda size: attacks.autoattack(
+      noisy, x, y, KEY, epsilon=.1, version='rand', batch_size=size, num_steps=4)
+  np.testing.assert_array_equal(run(12).robust, run(5).robust)
+
+
+def test_odd_requests_are_refused_in_one_line():
+  logits_fn, x, y = network()
+  for options, match in (
+      (dict(norm='l0'), 'linf, l2, l1'), (dict(version='fast'), 'standard, plus, rand'),
+      (dict(attacks=('apgd',)), 'apgd-ce')):
+    with pytest.raises(ValueError, match=match):
+      attacks.autoattack(logits_fn, x, y, KEY, epsilon=.1, **options)
+  with pytest.raises(ValueError, match='no examples'):
+    attacks.autoattack(logits_fn, x[:0], y[:0], KEY, epsilon=.1)
+
+
+def test_square_s_sides_are_the_reference_s():
+  # From the reference's rounding at 28 and 32 pixels.
+  assert sorted(set(sides(5000, .8, 1024)[1:]), reverse=True) == [29, 20, 14, 10, 7, 5, 4, 3]
+  small = sides(5000, .8, 784)
+  changes = [q for q in range(1, 5000) if small[q + 1] != small[q]]
+  assert changes == [11, 51, 201, 501, 1001, 2001, 4001]
+
+
+def test_checks_name_what_is_wrong():
+  logits_fn, x, y = network()
+  check = attacks.checks.check_model
+  assert check(logits_fn, x, y) == ()
+  assert 'probabilities' in check(lambda x: jax.nn.softmax(logits_fn(x)), x, y)[0]
+  assert 'rest of the batch' in check(lambda x: logits_fn(x - x.mean(0)), x, y)[0]
+  assert 'no gradient' in check(lambda x: 1e4 * logits_fn(x), x, y)[0]
+  assert 'rounding' in check(lambda x: 1e-7 * logits_fn(x), x, y)[0]
+  draws = iter(jax.random.split(KEY, 9))
+  assert 'random' in check(lambda x: logits_fn(x) + jax.random.normal(next(draws), (12, 5)), x, y)[0]
+
+
+def test_masked_gradients_are_noticed():
+  logits_fn, x, y = network()
+  hidden = lambda x: logits_fn(jnp.round(x * 8) / 8)
+  result = attacks.autoattack(hidden, x, jnp.argmax(hidden(x), -1), KEY, epsilon=.15,
+                              attacks=('apgd-ce', 'square'), **QUICK)
+  text = ' '.join(result.warnings)
+  assert 'apgd-ce: zero gradients in 100.0 %' in text and 'square took' in text
+
+
+def test_losses_with_a_number_are_one_object_and_do_not_underflow():
+  assert losses.scaled(20.) is losses.scaled(20.)
+  assert losses.dummy_margin(.5) is losses.dummy_margin(.5)
+  confident, y = jnp.array([[300., 0., 1.]]), jnp.array([0])
+  slope = lambda loss: np.abs(jax.grad(lambda z: loss(z, y)[0])(confident)).max()
+  assert slope(losses.masking_scaled(1.)) == 0
+  assert slope(losses.scaled(1.)) > .5
+  np.testing.assert_allclose(losses.scaled(1e4)(confident, y), losses.margin(confident, y))
+
+
+def test_scaled_s_gradient_is_cross_entropy_s_direction():
+  # (1 - p_y) / T times the bracket's gradient, times T for the division by the scale.
+  with jax.enable_x64(True):
+    logits, y = jnp.array([[1., .3, -.5, .2]]), jnp.array([0])
+    for scale in (.2, 1., 5.):
+      plain = jax.grad(lambda z: losses.cross_entropy(scale * z, y)[0])(logits)
+      ours = jax.grad(lambda z: losses.scaled(scale)(z, y)[0])(logits)
+      wrong = 1 - jax.nn.softmax(scale * logits)[0, 0]
+      np.testing.assert_allclose(plain, scale * wrong * ours, rtol=1e-10)

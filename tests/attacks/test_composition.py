@@ -1,0 +1,92 @@
+"""APGD, FAB and Square inside the caller's jit and vmap, and in both forms of the loop."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax import attacks
+from at_jax.attacks import loops
+from at_jax.attacks import steppers
+from at_jax.attacks.apgd import stepper as apgd_stepper
+
+KEY = jax.random.key(1)
+SHORT = {
+    'apgd': functools.partial(attacks.apgd, num_steps=9),
+    'fab': functools.partial(attacks.fab, num_steps=4),
+    'square': functools.partial(attacks.square, num_queries=20),
+}
+
+
+def network():
+  random = np.random.RandomState(4)
+  w1, w2 = (jnp.asarray(random.randn(*s), jnp.float32) for s in ((6, 8), (8, 4)))
+  logits_fn = lambda x: jnp.tanh(x.reshape(len(x), -1) @ w1) @ w2
+  x = jnp.asarray(random.uniform(size=(5, 3, 2)), jnp.float32)
+  return logits_fn, x, jnp.argmax(logits_fn(x), axis=-1)
+
+
+@pytest.mark.parametrize('name', SHORT)
+def test_a_robustness_curve_in_one_compiled_call(name):
+  logits_fn, x, y = network()
+  attack = lambda epsilon: SHORT[name](logits_fn, x, y, KEY, epsilon=epsilon).success
+  radii = jnp.array([.02, .1, .3])
+  curve = jax.jit(jax.vmap(attack))(radii)
+  np.testing.assert_array_equal(curve, [attack(epsilon) for epsilon in radii])
+  assert 0 < curve.sum() < curve.size
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+def test_looped_and_written_out_steps_agree(norm, monkeypatch):
+  logits_fn, x, y = network()
+  run = lambda: attacks.apgd(logits_fn, x, y, KEY, epsilon=.1, norm=norm, num_steps=12)
+  monkeypatch.setattr(loops, 'writes_out', lambda: True)
+  out = run()
+  monkeypatch.setattr(loops, 'writes_out', lambda: False)
+  jax.clear_caches()
+  for one, other in zip(out, run(), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_one_trace_for_many_radii_and_parameters():
+  traces = []
+
+  def apply(scale, x):
+    traces.append(1)
+    return jnp.stack([scale * x.sum((1, 2)), jnp.ones(len(x))], axis=1)
+
+  _, x, _ = network()
+  for n in range(4):
+    logits_fn = jax.tree_util.Partial(apply, jnp.float32(n + 1))
+    attacks.apgd(logits_fn, x, jnp.zeros(5, int), KEY, epsilon=.1 * n, num_steps=3)
+    if n == 0:
+      first = len(traces)
+  assert len(traces) == first
+
+
+def test_a_finished_example_stays_as_it_is():
+  logits_fn, x, y = network()
+  attack = apgd_stepper(norm='linf', num_steps=5)
+  problem = steppers.make_problem(x, y, KEY, epsilon=.1)
+  begun = steppers.begin(problem, stepper=attack)
+  model = steppers.as_partial(logits_fn)
+  done = steppers.resume(model, problem, begun, stepper=attack)
+  again = steppers.advance(model, problem, done, stepper=attack, num_steps=3)
+  jax.tree.map(np.testing.assert_array_equal, again, done)
+
+
+def test_large_start_ends_in_the_ball():
+  logits_fn, x, y = network()
+  result = attacks.apgd(logits_fn, x, y, KEY, epsilon=.3, norm='l1', large_start=True, num_steps=20)
+  assert np.abs(result.x - x).sum((1, 2)).max() <= .3 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize('name', SHORT)
+def test_odd_requests_are_refused_in_one_line(name):
+  logits_fn, x, y = network()
+  with pytest.raises(ValueError, match='convert it'):
+    SHORT[name](logits_fn, jnp.zeros((5, 3, 2), int), y, KEY, epsilon=.1)
+  with pytest.raises(ValueError, match='one class per example'):
+    SHORT[name](logits_fn, x, y[:2], KEY, epsilon=.1)

@@ -1,0 +1,104 @@
+"""The numbers of AutoAttack's authors' implementation, in float64, where rounding decides nothing.
+
+They were written by `python tests/attacks/make_reference.py --reference=PATH`, PATH being a checkout
+of github.com/fra31/auto-attack at a392200, with torch 2.13.0.
+"""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax.attacks import balls
+from at_jax.attacks import hyperplane
+from at_jax.attacks import losses
+from at_jax.attacks import steppers
+from at_jax.attacks.apgd import stepper as apgd_stepper
+from at_jax.attacks.fab import fab
+
+NUMBERS = json.loads(pathlib.Path(__file__).with_name('reference.json').read_text())
+LOSSES = {'ce': losses.cross_entropy, 'dlr': losses.dlr, 'dlr-targeted': losses.targeted_dlr}
+EPSILON = {'Linf': .1, 'L2': .25, 'L1': .6}
+
+
+@pytest.fixture(autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def small_network():
+  random = np.random.RandomState(0)
+  w1, w2 = random.randn(12, 16), random.randn(16, 5)
+  x = random.uniform(size=(6, 1, 3, 4))
+  logits_fn = lambda x: jnp.tanh(x.reshape(len(x), -1) @ w1) @ w2
+  return logits_fn, jnp.asarray(x), jnp.array(NUMBERS['y']), jnp.array(NUMBERS['target'])
+
+
+def planes():
+  random = np.random.RandomState(1)
+  points, normals = random.uniform(size=(40, 12)), random.randn(40, 12)
+  points = np.clip(1.6 * points - .3, 0, 1)
+  normals = normals * (random.uniform(size=normals.shape) < .8)
+  values = (points * normals).sum(1) + random.randn(40)
+  return points, normals, values, random.randn(40, 12)
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+@pytest.mark.parametrize('norm', EPSILON)
+def test_apgd_follows_the_reference_step_by_step(norm, loss):
+  logits_fn, x, y, target = small_network()
+  targeted = loss == 'dlr-targeted'
+  attack = apgd_stepper(norm=norm.lower(), loss=LOSSES[loss], targeted=targeted)
+  problem = steppers.make_problem(x, y, jax.random.key(0), epsilon=EPSILON[norm], target=target)
+  state = steppers.begin(problem, stepper=attack)
+  if norm == 'L1':
+    box = -x, 1 - x
+    project = jax.vmap(lambda d, low, high: balls.project_l1_box(d, .6, low, high))
+    start = x + project(jnp.full_like(x, .01), *box)
+  else:
+    start = jnp.clip(x + .05 * jnp.sin(jnp.arange(72.)).reshape(x.shape), 0, 1)
+  state = state._replace(x=start)
+  step = jax.jit(lambda state: attack.step(logits_fn, problem, state))
+  trace = []
+  for count in range(101):
+    state = step(state)
+    trace.append(state.loss_best if count == 0 else state.loss_last)
+  numbers = NUMBERS[f'apgd {norm} {loss}']
+  # Where the prediction is wrong DLR has poles, and rounding decides on which side of one it lands:
+  # an example is followed until its loss first exceeds 1. Nine digits are kept in the file; two of
+  # them are lost in 100 steps.
+  follows = np.maximum.accumulate(numbers['losses'], axis=0) <= (np.inf if loss == 'ce' else 1)
+  assert follows.mean() > .6
+  trace, expected = (np.where(follows, t, 0) for t in (trace, numbers['losses']))
+  np.testing.assert_allclose(trace, expected, rtol=0, atol=1e-6)
+  best, expected = (np.where(follows[-1], t, 0) for t in (state.loss_best, numbers['best']))
+  np.testing.assert_allclose(best, expected, rtol=0, atol=1e-6)
+  np.testing.assert_array_equal(~state.found, numbers['correct'])
+
+
+@pytest.mark.parametrize('targeted', [True, False])
+@pytest.mark.parametrize('norm', EPSILON)
+def test_fab_finds_the_points_of_the_reference(norm, targeted):
+  logits_fn, x, y, target = small_network()
+  result = fab(logits_fn, x, y, epsilon=jnp.inf, norm=norm.lower(), num_steps=20,
+                   target=target if targeted else None)
+  np.testing.assert_allclose(result.x, NUMBERS[f'fab {norm} {targeted}'], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+def test_projection_onto_planes_is_the_reference_s(norm):
+  points, normals, values, _ = planes()
+  excess = (points * normals).sum(1) - values
+  project = jax.vmap(lambda x, w, e: hyperplane.project(x, w, e, (0., 1.), norm=norm))
+  np.testing.assert_allclose(
+      project(points, normals, excess), NUMBERS[f'projection {norm}'], rtol=0, atol=1e-7)
+
+
+def test_projection_onto_the_l1_ball_in_a_box_is_the_reference_s():
+  points, _, _, moves = planes()
+  ours = jax.vmap(lambda d, x: balls.project_l1_box(d, 1., -x, 1 - x))(moves, points)
+  np.testing.assert_allclose(ours, NUMBERS['projection l1 box'], rtol=0, atol=1e-7)

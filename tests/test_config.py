@@ -1,0 +1,138 @@
+"""Configurations: every file runs, and every mistake is one line."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from at_jax import command_line
+from at_jax import config as config_lib
+from at_jax import errors
+from at_jax import main
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted(ROOT.glob('configs/*.py'))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_takes_two_steps(path, tmp_path, capsys):
+  code = main.main([f'--config={path}:smoke', f'--workdir={tmp_path}'])
+  assert code == 0, capsys.readouterr().err
+  steps = [line for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
+           if '"loss"' in line]
+  assert len(steps) == 2
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_says_how_to_run_it_and_what_to_expect(path):
+  text = path.read_text()
+  assert f'--config=configs/{path.name}' in text
+  if path.stem != 'quickstart':
+    assert 'Source:' in text and 'Measured' in text
+
+
+def said(capsys, *arguments):
+  """The one line that a mistake ends in."""
+  code = main.main(list(arguments))
+  err = capsys.readouterr().err.strip()
+  assert code == 2, err
+  assert len(err.splitlines()) == 1 and err.startswith('at_jax: '), err
+  return err
+
+
+QUICK = f'--config={ROOT}/configs/quickstart.py:smoke'
+
+
+@pytest.mark.parametrize('arguments, expected', [
+    # the command line
+    ([], ['--config', 'use python -m at_jax.main']),
+    (['--config=configs/quickstrat.py'], ['configs/quickstrat.py', 'no such file']),
+    ([f'--config={ROOT}/configs/quickstrat.py'], ['quickstrat.py', 'did you mean', 'quickstart.py']),
+    ([f'--config={ROOT}/configs/quickstart.py:smal'], [':smal', ':smoke']),
+    ([QUICK, '--config.epoch=3'], ['--config.epoch', "did you mean 'epochs'"]),
+    ([QUICK, '--config.attack.epsilon=8'], ['did you mean', 'attack.epsilon_255']),
+    ([QUICK, '--config.epochs=many'], ['many']),
+    ([QUICK, '--mode=tran'], ['tran', 'train']),
+    ([QUICK, '--wrokdir=x'], ['wrokdir']),
+    ([QUICK, 'configs/quickstart.py'], ['configs/quickstart.py', 'not a flag']),
+    # names
+    ([QUICK, '--config.dataset.name=cifar_10'], ['cifar_10', "did you mean 'cifar10'"]),
+    ([QUICK, '--config.model.name=SmalCNN'], ['SmalCNN', "did you mean 'SmallCNN'"]),
+    ([QUICK, '--config.loss=pgd'], ["did you mean 'pgd_at'"]),
+    ([QUICK, '--config.attack.norm=linff'], ["did you mean 'linf'"]),
+    ([QUICK, "--config.evaluate.attacks=('pdg20',)"], ['pdg20', 'pgd20']),
+    # numbers that make no sense
+    ([QUICK, '--config.attack.epsilon_255=-1.'], ['attack.epsilon_255', '-1.0']),
+    ([QUICK, '--config.attack.epsilon_255=nan'], ['attack.epsilon_255', 'nan']),
+    ([QUICK, '--config.attack.step_size_255=0.'], ['attack.step_size_255']),
+    ([QUICK, '--config.attack.num_steps=0'], ['attack.num_steps']),
+    ([QUICK, '--config.batch_size=0'], ['batch_size']),
+    ([QUICK, '--config.batch_size=100000'], ['batch_size', 'training examples']),
+    ([QUICK, '--config.epochs=0'], ['epochs']),
+    ([QUICK, '--config.dummy.start_epoch=2'], ['dummy.start_epoch', 'epochs = 2']),
+    ([QUICK, '--config.dummy.benign_weight=1.5'], ['dummy.benign_weight']),
+    ([QUICK, '--config.loss=standard'], ['loss', 'dummy classes']),
+    ([QUICK, '--config.dataset.num_classes=12'], ['num_classes', '10 classes']),
+    ([QUICK, '--config.dataset.validation_size=5000'], ['validation_size']),
+    ([QUICK, '--config.optimizer.learning_rate=-.1'], ['learning_rate']),
+    ([QUICK, '--config.optimizer.decay_epochs=(5, 3)'], ['decay_epochs']),
+    # the data
+    ([QUICK, '--config.dataset.name=nowhere.npz'], ['nowhere.npz']),
+    # evaluation of nothing
+    ([QUICK, '--mode=evaluate'], ['no checkpoint', '--mode=train']),
+], ids=lambda value: value[-1].split('/')[-1] if isinstance(value, list) and value else 'none')
+def test_a_mistake_is_one_line(arguments, expected, capsys, tmp_path):
+  workdir = tmp_path / 'run'
+  if not any('workdir' in a or 'wrokdir' in a for a in arguments):
+    arguments = [*arguments, f'--workdir={workdir}']
+  line = said(capsys, *arguments)
+  for part in expected:
+    assert part in line
+  assert not workdir.exists()  # nothing was written
+
+
+def test_a_workdir_that_cannot_be_written(capsys, tmp_path):
+  (tmp_path / 'file').write_text('in the way')
+  line = said(capsys, QUICK, f'--workdir={tmp_path}/file/run')
+  assert 'workdir' in line and 'name another folder' in line
+  assert (tmp_path / 'file').read_text() == 'in the way'
+
+
+@pytest.mark.parametrize('missing', ['flax', 'optax', 'orbax.checkpoint'])
+def test_missing_extras_are_named(missing, capsys, monkeypatch):
+  installed = main._installed
+  monkeypatch.setattr(main, '_installed', lambda name: name != missing and installed(name))
+  line = said(capsys, QUICK)
+  assert missing in line and "pip install 'at_jax[train,data]'" in line
+
+
+def test_defaults_of_the_command_line():
+  asked = command_line.parse([f'--config={ROOT}/configs/ducat_cifar100.py:small'])
+  assert (str(asked.workdir), asked.mode) == ('runs/ducat_cifar100-small', 'train')
+  asked = command_line.parse(['--mode=evaluate', '--config.attack.epsilon_255=4.',
+                              f'--config={ROOT}/configs/ducat_cifar100.py'])
+  assert (str(asked.workdir), asked.mode) == ('runs/ducat_cifar100', 'evaluate')
+  assert asked.config.evaluate.epsilon_255 == 4  # follows the attack's, on the command line too
+
+
+def test_what_may_change_between_runs_of_a_workdir():
+  before = config_lib.flatten(config_lib.default().to_dict())
+  free = before | {'evaluate.batch_size': 7, 'validate.num_steps': 3, 'epochs': 200,
+                   'log_every_steps': 1, 'dataset.data_dir': 'elsewhere', 'checkpoint.keep': 9}
+  assert not config_lib.conflicts(before, free)
+  for name, value in {'seed': 1, 'epochs': 100, 'attack.epsilon_255': 4., 'dataset.pad': 2,
+                      'optimizer.learning_rate': .2, 'model.name': 'SmallCNN'}.items():
+    assert list(config_lib.conflicts(before, before | {name: value})) == [name]
+  cosine = before | {'optimizer.schedule': 'cosine'}  # whose every step depends on the last epoch
+  assert list(config_lib.conflicts(cosine, cosine | {'epochs': 200})) == ['epochs']
+
+
+def test_a_users_own_arrays_train(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  path = tmp_path / 'mine.npz'
+  np.savez(path, train_images=rng.integers(0, 256, (1400, 12, 10, 3), dtype=np.uint8),
+           train_label=rng.integers(0, 10, 1400), label_names=np.array(list('abcdefghij')),
+           test_images=rng.integers(0, 256, (20, 12, 10, 3), dtype=np.uint8),
+           test_label=rng.integers(0, 10, 20))
+  code = main.main([QUICK, f'--config.dataset.name={path}', f'--workdir={tmp_path}/run'])
+  assert code == 0, capsys.readouterr().err
