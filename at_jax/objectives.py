@@ -302,7 +302,8 @@ def _apart(forward, batch_stats, x, x_adv, y, ducat):
   """Logits at x and at x' from a pass each, and DUCAT's fit from a pass before, or None."""
   fit = None
   if ducat is not None:
-    fit, *_, batch_stats = ducat(forward, batch_stats, x, x_adv, y)
+    begun = ducat(forward, batch_stats, x, x_adv, y)
+    fit, batch_stats = begun.fit, begun.batch_stats
   clean, batch_stats = forward(x, batch_stats)
   adversarial, batch_stats = forward(x_adv, batch_stats)
   return clean, adversarial, fit, batch_stats

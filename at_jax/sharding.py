@@ -60,7 +60,26 @@ def train_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainSt
 
   Source: ours.
   """
-  per_device = functools.partial(step_lib.train_steps, recipe=recipe, axis_name=AXIS)
+  return _over_devices(step_lib.train_steps, recipe)
+
+
+def settle_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainState, None]]:
+  """`step.settle_steps` over all devices, as `train_steps`.
+
+  Args:
+    recipe: what a step of training does.
+
+  Returns:
+    `(state, images, labels, order i32[S, B], key, values) -> (state, None)`. The state that is passed
+    in is given up to the call (donated).
+
+  Source: ours.
+  """
+  return _over_devices(step_lib.settle_steps, recipe)
+
+
+def _over_devices(steps: Callable, recipe: step_lib.Recipe) -> Callable:
+  per_device = functools.partial(steps, recipe=recipe, axis_name=AXIS)
   mapped = jax.pmap(per_device, AXIS, in_axes=(0, 0, 0, 0, None, None), donate_argnums=0)
 
   def call(state, images, labels, order, key, values=step_lib.EpochValues()):
