@@ -107,7 +107,7 @@ def _check_method(flat: dict) -> None:
   _require(flat, 'optimizer.swa_start_epoch', flat['optimizer.swa_start_epoch'] < flat['epochs'],
            f'nothing would be averaged: use one below epochs = {flat["epochs"]}')
   loss, kind = flat['loss'], flat['weights.kind']
-  _require(flat, 'weights.lam', flat['weights.lam'] > -math.inf, 'use a number, or inf for no weights')
+  _require(flat, 'weights.lam', flat['weights.lam'] > -math.inf, 'use a number; inf is no weights')
   _require(flat, 'weights.bias', math.isfinite(flat['weights.bias']), 'use a number')
   if loss == 'gair_trades':
     _require(flat, 'weights.kind', kind == 'geometry',

@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     logits: f32[V·B, K], in train mode, of the examples that the method learns from: x', or x where
       there is no x'.
     batch_stats: the updated BatchNorm statistics.
-    complement: f32[B], what takes the share of the regulariser that a weight below 1 leaves, or None.
+    complement: f32[B], what takes the share of the regulariser that a weight leaves, or None.
   """
   fit: Array
   regulariser: Array | None
@@ -84,7 +84,8 @@ def pgd_at(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array)
     >>> print(pgd_at(f, {}, None, jnp.zeros((1, 2)), jnp.array([0])).fit)
     [0.6931472]
 
-  Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, section 2.
+  Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018,
+  section 2.
   """
   return standard(forward, batch_stats, x_adv, x, y)
 
@@ -137,8 +138,9 @@ def trades(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array,
            ducat: Objective | None = None) -> Outcome:
   """TRADES: the fit is CE(f(x), y), the regulariser KL(f(x) ‖ f(x')).
 
-  x and x' go through apart, each normalised by its own statistics. The released code passes x twice,
-  which only weighs the running statistics towards it. With DUCAT its concatenation goes first.
+  x and x' go through apart, each normalised by its own statistics. The released code passes x
+  twice, which only weighs the running statistics towards it. With DUCAT its concatenation goes
+  first.
 
   Args:
     forward: the network in train mode.
@@ -154,8 +156,8 @@ def trades(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array,
   Example:
     >>> f = lambda x, batch_stats: (x, batch_stats)
     >>> found = trades(f, {}, jnp.array([[2., 0.]]), jnp.array([[0., 2.]]), jnp.array([0]))
-    >>> print(found.fit.round(4), found.regulariser.round(4))
-    [0.1269] [1.5232]
+    >>> print(f'{found.fit[0]:.4f} {found.regulariser[0]:.4f}')
+    0.1269 1.5232
 
   Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
   algorithm 1; with DUCAT: Wang et al., arXiv 2410.12671 (2024), its released code.
@@ -184,8 +186,8 @@ def gair_trades(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: A
     >>> f = lambda x, batch_stats: (x, batch_stats)
     >>> x, x_adv = jnp.array([[2., 0.]]), jnp.array([[0., 2.], [2., 0.]])
     >>> found = gair_trades(f, {}, x, x_adv, jnp.array([0]))
-    >>> print(found.regulariser.round(4), found.complement)
-    [1.5232] [0.]
+    >>> print(f'{found.regulariser[0]:.4f} {found.complement[0]:.4f}')
+    1.5232 0.0000
 
   Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, its released
   code for robust self-training (GAIR-RST), here without unlabelled data.
@@ -219,8 +221,8 @@ def mart(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *
   Example:
     >>> f = lambda x, batch_stats: (x, batch_stats)
     >>> found = mart(f, {}, jnp.array([[2., 0.]]), jnp.array([[0., 2.]]), jnp.array([0]))
-    >>> print(found.fit.round(3), found.regulariser.round(4))
-    [4.253] [0.1816]
+    >>> print(f'{found.fit[0]:.3f} {found.regulariser[0]:.4f}')
+    4.253 0.1816
 
   Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
   2020, section 3; with DUCAT: Wang et al., arXiv 2410.12671 (2024), its released code.
@@ -252,8 +254,9 @@ def consistency(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: A
   Example:
     >>> f = lambda x, batch_stats: (x, batch_stats)
     >>> views = jnp.array([[1., 0.], [0., 1.]])
-    >>> print(consistency(f, {}, views, views, jnp.array([0, 0]), temperature=.5).regulariser)
-    [0.32781768]
+    >>> found = consistency(f, {}, views, views, jnp.array([0, 0]), temperature=.5)
+    >>> print(f'{found.regulariser[0]:.4f}')
+    0.3278
 
   Source: Tack et al., Consistency Regularization for Adversarial Robustness, 2022, section 3; with
   DUCAT: Wang et al., arXiv 2410.12671 (2024), its released code.

@@ -183,7 +183,8 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
   tau = None
   if config.attack.friendly_taus:
     first, *later = config.attack.friendly_taus
-    tau = weights.by_epoch(epoch, first, dict(zip(config.attack.friendly_epochs, later, strict=True)))
+    changes = dict(zip(config.attack.friendly_epochs, later, strict=True))
+    tau = weights.by_epoch(epoch, first, changes)
   return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau)
 
 

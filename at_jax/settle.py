@@ -19,9 +19,9 @@ BATCHES = 50
 def settler(run: run_lib.Run) -> Callable[[step_lib.TrainState], dict[str, Any]]:
   """Makes the function from a state to the variables to evaluate.
 
-  Where the optimizer keeps an average or an anchor, that is evaluated, and the BatchNorm statistics,
-  which belong to other parameters, are estimated again: over `BATCHES` training batches, attacked and
-  passed as the step does. Elsewhere the variables are those of the state.
+  Where the optimizer keeps an average or an anchor, that is evaluated, and the BatchNorm
+  statistics, which belong to other parameters, are estimated again: over `BATCHES` training batches,
+  attacked and passed as the step does. Elsewhere the variables are those of the state.
 
   Args:
     run: the run.

@@ -55,8 +55,8 @@ def train_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainSt
     recipe: what a step does.
 
   Returns:
-    `(state, images, labels, order i32[S, B], key, values) -> (state, metrics of S steps)`. The state
-    that is passed in is given up to the call (donated).
+    `(state, images, labels, order i32[S, B], key, values) -> (state, metrics of S steps)`. The
+    state that is passed in is given up to the call (donated).
 
   Source: ours.
   """
@@ -70,8 +70,8 @@ def settle_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainS
     recipe: what a step of training does.
 
   Returns:
-    `(state, images, labels, order i32[S, B], key, values) -> (state, None)`. The state that is passed
-    in is given up to the call (donated).
+    `(state, images, labels, order i32[S, B], key, values) -> (state, None)`. The state that is
+    passed in is given up to the call (donated).
 
   Source: ours.
   """

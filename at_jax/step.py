@@ -159,8 +159,8 @@ def _examples(state, images, labels, index, key, values, recipe) -> _Examples:
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   logits = recipe.network.deployed if recipe.attack_folded else recipe.network.logits
   options = {} if values.tau is None else {'tau': values.tau}
-  found = recipe.attack(jax.tree_util.Partial(logits, variables), x, y, attack_key, index, **options)
-  found = jax.lax.stop_gradient(found)
+  logits = jax.tree_util.Partial(logits, variables)
+  found = jax.lax.stop_gradient(recipe.attack(logits, x, y, attack_key, index, **options))
   return _Examples(x, found.x, y, found.kappa)
 
 
@@ -296,8 +296,8 @@ def settle_steps(
   Returns:
     The state with statistics that have moved S times, and None.
 
-  Source: ours; re-estimation before an average is evaluated: Izmailov et al., Averaging Weights Leads
-  to Wider Optima and Better Generalization, 2018, section 3.2.
+  Source: ours; re-estimation before an average is evaluated: Izmailov et al., Averaging Weights
+  Leads to Wider Optima and Better Generalization, 2018.
   """
   def body(state: TrainState, index: Array) -> tuple[TrainState, None]:
     examples = _examples(state, images[index], labels[index], index, key, values, recipe)

@@ -21,8 +21,8 @@ class Evidence(NamedTuple):
     kappa: i32[B], the attack's steps that the example withstood, by the logits that were attacked.
     logits: f32[B, C], deployed, in train mode, at x'.
     y: i32[B].
-    class_accuracy: f32[C], each class's robust accuracy on the training data of the last epoch; None
-      where nobody counts it.
+    class_accuracy: f32[C], each class's robust accuracy on the training data of the last epoch;
+      None where nobody counts it.
   """
   kappa: Array
   logits: Array

@@ -18,13 +18,7 @@ def get_config(arg: str = ''):
   c.dummy.enabled = True
   c.model.dtype = 'bfloat16'
   if arg == 'small':
-    c.model.update(name='SmallCNN', dtype='float32', padding='SAME', features=(16, 16, 32, 32),
-                   hidden=(), batch_norm=True)
-    c.epochs, c.dummy.start_epoch = 8, 4
-    c.attack.num_steps, c.attack.step_size_255 = 5, 2.5
-    c.optimizer.decay_epochs = (6, 7)
-    c.evaluate.num_examples = 2000
-    c.evaluate.step_size_255 = 2.0
+    c = config_lib.small(c, epochs=8)
   elif arg == 'smoke':
     c = config_lib.smoke(c)
   config_lib.only(arg, 'small', 'smoke')

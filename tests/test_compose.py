@@ -1,4 +1,4 @@
-"""Every weight with every loss, head, optimizer and perturbation, through the configuration alone."""
+"""Every weight with every loss, head, optimizer and perturbation, through the config alone."""
 
 import functools
 import itertools
@@ -161,7 +161,8 @@ def test_burn_in_is_training_without_weights_and_compiles_nothing_more(weights, 
 def test_infinite_lambda_is_no_weights():
   c = config_of('geometry', 'trades')
   c.weights.lam = np.inf
-  np.testing.assert_allclose(take_two_steps(c)[0], after('none', 'trades', 'C', 'sgd', 0.), atol=1e-7)
+  expected = after('none', 'trades', 'C', 'sgd', 0.)
+  np.testing.assert_allclose(take_two_steps(c)[0], expected, atol=1e-7)
 
 
 def test_gair_trades_at_infinite_lambda_is_trades():
