@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/*.py'))
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_config_takes_two_steps(path, tmp_path, capsys):
   code = main.main([f'--config={path}:smoke', f'--workdir={tmp_path}'])
