@@ -2,20 +2,24 @@
 
 import functools
 import itertools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from orbax.checkpoint import v1 as ocp
 import pytest
 
 from at_jax import config as config_lib
 from at_jax import config_checks
 from at_jax import errors
+from at_jax import main
 from at_jax import objectives
 from at_jax import run as run_lib
 from at_jax import sharding
 from at_jax import step as step_lib
 
+ROOT = pathlib.Path(__file__).parent.parent
 AXES = {
     'weights': ('none', 'geometry', 'margin', 'class_wise'),
     'loss': ('pgd_at', 'trades', 'mart', 'consistency'),
@@ -215,3 +219,66 @@ def test_no_inner_step_is_the_outer_optimizer_to_the_bit():
   c = config_of('none', 'pgd_at', 'C', 'entropy_sgd')
   c.optimizer.entropy.inner_steps = 0
   np.testing.assert_array_equal(take_two_steps(c)[0], after('none', 'pgd_at', 'C', 'sgd', 0.))
+
+
+@pytest.mark.parametrize('weights, loss', [('geometry', 'trades'), ('class_wise', 'consistency')])
+def test_four_devices_take_the_step_of_one(weights, loss):
+  c = config_of(weights, loss, '2C', 'sgd', .05)
+  run = run_lib.build(c)
+  recipe = run_lib.recipe(run, run_lib.phase(c, 0))
+  state, order = run_lib.init_state(run), np.arange(16)
+  if weights == 'class_wise':  # as if an epoch were over
+    state = state._replace(class_counts=state.class_counts._replace(
+        correct=jnp.array([1., 2., 3.]), seen=jnp.array([6., 5., 5.])))
+  copy = lambda tree: jax.tree.map(jnp.copy, tree)  # a step gives its state up
+  images, labels = run.dataset.train
+  one, _ = sharding.train_steps(recipe)(
+      sharding.replicate(copy(state)), *sharding.replicate((images, labels)), order[None],
+      run.keys['train'])
+  one = sharding.unreplicate(one)
+  step = functools.partial(step_lib.train_step, recipe=recipe, axis_name=sharding.AXIS)
+  share = lambda a: a.reshape(4, 4, *a.shape[1:])
+  four, _ = jax.jit(jax.vmap(step, in_axes=(None, 0, 0, 0, None), axis_name=sharding.AXIS))(
+      state, share(images), share(labels), share(order), run.keys['train'])
+  for part in ('params', 'batch_stats', 'class_counts'):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3], b, atol=2e-6),
+                 getattr(four, part), getattr(one, part))
+
+
+def test_class_accuracies_are_of_the_epoch_before():
+  counts = take_two_steps(config_of('class_wise'))[1].class_counts
+  np.testing.assert_array_equal(counts.seen, [6, 5, 5])  # this epoch's, of 16 labels 0, 1, 2, 0, …
+  before = counts.accuracy * counts.seen  # the epoch before had as many
+  np.testing.assert_allclose(before, np.round(before), atol=1e-5)
+  assert np.ptp(counts.accuracy) > 0
+
+
+def test_friendly_attacks_stop_as_their_schedule_says():
+  c = config_of()
+  c.attack.num_steps = 2
+  c.attack.friendly_taus, c.attack.friendly_epochs = (0, 2), (1,)
+  config_checks.check(c)
+  assert [int(run_lib.epoch_values(c, epoch).tau) for epoch in range(3)] == [0, 2, 2]
+  free = c.copy_and_resolve_references()
+  free.attack.friendly_taus, free.attack.friendly_epochs = (), ()
+  never = take_two_steps(free)[0]
+  # At τ = K no example ever stops; at 0 it does.
+  always = step_lib.EpochValues(jnp.asarray(True), jnp.asarray(2))
+  np.testing.assert_allclose(take_two_steps(c, values=always)[0], never, atol=1e-7)
+  assert np.max(np.abs(take_two_steps(c)[0] - never)) > 1e-6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('fields', [
+    ['--config.weights.kind=class_wise'], ['--config.optimizer.name=entropy_sgd'],
+    ['--config.loss=consistency', '--config.optimizer.ema_decay=.9'],
+], ids=['class-wise', 'entropy', 'ema'])
+def test_a_resumed_run_ends_as_one_that_never_stopped(fields, tmp_path):
+  fields += [f'--config={ROOT}/configs/quickstart.py:smoke', '--config.dummy.start_epoch=0',
+             '--config.weights.start_epoch=0']
+  for name, epochs in (('whole', 2), ('parts', 1), ('parts', 2)):
+    assert main.main([*fields, f'--workdir={tmp_path}/{name}', f'--config.epochs={epochs}']) == 0
+  whole, parts = (ocp.checkpointables_metadata(tmp_path / name / 'checkpoints' / '00000002')
+                  .custom_metadata['digests'] for name in ('whole', 'parts'))
+  assert whole == parts
+  assert ('class_wise' in fields[0]) == any('class_counts' in leaf for leaf in whole)
