@@ -105,7 +105,8 @@ def default() -> ml_collections.ConfigDict:
   c.checkpoint.keep = 2  # the newest, and besides them the best
 
   c.evaluate = ml_collections.ConfigDict()  # on the test set, at the end
-  c.evaluate.attacks = ('fgsm', 'pgd20', 'pgd20x5')  # pgd20x5: 20 steps, 5 restarts
+  # pgd20x5: 20 steps, 5 restarts; margin100x5: the same on the margin
+  c.evaluate.attacks = ('fgsm', 'pgd20', 'pgd20x5')
   c.evaluate.epsilon_255 = c.attack.get_oneway_ref('epsilon_255')
   c.evaluate.step_size_255 = c.attack.get_oneway_ref('step_size_255')
   c.evaluate.num_examples = 0  # the first of the test set; 0 is all

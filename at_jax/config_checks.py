@@ -84,7 +84,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name in flat['evaluate.attacks']:
     if evaluate.parse(name) is None:
       raise errors.UserError('config.evaluate.attacks', name,
-                             'use fgsm, pgd20 (20 steps) or pgd20x5 (5 restarts of 20 steps)')
+                             'use fgsm, pgd20 (20 steps), pgd20x5 (5 restarts of 20 steps) or '
+                             'margin100x5 (the same on the margin)')
   _check_method(flat)
   if flat['dummy.enabled']:
     _require(flat, 'dummy.start_epoch', flat['dummy.start_epoch'] < flat['epochs'],

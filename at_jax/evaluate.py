@@ -33,14 +33,19 @@ class Spec(NamedTuple):
     num_steps: steps; one without a random start is FGSM.
     restarts: independent runs, of which the worst counts.
     random_start: begin at a random point of the ball.
+    loss: what is maximised, a name of `attacks.losses`.
   """
   num_steps: int
   restarts: int
   random_start: bool
+  loss: str = 'cross_entropy'
 
 
 def parse(name: str) -> Spec | None:
-  """Reads the name of an attack: 'fgsm', 'pgd20', or 'pgd20x5' for 5 restarts.
+  """Reads the name of an attack: 'fgsm', 'pgd20', 'pgd20x5' for 5 restarts, 'margin100x5'.
+
+  The last is PGD on the margin, which does not fade where a method keeps the cross-entropy's
+  gradient small, as importance weights do.
 
   Args:
     name: as in `config.evaluate.attacks`.
@@ -50,18 +55,21 @@ def parse(name: str) -> Spec | None:
 
   Example:
     >>> parse('pgd20x5')
-    Spec(num_steps=20, restarts=5, random_start=True)
+    Spec(num_steps=20, restarts=5, random_start=True, loss='cross_entropy')
+    >>> parse('margin100').loss
+    'margin'
 
   Source: ours.
   """
   if name == 'fgsm':
     return Spec(1, 1, False)
-  match = re.fullmatch(r'pgd([1-9]\d*)(?:x([1-9]\d*))?', str(name))
-  return match and Spec(int(match[1]), int(match[2] or 1), True)
+  match = re.fullmatch(r'(pgd|margin)([1-9]\d*)(?:x([1-9]\d*))?', str(name))
+  loss = {'pgd': 'cross_entropy', 'margin': 'margin'}
+  return match and Spec(int(match[2]), int(match[3] or 1), True, loss[match[1]])
 
 
 def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
-        random_start: bool = True) -> Attack:
+        random_start: bool = True, loss: str = 'cross_entropy') -> Attack:
   """PGD with everything but the model and the examples filled in.
 
   Args:
@@ -70,6 +78,7 @@ def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
     step_size: of `attacks.pgd`.
     num_steps: of `attacks.pgd`.
     random_start: of `attacks.pgd`.
+    loss: the name of that of `attacks.pgd` in `attacks.losses`.
 
   Returns:
     `(logits_fn, x, y, key, index, tau=None) -> AttackResult`; tau is that of friendly PGD.
@@ -83,7 +92,8 @@ def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
   """
   def attack(logits_fn, x, y, key, index, tau=None):
     return attacks.pgd(logits_fn, x, y, key, epsilon=epsilon, step_size=step_size, norm=norm,
-                       num_steps=num_steps, random_start=random_start, tau=tau, index=index)
+                       num_steps=num_steps, random_start=random_start, tau=tau, index=index,
+                       loss=getattr(attacks.losses, loss))
   return attack
 
 
@@ -213,7 +223,7 @@ def evaluate(
     spec = parse(name)
     attack = pgd(norm=norm, epsilon=epsilon, num_steps=spec.num_steps,
                  step_size=step_size if spec.random_start else epsilon,
-                 random_start=spec.random_start)
+                 random_start=spec.random_start, loss=spec.loss)
     for restart in range(spec.restarts):
       running = title if spec.restarts == 1 else f'{title} ({restart + 1} of {spec.restarts})'
       among = run(jax.random.fold_in(key, restart), attack=attack, among=among,
