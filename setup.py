@@ -34,6 +34,6 @@ setuptools.setup(
         'cuda12': ['jax[cuda12]>=0.7.2'],
         'tpu': ['jax[tpu]>=0.7.2'],
         'dev': DEV,
-        'peers': ['torch', 'torchattacks'],
+        'peers': ['torch', 'foolbox'],
     },
 )

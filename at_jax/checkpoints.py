@@ -191,7 +191,8 @@ class Checkpoints:
     return None, complaints
 
   def _unwritable(self, error: Exception) -> errors.UserError:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    # tensorstore's message names every layer it went through; what the disk said comes last.
+    reason = str(error).strip().rpartition(': ')[2] or type(error).__name__
     return errors.UserError('workdir', str(self._directory.parent),
                             f'a checkpoint could not be written ({reason}): free some space or '
                             'name another folder; the checkpoints before it are whole')

@@ -24,8 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
                  "pip install 'at_jax[train,data]'")
   from at_jax import platform
   platform.tune()  # before jax is imported
+  from absl import logging
   from at_jax import command_line
   from at_jax import errors
+  logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of what is said in one line here
   try:
     asked = command_line.parse(arguments)
     from at_jax import train

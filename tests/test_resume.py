@@ -105,6 +105,19 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, capsys):
     assert folder.name.isdecimal()
 
 
+def test_a_full_disk_is_one_line(tmp_path):
+  # A limit on the size of a file stands in for the disk: writing beyond it fails, as on a full one.
+  limited = ('import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2); '
+             'from at_jax import main; sys.exit(main.main(sys.argv[1:]))')
+  found = subprocess.run(
+      [sys.executable, '-c', limited, *LONGER, f'--workdir={tmp_path}',
+       '--config.model.hidden=(800,)'], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+  assert found.returncode == 2
+  assert 'Traceback' not in found.stderr
+  last = found.stderr.strip().splitlines()[-1]
+  assert last.startswith('at_jax: workdir = ') and 'a checkpoint could not be written' in last
+
+
 @pytest.mark.long
 def test_killed_ten_times_it_ends_with_the_same_bits(tmp_path):
   whole, killed, last = tmp_path / 'whole', tmp_path / 'killed', 260
