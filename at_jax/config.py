@@ -28,7 +28,12 @@ def default() -> ml_collections.ConfigDict:
   c.seed = 0
   c.epochs = 130
   c.batch_size = 128  # over all devices
-  c.loss = 'pgd_at'  # or 'standard', training on clean examples
+  # 'standard' (clean examples), 'pgd_at', 'trades', 'gair_trades', 'mart' or 'consistency' (on
+  # PGD-AT). It also decides what the inner maximisation maximises, and from which start.
+  c.loss = 'pgd_at'
+  c.beta = 6.0  # of the loss's regulariser, where it has one: TRADES' β, MART's, Consistency's λ
+  c.consistency_temperature = 0.5
+  c.awp_gamma = 0.0  # of adversarial weight perturbation, from the first step; 0 is none
   c.log_every_steps = 50
 
   c.dataset = ml_collections.ConfigDict()
@@ -48,6 +53,21 @@ def default() -> ml_collections.ConfigDict:
   c.attack.epsilon_255 = 8.0
   c.attack.step_size_255 = 2.0
   c.attack.num_steps = 10
+  # Friendly PGD: from epoch friendly_epochs[i] on an example stops friendly_taus[i + 1] steps past
+  # the boundary, before the first of them friendly_taus[0]; () never stops an example.
+  c.attack.friendly_taus = ()
+  c.attack.friendly_epochs = ()
+
+  c.weights = ml_collections.ConfigDict()  # of examples
+  c.weights.kind = 'none'  # 'geometry' (GAIRAT), 'margin' (MAIL) or 'class_wise'
+  c.weights.on = 'fit'  # the term that they multiply: 'fit', 'regulariser' or 'both'
+  c.weights.start_epoch = 60  # each example counts the same before
+  c.weights.lam = -1.0  # geometry: λ; inf is no weights
+  c.weights.form = 'tanh'  # geometry: or 'sigmoid', 'discrete'
+  c.weights.normalized = True  # geometry: mean 1 over the batch
+  c.weights.bias = -0.5  # margin: b
+  c.weights.slope = 10.0  # margin: s
+  c.weights.base = 0.5  # class_wise: the larger, the flatter
 
   c.dummy = ml_collections.ConfigDict()  # DUCAT
   c.dummy.enabled = False
@@ -57,7 +77,8 @@ def default() -> ml_collections.ConfigDict:
   c.dummy.alpha = 1.0
   c.dummy.attack_logits = 'raw'  # what the inner maximisation sees: all 2C, or the folded C
 
-  c.optimizer = ml_collections.ConfigDict()  # SGD
+  c.optimizer = ml_collections.ConfigDict()  # SGD; under 'entropy_sgd' it moves the anchors
+  c.optimizer.name = 'sgd'  # or 'entropy_sgd'
   c.optimizer.learning_rate = 0.1
   c.optimizer.momentum = 0.9
   c.optimizer.weight_decay = 5e-4
@@ -65,6 +86,14 @@ def default() -> ml_collections.ConfigDict:
   c.optimizer.decay_epochs = (100, 105)  # where 'piecewise' multiplies by decay_factor
   c.optimizer.decay_factor = 0.1
   c.optimizer.ema_decay = 0.0  # of averaged weights, which are then what is evaluated; 0 is none
+  c.optimizer.swa_start_epoch = 0  # averages the ends of epochs from this one on instead; 0 is none
+  c.optimizer.entropy = ml_collections.ConfigDict()  # arguments of transforms.entropy_sgd
+  c.optimizer.entropy.inner_steps = 20  # 0 leaves the outer SGD alone
+  c.optimizer.entropy.inner_learning_rate = 0.1
+  c.optimizer.entropy.gamma = 0.03
+  c.optimizer.entropy.scoping = 1e-3
+  c.optimizer.entropy.noise = 1e-4
+  c.optimizer.entropy.momentum = 0.9
 
   c.validate = ml_collections.ConfigDict()  # PGD on the validation split chooses the best checkpoint
   c.validate.every_epochs = 1
@@ -76,7 +105,8 @@ def default() -> ml_collections.ConfigDict:
   c.checkpoint.keep = 2  # the newest, and besides them the best
 
   c.evaluate = ml_collections.ConfigDict()  # on the test set, at the end
-  # pgd20x5: 20 steps, 5 restarts; also autoattack, autoattack_plus and autoattack_rand
+  # pgd20x5: 20 steps, 5 restarts; margin100x5: the same on the margin; also autoattack,
+  # autoattack_plus and autoattack_rand
   c.evaluate.attacks = ('fgsm', 'pgd20', 'pgd20x5')
   c.evaluate.epsilon_255 = c.attack.get_oneway_ref('epsilon_255')
   c.evaluate.step_size_255 = c.attack.get_oneway_ref('step_size_255')
@@ -113,12 +143,97 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if 'normalize' in c.model:
     del c.model.normalize
   c.attack.num_steps = c.validate.num_steps = 1
-  c.dummy.start_epoch = 1
+  c.dummy.start_epoch = c.weights.start_epoch = 1
+  c.attack.friendly_taus = c.attack.friendly_taus[:2]
+  c.attack.friendly_epochs = c.attack.friendly_epochs[:1] and (1,)
   c.optimizer.decay_epochs = (1,)
+  c.optimizer.swa_start_epoch = min(c.optimizer.swa_start_epoch, 1)
+  c.optimizer.entropy.inner_steps = min(c.optimizer.entropy.inner_steps, 2)
   c.log_every_steps = 1
   c.validate.update(batch_size=16, every_epochs=1)
   c.evaluate.update(attacks=('pgd1',), num_examples=16, batch_size=16)
   return c
+
+
+def small(config: ml_collections.ConfigDict, *, epochs: int) -> ml_collections.ConfigDict:
+  """Any configuration cut down to a narrow network for few epochs of the *whole* data: minutes.
+
+  The method stays, with five attack steps. The learning rate falls after five and after seven eighths
+  of the epochs. What begins late begins at the first fall: before it, dummy classes undo what was
+  learnt.
+
+  Args:
+    config: a whole configuration.
+    epochs: how many; a step of PGD-AT with batch 128 of CIFAR-10 takes .2 s on two cores, an epoch
+      77 s, and every pass besides its six adds a sixth.
+
+  Returns:
+    The same object.
+
+  Example:
+    >>> small(default(), epochs=8).optimizer.decay_epochs
+    (5, 7)
+
+  Source: ours.
+  """
+  c = config
+  c.model = ml_collections.ConfigDict(dict(
+      name='SmallCNN', dtype='float32', padding='SAME', features=(16, 16, 32, 32), hidden=(),
+      batch_norm=True))
+  c.epochs = epochs
+  c.dummy.start_epoch = c.weights.start_epoch = epochs * 5 // 8
+  c.attack.num_steps, c.attack.step_size_255 = 5, c.attack.epsilon_255 * 2.5 / 8
+  if c.attack.friendly_taus:
+    c.attack.friendly_taus, c.attack.friendly_epochs = (0, 2), (max(epochs // 2, 1),)
+  c.optimizer.decay_epochs = tuple(sorted({epochs * 5 // 8, epochs * 7 // 8}))
+  if c.optimizer.swa_start_epoch:
+    c.optimizer.swa_start_epoch = epochs * 3 // 4
+  c.evaluate.num_examples = 2000
+  c.evaluate.step_size_255 = c.attack.epsilon_255 / 4
+  return c
+
+
+def form(config: ml_collections.ConfigDict, arg: str, *, small_epochs: int,
+         own: tuple[str, ...] = ()) -> ml_collections.ConfigDict:
+  """The form of a CIFAR-10 configuration that the part of --config behind the colon asks for.
+
+  cifar100 and mnist change the data (mnist also the network, the radius to .3, the step to .01, the
+  steps to 40, and SGD's learning rate to a tenth, as TRADES' MNIST script has them); small and
+  smoke the size. They combine: cifar100-small.
+
+  Args:
+    config: the whole configuration.
+    arg: '', or names with '-' between them.
+    small_epochs: of `small`.
+    own: names that the file itself has acted upon.
+
+  Returns:
+    The configuration.
+
+  Raises:
+    errors.UserError: for a name that is not known.
+
+  Example:
+    >>> form(default(), 'cifar100-small', small_epochs=5).dataset.num_classes
+    100
+
+  Source: ours.
+  """
+  c = config
+  asked = arg.split('-') if arg else []
+  for name in asked:
+    only(name, 'cifar100', 'mnist', 'small', 'smoke', *own)
+  if 'cifar100' in asked:
+    c.dataset.name, c.dataset.num_classes = 'cifar100', 100
+  if 'mnist' in asked:
+    c.dataset.update(name='mnist', pad=0, flip=False)
+    c.model = ml_collections.ConfigDict(dict(name='SmallCNN', dtype='float32'))
+    c.attack.update(epsilon_255=.3 * 255, step_size_255=.01 * 255, num_steps=40)
+    if c.optimizer.name == 'sgd':
+      c.optimizer.learning_rate /= 10
+  if 'small' in asked:
+    c = small(c, epochs=small_epochs)
+  return smoke(c) if 'smoke' in asked else c
 
 
 def only(arg: str, *known: str) -> None:

@@ -22,8 +22,8 @@ from at_jax import network as network_lib
 from at_jax import sharding
 
 Array = jax.Array
-# (logits_fn, x, y, key, index) -> x'
-Attack = Callable[..., Array]
+# (logits_fn, x, y, key, index, tau=None) -> AttackResult
+Attack = Callable[..., attacks.AttackResult]
 # (what is running, examples done, examples in all, accuracy so far) -> None
 Progress = Callable[[str, int, int, float], None]
 
@@ -35,14 +35,19 @@ class Spec(NamedTuple):
     num_steps: steps; one without a random start is FGSM.
     restarts: independent runs, of which the worst counts.
     random_start: begin at a random point of the ball.
+    loss: what is maximised, a name of `attacks.losses`.
   """
   num_steps: int
   restarts: int
   random_start: bool
+  loss: str = 'cross_entropy'
 
 
 def parse(name: str) -> Spec | str | None:
-  """Reads the name of an attack: 'fgsm', 'pgd20', 'pgd20x5' for 5 restarts, or 'autoattack'.
+  """Reads an attack's name: 'fgsm', 'pgd20', 'pgd20x5' for 5 restarts, 'margin100x5', 'autoattack'.
+
+  margin100x5 is PGD on the margin, which does not fade where a method keeps the cross-entropy's
+  gradient small, as importance weights do.
 
   Args:
     name: as in `config.evaluate.attacks`.
@@ -52,7 +57,9 @@ def parse(name: str) -> Spec | str | None:
 
   Example:
     >>> parse('pgd20x5')
-    Spec(num_steps=20, restarts=5, random_start=True)
+    Spec(num_steps=20, restarts=5, random_start=True, loss='cross_entropy')
+    >>> parse('margin100').loss
+    'margin'
 
   Source: ours.
   """
@@ -60,12 +67,13 @@ def parse(name: str) -> Spec | str | None:
     return Spec(1, 1, False)
   if name in autoattack.VERSIONS:
     return autoattack.VERSIONS[name]
-  match = re.fullmatch(r'pgd([1-9]\d*)(?:x([1-9]\d*))?', str(name))
-  return match and Spec(int(match[1]), int(match[2] or 1), True)
+  match = re.fullmatch(r'(pgd|margin)([1-9]\d*)(?:x([1-9]\d*))?', str(name))
+  loss = {'pgd': 'cross_entropy', 'margin': 'margin'}
+  return match and Spec(int(match[2]), int(match[3] or 1), True, loss[match[1]])
 
 
 def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
-        random_start: bool = True) -> Attack:
+        random_start: bool = True, loss: str = 'cross_entropy') -> Attack:
   """PGD with everything but the model and the examples filled in.
 
   Args:
@@ -74,20 +82,22 @@ def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
     step_size: of `attacks.pgd`.
     num_steps: of `attacks.pgd`.
     random_start: of `attacks.pgd`.
+    loss: the name of that of `attacks.pgd` in `attacks.losses`.
 
   Returns:
-    `(logits_fn, x, y, key, index) -> x'`.
+    `(logits_fn, x, y, key, index, tau=None) -> AttackResult`; tau is that of friendly PGD.
 
   Example:
     >>> attack = pgd(norm='linf', epsilon=.1, step_size=.1, num_steps=1)
-    >>> attack(lambda x: x, jnp.zeros((1, 2)), jnp.array([0]), jax.random.key(0), None).shape
+    >>> attack(lambda x: x, jnp.zeros((1, 2)), jnp.array([0]), jax.random.key(0), None).x.shape
     (1, 2)
 
   Source: `attacks.pgd`.
   """
-  def attack(logits_fn, x, y, key, index):
+  def attack(logits_fn, x, y, key, index, tau=None):
     return attacks.pgd(logits_fn, x, y, key, epsilon=epsilon, step_size=step_size, norm=norm,
-                       num_steps=num_steps, random_start=random_start, index=index).x
+                       num_steps=num_steps, random_start=random_start, tau=tau, index=index,
+                       loss=getattr(attacks.losses, loss))
   return attack
 
 
@@ -113,7 +123,7 @@ def standing(
     variables: its variables.
     split: the examples.
     key: a PRNG key; an example draws by its place in `split`.
-    attack: `(logits_fn, x, y, key, index) -> x'`, or None for clean examples.
+    attack: `(logits_fn, x, y, key, index) -> AttackResult`, or None for clean examples.
     attacked_logits: `(variables, x) -> logits`, what the attack looks at: `network.deployed` or
       `network.logits`.
     among: bool[N], the examples to look at; the others count as fallen.
@@ -136,7 +146,7 @@ def standing(
     x, y, index = sharding.spread(
         (data.to_unit(split.images[filled]), split.labels[filled], filled.astype(np.int32)))
     if attack is not None:
-      x = attack(jax.tree_util.Partial(attacked_logits, variables), x, y, key, index)
+      x = attack(jax.tree_util.Partial(attacked_logits, variables), x, y, key, index).x
     result[places] = np.asarray(_correct(network.deployed, variables, x, y))[:len(places)]
     done = begin + len(places)
     progress(done, len(chosen), float(among.mean() * result.sum() / done))
@@ -245,7 +255,7 @@ def evaluate(
       return under_autoattack(spec, attacked_logits, among, title)
     attack = pgd(norm=norm, epsilon=epsilon, num_steps=spec.num_steps,
                  step_size=step_size if spec.random_start else epsilon,
-                 random_start=spec.random_start)
+                 random_start=spec.random_start, loss=spec.loss)
     for restart in range(spec.restarts):
       running = title if spec.restarts == 1 else f'{title} ({restart + 1} of {spec.restarts})'
       among = run(jax.random.fold_in(key, restart), attack=attack, among=among,

@@ -1,8 +1,12 @@
 """How a loss meets the network: which examples go through it, and in how many passes.
 
-An objective is `(forward, x, x_adv, y) -> Outcome`, where `forward(x)` is the network in train mode and
-returns its logits and its updated BatchNorm statistics. Objectives are looked up by name from a
-config, so a new method is a function here and a config that names it.
+An objective is `(forward, batch_stats, x, x_adv, y) -> Outcome`, where `forward(x, batch_stats)` is
+the network in train mode and returns its logits and the statistics that this pass has updated, so
+that several passes follow each other as they do in the released code. Objectives are looked up by
+name from a config, so a new method is a function here and a config that names it.
+
+Each comes apart as in `losses`, a fit and a regulariser, one number an example; `mean_loss` joins
+them with importance weights. An objective that takes `ducat` replaces its cross-entropy by it.
 """
 
 from collections.abc import Callable
@@ -15,28 +19,34 @@ from at_jax import dummy
 from at_jax import losses
 
 Array = jax.Array
-Forward = Callable[[Array], tuple[Array, Any]]
+Forward = Callable[[Array, Any], tuple[Array, Any]]
+Objective = Callable[..., 'Outcome']
 
 
 class Outcome(NamedTuple):
   """What an objective returns.
 
   Attributes:
-    loss: f32[B], unreduced, in nats.
-    logits: f32[B, K], in train mode, of the examples that the method learns from: x', or x where
+    fit: f32[V·B], how badly the labels are learnt, in nats; V is 2 where there are two views.
+    regulariser: f32[B], how far apart predictions are that should agree, or None.
+    logits: f32[V·B, K], in train mode, of the examples that the method learns from: x', or x where
       there is no x'.
     batch_stats: the updated BatchNorm statistics.
+    complement: f32[B], what takes the share of the regulariser that a weight leaves, or None.
   """
-  loss: Array
+  fit: Array
+  regulariser: Array | None
   logits: Array
   batch_stats: Any
+  complement: Array | None = None
 
 
-def standard(forward: Forward, x: Array, x_adv: Array, y: Array) -> Outcome:
-  """Training on clean examples: CE(f(x), y).
+def standard(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array) -> Outcome:
+  """Training on clean examples: the fit is CE(f(x), y).
 
   Args:
     forward: the network in train mode.
+    batch_stats: its statistics.
     x: f32[B, ...], clean examples.
     x_adv: not read.
     y: i32[B].
@@ -45,22 +55,23 @@ def standard(forward: Forward, x: Array, x_adv: Array, y: Array) -> Outcome:
     An `Outcome`.
 
   Example:
-    >>> f = lambda x: (x, {})
-    >>> print(standard(f, jnp.zeros((1, 2)), None, jnp.array([0])).loss)
+    >>> f = lambda x, batch_stats: (x, batch_stats)
+    >>> print(standard(f, {}, jnp.zeros((1, 2)), None, jnp.array([0])).fit)
     [0.6931472]
 
   Source: the usual definition.
   """
   del x_adv
-  logits, batch_stats = forward(x)
-  return Outcome(losses.cross_entropy(logits, y), logits, batch_stats)
+  logits, batch_stats = forward(x, batch_stats)
+  return Outcome(losses.cross_entropy(logits, y), None, logits, batch_stats)
 
 
-def pgd_at(forward: Forward, x: Array, x_adv: Array, y: Array) -> Outcome:
-  """Adversarial training: CE(f(x'), y), with no clean term.
+def pgd_at(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array) -> Outcome:
+  """Adversarial training: the fit is CE(f(x'), y), with no clean term.
 
   Args:
     forward: the network in train mode.
+    batch_stats: its statistics.
     x: not read.
     x_adv: f32[B, ...], adversarial examples.
     y: i32[B].
@@ -69,17 +80,19 @@ def pgd_at(forward: Forward, x: Array, x_adv: Array, y: Array) -> Outcome:
     An `Outcome`.
 
   Example:
-    >>> f = lambda x: (x, {})
-    >>> print(pgd_at(f, None, jnp.zeros((1, 2)), jnp.array([0])).loss)
+    >>> f = lambda x, batch_stats: (x, batch_stats)
+    >>> print(pgd_at(f, {}, None, jnp.zeros((1, 2)), jnp.array([0])).fit)
     [0.6931472]
 
-  Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, section 2.
+  Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018,
+  section 2.
   """
-  return standard(forward, x_adv, x, y)
+  return standard(forward, batch_stats, x_adv, x, y)
 
 
 def ducat(
     forward: Forward,
+    batch_stats: Any,
     x: Array,
     x_adv: Array,
     y: Array,
@@ -88,12 +101,13 @@ def ducat(
     adversarial_weight: float,
     alpha: float,
 ) -> Outcome:
-  """PGD-AT with dummy classes: `dummy.loss` of one pass over the concatenation [x; x'].
+  """PGD-AT with dummy classes: the fit is `dummy.loss` of one pass over the concatenation [x; x'].
 
   One pass, so that clean and adversarial examples share their BatchNorm statistics.
 
   Args:
     forward: the network in train mode, with 2C outputs.
+    batch_stats: its statistics.
     x: f32[B, ...], clean examples.
     x_adv: f32[B, ...], adversarial examples.
     y: i32[B].
@@ -105,16 +119,194 @@ def ducat(
     An `Outcome`; its logits are those of x'.
 
   Example:
-    >>> f = lambda x: (x, {})
+    >>> f = lambda x, batch_stats: (x, batch_stats)
     >>> zeros = jnp.zeros((1, 4))
-    >>> print(ducat(f, zeros, zeros, jnp.array([0]), benign_weight=.25, adversarial_weight=1.,
-    ...             alpha=1.).loss)
+    >>> print(ducat(f, {}, zeros, zeros, jnp.array([0]), benign_weight=.25, adversarial_weight=1.,
+    ...             alpha=1.).fit)
     [1.3862944]
 
   Source: Wang et al., DUCAT, arXiv 2410.12671 (2024), and its released code.
   """
-  logits, batch_stats = forward(jnp.concatenate([x, x_adv]))
+  logits, batch_stats = forward(jnp.concatenate([x, x_adv]), batch_stats)
   clean, adversarial = jnp.split(logits, 2)
-  loss = dummy.loss(clean, adversarial, y, benign_weight=benign_weight,
-                    adversarial_weight=adversarial_weight, alpha=alpha)
-  return Outcome(loss, adversarial, batch_stats)
+  fit = dummy.loss(clean, adversarial, y, benign_weight=benign_weight,
+                   adversarial_weight=adversarial_weight, alpha=alpha)
+  return Outcome(fit, None, adversarial, batch_stats)
+
+
+def trades(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *,
+           ducat: Objective | None = None) -> Outcome:
+  """TRADES: the fit is CE(f(x), y), the regulariser KL(f(x) ‖ f(x')).
+
+  x and x' go through apart, each normalised by its own statistics. The released code passes x
+  twice, which only weighs the running statistics towards it. With DUCAT its concatenation goes
+  first.
+
+  Args:
+    forward: the network in train mode.
+    batch_stats: its statistics.
+    x: f32[B, ...], clean examples.
+    x_adv: f32[B, ...], adversarial examples, found for the KL.
+    y: i32[B].
+    ducat: the objective that gives the fit instead, once DUCAT has begun.
+
+  Returns:
+    An `Outcome`.
+
+  Example:
+    >>> f = lambda x, batch_stats: (x, batch_stats)
+    >>> found = trades(f, {}, jnp.array([[2., 0.]]), jnp.array([[0., 2.]]), jnp.array([0]))
+    >>> print(f'{found.fit[0]:.4f} {found.regulariser[0]:.4f}')
+    0.1269 1.5232
+
+  Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
+  algorithm 1; with DUCAT: Wang et al., arXiv 2410.12671 (2024), its released code.
+  """
+  clean, adversarial, fit, batch_stats = _apart(forward, batch_stats, x, x_adv, y, ducat)
+  fit = losses.cross_entropy(clean, y) if fit is None else fit
+  return Outcome(fit, losses.kl(clean, adversarial), adversarial, batch_stats)
+
+
+def gair_trades(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *,
+                ducat: Objective | None = None) -> Outcome:
+  """TRADES whose KL is shared between two attacks, w · KL(p ‖ p'_KL) + (1 − w) · KL(p ‖ p'_margin).
+
+  Args:
+    forward: the network in train mode.
+    batch_stats: its statistics.
+    x: f32[B, ...], clean examples.
+    x_adv: f32[2·B, ...], first those found for the KL, then those found for the margin.
+    y: i32[B].
+    ducat: as for `trades`.
+
+  Returns:
+    An `Outcome`; the second KL is its complement.
+
+  Example:
+    >>> f = lambda x, batch_stats: (x, batch_stats)
+    >>> x, x_adv = jnp.array([[2., 0.]]), jnp.array([[0., 2.], [2., 0.]])
+    >>> found = gair_trades(f, {}, x, x_adv, jnp.array([0]))
+    >>> print(f'{found.regulariser[0]:.4f} {found.complement[0]:.4f}')
+    1.5232 0.0000
+
+  Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, its released
+  code for robust self-training (GAIR-RST), here without unlabelled data.
+  """
+  by_kl, by_margin = jnp.split(x_adv, 2)
+  clean, adversarial, fit, batch_stats = _apart(forward, batch_stats, x, by_kl, y, ducat)
+  other, batch_stats = forward(by_margin, batch_stats)
+  fit = losses.cross_entropy(clean, y) if fit is None else fit
+  return Outcome(fit, losses.kl(clean, adversarial), adversarial, batch_stats,
+                 complement=losses.kl(clean, other))
+
+
+def mart(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *,
+         ducat: Objective | None = None) -> Outcome:
+  """MART: the fit is CE(f(x'), y) + `mart_boost`, the regulariser KL(p ‖ p') · (1 − p_y).
+
+  Passes as in `trades`. DUCAT replaces the cross-entropy and not the boost, whose likeliest wrong
+  class may then be the dummy of y.
+
+  Args:
+    forward: the network in train mode.
+    batch_stats: its statistics.
+    x: f32[B, ...], clean examples.
+    x_adv: f32[B, ...], adversarial examples.
+    y: i32[B].
+    ducat: as for `trades`.
+
+  Returns:
+    An `Outcome`.
+
+  Example:
+    >>> f = lambda x, batch_stats: (x, batch_stats)
+    >>> found = mart(f, {}, jnp.array([[2., 0.]]), jnp.array([[0., 2.]]), jnp.array([0]))
+    >>> print(f'{found.fit[0]:.3f} {found.regulariser[0]:.4f}')
+    4.253 0.1816
+
+  Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
+  2020, section 3; with DUCAT: Wang et al., arXiv 2410.12671 (2024), its released code.
+  """
+  clean, adversarial, fit, batch_stats = _apart(forward, batch_stats, x, x_adv, y, ducat)
+  fit = losses.cross_entropy(adversarial, y) if fit is None else fit
+  return Outcome(fit + losses.mart_boost(adversarial, y), losses.mart_kl(clean, adversarial, y),
+                 adversarial, batch_stats)
+
+
+def consistency(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *,
+                temperature: float, ducat: Objective | None = None) -> Outcome:
+  """Consistency on PGD-AT: the fit is CE(f(x'), y) of two views, the regulariser their divergence.
+
+  That is `losses.js_consistency`. Both views go through in one pass.
+
+  Args:
+    forward: the network in train mode.
+    batch_stats: its statistics.
+    x: f32[2·B, ...], the first views of all examples, then the second; read by DUCAT only.
+    x_adv: f32[2·B, ...], each view attacked.
+    y: i32[2·B].
+    temperature: of `losses.js_consistency`.
+    ducat: as for `trades`.
+
+  Returns:
+    An `Outcome` of two views.
+
+  Example:
+    >>> f = lambda x, batch_stats: (x, batch_stats)
+    >>> views = jnp.array([[1., 0.], [0., 1.]])
+    >>> found = consistency(f, {}, views, views, jnp.array([0, 0]), temperature=.5)
+    >>> print(f'{found.regulariser[0]:.4f}')
+    0.3278
+
+  Source: Tack et al., Consistency Regularization for Adversarial Robustness, 2022, section 3; with
+  DUCAT: Wang et al., arXiv 2410.12671 (2024), its released code.
+  """
+  found = (ducat or pgd_at)(forward, batch_stats, x, x_adv, y)
+  apart = losses.js_consistency(*jnp.split(found.logits, 2), temperature=temperature)
+  return found._replace(regulariser=apart)
+
+
+def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta: float) -> Array:
+  """mean(w · fit) + β · mean(w · regulariser), with w on one of the two terms or on both.
+
+  With two views each view's fit has that view's weight, and the pair's regulariser the mean of the
+  two. A complement has the weight 1 − w, and none without weights.
+
+  Args:
+    outcome: what the objective returned.
+    weights: f32[V·B], importance weights, or None.
+    weights_on: 'fit', 'regulariser' or 'both'.
+    beta: β.
+
+  Returns:
+    f32[], in nats.
+
+  Example:
+    >>> apart = Outcome(jnp.array([1., 2.]), jnp.array([3., 4.]), None, None)
+    >>> print(mean_loss(apart, jnp.array([2., 0.]), weights_on='fit', beta=10.))
+    36.0
+
+  Source: ours.
+  """
+  fit, regulariser = outcome.fit, outcome.regulariser
+  if weights is not None and weights_on in ('fit', 'both'):
+    fit = weights * fit
+  if regulariser is None:
+    return jnp.mean(fit)
+  if weights is not None and weights_on in ('regulariser', 'both'):
+    share = jnp.mean(weights.reshape(-1, len(regulariser)), axis=0)
+    regulariser = share * regulariser
+    if outcome.complement is not None:
+      regulariser += (1 - share) * outcome.complement
+  return jnp.mean(fit) + beta * jnp.mean(regulariser)
+
+
+def _apart(forward, batch_stats, x, x_adv, y, ducat):
+  """Logits at x and at x' from a pass each, and DUCAT's fit from a pass before, or None."""
+  fit = None
+  if ducat is not None:
+    begun = ducat(forward, batch_stats, x, x_adv, y)
+    fit, batch_stats = begun.fit, begun.batch_stats
+  clean, batch_stats = forward(x, batch_stats)
+  adversarial, batch_stats = forward(x_adv, batch_stats)
+  return clean, adversarial, fit, batch_stats

@@ -55,18 +55,37 @@ def train_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainSt
     recipe: what a step does.
 
   Returns:
-    `(state, images, labels, order i32[S, B], key) -> (state, metrics of S steps)`. The state that is
+    `(state, images, labels, order i32[S, B], key, values) -> (state, metrics of S steps)`. The
+    state that is passed in is given up to the call (donated).
+
+  Source: ours.
+  """
+  return _over_devices(step_lib.train_steps, recipe)
+
+
+def settle_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainState, None]]:
+  """`step.settle_steps` over all devices, as `train_steps`.
+
+  Args:
+    recipe: what a step of training does.
+
+  Returns:
+    `(state, images, labels, order i32[S, B], key, values) -> (state, None)`. The state that is
     passed in is given up to the call (donated).
 
   Source: ours.
   """
-  per_device = functools.partial(step_lib.train_steps, recipe=recipe, axis_name=AXIS)
-  mapped = jax.pmap(per_device, AXIS, in_axes=(0, 0, 0, 0, None), donate_argnums=0)
+  return _over_devices(step_lib.settle_steps, recipe)
 
-  def call(state, images, labels, order, key):
+
+def _over_devices(steps: Callable, recipe: step_lib.Recipe) -> Callable:
+  per_device = functools.partial(steps, recipe=recipe, axis_name=AXIS)
+  mapped = jax.pmap(per_device, AXIS, in_axes=(0, 0, 0, 0, None, None), donate_argnums=0)
+
+  def call(state, images, labels, order, key, values=step_lib.EpochValues()):
     devices = jax.local_device_count()
     shares = np.asarray(order).reshape(len(order), devices, -1).swapaxes(0, 1)
-    state, metrics = mapped(state, images, labels, shares, key)
+    state, metrics = mapped(state, images, labels, shares, key, values)
     return state, jax.tree.map(lambda leaf: leaf[0], metrics)
 
   return call

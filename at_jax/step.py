@@ -14,11 +14,25 @@ from at_jax import attacks
 from at_jax import data
 from at_jax import network as network_lib
 from at_jax import objectives
+from at_jax import transforms
+from at_jax import weighting
 from at_jax.attacks import loops
 
 Array = jax.Array
-# (logits_fn, x, y, key, index) -> x'
-Attack = Callable[[attacks.LogitsFn, Array, Array, Array, Array], Array]
+
+
+class ClassCounts(NamedTuple):
+  """How robust each class is on the training data.
+
+  Attributes:
+    accuracy: f32[C], of the last epoch's x', each as it was met, by the deployed decision in train
+      mode; all zero in the first epoch, and as before for a class that was not met.
+    correct: f32[C], how many stood so far in this epoch.
+    seen: f32[C], of how many.
+  """
+  accuracy: Array
+  correct: Array
+  seen: Array
 
 
 class TrainState(NamedTuple):
@@ -29,11 +43,13 @@ class TrainState(NamedTuple):
     params: the network's parameters.
     batch_stats: its BatchNorm statistics.
     opt_state: the optimizer's state.
+    class_counts: `ClassCounts` where weights depend on them, else empty.
   """
   step: Array
   params: Any
   batch_stats: Any
   opt_state: Any
+  class_counts: Any = ()
 
 
 class Metrics(NamedTuple):
@@ -50,6 +66,17 @@ class Metrics(NamedTuple):
   finite: Array
 
 
+class EpochValues(NamedTuple):
+  """What may change from epoch to epoch without compiling again.
+
+  Attributes:
+    weighted: bool[], importance weights count; before, each is exactly 1.
+    tau: i32[], of friendly PGD; None for an attack that does not stop early.
+  """
+  weighted: Array | bool = True
+  tau: Array | None = None
+
+
 class Recipe(NamedTuple):
   """What a step does: functions and static values, fixed for a phase of training.
 
@@ -57,22 +84,35 @@ class Recipe(NamedTuple):
     network: the network.
     optimizer: an optax transformation.
     objective: of `objectives`.
-    attack: `(logits_fn, x, y, key, index) -> x'`, or None for clean training.
+    attack: `(logits_fn, x, y, key, index) -> AttackResult`, that takes `tau` where it is friendly;
+      or None for clean training.
     attack_folded: attack the deployed logits instead of the head's.
     pad: of `data.augment`.
     flip: of `data.augment`.
+    weigh: `(evidence, axis_name=…) -> weights`, of `weighting`, or None.
+    weights_on: of `objectives.mean_loss`.
+    beta: of `objectives.mean_loss`.
+    awp_gamma: of `transforms.awp_value_and_grad`.
+    views: augmentations of each example in a step, each of them attacked.
+    steps_per_epoch: after how many steps `ClassCounts` begin again.
   """
   network: network_lib.Network
   optimizer: optax.GradientTransformation
   objective: Callable[..., objectives.Outcome]
-  attack: Attack | None
+  attack: Callable[..., attacks.AttackResult] | None
   attack_folded: bool
   pad: int
   flip: bool
+  weigh: Callable[..., Array] | None = None
+  weights_on: str = 'fit'
+  beta: float = 0.
+  awp_gamma: float = 0.
+  views: int = 1
+  steps_per_epoch: int = 1
 
 
 def init(network: network_lib.Network, optimizer: optax.GradientTransformation, key: Array,
-         x: Array) -> TrainState:
+         x: Array, *, classes_counted: int = 0) -> TrainState:
   """A state at step 0.
 
   Args:
@@ -80,6 +120,7 @@ def init(network: network_lib.Network, optimizer: optax.GradientTransformation, 
     optimizer: an optax transformation.
     key: a PRNG key.
     x: f32[B, ...], any input of the right shape.
+    classes_counted: C if `ClassCounts` are to be kept, else 0.
 
   Returns:
     A `TrainState`.
@@ -87,13 +128,45 @@ def init(network: network_lib.Network, optimizer: optax.GradientTransformation, 
   Source: ours.
   """
   variables = network.init(key, x)
+  # Arrays of their own, because a buffer that is in a state twice cannot be donated.
+  zeros = lambda: jnp.zeros(classes_counted)
+  counts = ClassCounts(zeros(), zeros(), zeros()) if classes_counted else ()
   return TrainState(jnp.zeros((), jnp.int32), variables['params'], variables['batch_stats'],
-                    optimizer.init(variables['params']))
+                    optimizer.init(variables['params']), counts)
+
+
+class _Examples(NamedTuple):
+  """What a step learns from: each example once a view, the first views of all first."""
+  x: Array
+  x_adv: Array
+  y: Array
+  kappa: Array | None
+
+
+def _examples(state, images, labels, index, key, values, recipe) -> _Examples:
+  """Augments and attacks: no collective, and no gradient."""
+  augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
+  keys = jax.vmap(lambda i: jax.random.fold_in(augment_key, i))(index)
+  if recipe.views == 2:
+    keys = jnp.concatenate(list(jax.vmap(jax.random.split, out_axes=1)(keys)))
+    images, y = jnp.concatenate([images, images]), jnp.concatenate([labels, labels])
+    index = jnp.concatenate([index, ~index])  # which no example has, so that its start is its own
+  else:
+    y = labels
+  x = data.to_unit(data.augment(images, keys, pad=recipe.pad, flip=recipe.flip))
+  if recipe.attack is None:
+    return _Examples(x, x, y, None)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  logits = recipe.network.deployed if recipe.attack_folded else recipe.network.logits
+  options = {} if values.tau is None else {'tau': values.tau}
+  logits = jax.tree_util.Partial(logits, variables)
+  found = jax.lax.stop_gradient(recipe.attack(logits, x, y, attack_key, index, **options))
+  return _Examples(x, found.x, y, found.kappa)
 
 
 def train_step(
-    state: TrainState, images: Array, labels: Array, index: Array, key: Array, *, recipe: Recipe,
-    axis_name: str | None = None,
+    state: TrainState, images: Array, labels: Array, index: Array, key: Array,
+    values: EpochValues = EpochValues(), *, recipe: Recipe, axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
   """One step: augment, attack in inference mode, update in train mode.
 
@@ -107,6 +180,7 @@ def train_step(
     labels: i32[b].
     index: i32[b], the examples' places in the training set.
     key: the run's PRNG key for training.
+    values: what the epoch decides.
     recipe: what to do.
     axis_name: the axis over devices, or None.
 
@@ -115,23 +189,24 @@ def train_step(
 
   Source: ours.
   """
-  augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
-  keys = jax.vmap(lambda i: jax.random.fold_in(augment_key, i))(index)
-  x = data.to_unit(data.augment(images, keys, pad=recipe.pad, flip=recipe.flip))
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  x_adv = x
-  if recipe.attack is not None:
-    logits = recipe.network.deployed if recipe.attack_folded else recipe.network.logits
-    x_adv = recipe.attack(jax.tree_util.Partial(logits, variables), x, labels, attack_key, index)
-    x_adv = jax.lax.stop_gradient(x_adv)
+  examples = _examples(state, images, labels, index, key, values, recipe)
+  counts = _begin_epoch(state.class_counts, state.step % recipe.steps_per_epoch == 0)
 
   def mean_loss(params: Any) -> tuple[Array, objectives.Outcome]:
-    forward = lambda x: recipe.network.train(variables | {'params': params}, x)
-    outcome = recipe.objective(forward, x, x_adv, labels)
-    return jnp.mean(outcome.loss), outcome
+    outcome = _outcome(state._replace(params=params), examples, recipe)
+    w = None
+    if recipe.weigh is not None:
+      evidence = weighting.Evidence(examples.kappa, recipe.network.fold(outcome.logits), examples.y,
+                                    counts.accuracy if counts else None)
+      w = jnp.where(values.weighted, recipe.weigh(evidence, axis_name=axis_name), 1)
+    loss = objectives.mean_loss(outcome, w, weights_on=recipe.weights_on, beta=recipe.beta)
+    return loss, outcome
 
-  (loss, outcome), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-  accuracy = jnp.mean(jnp.argmax(recipe.network.fold(outcome.logits), axis=-1) == labels)
+  value_and_grad = transforms.awp_value_and_grad(mean_loss, gamma=recipe.awp_gamma, has_aux=True,
+                                                 axis_name=axis_name)
+  (loss, outcome), gradients = value_and_grad(state.params)
+  correct = jnp.argmax(recipe.network.fold(outcome.logits), axis=-1) == examples.y
+  accuracy = jnp.mean(correct)
   if axis_name is not None:
     gradients, loss, accuracy = jax.lax.pmean((gradients, loss, accuracy), axis_name)
   finite = jax.tree.reduce(
@@ -139,13 +214,41 @@ def train_step(
       jnp.isfinite(loss))
   updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  state = TrainState(state.step + 1, params, outcome.batch_stats, opt_state)
+  counts = _count(counts, correct, examples.y, axis_name)
+  state = TrainState(state.step + 1, params, outcome.batch_stats, opt_state, counts)
   return state, Metrics(loss, accuracy, finite)
 
 
+def _outcome(state: TrainState, examples: _Examples, recipe: Recipe) -> objectives.Outcome:
+  forward = lambda x, batch_stats: recipe.network.train(
+      {'params': state.params, 'batch_stats': batch_stats}, x)
+  return recipe.objective(forward, state.batch_stats, examples.x, examples.x_adv, examples.y)
+
+
+def _begin_epoch(counts: Any, begins: Array) -> Any:
+  """Where an epoch begins, turns what was counted into accuracies."""
+  if not counts:
+    return counts
+  met = counts.seen > 0
+  accuracy = jnp.where(met, counts.correct / jnp.where(met, counts.seen, 1), counts.accuracy)
+  fresh = ClassCounts(accuracy, jnp.zeros_like(counts.correct), jnp.zeros_like(counts.seen))
+  return jax.tree.map(lambda new, old: jnp.where(begins, new, old), fresh, counts)
+
+
+def _count(counts: Any, correct: Array, y: Array, axis_name: str | None) -> Any:
+  if not counts:
+    return counts
+  seen = jax.nn.one_hot(y, len(counts.seen), dtype=counts.seen.dtype)
+  stood = jnp.sum(jnp.where(correct[:, None], seen, 0), axis=0)
+  seen = jnp.sum(seen, axis=0)
+  if axis_name is not None:
+    stood, seen = jax.lax.psum((stood, seen), axis_name)
+  return counts._replace(correct=counts.correct + stood, seen=counts.seen + seen)
+
+
 def train_steps(
-    state: TrainState, images: Array, labels: Array, order: Array, key: Array, *, recipe: Recipe,
-    axis_name: str | None = None,
+    state: TrainState, images: Array, labels: Array, order: Array, key: Array,
+    values: EpochValues = EpochValues(), *, recipe: Recipe, axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Several steps in one program, on a training set that lives on the device.
 
@@ -155,6 +258,7 @@ def train_steps(
     labels: i32[N].
     order: i32[S, b], which examples this device takes in each step.
     key: the run's PRNG key for training.
+    values: what the epoch decides.
     recipe: what to do.
     axis_name: the axis over devices, or None.
 
@@ -164,7 +268,40 @@ def train_steps(
   Source: ours.
   """
   def body(state: TrainState, index: Array) -> tuple[TrainState, Metrics]:
-    return train_step(state, images[index], labels[index], index, key, recipe=recipe,
+    return train_step(state, images[index], labels[index], index, key, values, recipe=recipe,
                       axis_name=axis_name)
+
+  return loops.scan(body, state, order, length=len(order))
+
+
+def settle_steps(
+    state: TrainState, images: Array, labels: Array, order: Array, key: Array,
+    values: EpochValues = EpochValues(), *, recipe: Recipe, axis_name: str | None = None,
+) -> tuple[TrainState, None]:
+  """What `train_steps` does to the BatchNorm statistics, at parameters that stay as they are.
+
+  The same examples go through the same passes, attacks included, so that the statistics are of the
+  same kind as those of training.
+
+  Args:
+    state: the state before; its optimizer state is not read.
+    images: uint8[N, H, W, C].
+    labels: i32[N].
+    order: i32[S, b], which examples this device takes in each step.
+    key: a PRNG key.
+    values: what the epoch decides.
+    recipe: what training does.
+    axis_name: the axis over devices, or None.
+
+  Returns:
+    The state with statistics that have moved S times, and None.
+
+  Source: ours; re-estimation before an average is evaluated: Izmailov et al., Averaging Weights
+  Leads to Wider Optima and Better Generalization, 2018.
+  """
+  def body(state: TrainState, index: Array) -> tuple[TrainState, None]:
+    examples = _examples(state, images[index], labels[index], index, key, values, recipe)
+    outcome = _outcome(state, examples, recipe)
+    return state._replace(step=state.step + 1, batch_stats=outcome.batch_stats), None
 
   return loops.scan(body, state, order, length=len(order))

@@ -18,9 +18,9 @@ from at_jax import errors
 from at_jax import evaluate
 from at_jax import records
 from at_jax import run as run_lib
+from at_jax import settle as settle_lib
 from at_jax import sharding
 from at_jax import step as step_lib
-from at_jax import transforms
 
 
 class Preempted(Exception):
@@ -143,13 +143,15 @@ def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
   progress = records.Progress('training', total * c.batch_size, done=step * c.batch_size)
   state = sharding.replicate(state)
   images, labels = sharding.replicate((train.images, train.labels))
+  settle = settle_lib.settler(run)
   functions, note, logged_step, logged_at = {}, '', step, time.monotonic()
   try:
     for call in _calls(run, step):
       name, before = run_lib.phase(c, call.epoch), step
       if name not in functions:
         functions[name] = sharding.train_steps(run_lib.recipe(run, name))
-      state, numbers = functions[name](state, images, labels, call.order, run.keys['train'])
+      state, numbers = functions[name](state, images, labels, call.order, run.keys['train'],
+                                       run_lib.epoch_values(c, call.epoch))
       numbers = jax.device_get(numbers)
       _check_finite(numbers.finite, before, workdir)
       step += len(call.order)
@@ -168,11 +170,11 @@ def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
       validates = (call.epoch + 1) % c.validate.every_epochs == 0 or step == total
       validates &= call.ends_epoch and len(run.dataset.validation.labels) > 0
       if validates:
-        clean, robust = _validate(run, state)
+        clean, robust = _validate(run, settle(sharding.unreplicate(state)))
         metrics.write(step, validation_clean=clean, validation_robust=robust)
         note = f'validation clean {clean:.3f}, robust {robust:.3f}'
-        # Only the final phase counts: DUCAT's best would else be the plain model from before it.
-        score = robust if name == run_lib.phase(c, c.epochs - 1) else None
+        # DUCAT's best would else be the plain model from before it.
+        score = robust if run_lib.begun(c, call.epoch) else None
       if validates or stop or step == total or passed(c.checkpoint.every_steps
                                                       or run.steps_per_epoch):
         store.save(step, sharding.unreplicate(state),
@@ -196,25 +198,20 @@ def _check_finite(finite: np.ndarray, before: int, workdir: pathlib.Path) -> Non
                            ', model.dtype float32, or another seed, in a new workdir')
 
 
-def _variables(state: step_lib.TrainState) -> dict[str, Any]:
-  return {'params': transforms.eval_params(state.opt_state, state.params),
-          'batch_stats': state.batch_stats}
-
-
-def _validate(run: run_lib.Run, state: step_lib.TrainState) -> tuple[float, float]:
+def _validate(run: run_lib.Run, variables: dict[str, Any]) -> tuple[float, float]:
   """Clean accuracy of the deployed model on the validation split, and its accuracy under PGD."""
   c = run.config
   report = evaluate.evaluate(
-      run.network, _variables(sharding.unreplicate(state)), run.dataset.validation,
-      run.keys['evaluate'], names=[f'pgd{c.validate.num_steps}'], norm=c.attack.norm,
+      run.network, variables, run.dataset.validation, run.keys['evaluate'],
+      names=[f'pgd{c.validate.num_steps}'], norm=c.attack.norm,
       epsilon=c.attack.epsilon_255 / 255, step_size=c.attack.step_size_255 / 255,
       batch_size=c.validate.batch_size, has_dummies=False)
   return float(report.clean.mean()), float(report.worst_case.mean())
 
 
-def _test(run: run_lib.Run, saved: checkpoints.Saved, title: str, workdir: pathlib.Path
-          ) -> tuple[dict[str, Any], tuple[pathlib.Path, ...]]:
-  """The accuracies of a checkpoint on the test set, and the files of state that led to them."""
+def _test(run: run_lib.Run, saved: checkpoints.Saved, variables: dict[str, Any], title: str,
+          workdir: pathlib.Path) -> tuple[dict[str, Any], tuple[pathlib.Path, ...]]:
+  """The accuracies of a checkpoint, as these variables, and the files of state that led to them."""
   c = run.config
   n = c.evaluate.num_examples or len(run.dataset.test.labels)
   split = data.Split(run.dataset.test.images[:n], run.dataset.test.labels[:n])
@@ -229,7 +226,7 @@ def _test(run: run_lib.Run, saved: checkpoints.Saved, title: str, workdir: pathl
       bars[name].close()
 
   report = evaluate.evaluate(
-      run.network, _variables(saved.state), split, run.keys['evaluate'], names=c.evaluate.attacks,
+      run.network, variables, split, run.keys['evaluate'], names=c.evaluate.attacks,
       norm=c.attack.norm, epsilon=c.evaluate.epsilon_255 / 255,
       step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
       has_dummies=c.dummy.enabled, state_dir=workdir / 'evaluation', progress=progress)
@@ -247,10 +244,11 @@ def _evaluate(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkp
   if last is None:
     raise errors.UserError('workdir', str(workdir), 'none of its checkpoints can be read: train '
                            'again in another folder')
+  settle = settle_lib.settler(run)
   try:
-    tested = {'last': _test(run, last, 'last', workdir)}
+    tested = {'last': _test(run, last, settle(last.state), 'last', workdir)}
     tested['best'] = (tested['last'] if best.step == last.step
-                      else _test(run, best, 'best', workdir))
+                      else _test(run, best, settle(best.state), 'best', workdir))
   except OSError as error:  # from the state of a long attack
     raise records.unwritable(workdir, error) from error
   numbers = {name: told for name, (told, _) in tested.items()}

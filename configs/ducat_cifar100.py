@@ -18,14 +18,8 @@ def get_config(arg: str = ''):
   c.dummy.enabled = True
   c.model.dtype = 'bfloat16'
   if arg == 'small':
-    c.model.update(name='SmallCNN', dtype='float32', padding='SAME', features=(16, 16, 32, 32),
-                   hidden=(), batch_norm=True)
-    c.epochs, c.dummy.start_epoch = 8, 5
-    c.attack.num_steps, c.attack.step_size_255 = 5, 2.5
-    # The dummies come in when the learning rate has fallen: at .1 they undo what was learnt.
-    c.optimizer.learning_rate, c.optimizer.decay_epochs = .05, (5, 7)
-    c.evaluate.num_examples = 2000
-    c.evaluate.step_size_255 = 2.0
+    c = config_lib.small(c, epochs=8)
+    c.optimizer.learning_rate = .05
   elif arg == 'smoke':
     c = config_lib.smoke(c)
   config_lib.only(arg, 'small', 'smoke')

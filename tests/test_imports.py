@@ -13,8 +13,8 @@ LAYERS = (
     {'attacks', 'errors', 'platform'},
     {'losses', 'weights', 'dummy', 'transforms', 'models', 'data', 'tfds_sets', 'local_sets',
      'config'},
-    {'network', 'objectives', 'step', 'sharding', 'checkpoints', 'records'},
-    {'autoattack', 'evaluate', 'config_checks', 'command_line', 'run', 'train'},
+    {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records'},
+    {'autoattack', 'evaluate', 'config_checks', 'command_line', 'run', 'settle', 'train'},
     {'main'},
 )
 HEAVY = ('flax', 'optax', 'absl', 'orbax', 'ml_collections', 'tensorflow', 'tensorflow_datasets',

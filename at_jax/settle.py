@@ -1,0 +1,63 @@
+"""Which variables a training state is evaluated with."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from at_jax import data
+from at_jax import run as run_lib
+from at_jax import sharding
+from at_jax import step as step_lib
+from at_jax import transforms
+
+# Linen's running statistics keep .9 of themselves a batch, so .5 % is left of what they were.
+BATCHES = 50
+
+
+def settler(run: run_lib.Run) -> Callable[[step_lib.TrainState], dict[str, Any]]:
+  """Makes the function from a state to the variables to evaluate.
+
+  Where the optimizer keeps an average or an anchor, that is evaluated, and the BatchNorm
+  statistics, which belong to other parameters, are estimated again: over `BATCHES` training batches,
+  attacked and passed as the step does. Elsewhere the variables are those of the state.
+
+  Args:
+    run: the run.
+
+  Returns:
+    `(state on the host) -> variables on the host`. It compiles once for each phase.
+
+  Source: ours; released code of EntropySGD and of weight averages estimates them on clean images.
+  """
+  c = run.config
+  o = c.optimizer
+  keeps_others = o.ema_decay or o.swa_start_epoch or (
+      o.name == 'entropy_sgd' and o.entropy.inner_steps)
+  count = min(BATCHES, run.steps_per_epoch)
+  functions = {}
+
+  def settle(state: step_lib.TrainState) -> dict[str, Any]:
+    params = transforms.eval_params(state.opt_state, state.params)
+    if not keeps_others or not jax.tree.leaves(state.batch_stats):
+      return {'params': params, 'batch_stats': state.batch_stats}
+    epoch = max(int(state.step) - 1, 0) // run.steps_per_epoch
+    name = run_lib.phase(c, epoch)
+    if name not in functions:
+      functions[name] = sharding.settle_steps(run_lib.recipe(run, name))
+    train = run.dataset.train
+    # The order of an epoch that is never trained: the same batches at every evaluation.
+    order = np.asarray(data.epoch_order(run.keys['evaluate'], c.epochs, len(train.labels)))
+    taken = order[:count * c.batch_size]
+    images, labels = sharding.replicate((train.images[taken], train.labels[taken]))
+    order = np.arange(len(taken), dtype=np.int32).reshape(count, -1)
+    moving = sharding.replicate(state._replace(
+        step=np.zeros((), np.int32), params=params, opt_state=(), class_counts=()))
+    per_call = sharding.steps_per_call(count)
+    for first in range(0, count, per_call):
+      moving, _ = functions[name](moving, images, labels, order[first:first + per_call],
+                                  run.keys['evaluate'], run_lib.epoch_values(c, epoch))
+    return {'params': params, 'batch_stats': sharding.unreplicate(moving).batch_stats}
+
+  return settle

@@ -1,0 +1,23 @@
+"""DUCAT on TRADES on CIFAR-10, L∞ 8/255.
+
+  python -m at_jax.main --config=configs/ducat_trades_cifar10.py
+  python -m at_jax.main --config=configs/ducat_trades_cifar10.py:small   minutes on two cores
+  :cifar100 and :mnist are the same method on other data, :cifar100-small and so on cut down.
+
+Source: Wang et al., DUCAT, arXiv 2410.12671, and its released code: β 6, schedule and weights as in
+ducat_cifar10.py. Its plain phase has CE(f(x'), y) beside the KL, probably a slip; here it is TRADES
+(ours). PreActResNet-18, bfloat16 and the choice of the best checkpoint on held-out training images
+are ours.
+Published: none that could be read for this row.
+Measured: not yet.
+"""
+
+from at_jax import config as config_lib
+
+
+def get_config(arg: str = ''):
+  c = config_lib.default()
+  c.model.dtype = 'bfloat16'
+  c.loss, c.beta = 'trades', 6.0
+  c.dummy.enabled = True
+  return config_lib.form(c, arg, small_epochs=4)

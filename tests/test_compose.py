@@ -1,0 +1,284 @@
+"""Every weight with every loss, head, optimizer and perturbation, through the config alone."""
+
+import functools
+import itertools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+import pytest
+
+from at_jax import config as config_lib
+from at_jax import config_checks
+from at_jax import errors
+from at_jax import main
+from at_jax import objectives
+from at_jax import run as run_lib
+from at_jax import sharding
+from at_jax import step as step_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+AXES = {
+    'weights': ('none', 'geometry', 'margin', 'class_wise'),
+    'loss': ('pgd_at', 'trades', 'mart', 'consistency'),
+    'head': ('C', '2C'),
+    'optimizer': ('sgd', 'entropy_sgd'),
+    'awp': (0., .05),
+}
+ALL = list(itertools.product(*AXES.values()))
+# From the plainest on, each changes one thing of one before it; all values of all axes are in it.
+QUICK = [
+    ('none', 'pgd_at', 'C', 'sgd', 0.),
+    ('geometry', 'pgd_at', 'C', 'sgd', 0.),
+    ('geometry', 'trades', 'C', 'sgd', 0.),
+    ('geometry', 'trades', '2C', 'sgd', 0.),
+    ('geometry', 'trades', '2C', 'entropy_sgd', 0.),
+    ('geometry', 'trades', '2C', 'entropy_sgd', .05),
+    ('class_wise', 'trades', '2C', 'entropy_sgd', .05),
+    ('class_wise', 'consistency', '2C', 'entropy_sgd', .05),
+    ('margin', 'consistency', '2C', 'entropy_sgd', .05),
+    ('margin', 'mart', '2C', 'entropy_sgd', .05),
+]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tiny(tmp_path_factory):
+  """16 images of 4×4 in 3 classes, which is one step an epoch."""
+  rng = np.random.default_rng(0)
+  path = tmp_path_factory.mktemp('data') / 'tiny.npz'
+  images, labels = rng.integers(0, 256, (16, 4, 4, 1), dtype=np.uint8), np.arange(16) % 3
+  np.savez(path, train_images=images, train_label=labels, test_images=images, test_label=labels)
+  config_of.path = str(path)
+  # Nearly all of the time goes into compiling.
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def config_of(weights='none', loss='pgd_at', head='C', optimizer='sgd', awp=0.):
+  c = config_lib.default()
+  c.dataset.update(name=config_of.path, num_classes=3, validation_size=0, pad=1)
+  c.model.update(name='SmallCNN', features=(2,), hidden=(), padding='SAME', batch_norm=True)
+  c.batch_size = c.evaluate.batch_size = c.validate.batch_size = 16
+  c.epochs, c.attack.num_steps, c.attack.step_size_255 = 2, 1, 8.
+  c.loss, c.awp_gamma, c.optimizer.name = loss, awp, optimizer
+  c.optimizer.entropy.inner_steps = 2
+  c.dummy.enabled, c.dummy.start_epoch = head == '2C', 0
+  c.weights.kind, c.weights.start_epoch = weights, 0
+  c.weights.on = 'fit' if loss == 'pgd_at' else 'both'
+  return c
+
+
+def take_two_steps(config, change=lambda recipe: recipe, values=None):
+  """The first kernel after a step in each of two epochs, and the state."""
+  run = run_lib.build(config)
+  state = sharding.replicate(run_lib.init_state(run))
+  images, labels = sharding.replicate(tuple(run.dataset.train))
+  step = sharding.train_steps(change(run_lib.recipe(run, run_lib.phase(config, 0))))
+  for epoch in range(2):
+    state, metrics = step(state, images, labels, np.arange(16)[None], run.keys['train'],
+                          values or run_lib.epoch_values(config, epoch))
+    assert metrics.finite.all()
+  return jax.device_get(state.params['conv1']['kernel'][0]), sharding.unreplicate(state)
+
+
+@functools.cache
+def after(*combination):
+  return take_two_steps(config_of(*combination))[0]
+
+
+def neighbours(combination):
+  for place, values in enumerate(AXES.values()):
+    for value in values:
+      if value != combination[place]:
+        yield (*combination[:place], value, *combination[place + 1:])
+
+
+def differ(a, b):
+  return np.max(np.abs(after(*a) - after(*b))) > 1e-6
+
+
+def test_a_chain_of_changes_each_of_which_matters():
+  for one, other in itertools.pairwise(QUICK):
+    assert np.isfinite(after(*other)).all()
+    assert other in neighbours(one) and differ(one, other), (one, other)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('combination', ALL, ids=lambda c: '-'.join(map(str, c)))
+def test_all_128(combination):
+  assert np.isfinite(after(*combination)).all()
+  same = [other for other in neighbours(combination) if not differ(combination, other)]
+  assert not same
+
+
+def test_none_of_the_128_is_refused():
+  assert len(ALL) == 128
+  for combination in ALL:
+    config_checks.check(config_of(*combination))
+
+
+@pytest.mark.parametrize('fields, reason', [
+    (dict(loss='standard', kind='geometry'), 'no attack to weigh by'),
+    (dict(loss='standard', kind='margin'), 'no attack to weigh by'),
+    (dict(loss='standard', kind='class_wise'), 'no attack to weigh by'),
+    (dict(kind='geometry', on='regulariser'), 'pgd_at has no regulariser'),
+    (dict(kind='margin', on='both'), 'pgd_at has no regulariser'),
+    (dict(kind='geometry', start_epoch=2), 'would never count'),
+    (dict(loss='gair_trades', kind='none', on='regulariser', normalized=False), 'two attacks'),
+    (dict(loss='gair_trades', kind='margin', on='regulariser', normalized=False), 'two attacks'),
+    (dict(loss='gair_trades', kind='geometry', on='both', normalized=False), 'its regulariser'),
+    (dict(loss='gair_trades', kind='geometry', on='regulariser'), 'must not be above 1'),
+], ids=lambda value: '-'.join(map(str, value.values())) if isinstance(value, dict) else '')
+def test_what_makes_no_sense_is_refused_with_the_reason(fields, reason):
+  c = config_of()
+  c.loss = fields.pop('loss', c.loss)
+  c.weights.update(fields)
+  with pytest.raises(errors.UserError, match=reason):
+    config_checks.check(c)
+
+
+@pytest.mark.parametrize('weights, loss', [('geometry', 'pgd_at'), ('margin', 'trades')])
+def test_burn_in_is_training_without_weights_and_compiles_nothing_more(weights, loss):
+  traces = []
+
+  def counted(recipe):
+    weigh = recipe.weigh
+    def traced(*args, **options):
+      traces.append(1)
+      return weigh(*args, **options)
+    return recipe._replace(weigh=traced)
+
+  c = config_of(weights, loss)
+  c.weights.start_epoch = 1
+  assert not run_lib.begun(c, 0) and run_lib.begun(c, 1)
+  weighed, _ = take_two_steps(c, counted)
+  assert len(traces) == 1
+  off = step_lib.EpochValues(jnp.asarray(False))
+  np.testing.assert_allclose(take_two_steps(c, values=off)[0], after('none', loss, 'C', 'sgd', 0.),
+                             atol=1e-7)
+  assert np.max(np.abs(weighed - after('none', loss, 'C', 'sgd', 0.))) > 1e-6
+
+
+def test_infinite_lambda_is_no_weights():
+  c = config_of('geometry', 'trades')
+  c.weights.lam = np.inf
+  expected = after('none', 'trades', 'C', 'sgd', 0.)
+  np.testing.assert_allclose(take_two_steps(c)[0], expected, atol=1e-7)
+
+
+def test_gair_trades_at_infinite_lambda_is_trades():
+  c = config_of('geometry', 'gair_trades')
+  c.weights.update(on='regulariser', normalized=False, lam=np.inf)
+  state = take_two_steps(c)[1]
+  # Its third pass moves the statistics that the next attack sees, so only one step is compared.
+  assert int(state.step) == 2
+  x, x_adv, y = np.eye(4)[:2], np.eye(4), np.array([0, 1])
+  forward = lambda x, batch_stats: (x, batch_stats)
+  shared = objectives.gair_trades(forward, {}, x, x_adv, y)
+  alone = objectives.trades(forward, {}, x, x_adv[:2], y)
+  mean = functools.partial(objectives.mean_loss, weights_on='regulariser', beta=6.)
+  np.testing.assert_allclose(mean(shared, jnp.ones(2)), mean(alone, None), rtol=1e-6)
+  np.testing.assert_allclose(mean(shared, jnp.zeros(2)), np.mean(shared.fit)
+                             + 6 * np.mean(shared.complement), rtol=1e-6)
+
+
+@pytest.mark.parametrize('loss', ['trades', 'mart', 'consistency', 'gair_trades'])
+def test_no_dummy_weight_is_hard_labels_on_the_doubled_head(loss):
+  rng = np.random.default_rng(0)
+  views = 2 if loss == 'consistency' else 1
+  z, z_adv = rng.normal(size=(2, 4 * views, 6)).astype(np.float32)
+  if loss == 'gair_trades':
+    z_adv = rng.normal(size=(8, 6)).astype(np.float32)
+  y = np.arange(4 * views) % 3
+  forward = lambda x, batch_stats: (x, batch_stats)
+  objective = getattr(objectives, loss)
+  if loss == 'consistency':
+    objective = functools.partial(objective, temperature=.5)
+  ducat = functools.partial(objectives.ducat, benign_weight=0., adversarial_weight=0., alpha=1.)
+  plain = objective(forward, {}, z, z_adv, y)
+  with_ducat = objective(forward, {}, z, z_adv, y, ducat=ducat)
+  ce = lambda z: -jax.nn.log_softmax(z)[np.arange(len(y)), y]
+  fit_of = {'trades': ce(z), 'gair_trades': ce(z)}.get(loss, ce(z_adv[:len(y)]))
+  boost = plain.fit - fit_of  # of MART; 0 else
+  hard = .5 * (ce(z) + ce(z_adv[:len(y)])) + boost
+  np.testing.assert_allclose(with_ducat.fit, hard, rtol=1e-5)
+  np.testing.assert_array_equal(with_ducat.regulariser, plain.regulariser)
+  np.testing.assert_allclose(boost, 0 if loss != 'mart' else boost, atol=1e-6)
+
+
+def test_no_perturbation_is_none():
+  c = config_of('geometry', 'mart')
+  found, _ = take_two_steps(c, lambda recipe: recipe._replace(awp_gamma=jnp.array(0.)))
+  np.testing.assert_allclose(found, after('geometry', 'mart', 'C', 'sgd', 0.), atol=1e-7)
+
+
+def test_no_inner_step_is_the_outer_optimizer_to_the_bit():
+  c = config_of('none', 'pgd_at', 'C', 'entropy_sgd')
+  c.optimizer.entropy.inner_steps = 0
+  np.testing.assert_array_equal(take_two_steps(c)[0], after('none', 'pgd_at', 'C', 'sgd', 0.))
+
+
+@pytest.mark.parametrize('weights, loss', [('geometry', 'trades'), ('class_wise', 'consistency')])
+def test_four_devices_take_the_step_of_one(weights, loss):
+  c = config_of(weights, loss, '2C', 'sgd', .05)
+  run = run_lib.build(c)
+  recipe = run_lib.recipe(run, run_lib.phase(c, 0))
+  state, order = run_lib.init_state(run), np.arange(16)
+  if weights == 'class_wise':  # as if an epoch were over
+    state = state._replace(class_counts=state.class_counts._replace(
+        correct=jnp.array([1., 2., 3.]), seen=jnp.array([6., 5., 5.])))
+  copy = lambda tree: jax.tree.map(jnp.copy, tree)  # a step gives its state up
+  images, labels = run.dataset.train
+  one, _ = sharding.train_steps(recipe)(
+      sharding.replicate(copy(state)), *sharding.replicate((images, labels)), order[None],
+      run.keys['train'])
+  one = sharding.unreplicate(one)
+  step = functools.partial(step_lib.train_step, recipe=recipe, axis_name=sharding.AXIS)
+  share = lambda a: a.reshape(4, 4, *a.shape[1:])
+  four, _ = jax.jit(jax.vmap(step, in_axes=(None, 0, 0, 0, None), axis_name=sharding.AXIS))(
+      state, share(images), share(labels), share(order), run.keys['train'])
+  for part in ('params', 'batch_stats', 'class_counts'):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3], b, atol=2e-6),
+                 getattr(four, part), getattr(one, part))
+
+
+def test_class_accuracies_are_of_the_epoch_before():
+  counts = take_two_steps(config_of('class_wise'))[1].class_counts
+  np.testing.assert_array_equal(counts.seen, [6, 5, 5])  # this epoch's, of 16 labels 0, 1, 2, 0, …
+  before = counts.accuracy * counts.seen  # the epoch before had as many
+  np.testing.assert_allclose(before, np.round(before), atol=1e-5)
+  assert np.ptp(counts.accuracy) > 0
+
+
+def test_friendly_attacks_stop_as_their_schedule_says():
+  c = config_of()
+  c.attack.num_steps = 2
+  c.attack.friendly_taus, c.attack.friendly_epochs = (0, 2), (1,)
+  config_checks.check(c)
+  assert [int(run_lib.epoch_values(c, epoch).tau) for epoch in range(3)] == [0, 2, 2]
+  free = c.copy_and_resolve_references()
+  free.attack.friendly_taus, free.attack.friendly_epochs = (), ()
+  never = take_two_steps(free)[0]
+  # At τ = K no example ever stops; at 0 it does.
+  always = step_lib.EpochValues(jnp.asarray(True), jnp.asarray(2))
+  np.testing.assert_allclose(take_two_steps(c, values=always)[0], never, atol=1e-7)
+  assert np.max(np.abs(take_two_steps(c)[0] - never)) > 1e-6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('fields', [
+    ['--config.weights.kind=class_wise'], ['--config.optimizer.name=entropy_sgd'],
+    ['--config.loss=consistency', '--config.optimizer.ema_decay=.9'],
+], ids=['class-wise', 'entropy', 'ema'])
+def test_a_resumed_run_ends_as_one_that_never_stopped(fields, tmp_path):
+  fields += [f'--config={ROOT}/configs/quickstart.py:smoke', '--config.dummy.start_epoch=0',
+             '--config.weights.start_epoch=0']
+  for name, epochs in (('whole', 2), ('parts', 1), ('parts', 2)):
+    assert main.main([*fields, f'--workdir={tmp_path}/{name}', f'--config.epochs={epochs}']) == 0
+  whole, parts = (ocp.checkpointables_metadata(tmp_path / name / 'checkpoints' / '00000002')
+                  .custom_metadata['digests'] for name in ('whole', 'parts'))
+  assert whole == parts
+  assert ('class_wise' in fields[0]) == any('class_counts' in leaf for leaf in whole)
