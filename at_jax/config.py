@@ -158,9 +158,9 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def small(config: ml_collections.ConfigDict, *, epochs: int) -> ml_collections.ConfigDict:
   """Any configuration cut down to a narrow network for few epochs of the *whole* data: minutes.
 
-  The method stays, with five attack steps. The learning rate falls after five and after seven eighths
-  of the epochs. What begins late begins at the first fall: before it, dummy classes undo what was
-  learnt.
+  The method stays, with five attack steps. The learning rate falls after five and after seven
+  eighths of the epochs. What begins late begins at the first fall: before it, dummy classes undo
+  what was learnt.
 
   Args:
     config: a whole configuration.

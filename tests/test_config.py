@@ -7,7 +7,6 @@ import pytest
 
 from at_jax import command_line
 from at_jax import config as config_lib
-from at_jax import errors
 from at_jax import main
 
 ROOT = pathlib.Path(__file__).parent.parent

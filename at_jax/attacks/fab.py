@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from at_jax.attacks import balls
 from at_jax.attacks import hyperplane
 from at_jax.attacks import steppers
 from at_jax.attacks.pgd import AttackResult

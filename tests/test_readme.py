@@ -1,0 +1,17 @@
+"""What the README shows runs, and what it names is there."""
+
+import pathlib
+import re
+
+README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text(encoding='utf-8')
+
+
+def test_the_example_runs(capsys):
+  code, = re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL)
+  exec(code, {})  # a reader pastes it, so it must stand alone
+  assert capsys.readouterr().out.startswith('robust accuracy')
+
+
+def test_every_config_is_in_the_table():
+  configs = (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py')
+  assert {path.name for path in configs} == set(re.findall(r'`(\w+\.py)`', README))
