@@ -12,4 +12,5 @@ if [ "${1:-}" = --all ]; then
   exec python -m pytest -q --doctest-modules tests at_jax "$@"
 fi
 source launch/environment.sh .venv all-cpu,dev
-exec python -m pytest -q --doctest-modules -m 'not long' tests at_jax "$@"
+# Two workers: most of the time goes into compiling, which one process does on one core.
+exec python -m pytest -q -n 2 --doctest-modules -m 'not long' tests at_jax "$@"
