@@ -5,7 +5,8 @@
 
 Needs the packages of at_jax[peers]. The logits of the two must agree to 1e-4 before anything is
 timed. The attack step is the input gradient and a sign step, BatchNorm in evaluation mode: five of
-them, in one `lax.scan` here and in a Python loop there, the time divided by five. The training step
+them, by `attacks.pgd` (which also ends with a forward pass) here and in a Python loop there, the
+time divided by five. The training step
 is one weight gradient of the cross-entropy on a fixed batch, BatchNorm in training mode, and an SGD
 update. The repeats of the two alternate, so that a busy machine slows both; medians are compared.
 
@@ -23,10 +24,10 @@ from at_jax import platform
 platform.tune()  # It has to come before jax.
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from at_jax import attacks
 from at_jax import models
 
 try:
@@ -116,14 +117,10 @@ def ours(model, variables, x, y):
   def cross_entropy(logits):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1).mean()
 
-  @jax.jit
   def attack(variables, x):
-    def step(at, _):
-      gradient = jax.grad(lambda at: cross_entropy(model.apply(variables, at)))(at)
-      at = jnp.clip(at + STEP_SIZE * jnp.sign(gradient), x - EPSILON, x + EPSILON)
-      return jnp.clip(at, 0, 1), None
-
-    return lax.scan(step, x, None, length=STEPS)[0]
+    logits_fn = jax.tree_util.Partial(model.apply, variables)
+    return attacks.pgd(logits_fn, x, y, jax.random.key(0), epsilon=EPSILON, step_size=STEP_SIZE,
+                       num_steps=STEPS, random_start=False).x
 
   @jax.jit
   def train(variables, x):
