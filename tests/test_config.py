@@ -27,8 +27,7 @@ def test_every_config_takes_two_steps(path, tmp_path, capsys):
 def test_every_config_says_how_to_run_it_and_what_to_expect(path):
   text = path.read_text()
   assert f'--config=configs/{path.name}' in text
-  if path.stem != 'quickstart':
-    assert 'Source:' in text and 'Measured' in text
+  assert 'Source:' in text and 'Measured' in text
 
 
 def said(capsys, *arguments):
