@@ -14,7 +14,7 @@ TRAIN = [
     'tensorboardX>=2.6',
     'tqdm>=4.60',
 ]
-DATA = ['tensorflow-datasets>=4.9.9', 'array-record>=0.5', 'pillow>=10', 'scikit-learn>=1.4']
+DATA = ['tensorflow-datasets>=4.9.10', 'array-record>=0.5', 'pillow>=10', 'scikit-learn>=1.4']
 DEV = ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100']
 
 setuptools.setup(

@@ -46,7 +46,8 @@ def test_digits(workdirs):
 
 def test_pgd_finds_what_foolbox_finds(workdirs):
   # The same PGD-AT weights in PyTorch, foolbox's PGD with the same radius, step size and number of
-  # steps. Both start at random, so they agree up to a point.
+  # steps. Both start at random, and one run of either has a standard deviation of .8 points on these
+  # 397 images (measured), so the means of ten are compared, to one point.
   torch = pytest.importorskip('torch')
   foolbox = pytest.importorskip('foolbox')
   asked = command_line.parse([CONFIG + ':pgd_at', f"--workdir={workdirs[':pgd_at']}"])
@@ -62,11 +63,14 @@ def test_pgd_finds_what_foolbox_finds(workdirs):
                                run.network.logits(variables, data.to_unit(test.images)), atol=1e-4)
   attack = foolbox.attacks.LinfPGD(abs_stepsize=.0375, steps=20, random_start=True)
   model = foolbox.PyTorchModel(net, bounds=(0, 1), device='cpu')
-  robust = 1 - float(attack(model, x, y, epsilons=.15)[2].float().mean())
-  ours = evaluate.evaluate(run.network, variables, test, jax.random.key(0), names=['pgd20'],
-                           norm='linf', epsilon=.15, step_size=.0375, batch_size=397,
-                           has_dummies=False).robust['pgd20'].mean()
-  assert abs(ours - robust) <= .01, (ours, robust)
+  torch.manual_seed(0)
+  theirs = np.mean([1 - float(attack(model, x, y, epsilons=.15)[2].float().mean())
+                    for _ in range(10)])
+  ours = np.mean([
+      evaluate.evaluate(run.network, variables, test, jax.random.key(seed), names=['pgd20'],
+                        norm='linf', epsilon=.15, step_size=.0375, batch_size=397,
+                        has_dummies=False).robust['pgd20'].mean() for seed in range(10)])
+  assert abs(ours - theirs) <= .01, (ours, theirs)
 
 
 def data_chw(images):
