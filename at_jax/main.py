@@ -4,8 +4,7 @@ import importlib.util
 import shlex
 import sys
 
-_NEEDED = {'absl': 'train', 'ml_collections': 'train', 'flax': 'train', 'optax': 'train',
-           'orbax.checkpoint': 'train', 'tensorboardX': 'train', 'tqdm': 'train'}
+_NEEDED = ('absl', 'ml_collections', 'flax', 'optax', 'orbax.checkpoint', 'tensorboardX', 'tqdm')
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -181,7 +181,6 @@ def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
                    {'score': score, 'seconds': time.monotonic() - begun})
       if stop and step < total:
         raise Preempted(f'stopped after step {step} of {total}: the same command goes on from there')
-    store.wait()
   finally:
     store.wait()
     progress.close()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from at_jax.attacks import balls
 from at_jax.attacks import loops
 from at_jax.attacks import losses
+from at_jax.attacks import steppers
 
 Array = jax.Array
 LogitsFn = Callable[[Array], Array]
@@ -107,7 +108,8 @@ def pgd(
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
   _check(x, y, num_steps, norm, restarts)
-  logits_fn = _as_partial(logits_fn)
+  # Its arrays are then arguments of the compiled program, not constants in it.
+  logits_fn = steppers.as_partial(logits_fn)
   index = jnp.arange(len(x)) if index is None else jnp.asarray(index)
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)
@@ -193,17 +195,7 @@ def _check(x: Array, y: Array, num_steps: int, norm: str, restarts: int) -> None
     raise ValueError(f'num_steps = {num_steps}: use a whole number above 0')
   if restarts < 1:
     raise ValueError(f'restarts = {restarts}: use a whole number above 0')
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise ValueError(f'x has dtype {x.dtype}: convert it, x.astype(float32) / 255 for images')
-  if y.shape != x.shape[:1]:
-    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}')
-
-
-def _as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
-  # A Partial is a pytree: its arrays are arguments of the compiled program, not constants in it.
-  if isinstance(logits_fn, jax.tree_util.Partial):
-    return logits_fn
-  return jax.tree_util.Partial(logits_fn)
+  steppers.check_examples(x, y)
 
 
 class _State(NamedTuple):

@@ -82,16 +82,31 @@ def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None
   Source: ours.
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise ValueError(f'x has dtype {x.dtype}: convert it, x.astype(float32) / 255 for images')
-  if y.shape != x.shape[:1]:
-    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}')
+  check_examples(x, y)
   index = jnp.arange(len(x)) if index is None else jnp.asarray(index)
   keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   low, high = bounds
   bounds = jnp.asarray(low, x.dtype), jnp.asarray(high, x.dtype)
   return Problem(x, y, y if target is None else jnp.asarray(target), keys, epsilon, bounds)
+
+
+def check_examples(x: Array, y: Array) -> None:
+  """Raises unless inputs and classes can be attacked.
+
+  Args:
+    x: f32[B, ...].
+    y: i32[B].
+
+  Raises:
+    ValueError: for integer inputs, or x and y of different lengths.
+
+  Source: ours.
+  """
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f'x has dtype {x.dtype}: convert it, x.astype(float32) / 255 for images')
+  if y.shape != x.shape[:1]:
+    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}')
 
 
 def as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:

@@ -10,26 +10,7 @@ import numpy as np
 import optax
 
 from at_jax import transforms
-
-KEY = jax.random.key(0)
-PARAMS = {'w': np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), 'b': np.ones(3, np.float32)}
-
-
-def gradients(steps, seed=0):
-  rng = np.random.default_rng(seed)
-  return [jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), PARAMS)
-          for _ in range(steps)]
-
-
-def run(optimizer, params, grads):
-  """Parameters and state after each gradient."""
-  update = jax.jit(optimizer.update)
-  state, trail = optimizer.init(params), []
-  for g in grads:
-    updates, state = update(g, state, params)
-    params = optax.apply_updates(params, updates)
-    trail.append((params, state))
-  return trail
+from test_entropy import gradients, KEY, PARAMS, run
 
 
 def test_extra_arguments_reach_the_outer_optimizer():
