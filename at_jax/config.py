@@ -8,9 +8,6 @@ import ml_collections
 
 from at_jax import errors
 
-# A change of these leaves the parameters after any step as they were, so a run may resume with it.
-FREE_FIELDS = ('evaluate.', 'validate.', 'checkpoint.', 'log_every_steps', 'dataset.data_dir')
-
 
 def default() -> ml_collections.ConfigDict:
   """The configuration that every file in `configs/` starts from: PGD-AT on CIFAR-10.
@@ -69,6 +66,14 @@ def default() -> ml_collections.ConfigDict:
   c.weights.slope = 10.0  # margin: s
   c.weights.base = 0.5  # class_wise: the larger, the flatter
 
+  # CFA: with t_k the robust training accuracy of class k in the epoch before, its radius is
+  # (radius_base + t_k) · ε; its β is (beta_base + t_k) · β, in (fit + β_y · regulariser)/(1 + β_y);
+  # and (ours) the training loss takes its logits over temperature_base + t_k.
+  c.calibration = ml_collections.ConfigDict()
+  c.calibration.radius = c.calibration.beta = c.calibration.temperature = False
+  c.calibration.radius_base = c.calibration.beta_base = c.calibration.temperature_base = 0.5
+  c.calibration.start_epoch = 10  # each factor is 1 before
+
   c.dummy = ml_collections.ConfigDict()  # DUCAT
   c.dummy.enabled = False
   c.dummy.start_epoch = 105
@@ -87,6 +92,9 @@ def default() -> ml_collections.ConfigDict:
   c.optimizer.decay_factor = 0.1
   c.optimizer.ema_decay = 0.0  # of averaged weights, which are then what is evaluated; 0 is none
   c.optimizer.swa_start_epoch = 0  # averages the ends of epochs from this one on instead; 0 is none
+  c.optimizer.fair_decay = 0.0  # CFA: of averaged ends of epochs instead; 0 is none
+  c.optimizer.fair_threshold = 0.2  # robust validation accuracy of the worst class to be averaged
+  c.optimizer.fair_start_epoch = 50
   c.optimizer.entropy = ml_collections.ConfigDict()  # arguments of transforms.entropy_sgd
   c.optimizer.entropy.inner_steps = 20  # 0 leaves the outer SGD alone
   c.optimizer.entropy.inner_learning_rate = 0.1
@@ -96,6 +104,7 @@ def default() -> ml_collections.ConfigDict:
   c.optimizer.entropy.momentum = 0.9
 
   c.validate = ml_collections.ConfigDict()  # PGD on the validation split chooses the best checkpoint
+  c.validate.choose_by = 'average'  # or 'average_and_worst', plus that of the worst class
   c.validate.every_epochs = 1
   c.validate.num_steps = 10
   c.validate.batch_size = 500
@@ -103,6 +112,11 @@ def default() -> ml_collections.ConfigDict:
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every_steps = 0  # 0 is once an epoch
   c.checkpoint.keep = 2  # the newest, and besides them the best
+
+  c.inference = ml_collections.ConfigDict()  # fitted on the validation split, deployed (ours)
+  c.inference.kind = 'none'  # 'bias' or 'temperature' of each class's logit, for the worst class
+  c.inference.rounds = 10  # of attacking the model as changed so far, then changing it
+  c.inference.rate = 1.0  # logits (or log temperature) for a robust accuracy that differs by 1
 
   c.evaluate = ml_collections.ConfigDict()  # on the test set, at the end
   # pgd20x5: 20 steps, 5 restarts; margin100x5: the same on the margin; also autoattack,
@@ -142,8 +156,9 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     c.model.update(features=(4, 4), hidden=(8,), padding='SAME')
   if 'normalize' in c.model:
     del c.model.normalize
-  c.attack.num_steps = c.validate.num_steps = 1
-  c.dummy.start_epoch = c.weights.start_epoch = 1
+  c.attack.num_steps = c.validate.num_steps = c.inference.rounds = 1
+  c.dummy.start_epoch = c.weights.start_epoch = c.calibration.start_epoch = 1
+  c.optimizer.update(fair_start_epoch=1, fair_threshold=0.0)
   c.attack.friendly_taus = c.attack.friendly_taus[:2]
   c.attack.friendly_epochs = c.attack.friendly_epochs[:1] and (1,)
   c.optimizer.decay_epochs = (1,)
@@ -186,6 +201,8 @@ def small(config: ml_collections.ConfigDict, *, epochs: int) -> ml_collections.C
   if c.attack.friendly_taus:
     c.attack.friendly_taus, c.attack.friendly_epochs = (0, 2), (max(epochs // 2, 1),)
   c.optimizer.decay_epochs = tuple(sorted({epochs * 5 // 8, epochs * 7 // 8}))
+  c.calibration.start_epoch = 1
+  c.optimizer.fair_start_epoch = epochs // 4
   if c.optimizer.swa_start_epoch:
     c.optimizer.swa_start_epoch = epochs * 3 // 4
   c.evaluate.num_examples = 2000
@@ -281,33 +298,3 @@ def flatten(tree: dict, prefix: str = '') -> dict:
     else:
       flat[prefix + name] = list(value) if isinstance(value, tuple) else value
   return flat
-
-
-def conflicts(before: dict, now: dict) -> dict[str, tuple]:
-  """The fields in which a run cannot go on from another: those that change the trajectory.
-
-  Evaluation, validation, logging and checkpointing may change. `epochs` may grow where the schedule
-  does not depend on it; for 'cosine' it may not.
-
-  Args:
-    before: `flatten` of the configuration that the work directory was made with.
-    now: `flatten` of the present one.
-
-  Returns:
-    `{field: (value before, value now)}`, empty if the run may go on.
-
-  Example:
-    >>> conflicts({'seed': 0, 'evaluate.batch_size': 1}, {'seed': 1, 'evaluate.batch_size': 2})
-    {'seed': (0, 1)}
-
-  Source: ours.
-  """
-  changed = {
-      name: (before.get(name), now.get(name))
-      for name in sorted(before.keys() | now.keys())
-      if before.get(name) != now.get(name) and not name.startswith(FREE_FIELDS)
-  }
-  old, new = changed.get('epochs', (0, 0))
-  if old and new and new > old and now.get('optimizer.schedule') == 'piecewise':
-    changed.pop('epochs', None)
-  return changed

@@ -1,4 +1,7 @@
-"""What is wrong with a configuration, said in one line before anything is read or written."""
+"""What is wrong with a configuration, said in one line before anything is read or written.
+
+Also, in which fields it may differ from that of the run that it goes on with.
+"""
 
 import math
 
@@ -10,35 +13,45 @@ from at_jax import errors
 from at_jax import evaluate
 from at_jax import models
 
+# A change of these leaves the parameters after any step as they were, so a run may resume with it.
+FREE_FIELDS = ('evaluate.', 'validate.', 'checkpoint.', 'inference.', 'log_every_steps',
+               'dataset.data_dir')
+
 _CHOICES = {
     'attack.norm': ('linf', 'l2'),
     'dummy.attack_logits': ('raw', 'folded'),
+    'inference.kind': ('none', 'bias', 'temperature'),
     'loss': ('standard', 'pgd_at', 'trades', 'gair_trades', 'mart', 'consistency'),
     'model.dtype': ('float32', 'bfloat16', 'float64'),
     'model.name': tuple(models.__all__),
     'optimizer.name': ('sgd', 'entropy_sgd'),
     'optimizer.schedule': ('piecewise', 'cosine'),
+    'validate.choose_by': ('average', 'average_and_worst'),
     'weights.form': ('tanh', 'sigmoid', 'discrete'),
     'weights.kind': ('none', 'geometry', 'margin', 'class_wise'),
     'weights.on': ('fit', 'regulariser', 'both'),
 }
 _WHOLE = {  # field: smallest value
-    'attack.num_steps': 1, 'batch_size': 1, 'checkpoint.every_steps': 0, 'checkpoint.keep': 1,
+    'attack.num_steps': 1, 'batch_size': 1, 'calibration.start_epoch': 1,
+    'checkpoint.every_steps': 0, 'checkpoint.keep': 1,
     'dataset.num_classes': 2, 'dataset.pad': 0, 'dataset.validation_size': 0,
     'dummy.start_epoch': 0, 'epochs': 1, 'evaluate.batch_size': 1, 'evaluate.num_examples': 0,
-    'log_every_steps': 1, 'seed': 0, 'validate.batch_size': 1, 'validate.every_epochs': 1,
+    'inference.rounds': 1, 'log_every_steps': 1, 'optimizer.fair_start_epoch': 0,
+    'seed': 0, 'validate.batch_size': 1, 'validate.every_epochs': 1,
     'optimizer.entropy.inner_steps': 0, 'optimizer.swa_start_epoch': 0, 'validate.num_steps': 1,
     'weights.start_epoch': 0,
 }
-_POSITIVE = ('attack.step_size_255', 'consistency_temperature', 'dummy.alpha',
-             'evaluate.step_size_255', 'optimizer.decay_factor',
+_POSITIVE = ('attack.step_size_255', 'calibration.beta_base', 'calibration.radius_base',
+             'calibration.temperature_base', 'consistency_temperature', 'dummy.alpha',
+             'evaluate.step_size_255', 'inference.rate', 'optimizer.decay_factor',
              'optimizer.entropy.inner_learning_rate', 'optimizer.learning_rate', 'weights.base',
              'weights.slope')
 _NOT_NEGATIVE = ('awp_gamma', 'beta', 'optimizer.entropy.gamma', 'optimizer.entropy.noise',
-                 'optimizer.entropy.scoping', 'optimizer.weight_decay')
+                 'optimizer.entropy.scoping', 'optimizer.fair_threshold', 'optimizer.weight_decay')
 _RADII = ('attack.epsilon_255', 'evaluate.epsilon_255')
 _SHARES = ('dummy.adversarial_weight', 'dummy.benign_weight')
-_SHARES_BELOW_ONE = ('optimizer.ema_decay', 'optimizer.entropy.momentum', 'optimizer.momentum')
+_SHARES_BELOW_ONE = ('optimizer.ema_decay', 'optimizer.entropy.momentum', 'optimizer.fair_decay',
+                     'optimizer.momentum')
 _HAVE_REGULARISER = ('trades', 'gair_trades', 'mart', 'consistency')
 
 
@@ -89,6 +102,7 @@ def check(config: ml_collections.ConfigDict) -> None:
                              'margin100x5 (the same on the margin), '
                              + ', '.join(autoattack.VERSIONS))
   _check_method(flat)
+  _check_classes(flat)
   if flat['dummy.enabled']:
     _require(flat, 'dummy.start_epoch', flat['dummy.start_epoch'] < flat['epochs'],
              f'the dummy classes would never be trained: use one below epochs = {flat["epochs"]}')
@@ -129,6 +143,63 @@ def _check_method(flat: dict) -> None:
            f'the weights would never count: use one below epochs = {flat["epochs"]}')
 
 
+def _check_classes(flat: dict) -> None:
+  """What CFA and a modified inference need."""
+  for name in ('radius', 'beta', 'temperature'):
+    if not flat[f'calibration.{name}']:
+      continue
+    _require(flat, f'calibration.{name}', flat['loss'] != 'standard',
+             "there is no robust accuracy to follow: use False, or another loss than 'standard'")
+    _require(flat, 'calibration.start_epoch', flat['calibration.start_epoch'] < flat['epochs'],
+             f'no factor would ever count: use one below epochs = {flat["epochs"]}')
+  _require(flat, 'calibration.beta', not flat['calibration.beta']
+           or flat['loss'] in _HAVE_REGULARISER,
+           f'{flat["loss"]} has no regulariser whose β could follow: use False')
+  if flat['optimizer.fair_decay']:
+    others = flat['optimizer.ema_decay'] or flat['optimizer.swa_start_epoch']
+    _require(flat, 'optimizer.fair_decay', not others,
+             'one average is kept: set optimizer.ema_decay and swa_start_epoch, or this, to 0')
+    late = flat['optimizer.fair_start_epoch'] >= flat['epochs']
+    _require(flat, 'optimizer.fair_start_epoch', not late,
+             f'nothing would be averaged: use one below epochs = {flat["epochs"]}')
+  needs = (flat['optimizer.fair_decay'] and 'optimizer.fair_decay looks at the worst class of it'
+           or flat['inference.kind'] != 'none' and 'inference.kind is fitted on it')
+  _require(flat, 'dataset.validation_size', flat['dataset.validation_size'] or not needs,
+           f'{needs}: use more than 0')
+
+
 def _require(flat: dict, name: str, fine: bool, remedy: str) -> None:
   if not fine:
     raise errors.UserError(f'config.{name}', flat[name], remedy)
+
+
+def conflicts(before: dict, now: dict) -> dict[str, tuple]:
+  """The fields in which a run cannot go on from another: those that change the trajectory.
+
+  Evaluation, inference, validation, logging and checkpointing may change; validation not where it
+  decides what is averaged. `epochs` may grow where the schedule does not depend on it; for 'cosine'
+  it may not.
+
+  Args:
+    before: `config.flatten` of the configuration that the work directory was made with.
+    now: `flatten` of the present one.
+
+  Returns:
+    `{field: (value before, value now)}`, empty if the run may go on.
+
+  Example:
+    >>> conflicts({'seed': 0, 'evaluate.batch_size': 1}, {'seed': 1, 'evaluate.batch_size': 2})
+    {'seed': (0, 1)}
+
+  Source: ours.
+  """
+  free = set(FREE_FIELDS) - ({'validate.'} if now.get('optimizer.fair_decay') else set())
+  changed = {
+      name: (before.get(name), now.get(name))
+      for name in sorted(before.keys() | now.keys())
+      if before.get(name) != now.get(name) and not name.startswith(tuple(free))
+  }
+  old, new = changed.get('epochs', (0, 0))
+  if old and new and new > old and now.get('optimizer.schedule') == 'piecewise':
+    changed.pop('epochs', None)
+  return changed

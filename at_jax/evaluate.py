@@ -17,6 +17,7 @@ import numpy as np
 
 from at_jax import attacks
 from at_jax import autoattack
+from at_jax import calibration
 from at_jax import data
 from at_jax import network as network_lib
 from at_jax import sharding
@@ -85,7 +86,8 @@ def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
     loss: the name of that of `attacks.pgd` in `attacks.losses`.
 
   Returns:
-    `(logits_fn, x, y, key, index, tau=None) -> AttackResult`; tau is that of friendly PGD.
+    `(logits_fn, x, y, key, index, tau=None, epsilon=epsilon) -> AttackResult`; tau is that of
+    friendly PGD, and epsilon may be f32[B].
 
   Example:
     >>> attack = pgd(norm='linf', epsilon=.1, step_size=.1, num_steps=1)
@@ -94,7 +96,7 @@ def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
 
   Source: `attacks.pgd`.
   """
-  def attack(logits_fn, x, y, key, index, tau=None):
+  def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon):
     return attacks.pgd(logits_fn, x, y, key, epsilon=epsilon, step_size=step_size, norm=norm,
                        num_steps=num_steps, random_start=random_start, tau=tau, index=index,
                        loss=getattr(attacks.losses, loss))
@@ -170,6 +172,8 @@ class Report(NamedTuple):
       the component and those before it.
     warnings: `{what ran: reasons to doubt its number}`.
     states: files of AutoAttack's state, to be removed once the report is written.
+    labels: i32[N].
+    num_classes: C.
   """
   clean: np.ndarray
   robust: dict[str, np.ndarray]
@@ -178,13 +182,25 @@ class Report(NamedTuple):
   components: dict[str, dict[str, np.ndarray]]
   warnings: dict[str, tuple[str, ...]]
   states: tuple[pathlib.Path, ...]
+  labels: np.ndarray
+  num_classes: int
+
+  def by_class(self, verdicts: np.ndarray) -> np.ndarray:
+    """f64[C], the accuracy on each class's examples; NaN for a class without one."""
+    return calibration.accuracies(verdicts, self.labels, self.num_classes)
 
   def accuracies(self) -> dict[str, Any]:
     """The report as fractions, under the names that results.json uses."""
     fractions = lambda verdicts: {name: float(v.mean()) for name, v in verdicts.items()}
+    # JSON has no NaN: null stands for a class that has no example here.
+    known = lambda shares: [None if np.isnan(share) else float(share) for share in shares]
+    worst_case = self.by_class(self.worst_case)
     return {'n': len(self.clean), 'clean': float(self.clean.mean()),
             'robust': fractions(self.robust), 'authors': fractions(self.authors),
             'worst_case': float(self.worst_case.mean()),
+            'worst_class': float(np.nanmin(worst_case)),
+            'by_class': {'clean': known(self.by_class(self.clean)), 'worst_case': known(worst_case),
+                         'worst': int(np.nanargmin(worst_case))},
             'components': {name: fractions(each) for name, each in self.components.items()},
             'warnings': {name: list(lines) for name, lines in self.warnings.items()}}
 
@@ -268,4 +284,7 @@ def evaluate(
     authors = {name: under(name, network.logits, everything, f"{name}, authors' protocol")
                for name in names}
   worst_case = functools.reduce(np.logical_and, [*robust.values(), *authors.values()], clean)
-  return Report(clean, robust, authors, worst_case, components, warnings, tuple(states))
+  one = data.to_unit(split.images[:1])
+  num_classes = jax.eval_shape(network.deployed, variables, one).shape[-1]
+  return Report(clean, robust, authors, worst_case, components, warnings, tuple(states),
+                split.labels, num_classes)

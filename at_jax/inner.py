@@ -1,7 +1,8 @@
 """The inner maximisation of training: attacks with everything but the model and the examples given.
 
-Each is `(logits_fn, x, y, key, index, tau=None) -> AttackResult`; with τ it is friendly PGD, which
-stops τ steps past the boundary. PGD from a random start is `evaluate.pgd`.
+Each is `(logits_fn, x, y, key, index, tau=None, epsilon=epsilon) -> AttackResult`; with τ it is
+friendly PGD, which stops τ steps past the boundary; ε may be f32[B], a radius for each example. PGD
+from a random start is `evaluate.pgd`.
 """
 
 from collections.abc import Callable
@@ -16,12 +17,14 @@ Array = jax.Array
 Attack = Callable[..., attacks.AttackResult]
 
 
-def beside(*, loss: Callable[..., Array] = attacks.losses.cross_entropy, **options) -> Attack:
+def beside(*, epsilon: float, loss: Callable[..., Array] = attacks.losses.cross_entropy,
+           **options) -> Attack:
   """PGD from x + .001 · N(0, 1): MART's and MAIL's attack.
 
   Args:
+    epsilon: of `attacks.pgd`, unless the call says another.
     loss: of `attacks.pgd`.
-    **options: of `attacks.pgd`: norm, epsilon, step_size, num_steps.
+    **options: of `attacks.pgd`: norm, step_size, num_steps.
 
   Returns:
     An attack.
@@ -34,18 +37,19 @@ def beside(*, loss: Callable[..., Array] = attacks.losses.cross_entropy, **optio
   Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
   2020, its released code.
   """
-  def attack(logits_fn, x, y, key, index, tau=None):
+  def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon):
     # With a start of its own the attack draws nothing, so the key is used once.
     return attacks.pgd(logits_fn, x, y, key, loss=loss, tau=tau, index=index,
-                       start=attacks.beside(x, key, index=index), **options)
+                       epsilon=epsilon, start=attacks.beside(x, key, index=index), **options)
   return attack
 
 
-def kl(**options) -> Attack:
+def kl(*, epsilon: float, **options) -> Attack:
   """PGD on KL(f(x) ‖ f(x')) from x + .001 · N(0, 1): TRADES' attack.
 
   Args:
-    **options: of `attacks.pgd`: norm, epsilon, step_size, num_steps.
+    epsilon: of `attacks.pgd`, unless the call says another.
+    **options: of `attacks.pgd`: norm, step_size, num_steps.
 
   Returns:
     An attack.
@@ -59,18 +63,19 @@ def kl(**options) -> Attack:
   Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
   algorithm 1, and its released code.
   """
-  def attack(logits_fn, x, y, key, index, tau=None):
+  def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon):
     return attacks.pgd(logits_fn, x, y, key, loss=losses.kl_to_reference, tau=tau, index=index,
                        loss_args=(logits_fn(x),), start=attacks.beside(x, key, index=index),
-                       **options)
+                       epsilon=epsilon, **options)
   return attack
 
 
-def kl_and_margin(**options) -> Attack:
+def kl_and_margin(*, epsilon: float, **options) -> Attack:
   """`kl`, and beside it the attack on the margin from the same kind of start: GAIR-TRADES'.
 
   Args:
-    **options: of `attacks.pgd`: norm, epsilon, step_size, num_steps.
+    epsilon: of `attacks.pgd`, unless the call says another.
+    **options: of `attacks.pgd`: norm, step_size, num_steps.
 
   Returns:
     An attack whose x is f32[2·B, ...], those found by `kl` first; all else is of `kl`.
@@ -83,11 +88,12 @@ def kl_and_margin(**options) -> Attack:
   Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, its released
   code for robust self-training, which clips the margin at a confidence of 50.
   """
-  by_kl, by_margin = kl(**options), beside(loss=attacks.losses.margin, **options)
+  by_kl = kl(epsilon=epsilon, **options)
+  by_margin = beside(epsilon=epsilon, loss=attacks.losses.margin, **options)
 
-  def attack(logits_fn, x, y, key, index, tau=None):
+  def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon):
     keys = jax.random.split(key)
-    found = by_kl(logits_fn, x, y, keys[0], index, tau)
-    other = by_margin(logits_fn, x, y, keys[1], index, tau)
+    found = by_kl(logits_fn, x, y, keys[0], index, tau, epsilon)
+    other = by_margin(logits_fn, x, y, keys[1], index, tau, epsilon)
     return found._replace(x=jnp.concatenate([found.x, other.x]))
   return attack

@@ -11,6 +11,7 @@ from flax import linen as nn
 import jax
 
 from at_jax import dummy
+from at_jax import inference
 
 Array = jax.Array
 Variables = dict[str, Any]
@@ -22,7 +23,8 @@ class Network(NamedTuple):
   Attributes:
     init: `(key, x f32[B, ...]) -> variables`, a dictionary with 'params' and 'batch_stats'.
     logits: `(variables, x) -> f32[B, K]`, inference mode; K is C, or 2C with dummy classes.
-    deployed: `(variables, x) -> f32[B, C]`, inference mode; its argmax is the deployed decision.
+    deployed: `(variables, x) -> f32[B, C]`, inference mode; its argmax is the deployed decision. It
+      applies `inference.change` where the variables have one.
     train: `(variables, x) -> (f32[B, K], batch_stats)`, train mode, with the statistics updated.
     fold: `f32[B, K] -> f32[B, C]`, from a head's logits to the deployed ones.
   """
@@ -63,7 +65,8 @@ def wrap(model: nn.Module, *, has_dummies: bool) -> Network:
     return model.apply(variables, x, train=False)
 
   def deployed(variables: Variables, x: Array) -> Array:
-    return fold(logits(variables, x))
+    out = fold(logits(variables, x))
+    return inference.change(out, variables[inference.NAME]) if inference.NAME in variables else out
 
   def train(variables: Variables, x: Array) -> tuple[Array, Any]:
     out, updated = model.apply(variables, x, train=True, mutable=['batch_stats'])

@@ -266,8 +266,11 @@ def consistency(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: A
   return found._replace(regulariser=apart)
 
 
-def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta: float) -> Array:
+def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta: float,
+              betas: Array | None = None) -> Array:
   """mean(w · fit) + β · mean(w · regulariser), with w on one of the two terms or on both.
+
+  With a β of its own for each example, mean((w · fit + β_y · w · regulariser) / (1 + β_y)).
 
   With two views each view's fit has that view's weight, and the pair's regulariser the mean of the
   two. A complement has the weight 1 − w, and none without weights.
@@ -276,7 +279,8 @@ def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta:
     outcome: what the objective returned.
     weights: f32[V·B], importance weights, or None.
     weights_on: 'fit', 'regulariser' or 'both'.
-    beta: β.
+    beta: β; not read where there are `betas`.
+    betas: f32[V·B], β_y, the same for both views of an example; or None.
 
   Returns:
     f32[], in nats.
@@ -286,7 +290,8 @@ def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta:
     >>> print(mean_loss(apart, jnp.array([2., 0.]), weights_on='fit', beta=10.))
     36.0
 
-  Source: ours.
+  Source: ours; the form with β_y: Wei et al., CFA: Class-wise Calibrated Fair Adversarial Training,
+  2023, section 4, there for TRADES.
   """
   fit, regulariser = outcome.fit, outcome.regulariser
   if weights is not None and weights_on in ('fit', 'both'):
@@ -298,6 +303,9 @@ def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta:
     regulariser = share * regulariser
     if outcome.complement is not None:
       regulariser += (1 - share) * outcome.complement
+  if betas is not None:
+    one_view = betas[:len(regulariser)]
+    return jnp.mean(fit / (1 + betas)) + jnp.mean(one_view / (1 + one_view) * regulariser)
   return jnp.mean(fit) + beta * jnp.mean(regulariser)
 
 

@@ -196,6 +196,12 @@ def table(results: dict[str, Any]) -> str:
   rows += [(f"{name}, authors' protocol", best['authors'][name], last['authors'][name])
            for name in best['authors']]
   rows.append(('worst case of all', best['worst_case'], last['worst_case']))
+  rows.append(('worst case, worst class', best['worst_class'], last['worst_class']))
+  if 'inference' in best:
+    before = [told['inference']['as_trained'] for told in (best, last)]
+    rows += [(f'as trained, {name}', *(found[field] for found in before))
+             for name, field in (('clean', 'clean'), ('worst case of all', 'worst_case'),
+                                 ('its worst class', 'worst_class'))]
   title = f"{results['dataset']}, {results['n']} test examples, seed {results['seed']}"
   lines = [title, f"{'accuracy of the deployed model':32}  best (step {best['step']})"
            f"  last (step {last['step']})"]

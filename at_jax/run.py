@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from at_jax import calibration as calibration_lib
 from at_jax import config_checks
 from at_jax import data
 from at_jax import errors
@@ -159,13 +160,31 @@ def begun(config: ml_collections.ConfigDict, epoch: int) -> bool:
     epoch: counted from 0.
 
   Returns:
-    False during the plain epochs before DUCAT and before importance weights.
+    False during the plain epochs before DUCAT, importance weights, calibration by class or an
+    average of epochs.
 
   Source: ours.
   """
   starts = [config.dummy.start_epoch] * config.dummy.enabled
   starts += [config.weights.start_epoch] * (config.weights.kind != 'none')
+  starts += [config.calibration.start_epoch] * calibrated(config)
+  starts += [config.optimizer.fair_start_epoch] * (config.optimizer.fair_decay > 0)
   return epoch >= max(starts, default=0)
+
+
+def calibrated(config: ml_collections.ConfigDict) -> bool:
+  """Whether anything follows each class's robust accuracy.
+
+  Args:
+    config: the configuration.
+
+  Returns:
+    True if a radius, β or temperature does.
+
+  Source: ours.
+  """
+  c = config.calibration
+  return c.radius or c.beta or c.temperature
 
 
 def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.EpochValues:
@@ -185,7 +204,8 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
     first, *later = config.attack.friendly_taus
     changes = dict(zip(config.attack.friendly_epochs, later, strict=True))
     tau = weights.by_epoch(epoch, first, changes)
-  return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau)
+  return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau,
+                              jnp.asarray(epoch >= config.calibration.start_epoch))
 
 
 def recipe(run: Run, name: str) -> step_lib.Recipe:
@@ -209,7 +229,16 @@ def recipe(run: Run, name: str) -> step_lib.Recipe:
       run.network, run.optimizer, _objective(c, ducat_begun=name != c.loss), attack,
       attack_folded=c.dummy.attack_logits == 'folded', pad=c.dataset.pad, flip=c.dataset.flip,
       weigh=_weigh(c), weights_on=c.weights.on, beta=c.beta, awp_gamma=c.awp_gamma,
-      views=2 if c.loss == 'consistency' else 1, steps_per_epoch=run.steps_per_epoch)
+      views=2 if c.loss == 'consistency' else 1, steps_per_epoch=run.steps_per_epoch,
+      calibration=_calibration(c))
+
+
+def _calibration(config: ml_collections.ConfigDict) -> calibration_lib.Calibration:
+  c = config.calibration
+  return calibration_lib.Calibration(
+      config.attack.epsilon_255 / 255, config.beta,
+      c.radius_base if c.radius else None, c.beta_base if c.beta else None,
+      c.temperature_base if c.temperature else None)
 
 
 def _objective(config: ml_collections.ConfigDict, *, ducat_begun: bool) -> objectives.Objective:
@@ -249,7 +278,9 @@ def init_state(run: Run) -> step_lib.TrainState:
   Source: ours.
   """
   x = data.to_unit(run.dataset.train.images[:1])
-  counted = run.dataset.num_classes if run.config.weights.kind == 'class_wise' else 0
-  init = jax.jit(lambda key: step_lib.init(run.network, run.optimizer, key, x,
-                                           classes_counted=counted))
+  c = run.config
+  counts = c.weights.kind == 'class_wise' or calibrated(c)
+  init = jax.jit(lambda key: step_lib.init(
+      run.network, run.optimizer, key, x, averaged=c.optimizer.fair_decay > 0,
+      classes_counted=run.dataset.num_classes if counts else 0))
   return init(run.keys['init'])

@@ -19,9 +19,9 @@ BATCHES = 50
 def settler(run: run_lib.Run) -> Callable[[step_lib.TrainState], dict[str, Any]]:
   """Makes the function from a state to the variables to evaluate.
 
-  Where the optimizer keeps an average or an anchor, that is evaluated, and the BatchNorm
-  statistics, which belong to other parameters, are estimated again: over `BATCHES` training batches,
-  attacked and passed as the step does. Elsewhere the variables are those of the state.
+  Where an average or an anchor is kept, that is evaluated, and the BatchNorm statistics, which
+  belong to other parameters, are estimated again: over `BATCHES` training batches, attacked and
+  passed as the step does. Elsewhere the variables are those of the state.
 
   Args:
     run: the run.
@@ -33,13 +33,15 @@ def settler(run: run_lib.Run) -> Callable[[step_lib.TrainState], dict[str, Any]]
   """
   c = run.config
   o = c.optimizer
-  keeps_others = o.ema_decay or o.swa_start_epoch or (
+  always = o.ema_decay or o.swa_start_epoch or (
       o.name == 'entropy_sgd' and o.entropy.inner_steps)
   count = min(BATCHES, run.steps_per_epoch)
   functions = {}
 
   def settle(state: step_lib.TrainState) -> dict[str, Any]:
     params = transforms.eval_params(state.opt_state, state.params)
+    params = transforms.eval_params(state.average, params)
+    keeps_others = always or (state.average and state.average.count > 0)
     if not keeps_others or not jax.tree.leaves(state.batch_stats):
       return {'params': params, 'batch_stats': state.batch_stats}
     epoch = max(int(state.step) - 1, 0) // run.steps_per_epoch
@@ -53,7 +55,7 @@ def settler(run: run_lib.Run) -> Callable[[step_lib.TrainState], dict[str, Any]]
     images, labels = sharding.replicate((train.images[taken], train.labels[taken]))
     order = np.arange(len(taken), dtype=np.int32).reshape(count, -1)
     moving = sharding.replicate(state._replace(
-        step=np.zeros((), np.int32), params=params, opt_state=(), class_counts=()))
+        step=np.zeros((), np.int32), params=params, opt_state=(), average=()))
     per_call = sharding.steps_per_call(count)
     for first in range(0, count, per_call):
       moving, _ = functions[name](moving, images, labels, order[first:first + per_call],

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from at_jax import attacks
+from at_jax import calibration as calibration_lib
 from at_jax import data
 from at_jax import network as network_lib
 from at_jax import objectives
@@ -21,20 +22,6 @@ from at_jax.attacks import loops
 Array = jax.Array
 
 
-class ClassCounts(NamedTuple):
-  """How robust each class is on the training data.
-
-  Attributes:
-    accuracy: f32[C], of the last epoch's x', each as it was met, by the deployed decision in train
-      mode; all zero in the first epoch, and as before for a class that was not met.
-    correct: f32[C], how many stood so far in this epoch.
-    seen: f32[C], of how many.
-  """
-  accuracy: Array
-  correct: Array
-  seen: Array
-
-
 class TrainState(NamedTuple):
   """Everything a step changes; with the seed, everything a run needs to go on.
 
@@ -43,13 +30,15 @@ class TrainState(NamedTuple):
     params: the network's parameters.
     batch_stats: its BatchNorm statistics.
     opt_state: the optimizer's state.
-    class_counts: `ClassCounts` where weights depend on them, else empty.
+    class_counts: `calibration.ClassCounts` where something depends on them, else empty.
+    average: `transforms.FairAverageState` where ends of epochs are averaged, else empty.
   """
   step: Array
   params: Any
   batch_stats: Any
   opt_state: Any
   class_counts: Any = ()
+  average: Any = ()
 
 
 class Metrics(NamedTuple):
@@ -72,9 +61,11 @@ class EpochValues(NamedTuple):
   Attributes:
     weighted: bool[], importance weights count; before, each is exactly 1.
     tau: i32[], of friendly PGD; None for an attack that does not stop early.
+    calibrated: bool[], factors by class count; before, each is exactly 1.
   """
   weighted: Array | bool = True
   tau: Array | None = None
+  calibrated: Array | bool = True
 
 
 class Recipe(NamedTuple):
@@ -84,8 +75,8 @@ class Recipe(NamedTuple):
     network: the network.
     optimizer: an optax transformation.
     objective: of `objectives`.
-    attack: `(logits_fn, x, y, key, index) -> AttackResult`, that takes `tau` where it is friendly;
-      or None for clean training.
+    attack: `(logits_fn, x, y, key, index) -> AttackResult`, that takes `tau` where it is friendly
+      and `epsilon` where radii are by class; or None for clean training.
     attack_folded: attack the deployed logits instead of the head's.
     pad: of `data.augment`.
     flip: of `data.augment`.
@@ -95,6 +86,7 @@ class Recipe(NamedTuple):
     awp_gamma: of `transforms.awp_value_and_grad`.
     views: augmentations of each example in a step, each of them attacked.
     steps_per_epoch: after how many steps `ClassCounts` begin again.
+    calibration: what is calibrated by class.
   """
   network: network_lib.Network
   optimizer: optax.GradientTransformation
@@ -109,10 +101,11 @@ class Recipe(NamedTuple):
   awp_gamma: float = 0.
   views: int = 1
   steps_per_epoch: int = 1
+  calibration: calibration_lib.Calibration = calibration_lib.Calibration()
 
 
 def init(network: network_lib.Network, optimizer: optax.GradientTransformation, key: Array,
-         x: Array, *, classes_counted: int = 0) -> TrainState:
+         x: Array, *, classes_counted: int = 0, averaged: bool = False) -> TrainState:
   """A state at step 0.
 
   Args:
@@ -121,6 +114,7 @@ def init(network: network_lib.Network, optimizer: optax.GradientTransformation, 
     key: a PRNG key.
     x: f32[B, ...], any input of the right shape.
     classes_counted: C if `ClassCounts` are to be kept, else 0.
+    averaged: whether the ends of epochs are to be averaged.
 
   Returns:
     A `TrainState`.
@@ -128,11 +122,11 @@ def init(network: network_lib.Network, optimizer: optax.GradientTransformation, 
   Source: ours.
   """
   variables = network.init(key, x)
-  # Arrays of their own, because a buffer that is in a state twice cannot be donated.
-  zeros = lambda: jnp.zeros(classes_counted)
-  counts = ClassCounts(zeros(), zeros(), zeros()) if classes_counted else ()
-  return TrainState(jnp.zeros((), jnp.int32), variables['params'], variables['batch_stats'],
-                    optimizer.init(variables['params']), counts)
+  params = variables['params']
+  counts = calibration_lib.no_counts(classes_counted) if classes_counted else ()
+  return TrainState(jnp.zeros((), jnp.int32), params, variables['batch_stats'],
+                    optimizer.init(params), counts,
+                    transforms.no_average(params) if averaged else ())
 
 
 class _Examples(NamedTuple):
@@ -143,7 +137,7 @@ class _Examples(NamedTuple):
   kappa: Array | None
 
 
-def _examples(state, images, labels, index, key, values, recipe) -> _Examples:
+def _examples(state, images, labels, index, key, values, recipe, by_class) -> _Examples:
   """Augments and attacks: no collective, and no gradient."""
   augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
   keys = jax.vmap(lambda i: jax.random.fold_in(augment_key, i))(index)
@@ -159,6 +153,8 @@ def _examples(state, images, labels, index, key, values, recipe) -> _Examples:
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   logits = recipe.network.deployed if recipe.attack_folded else recipe.network.logits
   options = {} if values.tau is None else {'tau': values.tau}
+  if by_class.epsilon is not None:
+    options['epsilon'] = by_class.epsilon[y]
   logits = jax.tree_util.Partial(logits, variables)
   found = jax.lax.stop_gradient(recipe.attack(logits, x, y, attack_key, index, **options))
   return _Examples(x, found.x, y, found.kappa)
@@ -189,17 +185,20 @@ def train_step(
 
   Source: ours.
   """
-  examples = _examples(state, images, labels, index, key, values, recipe)
-  counts = _begin_epoch(state.class_counts, state.step % recipe.steps_per_epoch == 0)
+  counts = calibration_lib.begin_epoch(state.class_counts, state.step % recipe.steps_per_epoch == 0)
+  by_class = calibration_lib.by_class(recipe.calibration, counts, values.calibrated)
+  examples = _examples(state, images, labels, index, key, values, recipe, by_class)
 
   def mean_loss(params: Any) -> tuple[Array, objectives.Outcome]:
-    outcome = _outcome(state._replace(params=params), examples, recipe)
+    outcome = _outcome(state._replace(params=params), examples, recipe, by_class)
     w = None
     if recipe.weigh is not None:
       evidence = weighting.Evidence(examples.kappa, recipe.network.fold(outcome.logits), examples.y,
                                     counts.accuracy if counts else None)
       w = jnp.where(values.weighted, recipe.weigh(evidence, axis_name=axis_name), 1)
-    loss = objectives.mean_loss(outcome, w, weights_on=recipe.weights_on, beta=recipe.beta)
+    betas = None if by_class.beta is None else by_class.beta[examples.y]
+    loss = objectives.mean_loss(outcome, w, weights_on=recipe.weights_on, beta=recipe.beta,
+                                betas=betas)
     return loss, outcome
 
   value_and_grad = transforms.awp_value_and_grad(mean_loss, gamma=recipe.awp_gamma, has_aux=True,
@@ -214,36 +213,27 @@ def train_step(
       jnp.isfinite(loss))
   updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  counts = _count(counts, correct, examples.y, axis_name)
-  state = TrainState(state.step + 1, params, outcome.batch_stats, opt_state, counts)
+  counts = calibration_lib.count(counts, correct, examples.y, axis_name)
+  state = state._replace(step=state.step + 1, params=params, batch_stats=outcome.batch_stats,
+                         opt_state=opt_state, class_counts=counts)
   return state, Metrics(loss, accuracy, finite)
 
 
-def _outcome(state: TrainState, examples: _Examples, recipe: Recipe) -> objectives.Outcome:
-  forward = lambda x, batch_stats: recipe.network.train(
-      {'params': state.params, 'batch_stats': batch_stats}, x)
-  return recipe.objective(forward, state.batch_stats, examples.x, examples.x_adv, examples.y)
+def _outcome(state: TrainState, examples: _Examples, recipe: Recipe,
+             by_class: calibration_lib.ByClass) -> objectives.Outcome:
+  y, temperature = examples.y, by_class.temperature
 
+  def forward(x: Array, batch_stats: Any) -> tuple[Array, Any]:
+    logits, batch_stats = recipe.network.train(
+        {'params': state.params, 'batch_stats': batch_stats}, x)
+    if temperature is not None:
+      logits = calibration_lib.temper(logits, y, temperature)
+    return logits, batch_stats
 
-def _begin_epoch(counts: Any, begins: Array) -> Any:
-  """Where an epoch begins, turns what was counted into accuracies."""
-  if not counts:
-    return counts
-  met = counts.seen > 0
-  accuracy = jnp.where(met, counts.correct / jnp.where(met, counts.seen, 1), counts.accuracy)
-  fresh = ClassCounts(accuracy, jnp.zeros_like(counts.correct), jnp.zeros_like(counts.seen))
-  return jax.tree.map(lambda new, old: jnp.where(begins, new, old), fresh, counts)
-
-
-def _count(counts: Any, correct: Array, y: Array, axis_name: str | None) -> Any:
-  if not counts:
-    return counts
-  seen = jax.nn.one_hot(y, len(counts.seen), dtype=counts.seen.dtype)
-  stood = jnp.sum(jnp.where(correct[:, None], seen, 0), axis=0)
-  seen = jnp.sum(seen, axis=0)
-  if axis_name is not None:
-    stood, seen = jax.lax.psum((stood, seen), axis_name)
-  return counts._replace(correct=counts.correct + stood, seen=counts.seen + seen)
+  outcome = recipe.objective(forward, state.batch_stats, examples.x, examples.x_adv, y)
+  if temperature is not None:  # what weights and counts read are the network's own
+    outcome = outcome._replace(logits=calibration_lib.temper(outcome.logits, y, 1 / temperature))
+  return outcome
 
 
 def train_steps(
@@ -300,8 +290,9 @@ def settle_steps(
   Leads to Wider Optima and Better Generalization, 2018.
   """
   def body(state: TrainState, index: Array) -> tuple[TrainState, None]:
-    examples = _examples(state, images[index], labels[index], index, key, values, recipe)
-    outcome = _outcome(state, examples, recipe)
+    by_class = calibration_lib.by_class(recipe.calibration, state.class_counts, values.calibrated)
+    examples = _examples(state, images[index], labels[index], index, key, values, recipe, by_class)
+    outcome = _outcome(state, examples, recipe, by_class)
     return state._replace(step=state.step + 1, batch_stats=outcome.batch_stats), None
 
   return loops.scan(body, state, order, length=len(order))

@@ -13,6 +13,7 @@ import numpy as np
 
 from at_jax import checkpoints
 from at_jax import config as config_lib
+from at_jax import config_checks
 from at_jax import data
 from at_jax import errors
 from at_jax import evaluate
@@ -21,6 +22,7 @@ from at_jax import run as run_lib
 from at_jax import settle as settle_lib
 from at_jax import sharding
 from at_jax import step as step_lib
+from at_jax import validation
 
 
 class Preempted(Exception):
@@ -85,7 +87,8 @@ def _open(config: ml_collections.ConfigDict,
   run = run_lib.build(config)
   before = records.read_json(workdir / 'config.json')
   if before is not None:
-    changed = config_lib.conflicts(config_lib.flatten(before), config_lib.flatten(config.to_dict()))
+    changed = config_checks.conflicts(config_lib.flatten(before),
+                                      config_lib.flatten(config.to_dict()))
     if changed:
       told = ', '.join(f'config.{name} was {old!r} and is {new!r}'
                        for name, (old, new) in changed.items())
@@ -166,19 +169,26 @@ def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
             examples_per_second=(step - logged_step) * c.batch_size / (now - logged_at),
             seconds=now - begun)
         logged_step, logged_at = step, now
-      score = None
+      if c.optimizer.fair_decay and call.ends_epoch and call.epoch >= c.optimizer.fair_start_epoch:
+        average, worst = validation.take_in(run, settle, sharding.unreplicate(state))
+        state = state._replace(average=sharding.replicate(average))
+        metrics.write(step, own_worst_class=worst, averaged=int(average.count))
+      score = robust = None
       validates = (call.epoch + 1) % c.validate.every_epochs == 0 or step == total
       validates &= call.ends_epoch and len(run.dataset.validation.labels) > 0
       if validates:
-        clean, robust = _validate(run, settle(sharding.unreplicate(state)))
-        metrics.write(step, validation_clean=clean, validation_robust=robust)
-        note = f'validation clean {clean:.3f}, robust {robust:.3f}'
-        # DUCAT's best would else be the plain model from before it.
-        score = robust if run_lib.begun(c, call.epoch) else None
+        found = validation.report(run, settle(sharding.unreplicate(state))).accuracies()
+        clean, robust, worst = (found[name] for name in ('clean', 'worst_case', 'worst_class'))
+        metrics.write(step, validation_clean=clean, validation_robust=robust,
+                      validation_worst_class=worst)
+        note = f'validation clean {clean:.3f}, robust {robust:.3f}, worst class {worst:.3f}'
+        if run_lib.begun(c, call.epoch):  # DUCAT's best would else be the plain model before it
+          score = validation.score(found, c.validate.choose_by)
       if validates or stop or step == total or passed(c.checkpoint.every_steps
                                                       or run.steps_per_epoch):
         store.save(step, sharding.unreplicate(state),
-                   {'score': score, 'seconds': time.monotonic() - begun})
+                   {'score': score, 'validation_robust': robust,
+                    'seconds': time.monotonic() - begun})
       if stop and step < total:
         raise Preempted(f'stopped after step {step} of {total}: the same command goes on from there')
   finally:
@@ -197,20 +207,26 @@ def _check_finite(finite: np.ndarray, before: int, workdir: pathlib.Path) -> Non
                            ', model.dtype float32, or another seed, in a new workdir')
 
 
-def _validate(run: run_lib.Run, variables: dict[str, Any]) -> tuple[float, float]:
-  """Clean accuracy of the deployed model on the validation split, and its accuracy under PGD."""
-  c = run.config
-  report = evaluate.evaluate(
-      run.network, variables, run.dataset.validation, run.keys['evaluate'],
-      names=[f'pgd{c.validate.num_steps}'], norm=c.attack.norm,
-      epsilon=c.attack.epsilon_255 / 255, step_size=c.attack.step_size_255 / 255,
-      batch_size=c.validate.batch_size, has_dummies=False)
-  return float(report.clean.mean()), float(report.worst_case.mean())
-
-
 def _test(run: run_lib.Run, saved: checkpoints.Saved, variables: dict[str, Any], title: str,
           workdir: pathlib.Path) -> tuple[dict[str, Any], tuple[pathlib.Path, ...]]:
-  """The accuracies of a checkpoint, as these variables, and the files of state that led to them."""
+  """The accuracies of a checkpoint, as these variables, and the files of state that led to them.
+
+  Where a change of the logits is fitted, they are those of the changed model, and the plain model's
+  stand beside.
+  """
+  told = {'step': saved.step, 'validation_robust': saved.info.get('validation_robust')}
+  changed, fitted = validation.fit(run, variables)
+  report = _attacked(run, changed, f'{title} checkpoint', workdir)
+  told |= report.accuracies()
+  if fitted is None:
+    return told, report.states
+  plain = _attacked(run, variables, f'{title} checkpoint as trained', workdir)
+  told['inference'] = fitted | {'as_trained': plain.accuracies()}
+  return told, report.states + plain.states
+
+
+def _attacked(run: run_lib.Run, variables: dict[str, Any], title: str,
+              workdir: pathlib.Path) -> evaluate.Report:
   c = run.config
   n = c.evaluate.num_examples or len(run.dataset.test.labels)
   split = data.Split(run.dataset.test.images[:n], run.dataset.test.labels[:n])
@@ -218,19 +234,17 @@ def _test(run: run_lib.Run, saved: checkpoints.Saved, variables: dict[str, Any],
 
   def progress(name: str, done: int, total: int, standing: float) -> None:
     if done == 0:  # an attack, or a restart of it, begins
-      bars[name] = records.Progress(f'{title} checkpoint, {name}', total)
+      bars[name] = records.Progress(f'{title}, {name}', total)
       return
     bars[name].show(done, f'accuracy {standing:.3f}')
     if done == total:
       bars[name].close()
 
-  report = evaluate.evaluate(
+  return evaluate.evaluate(
       run.network, variables, split, run.keys['evaluate'], names=c.evaluate.attacks,
       norm=c.attack.norm, epsilon=c.evaluate.epsilon_255 / 255,
       step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
       has_dummies=c.dummy.enabled, state_dir=workdir / 'evaluation', progress=progress)
-  told = {'step': saved.step, 'validation_robust': saved.info['score']} | report.accuracies()
-  return told, report.states
 
 
 def _evaluate(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints, command: str,

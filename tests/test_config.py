@@ -7,6 +7,7 @@ import pytest
 
 from at_jax import command_line
 from at_jax import config as config_lib
+from at_jax import config_checks
 from at_jax import main
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -118,12 +119,12 @@ def test_what_may_change_between_runs_of_a_workdir():
   before = config_lib.flatten(config_lib.default().to_dict())
   free = before | {'evaluate.batch_size': 7, 'validate.num_steps': 3, 'epochs': 200,
                    'log_every_steps': 1, 'dataset.data_dir': 'elsewhere', 'checkpoint.keep': 9}
-  assert not config_lib.conflicts(before, free)
+  assert not config_checks.conflicts(before, free)
   for name, value in {'seed': 1, 'epochs': 100, 'attack.epsilon_255': 4., 'dataset.pad': 2,
                       'optimizer.learning_rate': .2, 'model.name': 'SmallCNN'}.items():
-    assert list(config_lib.conflicts(before, before | {name: value})) == [name]
+    assert list(config_checks.conflicts(before, before | {name: value})) == [name]
   cosine = before | {'optimizer.schedule': 'cosine'}  # whose every step depends on the last epoch
-  assert list(config_lib.conflicts(cosine, cosine | {'epochs': 200})) == ['epochs']
+  assert list(config_checks.conflicts(cosine, cosine | {'epochs': 200})) == ['epochs']
 
 
 def test_a_users_own_arrays_train(tmp_path, capsys):

@@ -11,10 +11,11 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'at_jax'
 # From the bottom up; a module may import those of its own row and of the rows above it here.
 LAYERS = (
     {'attacks', 'errors', 'platform'},
-    {'losses', 'weights', 'dummy', 'transforms', 'models', 'data', 'tfds_sets', 'local_sets',
-     'config'},
+    {'losses', 'weights', 'calibration', 'inference', 'dummy', 'transforms', 'models', 'data',
+     'tfds_sets', 'local_sets', 'config'},
     {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records'},
-    {'autoattack', 'evaluate', 'config_checks', 'command_line', 'run', 'settle', 'train'},
+    {'autoattack', 'evaluate', 'config_checks', 'command_line', 'run', 'settle', 'validation',
+     'train'},
     {'main'},
 )
 HEAVY = ('flax', 'optax', 'absl', 'orbax', 'ml_collections', 'tensorflow', 'tensorflow_datasets',

@@ -24,13 +24,16 @@ True
 """
 
 from at_jax.transforms.averaging import AverageState
+from at_jax.transforms.averaging import FairAverageState
 from at_jax.transforms.averaging import ema
 from at_jax.transforms.averaging import eval_params
+from at_jax.transforms.averaging import no_average
 from at_jax.transforms.averaging import swa
+from at_jax.transforms.averaging import take_in
 from at_jax.transforms.entropy import EntropySGDState
 from at_jax.transforms.entropy import entropy_sgd
 from at_jax.transforms.perturbation import awp_value_and_grad
 from at_jax.transforms.perturbation import perturb
 
-__all__ = ['AverageState', 'EntropySGDState', 'awp_value_and_grad', 'ema', 'entropy_sgd',
-           'eval_params', 'perturb', 'swa']
+__all__ = ['AverageState', 'EntropySGDState', 'FairAverageState', 'awp_value_and_grad', 'ema',
+           'entropy_sgd', 'eval_params', 'no_average', 'perturb', 'swa', 'take_in']

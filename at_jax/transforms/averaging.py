@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from at_jax.transforms import entropy
@@ -19,6 +20,17 @@ class AverageState(NamedTuple):
   Attributes:
     count: i32[], updates seen.
     average: like the parameters.
+  """
+  count: Array
+  average: PyTree
+
+
+class FairAverageState(NamedTuple):
+  """The state of `take_in`.
+
+  Attributes:
+    count: i32[], parameters taken in.
+    average: like the parameters; none while the count is 0.
   """
   count: Array
   average: PyTree
@@ -104,10 +116,64 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformation:
   return _average(share)
 
 
+def no_average(params: PyTree) -> FairAverageState:
+  """The state of `take_in` before anything is taken in.
+
+  Args:
+    params: the parameters.
+
+  Returns:
+    A `FairAverageState`, in whose place `eval_params` gives the parameters themselves.
+
+  Example:
+    >>> print(eval_params(no_average(jnp.ones(2)), jnp.ones(2)))
+    [1. 1.]
+
+  Source: ours.
+  """
+  return FairAverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+
+def take_in(state: FairAverageState, params: PyTree, worst: float, *, decay: float,
+            threshold: float) -> FairAverageState:
+  """Fairness-aware weight averaging: a ← δ·a + (1 − δ)·w, if w's worst class is robust enough.
+
+  It is called once an epoch, on the host, which has measured `worst`; the first parameters that are
+  taken in are the average.
+
+  Args:
+    state: the average so far; leaves on the host.
+    params: w, leaves on the host.
+    worst: the robust accuracy of w on the class where it is lowest, on held-out training data.
+    decay: δ, from 0 to below 1.
+    threshold: the least `worst` that is good enough.
+
+  Returns:
+    The state after, leaves on the host; the very same if w was not taken in.
+
+  Example:
+    >>> state = no_average(jnp.zeros(1))
+    >>> for w, worst in ((8., .3), (100., .1), (4., .2)):
+    ...   state = take_in(state, jnp.array([w]), worst, decay=.75, threshold=.2)
+    >>> print(state.count, state.average)
+    2 [7.]
+
+  Source: Wei et al., CFA: Class-wise Calibrated Fair Adversarial Training, 2023, section 4.3. Its
+  released code averages BatchNorm's running statistics along; here they are estimated again.
+  """
+  if worst < threshold:
+    return state
+  kept = decay if state.count else 0
+  mix = lambda a, w: np.asarray(kept * np.asarray(a) + (1 - kept) * np.asarray(w), a.dtype)
+  return FairAverageState(np.asarray(state.count + 1, np.int32),
+                          jax.tree.map(mix, state.average, params))
+
+
 def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
   """The parameters to evaluate: an average or an anchor if a transformation keeps one, else params.
 
-  Of `ema` and `swa` it is the average. Of `entropy_sgd` it is what its `outer` says of the anchor:
+  Of `ema` and `swa` it is the average; of `take_in` too, once anything is taken in. Of
+  `entropy_sgd` it is what its `outer` says of the anchor:
   in the middle of a cycle the anchor, at whose successors the released code evaluates, for μ is
   then an average of few steps and the parameters are a point of the Langevin chain; between two
   cycles that is the parameters themselves, exactly. States are found wherever they stand: in
@@ -130,7 +196,7 @@ def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
 
   Source: ours.
   """
-  keeps = lambda node: isinstance(node, (AverageState, entropy.EntropySGDState))
+  keeps = lambda node: isinstance(node, (AverageState, FairAverageState, entropy.EntropySGDState))
   taken = {}
   for state in filter(keeps, jax.tree.leaves(opt_state, is_leaf=keeps)):
     kept = _kept(state, params)
@@ -145,9 +211,12 @@ def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
   return params
 
 
-def _kept(state: AverageState | entropy.EntropySGDState, params: PyTree) -> PyTree:
+def _kept(state: AverageState | FairAverageState | entropy.EntropySGDState,
+          params: PyTree) -> PyTree:
   if isinstance(state, AverageState):
     return state.average
+  if isinstance(state, FairAverageState):
+    return jax.tree.map(lambda a, p: jnp.where(state.count > 0, a, p), state.average, params)
   # Where `masked` hides a parameter, the anchor has a MaskedNode in its place.
   between = state.inner_step == 0
   anchor = jax.tree.map(
