@@ -145,6 +145,9 @@ def _check_method(flat: dict) -> None:
 
 def _check_classes(flat: dict) -> None:
   """What CFA and a modified inference need."""
+  _require(flat, 'calibration.beta', not flat['calibration.beta']
+           or flat['loss'] in ('standard', *_HAVE_REGULARISER),
+           f'{flat["loss"]} has no regulariser whose β could follow: use False')
   for name in ('radius', 'beta', 'temperature'):
     if not flat[f'calibration.{name}']:
       continue
@@ -152,9 +155,6 @@ def _check_classes(flat: dict) -> None:
              "there is no robust accuracy to follow: use False, or another loss than 'standard'")
     _require(flat, 'calibration.start_epoch', flat['calibration.start_epoch'] < flat['epochs'],
              f'no factor would ever count: use one below epochs = {flat["epochs"]}')
-  _require(flat, 'calibration.beta', not flat['calibration.beta']
-           or flat['loss'] in _HAVE_REGULARISER,
-           f'{flat["loss"]} has no regulariser whose β could follow: use False')
   if flat['optimizer.fair_decay']:
     others = flat['optimizer.ema_decay'] or flat['optimizer.swa_start_epoch']
     _require(flat, 'optimizer.fair_decay', not others,

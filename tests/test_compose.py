@@ -71,6 +71,12 @@ def config_of(weights='none', loss='pgd_at', head='C', optimizer='sgd', awp=0.):
   return c
 
 
+def calibrate(config, *names):
+  """By class from the second epoch on, which is the second step."""
+  config.calibration.update({name: True for name in names}, start_epoch=1)
+  return config
+
+
 def take_two_steps(config, change=lambda recipe: recipe, values=None):
   """The first kernel after a step in each of two epochs, and the state."""
   run = run_lib.build(config)
@@ -136,6 +142,61 @@ def test_what_makes_no_sense_is_refused_with_the_reason(fields, reason):
   c = config_of()
   c.loss = fields.pop('loss', c.loss)
   c.weights.update(fields)
+  with pytest.raises(errors.UserError, match=reason):
+    config_checks.check(c)
+
+
+# What is calibrated, and loss, head, optimizer and perturbation beside it.
+CALIBRATED = [
+    (('radius',), 'pgd_at', 'C', 'sgd', 0.),
+    (('radius', 'beta', 'temperature'), 'consistency', '2C', 'entropy_sgd', .05),
+]
+
+
+def differs_where_calibrated(names, loss, *rest):
+  c = config_of('geometry' if loss == 'gair_trades' else 'none', loss, *rest)
+  if loss == 'gair_trades':
+    c.weights.update(on='regulariser', normalized=False)
+  plain = take_two_steps(c)[0]
+  found, state = take_two_steps(calibrate(c, *names))
+  assert np.isfinite(found).all() and np.max(np.abs(found - plain)) > 1e-6
+  # The accuracies it followed are of the epoch before, not all equal to what leaves it as it is.
+  assert np.ptp(state.class_counts.accuracy) > 0
+
+
+@pytest.mark.parametrize('combination', CALIBRATED, ids=str)
+def test_calibration_composes(combination):
+  differs_where_calibrated(*combination)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['radius', 'beta', 'temperature'])
+@pytest.mark.parametrize('loss', ['pgd_at', 'trades', 'gair_trades', 'mart', 'consistency'])
+@pytest.mark.parametrize('head, optimizer, awp', [('C', 'sgd', 0.), ('2C', 'entropy_sgd', .05)])
+def test_each_calibration_with_each_loss(name, loss, head, optimizer, awp):
+  if name == 'beta' and loss == 'pgd_at':
+    pytest.skip('it has no regulariser')
+  differs_where_calibrated((name,), loss, head, optimizer, awp)
+
+
+@pytest.mark.parametrize('fields, reason', [
+    ({'loss': 'standard', 'calibration.radius': True}, 'no robust accuracy to follow'),
+    ({'loss': 'standard', 'calibration.temperature': True}, 'no robust accuracy to follow'),
+    ({'calibration.beta': True}, 'pgd_at has no regulariser'),
+    ({'calibration.radius': True, 'calibration.start_epoch': 2}, 'would ever count'),
+    ({'calibration.radius': True, 'calibration.start_epoch': 0}, 'at least 1'),
+    ({'calibration.radius_base': 0.}, 'above 0'),
+    ({'optimizer.fair_decay': .85, 'optimizer.ema_decay': .9}, 'one average is kept'),
+    ({'optimizer.fair_decay': .85}, 'nothing would be averaged'),
+    ({'optimizer.fair_decay': .85, 'optimizer.fair_start_epoch': 0}, 'looks at the worst class'),
+    ({'optimizer.fair_decay': 1.}, 'below 1'),
+    ({'inference.kind': 'bias'}, 'is fitted on it'),
+    ({'inference.kind': 'biases'}, "did you mean 'bias'"),
+    ({'validate.choose_by': 'worst'}, 'average_and_worst'),
+], ids=lambda value: '-'.join(value) if isinstance(value, dict) else '')
+def test_what_makes_no_sense_by_class_is_refused_with_the_reason(fields, reason):
+  c = config_of()
+  c.update_from_flattened_dict(fields)
   with pytest.raises(errors.UserError, match=reason):
     config_checks.check(c)
 
@@ -224,6 +285,8 @@ def test_no_inner_step_is_the_outer_optimizer_to_the_bit():
 @pytest.mark.parametrize('weights, loss', [('geometry', 'trades'), ('class_wise', 'consistency')])
 def test_four_devices_take_the_step_of_one(weights, loss):
   c = config_of(weights, loss, '2C', 'sgd', .05)
+  if weights == 'class_wise':
+    calibrate(c, 'radius', 'beta', 'temperature')
   run = run_lib.build(c)
   recipe = run_lib.recipe(run, run_lib.phase(c, 0))
   state, order = run_lib.init_state(run), np.arange(16)

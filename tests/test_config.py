@@ -123,6 +123,11 @@ def test_what_may_change_between_runs_of_a_workdir():
   for name, value in {'seed': 1, 'epochs': 100, 'attack.epsilon_255': 4., 'dataset.pad': 2,
                       'optimizer.learning_rate': .2, 'model.name': 'SmallCNN'}.items():
     assert list(config_checks.conflicts(before, before | {name: value})) == [name]
+  # What an average takes in is decided by validation, so that may not change then.
+  fair = before | {'optimizer.fair_decay': .85}
+  assert list(config_checks.conflicts(fair, fair | {'validate.num_steps': 3})) == [
+      'validate.num_steps']
+  assert not config_checks.conflicts(fair, fair | {'inference.kind': 'bias'})
   cosine = before | {'optimizer.schedule': 'cosine'}  # whose every step depends on the last epoch
   assert list(config_checks.conflicts(cosine, cosine | {'epochs': 200})) == ['epochs']
 

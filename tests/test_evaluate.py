@@ -56,6 +56,18 @@ def test_accuracies_of_a_model_with_a_known_answer():
   assert report.authors == {}
   accuracies = report.accuracies()
   assert accuracies['n'] == 9 and accuracies['worst_case'] == pytest.approx(4 / 9)
+  # Of class 0 four of five are right and two stand; of class 1 four and two of four.
+  assert accuracies['by_class'] == {'clean': [.8, 1.], 'worst_case': [.4, .5], 'worst': 0}
+  assert accuracies['worst_class'] == .4
+
+
+def test_a_class_without_an_example_is_null():
+  network = linear_network(False)._replace(deployed=lambda v, x: jnp.eye(3)[jnp.full(len(x), 2)])
+  report = run(network, {}, one_pixel([1, 2], [2, 0]), jax.random.key(0), names=[],
+               has_dummies=False, batch_size=2)
+  found = report.accuracies()
+  assert found['by_class'] == {'clean': [0., None, 1.], 'worst_case': [0., None, 1.], 'worst': 0}
+  assert found['worst_class'] == 0
 
 
 def dummy_network():

@@ -13,7 +13,7 @@ from at_jax import transforms
 def started(**optimizer):
   """A run on digits, and its state with an average that is another network's parameters."""
   c = config_lib.default()
-  c.dataset.update(name='digits', num_classes=10, validation_size=0, pad=0, flip=False)
+  c.dataset.update(name='digits', num_classes=10, validation_size=16, pad=0, flip=False)
   c.model.update(name='SmallCNN', features=(4,), hidden=(), padding='SAME', batch_norm=True)
   c.loss, c.batch_size = 'standard', 20
   c.evaluate.batch_size = c.validate.batch_size = 20
@@ -43,6 +43,19 @@ def test_statistics_are_those_of_the_training_data_at_the_average(optimizer):
   np.testing.assert_allclose(statistics['var'], out.var((0, 1, 2)), rtol=.1)
   again = settle.settler(run)(state)
   jax.tree.map(np.testing.assert_array_equal, found, again)
+
+
+def test_a_fair_average_is_settled_once_anything_is_taken_in():
+  run, state, other = started(fair_decay=.5)
+  found = settle.settler(run)(state)
+  jax.tree.map(np.testing.assert_array_equal, found['params'], state.params)
+  assert found['batch_stats'] is state.batch_stats
+  state = state._replace(average=transforms.take_in(state.average, other, 1., decay=.5,
+                                                    threshold=.2))
+  found = settle.settler(run)(state)
+  jax.tree.map(np.testing.assert_array_equal, found['params'], other)
+  expected = settle.settler(started(ema_decay=.9)[0])(started(ema_decay=.9)[1])
+  jax.tree.map(np.testing.assert_array_equal, found['batch_stats'], expected['batch_stats'])
 
 
 def test_without_an_average_the_state_is_evaluated_as_it_is():

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from at_jax import calibration
 from at_jax import losses
+from at_jax import objectives
+from at_jax import transforms
 from at_jax import weights
 from at_jax.attacks import losses as attack_losses
 
@@ -101,19 +104,38 @@ def test_cfa(monkeypatch):
   params = weights_of(10)
   module = load('CFA', 'attack.py', monkeypatch, utils=dict(normalize_cifar=lambda x: x))
   accuracy = np.linspace(.1, .8, 10)
-  radius = weights.class_scale(accuracy, base=.3) * EPSILON
-  beta = weights.class_scale(accuracy, base=.5) * 6.
+  # As its train.py has them: radii, and shares β/(1 + β) of the KL.
+  radius, beta = (.3 + accuracy) * EPSILON, (.5 + accuracy) * 6.
   network = theirs(params)
-  their_beta = torch.tensor(np.array(beta / (1 + beta)))  # as its train.py has it
-  loss, _ = module.cw_trades_loss(network, torch.tensor(X), torch.tensor(Y),
-                                  torch.tensor(np.array(radius)), their_beta, STEP_SIZE, STEPS)
+  loss, _ = module.cw_trades_loss(network, torch.tensor(X), torch.tensor(Y), torch.tensor(radius),
+                                  torch.tensor(beta / (1 + beta)), STEP_SIZE, STEPS)
   network.zero_grad()
   loss.backward()
+  counts = calibration.no_counts(10)._replace(accuracy=jnp.asarray(accuracy))
+  by_class = calibration.by_class(
+      calibration.Calibration(EPSILON, 6., radius_base=.3, beta_base=.5), counts, True)
   x_adv = attack(params, Y, loss=losses.kl_to_reference, loss_args=(ours(params, X),),
-                 start=X + .001 * NOISE, epsilon=radius[Y]).x
-  total = lambda p: jnp.mean((losses.cross_entropy(ours(p, X), Y) + beta[Y] * losses.kl(
-      ours(p, X), ours(p, x_adv))) / (1 + beta[Y]))
+                 start=X + .001 * NOISE, epsilon=by_class.epsilon[Y]).x
+
+  def total(p):
+    outcome = objectives.trades(lambda x, stats: (ours(p, x), stats), {}, X, x_adv, Y)
+    return objectives.mean_loss(outcome, None, weights_on='fit', beta=6., betas=by_class.beta[Y])
+
   compare(total, params, float(loss.detach()), gradient_of(network))
+
+
+def test_cfa_averages(monkeypatch):
+  module = load('CFA', 'utils.py', monkeypatch, torchvision=dict(datasets=None, transforms=None))
+  rng, average = np.random.default_rng(0), theirs(weights_of(10))
+  state, begun = transforms.no_average(read(average)), False
+  for worst in (.1, .3, .19, .2, .5):  # as in its train.py
+    params = {name: w + rng.normal(size=w.shape) for name, w in weights_of(10).items()}
+    if worst >= .2:
+      module.weight_average(average, theirs(params), .85, not begun)
+      begun = True
+    state = transforms.take_in(state, params, worst, decay=.85, threshold=.2)
+  for name, w in read(average).items():
+    np.testing.assert_allclose(state.average[name], w, rtol=1e-12)
 
 
 OPTIONS = types.SimpleNamespace(

@@ -148,3 +148,40 @@ def test_resumes_through_leaves():
 def test_refusals(make):
   with pytest.raises(ValueError, match='use'):
     make()
+
+
+def taken_in(walk, worsts, **options):
+  state, evaluated = transforms.no_average(START), []
+  for w, worst in zip(walk, worsts, strict=True):
+    state = transforms.take_in(state, w, worst, **options)
+    evaluated.append(transforms.eval_params(state, w))
+  return state, np.array(evaluated)
+
+
+def test_a_fair_average_is_that_of_a_loop_over_the_epochs_that_are_fair():
+  worsts = [.1, .3, .19, .2, .5, 0., .2, .1, .9]
+  state, found = taken_in(GRADS, worsts, decay=.85, threshold=.2)
+  average, expected = None, []
+  for w, worst in zip(np.float64(GRADS), worsts, strict=True):
+    if worst >= .2:
+      average = w if average is None else .85 * average + .15 * w
+    expected.append(w if average is None else average)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert state.count == 5 and state.average.dtype == START.dtype
+
+
+def test_no_decay_and_a_threshold_that_nobody_meets_are_no_average_to_the_bit():
+  worsts = np.linspace(0, 1, len(GRADS))
+  np.testing.assert_array_equal(taken_in(GRADS, worsts, decay=0., threshold=0.)[1], GRADS)
+  state, found = taken_in(GRADS, worsts, decay=.85, threshold=1.1)
+  np.testing.assert_array_equal(found, GRADS)
+  assert state.count == 0
+
+
+def test_a_fair_average_is_of_the_anchors_of_entropy_sgd():
+  optimizer = transforms.entropy_sgd(optax.sgd(1.), inner_steps=5, key=KEY)
+  params, opt_state = run(optimizer)[6]  # in the middle of a cycle
+  anchor = transforms.eval_params(opt_state, params)
+  assert np.abs(anchor - params).max() > 1e-3
+  state = transforms.take_in(transforms.no_average(START), anchor, 1., decay=.5, threshold=0.)
+  np.testing.assert_array_equal(transforms.eval_params(state, params), anchor)
