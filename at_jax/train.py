@@ -208,21 +208,21 @@ def _check_finite(finite: np.ndarray, before: int, workdir: pathlib.Path) -> Non
 
 
 def _test(run: run_lib.Run, saved: checkpoints.Saved, variables: dict[str, Any], title: str,
-          workdir: pathlib.Path) -> tuple[dict[str, Any], tuple[pathlib.Path, ...]]:
-  """The accuracies of a checkpoint, as these variables, and the files of state that led to them.
+          workdir: pathlib.Path) -> tuple[dict[str, Any], evaluate.Report]:
+  """The accuracies of a checkpoint, as these variables, and the verdicts that they sum up.
 
-  Where a change of the logits is fitted, they are those of the changed model, and the plain model's
-  stand beside.
+  Where a change of the logits is fitted, they are those of the changed model, and the accuracies of
+  the model as it was trained stand beside.
   """
   told = {'step': saved.step, 'validation_robust': saved.info.get('validation_robust')}
   changed, fitted = validation.fit(run, variables)
   report = _attacked(run, changed, f'{title} checkpoint', workdir)
   told |= report.accuracies()
-  if fitted is None:
-    return told, report.states
-  plain = _attacked(run, variables, f'{title} checkpoint as trained', workdir)
-  told['inference'] = fitted | {'as_trained': plain.accuracies()}
-  return told, report.states + plain.states
+  if fitted is not None:
+    plain = _attacked(run, variables, f'{title} checkpoint as trained', workdir)
+    told['inference'] = fitted | {'as_trained': plain.accuracies()}
+    report = report._replace(states=report.states + plain.states)
+  return told, report
 
 
 def _attacked(run: run_lib.Run, variables: dict[str, Any], title: str,
@@ -271,8 +271,11 @@ def _evaluate(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkp
       'versions': records.versions(), 'command': command,
       'seconds': seconds + time.monotonic() - begun,
   }
+  reports = {name: report for name, (_, report) in tested.items()}
+  labels = run.dataset.test.labels[:tested['best'][0]['n']]
+  records.write_verdicts(workdir, labels, {name: report.verdicts() for name, report in reports.items()})
   records.write_json(workdir / 'results.json', results)
-  _remove_states(workdir / 'evaluation', [path for _, states in tested.values() for path in states])
+  _remove_states(workdir / 'evaluation', [p for report in reports.values() for p in report.states])
   print(records.table(results))
   return results
 

@@ -33,4 +33,4 @@ def get_config(arg: str = ''):
   c.validate.choose_by = 'average_and_worst'
   if 'trades' in arg.split('-'):
     c.loss, c.calibration.beta, c.calibration.radius_base = 'trades', True, 0.3
-  return config_lib.form(c, arg, small_epochs=4, own=('trades',))
+  return config_lib.form(c, arg, 'trades')

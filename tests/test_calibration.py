@@ -10,7 +10,6 @@ import pytest
 
 from at_jax import calibration
 from at_jax import data
-from at_jax import evaluate
 from at_jax import inner
 from at_jax import models
 from at_jax import network as network_lib
@@ -90,7 +89,7 @@ def test_tempered_cross_entropy_is_that_of_a_loop():
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('make', [evaluate.pgd, inner.beside, inner.kl, inner.kl_and_margin],
+@pytest.mark.parametrize('make', [inner.uniform, inner.beside, inner.kl, inner.kl_and_margin],
                          ids=lambda make: make.__name__)
 def test_attacked_points_reach_the_radius_of_their_class_and_no_further(make):
   # Of a linear model the sign of a gradient does not change, so six steps of .02 reach .11 from
@@ -106,10 +105,10 @@ def test_attacked_points_reach_the_radius_of_their_class_and_no_further(make):
 
 
 def make(objective=objectives.pgd_at, change_attack=lambda attack: attack, **bases):
-  """A network of one narrow convolution under PGD-AT, and how to take one step in which t is given."""
+  """How to take one step of PGD-AT, of a narrow network, in which t is given."""
   model = models.SmallCNN(num_outputs=10, features=(2,), hidden=(), padding='SAME')
   network = network_lib.wrap(model, has_dummies=False)
-  attack = evaluate.pgd(norm='linf', epsilon=.15, step_size=.1, num_steps=2)
+  attack = inner.uniform(norm='linf', epsilon=.15, step_size=.1, num_steps=2)
   recipe = step_lib.Recipe(
       network, optax.sgd(.1), objective, change_attack(attack), attack_folded=False, pad=0,
       flip=False, steps_per_epoch=9, calibration=calibration.Calibration(epsilon=.15, **bases))

@@ -14,8 +14,8 @@ LAYERS = (
     {'losses', 'weights', 'calibration', 'inference', 'dummy', 'transforms', 'models', 'data',
      'tfds_sets', 'local_sets', 'config'},
     {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records'},
-    {'autoattack', 'evaluate', 'config_checks', 'command_line', 'run', 'settle', 'validation',
-     'train'},
+    {'autoattack', 'protocols', 'evaluate', 'analysis', 'config_checks', 'command_line', 'run',
+     'settle', 'validation', 'train'},
     {'main'},
 )
 HEAVY = ('flax', 'optax', 'absl', 'orbax', 'ml_collections', 'tensorflow', 'tensorflow_datasets',

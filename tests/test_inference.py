@@ -1,4 +1,4 @@
-"""A change of the deployed logits by class: its numbers, its fit, and that attacks go through it."""
+"""A change of the deployed logits by class: its numbers, its fit, and attacks through it."""
 
 import types
 
@@ -12,6 +12,7 @@ from at_jax import config as config_lib
 from at_jax import data
 from at_jax import evaluate
 from at_jax import inference
+from at_jax import inner
 from at_jax import models
 from at_jax import network as network_lib
 from at_jax import validation
@@ -116,7 +117,7 @@ def test_attacks_go_through_the_change(field):
   by_class = inference.no_change(10)
   by_class[field] = by_class[field] + np.linspace(0, 1, 10, dtype=np.float32)
   changed = variables | {'inference': by_class}
-  attack = evaluate.pgd(norm='linf', epsilon=.1, step_size=.05, num_steps=2)
+  attack = inner.uniform(norm='linf', epsilon=.1, step_size=.05, num_steps=2)
   x, y = data.to_unit(split.images), split.labels
 
   def by_hand(x):

@@ -1,0 +1,119 @@
+"""The table of several runs: `python -m at_jax.analysis.table DIR [--against=METHOD]`.
+
+DIR holds a folder METHOD-SEED for each run, with its results.json and verdicts.npz. A row is a method:
+mean ± standard deviation over its seeds, in percent, of the best checkpoint's deployed model; and
+McNemar's test of its worst-case verdicts against those of the reference method, seed by seed.
+"""
+
+import argparse
+from collections.abc import Sequence
+import json
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from at_jax.analysis import paired
+
+# What a column is called, and how it is found in results.json.
+_COLUMNS = (
+    ('clean', lambda r: r['clean']),
+    ('PGD-20', lambda r: r['robust'].get('pgd20')),
+    ('margin PGD-100×5', lambda r: r['robust'].get('margin100x5')),
+    ('logit-scaled', lambda r: r['robust'].get('scales_pgd20')),
+    ('dummy-aware', lambda r: r['robust'].get('dummies_pgd100')),
+    ('AutoAttack', lambda r: r['robust'].get('autoattack')),
+    ('worst case', lambda r: r['worst_case']),
+    ("authors' PGD-20", lambda r: r['authors'].get('pgd20')),
+)
+
+
+class Run(NamedTuple):
+  """One run, as its folder tells it.
+
+  Attributes:
+    results: results.json.
+    worst_case: bool[N], of the best checkpoint.
+    labels: int[N].
+  """
+  results: dict[str, Any]
+  worst_case: np.ndarray
+  labels: np.ndarray
+
+
+def read(directory: pathlib.Path) -> dict[str, dict[int, Run]]:
+  """The runs of a folder, by method and seed.
+
+  Args:
+    directory: of folders METHOD-SEED; those without results.json are left out.
+
+  Returns:
+    `{method: {seed: Run}}`.
+
+  Source: ours.
+  """
+  runs: dict[str, dict[int, Run]] = {}
+  for path in sorted(directory.glob('*-*/results.json')):
+    method, _, seed = path.parent.name.rpartition('-')
+    verdicts = np.load(path.parent / 'verdicts.npz')
+    run = Run(json.loads(path.read_text(encoding='utf-8')), verdicts['best/worst_case'],
+              verdicts['labels'])
+    runs.setdefault(method, {})[int(seed)] = run
+  return runs
+
+
+def table(runs: dict[str, dict[int, Run]], *, against: str) -> str:
+  """The runs as a Markdown table.
+
+  Args:
+    runs: of `read`.
+    against: the method that the others are paired with.
+
+  Returns:
+    Lines of text. The last column counts, over all seeds that both have, the test examples on which
+    only the method stands and those on which only the reference does, and gives the largest p.
+
+  Source: ours.
+  """
+  head = ['method', 'seeds', *(name for name, _ in _COLUMNS), 'worst class', f'against {against}']
+  lines = [head, ['---'] * len(head)]
+  order = lambda item: -np.mean([run.results['worst_case'] for run in item[1].values()])
+  for method, seeds in sorted(runs.items(), key=order):
+    cells = [_percent([pick(run.results) for run in seeds.values()]) for _, pick in _COLUMNS]
+    worst = [np.nanmin(paired.class_accuracy(run.worst_case, run.labels))
+             for run in seeds.values()]
+    pairs = [paired.mcnemar(run.worst_case, runs[against][seed].worst_case)
+             for seed, run in seeds.items() if method != against and seed in runs.get(against, {})]
+    told = ''
+    if pairs:
+      told = (f'+{sum(p.gained for p in pairs)} −{sum(p.lost for p in pairs)}, '
+              f'p ≤ {max(p.p for p in pairs):.2g}')
+    lines.append([f'`{method}`', str(len(seeds)), *cells, _percent(worst), told])
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _percent(values: Sequence[float | None]) -> str:
+  if None in values:
+    return ''
+  spread = f' ± {100 * np.std(values, ddof=1):.1f}' if len(values) > 1 else ''
+  return f'{100 * np.mean(values):.1f}{spread}'
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Prints the table; the exit code is 2 where there is nothing to print."""
+  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis.table', description=__doc__)
+  parser.add_argument('directory', type=pathlib.Path)
+  parser.add_argument('--against', default='pgd_at_cifar10')
+  asked = parser.parse_args(arguments)
+  runs = read(asked.directory)
+  if not runs:
+    print(f'at_jax: DIR = {asked.directory}: no METHOD-SEED/results.json in it; name the folder of '
+          'several runs', file=sys.stderr)
+    return 2
+  print(table(runs, against=asked.against))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

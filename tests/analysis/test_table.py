@@ -1,0 +1,54 @@
+"""Runs side by side: McNemar's test and the table."""
+
+import json
+
+import numpy as np
+import pytest
+
+from at_jax.analysis import paired
+from at_jax.analysis import table
+
+
+def test_mcnemar_is_the_sign_test():
+  # By hand: b = 1, c = 5; p = 2·(C(6,0) + C(6,1))/2⁶ = 14/64.
+  first = np.array([1, 0, 0, 0, 0, 0, 1, 0], bool)
+  second = np.array([0, 1, 1, 1, 1, 1, 1, 0], bool)
+  assert paired.mcnemar(first, second) == (1, 5, pytest.approx(14 / 64))
+  assert paired.mcnemar(first, first) == (0, 0, 1.)
+  with pytest.raises(ValueError, match='same examples'):
+    paired.mcnemar(first, second[:3])
+
+
+def test_a_class_without_examples_has_no_accuracy():
+  found = paired.class_accuracy(np.array([True, False]), np.array([2, 2]))
+  assert np.isnan(found[:2]).all() and found[2] == .5
+
+
+def write(directory, stands, **robust):
+  directory.mkdir()
+  results = {'clean': .5, 'robust': robust, 'authors': {}, 'worst_case': float(np.mean(stands))}
+  (directory / 'results.json').write_text(json.dumps(results))
+  np.savez(directory / 'verdicts.npz', labels=np.array([0, 0, 1, 1]),
+           **{'best/worst_case': np.array(stands, bool)})
+
+
+def test_the_table_of_three_runs(tmp_path, capsys):
+  write(tmp_path / 'plain-0', [1, 0, 0, 0], pgd20=.25)
+  write(tmp_path / 'other-0', [1, 1, 1, 0], pgd20=.75)
+  write(tmp_path / 'other-1', [0, 1, 0, 0], pgd20=.25)
+  (tmp_path / 'going-0').mkdir()  # a run that is not over
+  assert table.main([str(tmp_path), '--against=plain']) == 0
+  lines = [[cell.strip() for cell in line.split('|')[1:-1]]
+           for line in capsys.readouterr().out.splitlines()]
+  head, _, other, plain = lines
+  # By hand: mean (.75 + .25)/2, deviation √(2·.25²) = 35.4 %; worst class (.5 + 0)/2; seed 0 gains
+  # two examples and loses none, p = 2·2⁻² = .5; seed 1 has no partner.
+  at = dict(zip(head, other))
+  assert (at['method'], at['seeds'], at['PGD-20']) == ('`other`', '2', '50.0 ± 35.4')
+  assert (at['worst class'], at['against plain']) == ('25.0 ± 35.4', '+2 −0, p ≤ 0.5')
+  assert dict(zip(head, plain))['PGD-20'] == '25.0' and dict(zip(head, plain))['AutoAttack'] == ''
+
+
+def test_an_empty_folder_is_said_in_a_line(tmp_path, capsys):
+  assert table.main([str(tmp_path)]) == 2
+  assert 'name the folder' in capsys.readouterr().err
