@@ -47,24 +47,3 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
   gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
   p = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.
   return McNemar(gained, lost, float(p))
-
-
-def class_accuracy(stands: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """The share of each class's examples that stand.
-
-  Args:
-    stands: bool[N].
-    labels: int[N].
-
-  Returns:
-    f64[C], C the largest label and one; NaN for a class without examples.
-
-  Example:
-    >>> print(class_accuracy(np.array([True, False, True]), np.array([0, 0, 1])))
-    [0.5 1. ]
-
-  Source: the usual definition.
-  """
-  seen = np.bincount(labels)
-  with np.errstate(invalid='ignore'):
-    return np.bincount(labels, weights=stands, minlength=len(seen)) / seen

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from at_jax import calibration
 from at_jax.analysis import paired
 
 # What a column is called, and how it is found in results.json.
@@ -81,7 +82,7 @@ def table(runs: dict[str, dict[int, Run]], *, against: str) -> str:
   order = lambda item: -np.mean([run.results['worst_case'] for run in item[1].values()])
   for method, seeds in sorted(runs.items(), key=order):
     cells = [_percent([pick(run.results) for run in seeds.values()]) for _, pick in _COLUMNS]
-    worst = [np.nanmin(paired.class_accuracy(run.worst_case, run.labels))
+    worst = [np.nanmin(calibration.accuracies(run.worst_case, run.labels, run.labels.max() + 1))
              for run in seeds.values()]
     pairs = [paired.mcnemar(run.worst_case, runs[against][seed].worst_case)
              for seed, run in seeds.items() if method != against and seed in runs.get(against, {})]

@@ -19,11 +19,6 @@ def test_mcnemar_is_the_sign_test():
     paired.mcnemar(first, second[:3])
 
 
-def test_a_class_without_examples_has_no_accuracy():
-  found = paired.class_accuracy(np.array([True, False]), np.array([2, 2]))
-  assert np.isnan(found[:2]).all() and found[2] == .5
-
-
 def write(directory, stands, **robust):
   directory.mkdir()
   results = {'clean': .5, 'robust': robust, 'authors': {}, 'worst_case': float(np.mean(stands))}
