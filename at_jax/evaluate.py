@@ -22,7 +22,7 @@ from at_jax import network as network_lib
 from at_jax import sharding
 
 Array = jax.Array
-# (logits_fn, x, y, key, index, tau=None) -> AttackResult
+# (logits_fn, x, y, key, index, tau=None, scale=1.) -> AttackResult
 Attack = Callable[..., attacks.AttackResult]
 # (what is running, examples done, examples in all, accuracy so far) -> None
 Progress = Callable[[str, int, int, float], None]
@@ -85,7 +85,8 @@ def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
     loss: the name of that of `attacks.pgd` in `attacks.losses`.
 
   Returns:
-    `(logits_fn, x, y, key, index, tau=None) -> AttackResult`; tau is that of friendly PGD.
+    `(logits_fn, x, y, key, index, tau=None, scale=1.) -> AttackResult`; tau is that of friendly PGD,
+    scale (a number or f32[B]) multiplies the radius and the step size.
 
   Example:
     >>> attack = pgd(norm='linf', epsilon=.1, step_size=.1, num_steps=1)
@@ -94,9 +95,9 @@ def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
 
   Source: `attacks.pgd`.
   """
-  def attack(logits_fn, x, y, key, index, tau=None):
-    return attacks.pgd(logits_fn, x, y, key, epsilon=epsilon, step_size=step_size, norm=norm,
-                       num_steps=num_steps, random_start=random_start, tau=tau, index=index,
+  def attack(logits_fn, x, y, key, index, tau=None, scale=1.):
+    return attacks.pgd(logits_fn, x, y, key, epsilon=scale * epsilon, step_size=scale * step_size,
+                       norm=norm, num_steps=num_steps, random_start=random_start, tau=tau, index=index,
                        loss=getattr(attacks.losses, loss))
   return attack
 

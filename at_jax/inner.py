@@ -1,7 +1,8 @@
 """The inner maximisation of training: attacks with everything but the model and the examples given.
 
-Each is `(logits_fn, x, y, key, index, tau=None) -> AttackResult`; with τ it is friendly PGD, which
-stops τ steps past the boundary. PGD from a random start is `evaluate.pgd`.
+Each is `(logits_fn, x, y, key, index, tau=None, scale=1.) -> AttackResult`; with τ it is friendly
+PGD, which stops τ steps past the boundary, and scale, a number or f32[B], multiplies the radius and
+the step size. PGD from a random start is `evaluate.pgd`.
 """
 
 from collections.abc import Callable
@@ -34,10 +35,10 @@ def beside(*, loss: Callable[..., Array] = attacks.losses.cross_entropy, **optio
   Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
   2020, its released code.
   """
-  def attack(logits_fn, x, y, key, index, tau=None):
+  def attack(logits_fn, x, y, key, index, tau=None, scale=1.):
     # With a start of its own the attack draws nothing, so the key is used once.
     return attacks.pgd(logits_fn, x, y, key, loss=loss, tau=tau, index=index,
-                       start=attacks.beside(x, key, index=index), **options)
+                       start=attacks.beside(x, key, index=index), **_scaled(options, scale))
   return attack
 
 
@@ -59,10 +60,10 @@ def kl(**options) -> Attack:
   Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
   algorithm 1, and its released code.
   """
-  def attack(logits_fn, x, y, key, index, tau=None):
+  def attack(logits_fn, x, y, key, index, tau=None, scale=1.):
     return attacks.pgd(logits_fn, x, y, key, loss=losses.kl_to_reference, tau=tau, index=index,
                        loss_args=(logits_fn(x),), start=attacks.beside(x, key, index=index),
-                       **options)
+                       **_scaled(options, scale))
   return attack
 
 
@@ -85,9 +86,13 @@ def kl_and_margin(**options) -> Attack:
   """
   by_kl, by_margin = kl(**options), beside(loss=attacks.losses.margin, **options)
 
-  def attack(logits_fn, x, y, key, index, tau=None):
+  def attack(logits_fn, x, y, key, index, tau=None, scale=1.):
     keys = jax.random.split(key)
-    found = by_kl(logits_fn, x, y, keys[0], index, tau)
-    other = by_margin(logits_fn, x, y, keys[1], index, tau)
+    found = by_kl(logits_fn, x, y, keys[0], index, tau, scale)
+    other = by_margin(logits_fn, x, y, keys[1], index, tau, scale)
     return found._replace(x=jnp.concatenate([found.x, other.x]))
   return attack
+
+
+def _scaled(options: dict, scale: float | Array) -> dict:
+  return options | {name: scale * options[name] for name in ('epsilon', 'step_size')}

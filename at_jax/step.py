@@ -14,6 +14,7 @@ from at_jax import attacks
 from at_jax import data
 from at_jax import network as network_lib
 from at_jax import objectives
+from at_jax import regulated
 from at_jax import transforms
 from at_jax import weighting
 from at_jax.attacks import loops
@@ -44,12 +45,14 @@ class TrainState(NamedTuple):
     batch_stats: its BatchNorm statistics.
     opt_state: the optimizer's state.
     class_counts: `ClassCounts` where weights depend on them, else empty.
+    tuning: `regulated.Tuning` where a model is fine-tuned, else empty.
   """
   step: Array
   params: Any
   batch_stats: Any
   opt_state: Any
   class_counts: Any = ()
+  tuning: Any = ()
 
 
 class Metrics(NamedTuple):
@@ -84,8 +87,8 @@ class Recipe(NamedTuple):
     network: the network.
     optimizer: an optax transformation.
     objective: of `objectives`.
-    attack: `(logits_fn, x, y, key, index) -> AttackResult`, that takes `tau` where it is friendly;
-      or None for clean training.
+    attack: `(logits_fn, x, y, key, index) -> AttackResult`, that takes `tau` where it is friendly
+      and `scale` where it is regulated; or None for clean training.
     attack_folded: attack the deployed logits instead of the head's.
     pad: of `data.augment`.
     flip: of `data.augment`.
@@ -95,6 +98,8 @@ class Recipe(NamedTuple):
     awp_gamma: of `transforms.awp_value_and_grad`.
     views: augmentations of each example in a step, each of them attacked.
     steps_per_epoch: after how many steps `ClassCounts` begin again.
+    anchored: give the objective the teacher's logits at x, as `reference`.
+    regulate: `(tuning, index, robust, axis_name=…) -> tuning`, of `regulated`, or None.
   """
   network: network_lib.Network
   optimizer: optax.GradientTransformation
@@ -109,6 +114,8 @@ class Recipe(NamedTuple):
   awp_gamma: float = 0.
   views: int = 1
   steps_per_epoch: int = 1
+  anchored: bool = False
+  regulate: Callable[..., regulated.Tuning] | None = None
 
 
 def init(network: network_lib.Network, optimizer: optax.GradientTransformation, key: Array,
@@ -141,6 +148,8 @@ class _Examples(NamedTuple):
   x_adv: Array
   y: Array
   kappa: Array | None
+  robust: Array | None = None  # stood at x', in inference mode
+  reference: Array | None = None  # the teacher's logits at x
 
 
 def _examples(state, images, labels, index, key, values, recipe) -> _Examples:
@@ -158,10 +167,13 @@ def _examples(state, images, labels, index, key, values, recipe) -> _Examples:
     return _Examples(x, x, y, None)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   logits = recipe.network.deployed if recipe.attack_folded else recipe.network.logits
-  options = {} if values.tau is None else {'tau': values.tau}
+  scale = regulated.scale(state.tuning, index) if state.tuning else None
+  options = {'tau': values.tau, 'scale': scale}
+  options = {name: value for name, value in options.items() if value is not None}
   logits = jax.tree_util.Partial(logits, variables)
   found = jax.lax.stop_gradient(recipe.attack(logits, x, y, attack_key, index, **options))
-  return _Examples(x, found.x, y, found.kappa)
+  reference = recipe.network.logits(state.tuning.teacher, x) if recipe.anchored else None
+  return _Examples(x, found.x, y, found.kappa, ~found.success, reference)
 
 
 def train_step(
@@ -215,14 +227,19 @@ def train_step(
   updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   counts = _count(counts, correct, examples.y, axis_name)
-  state = TrainState(state.step + 1, params, outcome.batch_stats, opt_state, counts)
+  tuning = state.tuning
+  if recipe.regulate is not None:
+    tuning = recipe.regulate(tuning, index, examples.robust, axis_name=axis_name)
+  state = TrainState(state.step + 1, params, outcome.batch_stats, opt_state, counts, tuning)
   return state, Metrics(loss, accuracy, finite)
 
 
 def _outcome(state: TrainState, examples: _Examples, recipe: Recipe) -> objectives.Outcome:
-  forward = lambda x, batch_stats: recipe.network.train(
-      {'params': state.params, 'batch_stats': batch_stats}, x)
-  return recipe.objective(forward, state.batch_stats, examples.x, examples.x_adv, examples.y)
+  forward = lambda x, batch_stats, **branch: recipe.network.train(
+      {'params': state.params, 'batch_stats': batch_stats}, x, **branch)
+  options = {'reference': examples.reference} if recipe.anchored else {}
+  return recipe.objective(forward, state.batch_stats, examples.x, examples.x_adv, examples.y,
+                          **options)
 
 
 def _begin_epoch(counts: Any, begins: Array) -> Any:

@@ -1,6 +1,7 @@
 """The loop: from a configuration and a work directory to a trained and evaluated model."""
 
 from collections.abc import Iterator
+import functools
 import pathlib
 import signal
 import sys
@@ -16,6 +17,7 @@ from at_jax import config as config_lib
 from at_jax import data
 from at_jax import errors
 from at_jax import evaluate
+from at_jax import finetune
 from at_jax import records
 from at_jax import run as run_lib
 from at_jax import settle as settle_lib
@@ -100,7 +102,7 @@ def _begin(run: run_lib.Run, store: checkpoints.Checkpoints) -> tuple[step_lib.T
   store.clear_unfinished()
   saved = _say(store.newest(jax.device_get(state)))
   if saved is None:
-    return state, 0.
+    return finetune.initial_state(run), 0.
   print(f'resuming after step {saved.step}', file=sys.stderr)
   return saved.state, saved.info['seconds']
 
@@ -147,7 +149,10 @@ def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
   functions, note, logged_step, logged_at = {}, '', step, time.monotonic()
   try:
     for call in _calls(run, step):
-      name, before = run_lib.phase(c, call.epoch), step
+      name, before, score, robust = run_lib.phase(c, call.epoch), step, None, None
+      if finetune.begins(run, step):
+        state = sharding.replicate(finetune.begin(run, sharding.unreplicate(state), settle,
+                                                  functools.partial(_validate, run)))
       if name not in functions:
         functions[name] = sharding.train_steps(run_lib.recipe(run, name))
       state, numbers = functions[name](state, images, labels, call.order, run.keys['train'],
@@ -166,19 +171,26 @@ def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
             examples_per_second=(step - logged_step) * c.batch_size / (now - logged_at),
             seconds=now - begun)
         logged_step, logged_at = step, now
-      score = None
-      validates = (call.epoch + 1) % c.validate.every_epochs == 0 or step == total
+      # The curve of fine-tuning has a point an epoch, and its adversary may follow it.
+      validates = ((call.epoch + 1) % c.validate.every_epochs == 0 or step == total
+                   or name == 'finetune')
       validates &= call.ends_epoch and len(run.dataset.validation.labels) > 0
       if validates:
         clean, robust = _validate(run, settle(sharding.unreplicate(state)))
-        metrics.write(step, validation_clean=clean, validation_robust=robust)
+        told = {}
         note = f'validation clean {clean:.3f}, robust {robust:.3f}'
         # DUCAT's best would else be the plain model from before it.
         score = robust if run_lib.begun(c, call.epoch) else None
+        if name == 'finetune':
+          tuning, point, told = finetune.after_epoch(
+              c, sharding.unreplicate(state.tuning), clean, robust)
+          state = state._replace(tuning=sharding.replicate(tuning))
+          score = score and point
+        metrics.write(step, validation_clean=clean, validation_robust=robust, **told)
       if validates or stop or step == total or passed(c.checkpoint.every_steps
                                                       or run.steps_per_epoch):
         store.save(step, sharding.unreplicate(state),
-                   {'score': score, 'seconds': time.monotonic() - begun})
+                   {'score': score, 'robust': robust, 'seconds': time.monotonic() - begun})
       if stop and step < total:
         raise Preempted(f'stopped after step {step} of {total}: the same command goes on from there')
   finally:
@@ -229,7 +241,7 @@ def _test(run: run_lib.Run, saved: checkpoints.Saved, variables: dict[str, Any],
       norm=c.attack.norm, epsilon=c.evaluate.epsilon_255 / 255,
       step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
       has_dummies=c.dummy.enabled, state_dir=workdir / 'evaluation', progress=progress)
-  told = {'step': saved.step, 'validation_robust': saved.info['score']} | report.accuracies()
+  told = {'step': saved.step, 'validation_robust': saved.info['robust']} | report.accuracies()
   return told, report.states
 
 
@@ -257,6 +269,9 @@ def _evaluate(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkp
       'versions': records.versions(), 'command': command,
       'seconds': seconds + time.monotonic() - begun,
   }
+  if run.config.loss == 'finetune':
+    results['finetune'] = finetune.report(run, workdir, last.state.tuning)
+    print(finetune.table(results['finetune']))
   records.write_json(workdir / 'results.json', results)
   _remove_states(workdir / 'evaluation', [path for _, states in tested.values() for path in states])
   print(records.table(results))

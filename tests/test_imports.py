@@ -13,8 +13,10 @@ LAYERS = (
     {'attacks', 'errors', 'platform'},
     {'losses', 'weights', 'dummy', 'transforms', 'models', 'data', 'tfds_sets', 'local_sets',
      'config'},
-    {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records'},
-    {'autoattack', 'evaluate', 'config_checks', 'command_line', 'run', 'settle', 'train'},
+    {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records',
+     'anchored', 'branches', 'optimizers', 'regulated'},
+    {'autoattack', 'evaluate', 'config_checks', 'command_line', 'run', 'settle', 'finetune',
+     'train'},
     {'main'},
 )
 HEAVY = ('flax', 'optax', 'absl', 'orbax', 'ml_collections', 'tensorflow', 'tensorflow_datasets',
