@@ -1,8 +1,8 @@
 """Two BatchNorms in one network: statistics, scale and bias of their own for clean and adversarial.
 
-The rest of the parameters is shared. One of the two branches is the model that is deployed: all that
-looks at the network in inference mode, every attack of training and of evaluation among it, goes
-through that one. An attack through the other would be on a model that nobody uses.
+The rest of the parameters is shared. One of the two branches is the model that is deployed: all
+that looks at the network in inference mode, every attack of training and of evaluation among it,
+goes through that one. An attack through the other would be on a model that nobody uses.
 """
 
 from typing import Any

@@ -95,7 +95,7 @@ def default() -> ml_collections.ConfigDict:
   # for each example; 'controller' one for all, by the clean accuracy on the validation split.
   c.finetune.regulator = 'none'
   c.finetune.tau = 1  # boundary: τ
-  c.finetune.initial = 0.0  # radius, controller: the share at the start
+  c.finetune.initial = 0.25  # radius, controller: the share at the start
   c.finetune.delta = 0.25  # radius: its change each time an example is met; controller: each epoch
 
   c.optimizer = ml_collections.ConfigDict()  # SGD; under 'entropy_sgd' it moves the anchors

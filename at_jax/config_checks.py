@@ -33,16 +33,16 @@ _CHOICES = {
 _WHOLE = {  # field: smallest value
     'attack.num_steps': 1, 'batch_size': 1, 'checkpoint.every_steps': 0, 'checkpoint.keep': 1,
     'dataset.num_classes': 2, 'dataset.pad': 0, 'dataset.validation_size': 0,
-    'dummy.start_epoch': 0, 'finetune.start_epoch': 0, 'finetune.tau': 0, 'epochs': 1, 'evaluate.batch_size': 1, 'evaluate.num_examples': 0,
+    'dummy.start_epoch': 0, 'epochs': 1, 'evaluate.batch_size': 1, 'evaluate.num_examples': 0,
+    'finetune.start_epoch': 0, 'finetune.tau': 0,
     'log_every_steps': 1, 'seed': 0, 'validate.batch_size': 1, 'validate.every_epochs': 1,
     'optimizer.entropy.inner_steps': 0, 'optimizer.swa_start_epoch': 0, 'validate.num_steps': 1,
     'weights.start_epoch': 0,
 }
 _POSITIVE = ('attack.step_size_255', 'consistency_temperature', 'dummy.alpha',
              'evaluate.step_size_255', 'finetune.decay_factor', 'finetune.learning_rate',
-             'optimizer.decay_factor',
-             'optimizer.entropy.inner_learning_rate', 'optimizer.learning_rate', 'weights.base',
-             'weights.slope')
+             'optimizer.decay_factor', 'optimizer.entropy.inner_learning_rate',
+             'optimizer.learning_rate', 'weights.base', 'weights.slope')
 _NOT_NEGATIVE = ('awp_gamma', 'beta', 'finetune.anchor_weight', 'finetune.warmup_epochs',
                  'optimizer.entropy.gamma', 'optimizer.entropy.noise',
                  'optimizer.entropy.scoping', 'optimizer.weight_decay')

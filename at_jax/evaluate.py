@@ -85,8 +85,8 @@ def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
     loss: the name of that of `attacks.pgd` in `attacks.losses`.
 
   Returns:
-    `(logits_fn, x, y, key, index, tau=None, scale=1.) -> AttackResult`; tau is that of friendly PGD,
-    scale (a number or f32[B]) multiplies the radius and the step size.
+    `(logits_fn, x, y, key, index, tau=None, scale=1.) -> AttackResult`; tau is that of friendly
+    PGD, scale (a number or f32[B]) multiplies the radius and the step size.
 
   Example:
     >>> attack = pgd(norm='linf', epsilon=.1, step_size=.1, num_steps=1)
@@ -97,8 +97,8 @@ def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
   """
   def attack(logits_fn, x, y, key, index, tau=None, scale=1.):
     return attacks.pgd(logits_fn, x, y, key, epsilon=scale * epsilon, step_size=scale * step_size,
-                       norm=norm, num_steps=num_steps, random_start=random_start, tau=tau, index=index,
-                       loss=getattr(attacks.losses, loss))
+                       norm=norm, num_steps=num_steps, random_start=random_start, tau=tau,
+                       index=index, loss=getattr(attacks.losses, loss))
   return attack
 
 

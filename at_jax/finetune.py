@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 
 from at_jax import branches
 from at_jax import checkpoints

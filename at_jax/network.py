@@ -23,8 +23,8 @@ class Network(NamedTuple):
     init: `(key, x f32[B, ...]) -> variables`, a dictionary with 'params' and 'batch_stats'.
     logits: `(variables, x) -> f32[B, K]`, inference mode; K is C, or 2C with dummy classes.
     deployed: `(variables, x) -> f32[B, C]`, inference mode; its argmax is the deployed decision.
-    train: `(variables, x, branch=None) -> (f32[B, K], batch_stats)`, train mode, with the statistics
-      updated; branch is for a network of `branches.dual` and means nothing to any other.
+    train: `(variables, x, branch=None) -> (f32[B, K], batch_stats)`, train mode, with the
+      statistics updated; branch is for a network of `branches.dual` and means nothing to any other.
     fold: `f32[B, K] -> f32[B, C]`, from a head's logits to the deployed ones.
   """
   init: Callable[[Array, Array], Variables]

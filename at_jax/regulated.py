@@ -1,8 +1,8 @@
 """An adversary whose strength follows training: what is kept of it, and the rules that move it.
 
-`radius` keeps a radius for each training example, `controller` one strength for all. Both are shares
-of the attack's radius, in [0, 1], and its step size shrinks with them. The third rule, `boundary`,
-needs no state: it is friendly PGD, τ of `attacks.pgd`.
+`radius` keeps a radius for each training example, `controller` one strength for all. Both are
+shares of the attack's radius, in [0, 1], and its step size shrinks with them. The third rule,
+`boundary`, needs no state: it is friendly PGD, τ of `attacks.pgd`.
 """
 
 from typing import Any, NamedTuple
