@@ -25,10 +25,11 @@ def default() -> ml_collections.ConfigDict:
   c.seed = 0
   c.epochs = 130
   c.batch_size = 128  # over all devices
-  # 'standard' (clean examples), 'pgd_at', 'trades', 'gair_trades', 'mart' or 'consistency' (on
-  # PGD-AT). It also decides what the inner maximisation maximises, and from which start.
+  # 'standard' (clean examples), 'pgd_at', 'trades', 'gair_trades', 'mart', 'consistency' (on PGD-AT)
+  # or 'finetune'. It also decides what the inner maximisation maximises, and from which start.
   c.loss = 'pgd_at'
-  c.beta = 6.0  # of the loss's regulariser, where it has one: TRADES' β, MART's, Consistency's λ
+  # Of the loss's regulariser, where it has one: TRADES' β, MART's, Consistency's λ, fine-tuning's λ.
+  c.beta = 6.0
   c.consistency_temperature = 0.5
   c.awp_gamma = 0.0  # of adversarial weight perturbation, from the first step; 0 is none
   c.log_every_steps = 50
@@ -81,6 +82,26 @@ def default() -> ml_collections.ConfigDict:
   c.dummy.adversarial_weight = 1.0
   c.dummy.alpha = 1.0
   c.dummy.attack_logits = 'raw'  # what the inner maximisation sees: all 2C, or the folded C
+
+  c.finetune = ml_collections.ConfigDict()  # of the loss 'finetune'
+  c.finetune.start_epoch = 100  # clean training before; 0 begins at once, from `source`
+  c.finetune.source = ''  # the work directory of the run whose model it begins from; '' is none
+  c.finetune.checkpoint = 'best'  # of the source, or 'last'
+  c.finetune.distance = 'kl'  # of f(x') to the clean prediction; 'cross_entropy' is to the label
+  c.finetune.anchor = 'kl'  # of f(x) to the teacher's logits, or 'squared'
+  c.finetune.anchor_weight = 1.0  # μ
+  c.finetune.learning_rate = 0.01  # the largest
+  c.finetune.warmup_epochs = 1.0  # of a linear rise to it
+  c.finetune.decay_factor = 0.5  # once an epoch afterwards
+  c.finetune.tolerance = 0.005  # how much clean accuracy on the validation split may be lost
+  c.finetune.batch_norm = 'shared'  # or 'dual', one for x and one for x'
+  c.finetune.deployed = 'clean'  # dual: the one that is attacked and evaluated, or 'adversarial'
+  # 'boundary' stops an example τ steps past the boundary; 'radius' keeps a share of attack.epsilon
+  # for each example; 'controller' one for all, by the clean accuracy on the validation split.
+  c.finetune.regulator = 'none'
+  c.finetune.tau = 1  # boundary: τ
+  c.finetune.initial = 0.25  # radius, controller: the share at the start
+  c.finetune.delta = 0.25  # radius: its change each time an example is met; controller: each epoch
 
   c.optimizer = ml_collections.ConfigDict()  # SGD; under 'entropy_sgd' it moves the anchors
   c.optimizer.name = 'sgd'  # or 'entropy_sgd'
@@ -159,6 +180,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.attack.num_steps = c.validate.num_steps = c.inference.rounds = 1
   c.dummy.start_epoch = c.weights.start_epoch = c.calibration.start_epoch = 1
   c.optimizer.update(fair_start_epoch=1, fair_threshold=0.0)
+  c.finetune.start_epoch = min(c.finetune.start_epoch, 1)
   c.attack.friendly_taus = c.attack.friendly_taus[:2]
   c.attack.friendly_epochs = c.attack.friendly_epochs[:1] and (1,)
   c.optimizer.decay_epochs = (1,)
@@ -195,6 +217,7 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       hidden=(), batch_norm=True))
   c.epochs = 8
   c.dummy.start_epoch = c.weights.start_epoch = 5
+  c.finetune.start_epoch = min(c.finetune.start_epoch, 5)
   if c.attack.norm == 'linf' and c.dataset.name != 'mnist':
     c.attack.epsilon_255 = 8.0
   c.attack.num_steps, c.attack.step_size_255 = 5, c.attack.epsilon_255 * 2.5 / 8

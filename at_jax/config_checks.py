@@ -7,6 +7,8 @@ import math
 
 import ml_collections
 
+from at_jax import anchored
+from at_jax import branches
 from at_jax import config as config_lib
 from at_jax import errors
 from at_jax import models
@@ -19,8 +21,14 @@ FREE_FIELDS = ('evaluate.', 'validate.', 'checkpoint.', 'inference.', 'log_every
 _CHOICES = {
     'attack.norm': ('linf', 'l2'),
     'dummy.attack_logits': ('raw', 'folded'),
+    'finetune.anchor': anchored.ANCHORS,
+    'finetune.batch_norm': ('shared', 'dual'),
+    'finetune.checkpoint': ('best', 'last'),
+    'finetune.deployed': branches.NAMES,
+    'finetune.distance': anchored.DISTANCES,
+    'finetune.regulator': ('none', 'boundary', 'radius', 'controller'),
     'inference.kind': ('none', 'bias', 'temperature'),
-    'loss': ('standard', 'pgd_at', 'trades', 'gair_trades', 'mart', 'consistency'),
+    'loss': ('standard', 'pgd_at', 'trades', 'gair_trades', 'mart', 'consistency', 'finetune'),
     'model.dtype': ('float32', 'bfloat16', 'float64'),
     'model.name': tuple(models.__all__),
     'optimizer.name': ('sgd', 'entropy_sgd'),
@@ -35,23 +43,25 @@ _WHOLE = {  # field: smallest value
     'checkpoint.every_steps': 0, 'checkpoint.keep': 1,
     'dataset.num_classes': 2, 'dataset.pad': 0, 'dataset.validation_size': 0,
     'dummy.start_epoch': 0, 'epochs': 1, 'evaluate.batch_size': 1, 'evaluate.num_examples': 0,
-    'inference.rounds': 1, 'log_every_steps': 1, 'optimizer.fair_start_epoch': 0,
-    'seed': 0, 'validate.batch_size': 1, 'validate.every_epochs': 1,
-    'optimizer.entropy.inner_steps': 0, 'optimizer.swa_start_epoch': 0, 'validate.num_steps': 1,
-    'weights.start_epoch': 0,
+    'finetune.start_epoch': 0, 'finetune.tau': 0, 'inference.rounds': 1, 'log_every_steps': 1,
+    'optimizer.fair_start_epoch': 0, 'seed': 0, 'validate.batch_size': 1,
+    'validate.every_epochs': 1, 'optimizer.entropy.inner_steps': 0,
+    'optimizer.swa_start_epoch': 0, 'validate.num_steps': 1, 'weights.start_epoch': 0,
 }
 _POSITIVE = ('attack.step_size_255', 'calibration.beta_base', 'calibration.radius_base',
              'calibration.temperature_base', 'consistency_temperature', 'dummy.alpha',
-             'evaluate.step_size_255', 'inference.rate', 'optimizer.decay_factor',
-             'optimizer.entropy.inner_learning_rate', 'optimizer.learning_rate', 'weights.base',
-             'weights.slope')
-_NOT_NEGATIVE = ('awp_gamma', 'beta', 'optimizer.entropy.gamma', 'optimizer.entropy.noise',
+             'evaluate.step_size_255', 'finetune.decay_factor', 'finetune.learning_rate',
+             'inference.rate', 'optimizer.decay_factor', 'optimizer.entropy.inner_learning_rate',
+             'optimizer.learning_rate', 'weights.base', 'weights.slope')
+_NOT_NEGATIVE = ('awp_gamma', 'beta', 'finetune.anchor_weight', 'finetune.warmup_epochs',
+                 'optimizer.entropy.gamma', 'optimizer.entropy.noise',
                  'optimizer.entropy.scoping', 'optimizer.fair_threshold', 'optimizer.weight_decay')
 _RADII = ('attack.epsilon_255', 'evaluate.epsilon_255')
-_SHARES = ('dummy.adversarial_weight', 'dummy.benign_weight')
+_SHARES = ('dummy.adversarial_weight', 'dummy.benign_weight', 'finetune.delta', 'finetune.initial',
+           'finetune.tolerance')
 _SHARES_BELOW_ONE = ('optimizer.ema_decay', 'optimizer.entropy.momentum', 'optimizer.fair_decay',
                      'optimizer.momentum')
-_HAVE_REGULARISER = ('trades', 'gair_trades', 'mart', 'consistency')
+_HAVE_REGULARISER = ('trades', 'gair_trades', 'mart', 'consistency', 'finetune')
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -102,6 +112,7 @@ def check(config: ml_collections.ConfigDict) -> None:
                              'or another name of at_jax/protocols.py')
   _check_method(flat)
   _check_classes(flat)
+  _check_finetune(flat)
   if flat['dummy.enabled']:
     _require(flat, 'dummy.start_epoch', flat['dummy.start_epoch'] < flat['epochs'],
              f'the dummy classes would never be trained: use one below epochs = {flat["epochs"]}')
@@ -165,6 +176,37 @@ def _check_classes(flat: dict) -> None:
            or flat['inference.kind'] != 'none' and 'inference.kind is fitted on it')
   _require(flat, 'dataset.validation_size', flat['dataset.validation_size'] or not needs,
            f'{needs}: use more than 0')
+
+
+def _check_finetune(flat: dict) -> None:
+  """What fine-tuning needs, and what does not go with it."""
+  if flat['loss'] != 'finetune':
+    return
+  f = {name.removeprefix('finetune.'): value for name, value in flat.items()
+       if name.startswith('finetune.')}
+  start, epochs = f['start_epoch'], flat['epochs']
+  _require(flat, 'finetune.start_epoch', start < epochs,
+           f'the model would never be fine-tuned: use one below epochs = {epochs}')
+  _require(flat, 'finetune.source', not (start and f['source']),
+           f"it begins from clean training of its own: set finetune.start_epoch = {start} to 0, or "
+           "this to ''")
+  _require(flat, 'finetune.anchor_weight', start or f['source'] or not f['anchor_weight'],
+           'the teacher would be an untrained network: name a finetune.source, set '
+           'finetune.start_epoch, or set this to 0')
+  _require(flat, 'dataset.validation_size', flat['dataset.validation_size'] > 0,
+           'fine-tuning measures the clean accuracy that it keeps on them: use one above 0')
+  _require(flat, 'dummy.enabled', not flat['dummy.enabled'],
+           "the cross-entropies and the teacher's head of fine-tuning have no dummy classes: use "
+           'False')
+  _require(flat, 'attack.friendly_taus', not flat['attack.friendly_taus'],
+           "fine-tuning has a rule for it: use () and finetune.regulator = 'boundary'")
+  _require(flat, 'calibration.temperature', not flat['calibration.temperature'],
+           "the teacher's logits have no temperature by class: use False")
+  _require(flat, 'optimizer.fair_decay', not flat['optimizer.fair_decay'],
+           'the operating point is one of its epochs, not an average of them: use 0')
+  normalises = flat.get('model.batch_norm', flat['model.name'] != 'SmallCNN')
+  _require(flat, 'finetune.batch_norm', normalises or f['batch_norm'] == 'shared',
+           "the network has no BatchNorm: use 'shared', or model.batch_norm = True")
 
 
 def _require(flat: dict, name: str, fine: bool, remedy: str) -> None:

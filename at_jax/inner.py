@@ -1,7 +1,8 @@
 """The inner maximisation of training: attacks with everything but the model and the examples given.
 
-Each is `(logits_fn, x, y, key, index, tau=None, epsilon=epsilon) -> AttackResult`; with τ it is
-friendly PGD, which stops τ steps past the boundary; ε may be f32[B], a radius for each example.
+Each is `(logits_fn, x, y, key, index, tau=None, epsilon=epsilon, scale=1.) -> AttackResult`. With τ it
+is friendly PGD, which stops τ steps past the boundary; ε may be f32[B], a radius for each example;
+scale, a number or f32[B], multiplies the radius and the step size.
 """
 
 from collections.abc import Callable
@@ -16,14 +17,15 @@ Array = jax.Array
 Attack = Callable[..., attacks.AttackResult]
 
 
-def uniform(*, epsilon: float, loss: Callable[..., Array] = attacks.losses.cross_entropy,
-            **options) -> Attack:
+def uniform(*, epsilon: float, step_size: float,
+            loss: Callable[..., Array] = attacks.losses.cross_entropy, **options) -> Attack:
   """PGD from a point drawn uniformly from the ball: PGD-AT's attack.
 
   Args:
     epsilon: of `attacks.pgd`, unless the call says another.
+    step_size: of `attacks.pgd`.
     loss: of `attacks.pgd`.
-    **options: of `attacks.pgd`: norm, step_size, num_steps, random_start.
+    **options: of `attacks.pgd`: norm, num_steps, random_start.
 
   Returns:
     An attack.
@@ -36,20 +38,21 @@ def uniform(*, epsilon: float, loss: Callable[..., Array] = attacks.losses.cross
   Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, section
   2.1.
   """
-  def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon):
-    return attacks.pgd(logits_fn, x, y, key, loss=loss, tau=tau, index=index, epsilon=epsilon,
-                       **options)
+  def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon, scale=1.):
+    return attacks.pgd(logits_fn, x, y, key, loss=loss, tau=tau, index=index,
+                       epsilon=scale * epsilon, step_size=scale * step_size, **options)
   return attack
 
 
-def beside(*, epsilon: float, loss: Callable[..., Array] = attacks.losses.cross_entropy,
-           **options) -> Attack:
+def beside(*, epsilon: float, step_size: float,
+           loss: Callable[..., Array] = attacks.losses.cross_entropy, **options) -> Attack:
   """PGD from x + .001 · N(0, 1): MART's and MAIL's attack.
 
   Args:
     epsilon: of `attacks.pgd`, unless the call says another.
+    step_size: of `attacks.pgd`.
     loss: of `attacks.pgd`.
-    **options: of `attacks.pgd`: norm, step_size, num_steps.
+    **options: of `attacks.pgd`: norm, num_steps.
 
   Returns:
     An attack.
@@ -62,19 +65,21 @@ def beside(*, epsilon: float, loss: Callable[..., Array] = attacks.losses.cross_
   Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
   2020, its released code.
   """
-  def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon):
+  def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon, scale=1.):
     # With a start of its own the attack draws nothing, so the key is used once.
     return attacks.pgd(logits_fn, x, y, key, loss=loss, tau=tau, index=index,
-                       epsilon=epsilon, start=attacks.beside(x, key, index=index), **options)
+                       epsilon=scale * epsilon, step_size=scale * step_size,
+                       start=attacks.beside(x, key, index=index), **options)
   return attack
 
 
-def kl(*, epsilon: float, **options) -> Attack:
+def kl(*, epsilon: float, step_size: float, **options) -> Attack:
   """PGD on KL(f(x) ‖ f(x')) from x + .001 · N(0, 1): TRADES' attack.
 
   Args:
     epsilon: of `attacks.pgd`, unless the call says another.
-    **options: of `attacks.pgd`: norm, step_size, num_steps.
+    step_size: of `attacks.pgd`.
+    **options: of `attacks.pgd`: norm, num_steps.
 
   Returns:
     An attack.
@@ -88,10 +93,10 @@ def kl(*, epsilon: float, **options) -> Attack:
   Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
   algorithm 1, and its released code.
   """
-  def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon):
+  def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon, scale=1.):
     return attacks.pgd(logits_fn, x, y, key, loss=losses.kl_to_reference, tau=tau, index=index,
                        loss_args=(logits_fn(x),), start=attacks.beside(x, key, index=index),
-                       epsilon=epsilon, **options)
+                       epsilon=scale * epsilon, step_size=scale * step_size, **options)
   return attack
 
 
@@ -116,9 +121,9 @@ def kl_and_margin(*, epsilon: float, **options) -> Attack:
   by_kl = kl(epsilon=epsilon, **options)
   by_margin = beside(epsilon=epsilon, loss=attacks.losses.margin, **options)
 
-  def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon):
+  def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon, scale=1.):
     keys = jax.random.split(key)
-    found = by_kl(logits_fn, x, y, keys[0], index, tau, epsilon)
-    other = by_margin(logits_fn, x, y, keys[1], index, tau, epsilon)
+    found = by_kl(logits_fn, x, y, keys[0], index, tau, epsilon, scale)
+    other = by_margin(logits_fn, x, y, keys[1], index, tau, epsilon, scale)
     return found._replace(x=jnp.concatenate([found.x, other.x]))
   return attack

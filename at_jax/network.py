@@ -25,13 +25,14 @@ class Network(NamedTuple):
     logits: `(variables, x) -> f32[B, K]`, inference mode; K is C, or 2C with dummy classes.
     deployed: `(variables, x) -> f32[B, C]`, inference mode; its argmax is the deployed decision. It
       applies `inference.change` where the variables have one.
-    train: `(variables, x) -> (f32[B, K], batch_stats)`, train mode, with the statistics updated.
+    train: `(variables, x, branch=None) -> (f32[B, K], batch_stats)`, train mode, with the
+      statistics updated; branch is for a network of `branches.dual` and means nothing to any other.
     fold: `f32[B, K] -> f32[B, C]`, from a head's logits to the deployed ones.
   """
   init: Callable[[Array, Array], Variables]
   logits: Callable[[Variables, Array], Array]
   deployed: Callable[[Variables, Array], Array]
-  train: Callable[[Variables, Array], tuple[Array, Any]]
+  train: Callable[..., tuple[Array, Any]]
   fold: Callable[[Array], Array]
 
 
@@ -68,7 +69,8 @@ def wrap(model: nn.Module, *, has_dummies: bool) -> Network:
     out = fold(logits(variables, x))
     return inference.change(out, variables[inference.NAME]) if inference.NAME in variables else out
 
-  def train(variables: Variables, x: Array) -> tuple[Array, Any]:
+  def train(variables: Variables, x: Array, branch: str | None = None) -> tuple[Array, Any]:
+    del branch
     out, updated = model.apply(variables, x, train=True, mutable=['batch_stats'])
     return out, updated.get('batch_stats', {})
 

@@ -16,7 +16,6 @@
 import re
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from at_jax import attacks

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from at_jax import anchored
+from at_jax import branches
 from at_jax import calibration as calibration_lib
 from at_jax import config_checks
 from at_jax import data
@@ -16,15 +18,17 @@ from at_jax import inner
 from at_jax import models
 from at_jax import network as network_lib
 from at_jax import objectives
+from at_jax import optimizers
+from at_jax import regulated
 from at_jax import sharding
 from at_jax import step as step_lib
-from at_jax import transforms
 from at_jax import weighting
 from at_jax import weights
 
 # What each loss is attacked with while it trains.
 _INNER = {'pgd_at': inner.uniform, 'consistency': inner.uniform, 'mart': inner.beside,
-          'trades': inner.kl, 'gair_trades': inner.kl_and_margin}
+          'trades': inner.kl, 'gair_trades': inner.kl_and_margin,
+          'finetune_cross_entropy': inner.uniform, 'finetune_kl': inner.kl}
 
 
 class Run(NamedTuple):
@@ -35,6 +39,7 @@ class Run(NamedTuple):
     dataset: its data.
     network: its network.
     optimizer: its optimizer.
+    tuner: the optimizer of fine-tuning, whose schedule counts from its start, or None.
     schedule: the learning rate as a function of the step.
     steps_per_epoch: whole batches in the training set; the rest of an epoch's order is left out.
     keys: one PRNG key for each use: 'init', 'order', 'train', 'evaluate', 'optimizer'.
@@ -43,16 +48,18 @@ class Run(NamedTuple):
   dataset: data.Dataset
   network: network_lib.Network
   optimizer: optax.GradientTransformation
+  tuner: optax.GradientTransformation | None
   schedule: optax.Schedule
   steps_per_epoch: int
   keys: dict[str, jax.Array]
 
 
-def build(config: ml_collections.ConfigDict) -> Run:
+def build(config: ml_collections.ConfigDict, *, dataset: data.Dataset | None = None) -> Run:
   """Checks a configuration, reads its data and makes its parts.
 
   Args:
     config: the configuration.
+    dataset: its data, where they have been read before.
 
   Returns:
     A `Run`.
@@ -66,8 +73,9 @@ def build(config: ml_collections.ConfigDict) -> Run:
   for field in ('batch_size', 'evaluate.batch_size', 'validate.batch_size'):
     sharding.check_batch_size(f'config.{field}', functools.reduce(getattr, field.split('.'), config))
   try:
-    dataset = data.load(config.dataset.name, validation_size=config.dataset.validation_size,
-                        data_dir=config.dataset.data_dir or None)
+    dataset = dataset or data.load(
+        config.dataset.name, validation_size=config.dataset.validation_size,
+        data_dir=config.dataset.data_dir or None)
   except errors.UserError as mistake:
     field = {'dataset': 'dataset.name', 'validation_size': 'dataset.validation_size'}
     raise errors.UserError(f'config.{field[mistake.field]}', mistake.value, mistake.remedy
@@ -79,14 +87,13 @@ def build(config: ml_collections.ConfigDict) -> Run:
   if not steps_per_epoch:
     raise errors.UserError('config.batch_size', config.batch_size,
                            f'use at most the {len(dataset.train.labels)} training examples')
-  # EntropySGD's schedules count outer steps, one of which takes `inner` steps.
-  inner_steps = _inner_steps(config)
-  schedule = _schedule(config, steps_per_epoch / inner_steps)
   names = ('init', 'order', 'train', 'evaluate', 'optimizer')
   keys = dict(zip(names, jax.random.split(jax.random.key(config.seed), len(names)), strict=True))
   network = network_lib.wrap(_model(config), has_dummies=config.dummy.enabled)
-  optimizer = _optimizer(config, schedule, steps_per_epoch / inner_steps, keys['optimizer'])
-  return Run(config, dataset, network, optimizer, lambda step: schedule(step // inner_steps),
+  if config.loss == 'finetune' and config.finetune.batch_norm == 'dual':
+    network = branches.dual(network, deployed=config.finetune.deployed)
+  return Run(config, dataset, network,
+             *optimizers.make(config, steps_per_epoch=steps_per_epoch, key=keys['optimizer']),
              steps_per_epoch, keys)
 
 
@@ -102,52 +109,23 @@ def _model(config: ml_collections.ConfigDict) -> Any:
                            ) from error
 
 
-def _inner_steps(config: ml_collections.ConfigDict) -> int:
-  """How many steps move the optimizer's schedule by one."""
-  o = config.optimizer
-  return max(o.entropy.inner_steps, 1) if o.name == 'entropy_sgd' else 1
-
-
-def _schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> optax.Schedule:
-  o = config.optimizer
-  if o.schedule == 'cosine':
-    return optax.cosine_decay_schedule(o.learning_rate, round(config.epochs * steps_per_epoch))
-  return optax.piecewise_constant_schedule(
-      o.learning_rate, {round(epoch * steps_per_epoch): o.decay_factor for epoch in o.decay_epochs})
-
-
-def _optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule, steps_per_epoch: float,
-               key: jax.Array) -> optax.GradientTransformation:
-  o = config.optimizer
-  # Decay is added to the gradient before any momentum, on every parameter, as PyTorch's SGD does;
-  # under EntropySGD to the inner gradients, as in its released code.
-  decay = optax.add_decayed_weights(o.weight_decay)
-  parts = [optax.sgd(schedule, momentum=o.momentum)]
-  if o.ema_decay:
-    parts.append(transforms.ema(o.ema_decay))
-  if o.swa_start_epoch:
-    # The first average is taken at the end of the start epoch, not at its first step.
-    parts.append(transforms.swa(round((o.swa_start_epoch + 1) * steps_per_epoch) - 1,
-                                every=max(round(steps_per_epoch), 1)))
-  if o.name == 'entropy_sgd':
-    return optax.chain(decay, transforms.entropy_sgd(optax.chain(*parts), key=key, **o.entropy))
-  return optax.chain(decay, *parts)
-
-
 def phase(config: ml_collections.ConfigDict, epoch: int) -> str:
-  """The name of the program that an epoch runs: DUCAT begins after a plain phase.
+  """The name of the program that an epoch runs: DUCAT and fine-tuning begin after a plain phase.
 
   Args:
     config: the configuration.
     epoch: counted from 0.
 
   Returns:
-    The name of the loss; with DUCAT begun 'ducat' on PGD-AT, else 'ducat_trades' and so on.
+    The name of the loss, 'standard' before fine-tuning; with DUCAT begun 'ducat' on PGD-AT, else
+    'ducat_trades' and so on.
 
   Source: ours.
   """
   if config.dummy.enabled and epoch >= config.dummy.start_epoch:
     return 'ducat' if config.loss == 'pgd_at' else f'ducat_{config.loss}'
+  if config.loss == 'finetune' and epoch < config.finetune.start_epoch:
+    return 'standard'
   return config.loss
 
 
@@ -159,8 +137,8 @@ def begun(config: ml_collections.ConfigDict, epoch: int) -> bool:
     epoch: counted from 0.
 
   Returns:
-    False during the plain epochs before DUCAT, importance weights, calibration by class or an
-    average of epochs.
+    False during the plain epochs before DUCAT, fine-tuning, importance weights, calibration by class
+    or an average of epochs.
 
   Source: ours.
   """
@@ -168,6 +146,7 @@ def begun(config: ml_collections.ConfigDict, epoch: int) -> bool:
   starts += [config.weights.start_epoch] * (config.weights.kind != 'none')
   starts += [config.calibration.start_epoch] * calibrated(config)
   starts += [config.optimizer.fair_start_epoch] * (config.optimizer.fair_decay > 0)
+  starts += [config.finetune.start_epoch] * (config.loss == 'finetune')
   return epoch >= max(starts, default=0)
 
 
@@ -203,6 +182,8 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
     first, *later = config.attack.friendly_taus
     changes = dict(zip(config.attack.friendly_epochs, later, strict=True))
     tau = weights.by_epoch(epoch, first, changes)
+  if config.loss == 'finetune' and config.finetune.regulator == 'boundary':
+    tau = jnp.asarray(config.finetune.tau, jnp.int32)
   return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau,
                               jnp.asarray(epoch >= config.calibration.start_epoch))
 
@@ -220,16 +201,28 @@ def recipe(run: Run, name: str) -> step_lib.Recipe:
   Source: ours.
   """
   c = run.config
-  attack = None
-  if c.loss != 'standard':
-    attack = _INNER[c.loss](norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
-                            step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps)
-  return step_lib.Recipe(
-      run.network, run.optimizer, _objective(c, ducat_begun=name != c.loss), attack,
+  if name == 'standard':  # the whole run's loss, or what is before fine-tuning
+    return step_lib.Recipe(
+        run.network, run.optimizer, objectives.standard, None, attack_folded=False,
+        pad=c.dataset.pad, flip=c.dataset.flip, steps_per_epoch=run.steps_per_epoch,
+        awp_gamma=c.awp_gamma if c.loss == 'standard' else 0.)
+  tunes = c.loss == 'finetune'
+  kind = f'{c.loss}_{c.finetune.distance}' if tunes else c.loss
+  attack = _INNER[kind](norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
+                        step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps)
+  recipe = step_lib.Recipe(
+      run.network, run.tuner if tunes else run.optimizer,
+      _objective(c, ducat_begun=name != c.loss), attack,
       attack_folded=c.dummy.attack_logits == 'folded', pad=c.dataset.pad, flip=c.dataset.flip,
       weigh=_weigh(c), weights_on=c.weights.on, beta=c.beta, awp_gamma=c.awp_gamma,
       views=2 if c.loss == 'consistency' else 1, steps_per_epoch=run.steps_per_epoch,
       calibration=_calibration(c))
+  if not tunes:
+    return recipe
+  regulate = None
+  if c.finetune.regulator == 'radius':
+    regulate = functools.partial(regulated.update_radius, delta=c.finetune.delta)
+  return recipe._replace(anchored=c.finetune.anchor_weight > 0, regulate=regulate)
 
 
 def _calibration(config: ml_collections.ConfigDict) -> calibration_lib.Calibration:
@@ -241,6 +234,10 @@ def _calibration(config: ml_collections.ConfigDict) -> calibration_lib.Calibrati
 
 
 def _objective(config: ml_collections.ConfigDict, *, ducat_begun: bool) -> objectives.Objective:
+  if config.loss == 'finetune':
+    f = config.finetune
+    return functools.partial(anchored.finetune, distance=f.distance, anchor=f.anchor,
+                             anchor_weight=f.anchor_weight)
   objective = getattr(objectives, config.loss)
   if config.loss == 'consistency':
     objective = functools.partial(objective, temperature=config.consistency_temperature)
@@ -282,4 +279,26 @@ def init_state(run: Run) -> step_lib.TrainState:
   init = jax.jit(lambda key: step_lib.init(
       run.network, run.optimizer, key, x, averaged=c.optimizer.fair_decay > 0,
       classes_counted=run.dataset.num_classes if counts else 0))
-  return init(run.keys['init'])
+  state = init(run.keys['init'])
+  if c.loss != 'finetune':
+    return state
+  nothing = {'params': state.params, 'batch_stats': state.batch_stats}
+  return state._replace(tuning=init_tuning(run, jax.tree.map(jnp.zeros_like, nothing), (0., 0.)))
+
+
+def init_tuning(run: Run, teacher: Any, accuracies: tuple[float, float]) -> regulated.Tuning:
+  """The state of fine-tuning where it begins.
+
+  Args:
+    run: the run.
+    teacher: the variables that it begins from.
+    accuracies: theirs on the validation split, clean and robust.
+
+  Returns:
+    A `regulated.Tuning`.
+
+  Source: ours.
+  """
+  f = run.config.finetune
+  return regulated.begin(teacher, rule=f.regulator, initial=f.initial,
+                         num_examples=len(run.dataset.train.labels), accuracies=accuracies)

@@ -15,6 +15,7 @@ from at_jax import calibration as calibration_lib
 from at_jax import data
 from at_jax import network as network_lib
 from at_jax import objectives
+from at_jax import regulated
 from at_jax import transforms
 from at_jax import weighting
 from at_jax.attacks import loops
@@ -32,6 +33,7 @@ class TrainState(NamedTuple):
     opt_state: the optimizer's state.
     class_counts: `calibration.ClassCounts` where something depends on them, else empty.
     average: `transforms.FairAverageState` where ends of epochs are averaged, else empty.
+    tuning: `regulated.Tuning` where a model is fine-tuned, else empty.
   """
   step: Array
   params: Any
@@ -39,6 +41,7 @@ class TrainState(NamedTuple):
   opt_state: Any
   class_counts: Any = ()
   average: Any = ()
+  tuning: Any = ()
 
 
 class Metrics(NamedTuple):
@@ -75,8 +78,9 @@ class Recipe(NamedTuple):
     network: the network.
     optimizer: an optax transformation.
     objective: of `objectives`.
-    attack: `(logits_fn, x, y, key, index) -> AttackResult`, that takes `tau` where it is friendly
-      and `epsilon` where radii are by class; or None for clean training.
+    attack: `(logits_fn, x, y, key, index) -> AttackResult`, that takes `tau` where it is friendly,
+      `epsilon` where radii are by class and `scale` where it is regulated; or None for clean
+      training.
     attack_folded: attack the deployed logits instead of the head's.
     pad: of `data.augment`.
     flip: of `data.augment`.
@@ -87,6 +91,8 @@ class Recipe(NamedTuple):
     views: augmentations of each example in a step, each of them attacked.
     steps_per_epoch: after how many steps `ClassCounts` begin again.
     calibration: what is calibrated by class.
+    anchored: give the objective the teacher's logits at x, as `reference`.
+    regulate: `(tuning, index, robust, axis_name=…) -> tuning`, of `regulated`, or None.
   """
   network: network_lib.Network
   optimizer: optax.GradientTransformation
@@ -102,6 +108,8 @@ class Recipe(NamedTuple):
   views: int = 1
   steps_per_epoch: int = 1
   calibration: calibration_lib.Calibration = calibration_lib.Calibration()
+  anchored: bool = False
+  regulate: Callable[..., regulated.Tuning] | None = None
 
 
 def init(network: network_lib.Network, optimizer: optax.GradientTransformation, key: Array,
@@ -135,6 +143,8 @@ class _Examples(NamedTuple):
   x_adv: Array
   y: Array
   kappa: Array | None
+  robust: Array | None = None  # stood at x', in inference mode
+  reference: Array | None = None  # the teacher's logits at x
 
 
 def _examples(state, images, labels, index, key, values, recipe, by_class) -> _Examples:
@@ -152,12 +162,14 @@ def _examples(state, images, labels, index, key, values, recipe, by_class) -> _E
     return _Examples(x, x, y, None)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   logits = recipe.network.deployed if recipe.attack_folded else recipe.network.logits
-  options = {} if values.tau is None else {'tau': values.tau}
-  if by_class.epsilon is not None:
-    options['epsilon'] = by_class.epsilon[y]
+  scale = regulated.scale(state.tuning, index) if state.tuning else None
+  epsilon = None if by_class.epsilon is None else by_class.epsilon[y]
+  options = {'tau': values.tau, 'epsilon': epsilon, 'scale': scale}
+  options = {name: value for name, value in options.items() if value is not None}
   logits = jax.tree_util.Partial(logits, variables)
   found = jax.lax.stop_gradient(recipe.attack(logits, x, y, attack_key, index, **options))
-  return _Examples(x, found.x, y, found.kappa)
+  reference = recipe.network.logits(state.tuning.teacher, x) if recipe.anchored else None
+  return _Examples(x, found.x, y, found.kappa, ~found.success, reference)
 
 
 def train_step(
@@ -214,8 +226,11 @@ def train_step(
   updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   counts = calibration_lib.count(counts, correct, examples.y, axis_name)
+  tuning = state.tuning
+  if recipe.regulate is not None:
+    tuning = recipe.regulate(tuning, index, examples.robust, axis_name=axis_name)
   state = state._replace(step=state.step + 1, params=params, batch_stats=outcome.batch_stats,
-                         opt_state=opt_state, class_counts=counts)
+                         opt_state=opt_state, class_counts=counts, tuning=tuning)
   return state, Metrics(loss, accuracy, finite)
 
 
@@ -223,14 +238,15 @@ def _outcome(state: TrainState, examples: _Examples, recipe: Recipe,
              by_class: calibration_lib.ByClass) -> objectives.Outcome:
   y, temperature = examples.y, by_class.temperature
 
-  def forward(x: Array, batch_stats: Any) -> tuple[Array, Any]:
+  def forward(x: Array, batch_stats: Any, **branch) -> tuple[Array, Any]:
     logits, batch_stats = recipe.network.train(
-        {'params': state.params, 'batch_stats': batch_stats}, x)
+        {'params': state.params, 'batch_stats': batch_stats}, x, **branch)
     if temperature is not None:
       logits = calibration_lib.temper(logits, y, temperature)
     return logits, batch_stats
 
-  outcome = recipe.objective(forward, state.batch_stats, examples.x, examples.x_adv, y)
+  options = {'reference': examples.reference} if recipe.anchored else {}
+  outcome = recipe.objective(forward, state.batch_stats, examples.x, examples.x_adv, y, **options)
   if temperature is not None:  # what weights and counts read are the network's own
     outcome = outcome._replace(logits=calibration_lib.temper(outcome.logits, y, 1 / temperature))
   return outcome

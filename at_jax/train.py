@@ -1,6 +1,7 @@
 """The loop: from a configuration and a work directory to a trained and evaluated model."""
 
 from collections.abc import Iterator
+import functools
 import pathlib
 import signal
 import sys
@@ -17,6 +18,7 @@ from at_jax import config_checks
 from at_jax import data
 from at_jax import errors
 from at_jax import evaluate
+from at_jax import finetune
 from at_jax import records
 from at_jax import run as run_lib
 from at_jax import settle as settle_lib
@@ -103,7 +105,7 @@ def _begin(run: run_lib.Run, store: checkpoints.Checkpoints) -> tuple[step_lib.T
   store.clear_unfinished()
   saved = _say(store.newest(jax.device_get(state)))
   if saved is None:
-    return state, 0.
+    return finetune.initial_state(run), 0.
   print(f'resuming after step {saved.step}', file=sys.stderr)
   return saved.state, saved.info['seconds']
 
@@ -151,6 +153,9 @@ def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
   try:
     for call in _calls(run, step):
       name, before = run_lib.phase(c, call.epoch), step
+      if finetune.begins(run, step):
+        state = sharding.replicate(finetune.begin(run, sharding.unreplicate(state), settle,
+                                                  functools.partial(validation.accuracies, run)))
       if name not in functions:
         functions[name] = sharding.train_steps(run_lib.recipe(run, name))
       state, numbers = functions[name](state, images, labels, call.order, run.keys['train'],
@@ -174,16 +179,23 @@ def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
         state = state._replace(average=sharding.replicate(average))
         metrics.write(step, own_worst_class=worst, averaged=int(average.count))
       score = robust = None
-      validates = (call.epoch + 1) % c.validate.every_epochs == 0 or step == total
+      # The curve of fine-tuning has a point an epoch, and its adversary may follow it.
+      validates = ((call.epoch + 1) % c.validate.every_epochs == 0 or step == total
+                   or name == 'finetune')
       validates &= call.ends_epoch and len(run.dataset.validation.labels) > 0
       if validates:
         found = validation.report(run, settle(sharding.unreplicate(state))).accuracies()
         clean, robust, worst = (found[name] for name in ('clean', 'worst_case', 'worst_class'))
-        metrics.write(step, validation_clean=clean, validation_robust=robust,
-                      validation_worst_class=worst)
         note = f'validation clean {clean:.3f}, robust {robust:.3f}, worst class {worst:.3f}'
+        point, told = validation.score(found, c.validate.choose_by), {}
+        if name == 'finetune':
+          tuning, point, told = finetune.after_epoch(
+              c, sharding.unreplicate(state.tuning), clean, robust)
+          state = state._replace(tuning=sharding.replicate(tuning))
         if run_lib.begun(c, call.epoch):  # DUCAT's best would else be the plain model before it
-          score = validation.score(found, c.validate.choose_by)
+          score = point
+        metrics.write(step, validation_clean=clean, validation_robust=robust,
+                      validation_worst_class=worst, **told)
       if validates or stop or step == total or passed(c.checkpoint.every_steps
                                                       or run.steps_per_epoch):
         store.save(step, sharding.unreplicate(state),
@@ -273,7 +285,11 @@ def _evaluate(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkp
   }
   reports = {name: report for name, (_, report) in tested.items()}
   labels = run.dataset.test.labels[:tested['best'][0]['n']]
-  records.write_verdicts(workdir, labels, {name: report.verdicts() for name, report in reports.items()})
+  records.write_verdicts(workdir, labels,
+                         {name: report.verdicts() for name, report in reports.items()})
+  if run.config.loss == 'finetune':
+    results['finetune'] = finetune.report(run, workdir, last.state.tuning)
+    print(finetune.table(results['finetune']))
   records.write_json(workdir / 'results.json', results)
   _remove_states(workdir / 'evaluation', [p for report in reports.values() for p in report.states])
   print(records.table(results))

@@ -36,6 +36,22 @@ def report(run: run_lib.Run, variables: Variables) -> evaluate.Report:
       batch_size=c.validate.batch_size, has_dummies=False)
 
 
+def accuracies(run: run_lib.Run, variables: Variables) -> tuple[float, float]:
+  """The clean and the robust accuracy on the validation split.
+
+  Args:
+    run: the run.
+    variables: those that are deployed.
+
+  Returns:
+    Two fractions.
+
+  Source: ours.
+  """
+  found = report(run, variables).accuracies()
+  return found['clean'], found['worst_case']
+
+
 def score(found: dict[str, Any], choose_by: str) -> float:
   """By how much a checkpoint is the best.
 

@@ -13,9 +13,10 @@ LAYERS = (
     {'attacks', 'errors', 'platform'},
     {'losses', 'weights', 'calibration', 'inference', 'dummy', 'transforms', 'models', 'data',
      'tfds_sets', 'local_sets', 'config'},
-    {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records'},
+    {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records',
+     'anchored', 'branches', 'optimizers', 'regulated'},
     {'autoattack', 'protocols', 'evaluate', 'analysis', 'config_checks', 'command_line', 'run',
-     'settle', 'validation', 'train'},
+     'settle', 'validation', 'finetune', 'train'},
     {'main'},
 )
 HEAVY = ('flax', 'optax', 'absl', 'orbax', 'ml_collections', 'tensorflow', 'tensorflow_datasets',

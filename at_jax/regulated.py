@@ -1,0 +1,154 @@
+"""An adversary whose strength follows training: what is kept of it, and the rules that move it.
+
+`radius` keeps a radius for each training example, `controller` one strength for all. Both are
+shares of the attack's radius, in [0, 1], and its step size shrinks with them. The third rule,
+`boundary`, needs no state: it is friendly PGD, τ of `attacks.pgd`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+# Accuracies are multiples of one over the number of examples; a tolerance must not turn on a bit.
+_SLACK = 1e-6
+
+
+class Tuning(NamedTuple):
+  """What fine-tuning keeps beside the model.
+
+  Attributes:
+    teacher: the network's variables where fine-tuning began; zeros before.
+    start_clean: f32[], the teacher's clean accuracy on the validation split.
+    start_robust: f32[], its accuracy there under the validation attack.
+    strength: f32[], the share of the radius for all, where the rule is `controller`, else empty.
+    radius: f32[N], the share for each training example, where the rule is `radius`, else empty.
+  """
+  teacher: Any
+  start_clean: Array
+  start_robust: Array
+  strength: Any = ()
+  radius: Any = ()
+
+
+def begin(variables: Any, *, rule: str, initial: float, num_examples: int,
+          accuracies: tuple[float, float] = (0., 0.)) -> Tuning:
+  """The state at the start of fine-tuning.
+
+  Args:
+    variables: the teacher's.
+    rule: 'radius' and 'controller' have a state of their own, any other has none.
+    initial: the share of the radius to begin with.
+    num_examples: N.
+    accuracies: the teacher's on the validation split, clean and robust.
+
+  Returns:
+    A `Tuning`.
+
+  Example:
+    >>> print(begin({}, rule='radius', initial=.5, num_examples=3).radius)
+    [0.5 0.5 0.5]
+
+  Source: ours.
+  """
+  clean, robust = (jnp.asarray(accuracy, jnp.float32) for accuracy in accuracies)
+  strength = jnp.asarray(initial, jnp.float32) if rule == 'controller' else ()
+  radius = jnp.full(num_examples, initial, jnp.float32) if rule == 'radius' else ()
+  return Tuning(variables, clean, robust, strength, radius)
+
+
+def scale(tuning: Tuning, index: Array) -> Array | None:
+  """The share of the radius that each example is attacked with.
+
+  Args:
+    tuning: the state.
+    index: i32[B], the examples' places in the training set.
+
+  Returns:
+    f32[B], or f32[] where it is one for all; None where no rule scales the attack.
+
+  Example:
+    >>> tuning = begin({}, rule='none', initial=.5, num_examples=3)
+    >>> scale(tuning, jnp.array([0])) is None
+    True
+
+  Source: ours.
+  """
+  if not isinstance(tuning.radius, tuple):
+    return tuning.radius[index]
+  return None if isinstance(tuning.strength, tuple) else tuning.strength
+
+
+def update_radius(tuning: Tuning, index: Array, robust: Array, *, delta: float,
+                  axis_name: str | None) -> Tuning:
+  """r_i ← clip(r_i + δ, 0, 1) for an example that stood at its radius, clip(r_i − δ, 0, 1) else.
+
+  Args:
+    tuning: the state, with radii.
+    index: i32[B], this device's examples; none is twice in the batch of all devices.
+    robust: bool[B], whether each stood.
+    delta: δ, a share of the attack's radius.
+    axis_name: the axis over devices, or None. Every device gets the changes of all.
+
+  Returns:
+    The state with the radii of these examples moved.
+
+  Example:
+    >>> tuning = begin({}, rule='radius', initial=.5, num_examples=3)
+    >>> stood = jnp.array([True, False])
+    >>> print(update_radius(tuning, jnp.array([2, 0]), stood, delta=.25, axis_name=None).radius)
+    [0.25 0.5  0.75]
+
+  Source: ours, in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated
+  Adversary, 2022.
+  """
+  if axis_name is not None:
+    index, robust = jax.lax.all_gather((index, robust), axis_name, tiled=True)
+  moved = tuning.radius[index] + jnp.where(robust, delta, -delta)
+  return tuning._replace(radius=tuning.radius.at[index].set(jnp.clip(moved, 0, 1)))
+
+
+def keeps(clean: float, start_clean: float, tolerance: float) -> bool:
+  """Whether a clean accuracy is at most `tolerance` below that at the start.
+
+  Args:
+    clean: a fraction.
+    start_clean: a fraction.
+    tolerance: a fraction.
+
+  Example:
+    >>> keeps(.9, .905, .005), keeps(.899, .905, .005)
+    (True, False)
+
+  Source: ours.
+  """
+  return bool(clean >= start_clean - tolerance - _SLACK)
+
+
+def control(strength: float, clean: float, start_clean: float, *, tolerance: float,
+            delta: float) -> np.ndarray:
+  """The strength for the next epoch: s + δ while the clean accuracy is kept, s − δ else, in [0, 1].
+
+  Args:
+    strength: s.
+    clean: the clean accuracy on the validation split after an epoch, a fraction.
+    start_clean: that at the start of fine-tuning.
+    tolerance: how much may be lost, a fraction.
+    delta: δ.
+
+  Returns:
+    f32[], on the host.
+
+  Example:
+    >>> print(control(.5, .90, .90, tolerance=.005, delta=.25))
+    0.75
+    >>> print(control(.5, .89, .90, tolerance=.005, delta=.25))
+    0.25
+
+  Source: ours, in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated
+  Adversary, 2022.
+  """
+  moved = strength + (delta if keeps(clean, start_clean, tolerance) else -delta)
+  return np.float32(np.clip(moved, 0, 1))

@@ -1,0 +1,380 @@
+"""Fine-tuning through the config: where it begins, its teacher, its adversary, its operating point."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+import pytest
+
+from at_jax import anchored
+from at_jax import attacks
+from at_jax import branches
+from at_jax import checkpoints
+from at_jax import config as config_lib
+from at_jax import config_checks
+from at_jax import errors
+from at_jax import finetune
+from at_jax import losses
+from at_jax import main
+from at_jax import run as run_lib
+from at_jax import settle
+from at_jax import sharding
+from at_jax import step as step_lib
+from at_jax import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMOKE = f'--config={ROOT}/configs/finetune_cifar10.py'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tiny(tmp_path_factory):
+  """24 images of 4×4 in 3 classes, 8 of them held out: two steps of 8 an epoch."""
+  rng = np.random.default_rng(0)
+  path = tmp_path_factory.mktemp('data') / 'tiny.npz'
+  images, labels = rng.integers(0, 256, (24, 4, 4, 1), dtype=np.uint8), np.arange(24) % 3
+  np.savez(path, train_images=images, train_label=labels, test_images=images, test_label=labels)
+  config_of.path = str(path)
+  jax.config.update('jax_disable_most_optimizations', True)  # nearly all of the time is compiling
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def config_of(epochs=2, beta=1., **tuning):
+  c = config_lib.default()
+  c.dataset.update(name=config_of.path, num_classes=3, validation_size=8, pad=1)
+  c.model.update(name='SmallCNN', features=(2,), hidden=(), padding='SAME', batch_norm=True)
+  c.batch_size = c.evaluate.batch_size = c.validate.batch_size = 8
+  c.epochs, c.attack.num_steps, c.attack.step_size_255, c.validate.num_steps = epochs, 1, 8., 1
+  c.loss, c.beta, c.weights.start_epoch = 'finetune', beta, 0
+  c.finetune.update({'start_epoch': 1} | tuning)
+  config_checks.check(c)
+  return c
+
+
+def pieces(config):
+  run = run_lib.build(config)
+  return run, settle.settler(run), lambda variables: (.5, .25)
+
+
+def take(run, state, epoch, steps=2):
+  """The state after steps of an epoch."""
+  order = np.arange(8 * steps).reshape(steps, 8)
+  step = sharding.train_steps(run_lib.recipe(run, run_lib.phase(run.config, epoch)))
+  state, data = sharding.replicate(state), sharding.replicate(tuple(run.dataset.train))
+  for taken in order:
+    state, metrics = step(state, *data, taken[None], run.keys['train'],
+                          run_lib.epoch_values(run.config, epoch))
+    assert metrics.finite.all()
+  return sharding.unreplicate(state)
+
+
+def tuned(steps=2, **fields):
+  """A run and its state after steps of fine-tuning from the start."""
+  c = config_of(start_epoch=0, anchor_weight=0., warmup_epochs=0., **fields)
+  run, settler, validate = pieces(c)
+  state = finetune.begin(run, jax.device_get(run_lib.init_state(run)), settler, validate)
+  return run, take(run, state, 0, steps)
+
+
+def equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_the_objective_by_hand():
+  rng = np.random.default_rng(0)
+  z, z_adv, z_teacher = rng.normal(size=(3, 5, 4))
+  y = np.array([0, 1, 2, 3, 0])
+  p = lambda z: np.exp(z) / np.exp(z).sum(1, keepdims=True)
+  ce = lambda z: -np.log(p(z)[np.arange(5), y])
+  kl = lambda a, b: (p(a) * (np.log(p(a)) - np.log(p(b)))).sum(1)
+  anchors = {'kl': kl(z_teacher, z), 'squared': ((z_teacher - z) ** 2).mean(1)}
+  distances = {'kl': kl(z, z_adv), 'cross_entropy': ce(z_adv)}
+  forward = lambda x, batch_stats, branch: (jnp.asarray(x), batch_stats + 1)
+  for anchor, away in anchors.items():
+    for distance, apart in distances.items():
+      found = anchored.finetune(forward, 0, z, z_adv, y, distance=distance, anchor=anchor,
+                                anchor_weight=.7, reference=z_teacher)
+      np.testing.assert_allclose(found.fit, ce(z) + .7 * away, rtol=1e-4)
+      np.testing.assert_allclose(found.regulariser, apart, rtol=1e-4)
+      assert found.batch_stats == 2
+
+
+def test_the_clean_prediction_does_not_follow_the_adversarial_one():
+  forward = lambda x, batch_stats, branch: (x, batch_stats)
+  x_adv, y = jnp.array([[0., 2.]]), jnp.array([0])
+  apart = lambda x: anchored.finetune(forward, {}, x, x_adv, y, distance='kl', anchor='kl',
+                                      anchor_weight=0.).regulariser[0]
+  x = jnp.array([[2., 0.]])
+  assert np.all(jax.grad(apart)(x) == 0)
+  assert np.any(jax.grad(lambda x: losses.kl(x, x_adv)[0])(x) != 0)  # as TRADES would
+
+
+def test_clean_training_comes_first_and_the_teacher_is_its_end():
+  c = config_of(regulator='radius', initial=.5)
+  run, settler, validate = pieces(c)
+  assert [run_lib.phase(c, epoch) for epoch in (0, 1)] == ['standard', 'finetune']
+  assert [run_lib.begun(c, epoch) for epoch in (0, 1)] == [False, True]
+  assert [finetune.begins(run, step) for step in (0, 1, 2, 3)] == [False, False, True, False]
+  clean = take(run, jax.device_get(run_lib.init_state(run)), 0)
+  begun = finetune.begin(run, clean, settler, validate)
+  equal(begun.tuning.teacher, {'params': clean.params, 'batch_stats': clean.batch_stats})
+  assert (begun.tuning.start_clean, begun.tuning.start_robust) == (.5, .25)
+  # No momentum of the clean phase, and no count of its steps.
+  assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(begun.opt_state))
+  assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(clean.opt_state))
+  after = take(run, begun, 1)
+  equal(after.tuning.teacher, begun.tuning.teacher)
+  gaps = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), after.params, clean.params)
+  assert min(jax.tree.leaves(gaps)) > 0  # all layers
+
+
+def test_the_clean_phase_is_standard_training():
+  c = config_of()
+  run, _, _ = pieces(c)
+  found = take(run, jax.device_get(run_lib.init_state(run)), 0)
+  c = c.copy_and_resolve_references()
+  c.loss = 'standard'
+  plain = run_lib.build(c)
+  expected = take(plain, jax.device_get(run_lib.init_state(plain)), 0)
+  equal((found.params, found.batch_stats), (expected.params, expected.batch_stats))
+
+
+def test_without_its_parts_it_is_standard_training_to_the_bit():
+  run, found = tuned(beta=0., learning_rate=.1, decay_factor=1.)
+  c = run.config.copy_and_resolve_references()
+  c.loss = 'standard'
+  plain = run_lib.build(c)
+  expected = take(plain, jax.device_get(run_lib.init_state(plain)), 0)
+  equal(found.params, expected.params)
+  _, other = tuned(beta=1., learning_rate=.1, decay_factor=1.)
+  assert np.max(np.abs(other.params['conv1']['kernel'] - expected.params['conv1']['kernel'])) > 1e-6
+
+
+@pytest.mark.parametrize('rule, distance', [('radius', 'kl'), ('controller', 'cross_entropy')])
+def test_a_full_share_that_never_moves_is_no_regulator(rule, distance):
+  _, found = tuned(regulator=rule, initial=1., delta=0., distance=distance)
+  _, expected = tuned(distance=distance)
+  equal((found.params, found.batch_stats), (expected.params, expected.batch_stats))
+  _, weaker = tuned(regulator=rule, initial=.5, delta=0., distance=distance)
+  assert np.max(np.abs(weaker.params['conv1']['kernel'] - found.params['conv1']['kernel'])) > 1e-7
+
+
+def test_boundary_is_friendly_pgd():
+  c = config_of(start_epoch=0, anchor_weight=0., regulator='boundary', tau=1,
+                distance='cross_entropy')
+  c.attack.num_steps, c.attack.epsilon_255 = 4, 40.
+  run = run_lib.build(c)
+  state, train = run_lib.init_state(run), run.dataset.train
+  key, index = jax.random.key(3), np.arange(16)
+  recipe = run_lib.recipe(run, 'finetune')
+  found = step_lib._examples(state, train.images, train.labels, index, key,
+                             run_lib.epoch_values(c, 0), recipe)
+  logits = lambda x: run.network.logits(
+      {'params': state.params, 'batch_stats': state.batch_stats}, x)
+  attack_key = jax.random.split(jax.random.fold_in(key, 0))[1]
+  friendly = {tau: attacks.pgd(logits, found.x, train.labels, attack_key, epsilon=40 / 255,
+                               step_size=8 / 255, num_steps=4, tau=tau, index=index).x
+              for tau in (0, 1, 4)}
+  np.testing.assert_allclose(found.x_adv, friendly[1], atol=1e-6)
+  for tau in (0, 4):
+    assert np.max(np.abs(found.x_adv - friendly[tau])) > 1e-3
+
+
+def test_learning_rates_by_hand():
+  c = config_of(epochs=4, warmup_epochs=1., learning_rate=.03, decay_factor=.25)
+  c.optimizer.learning_rate, c.optimizer.decay_epochs = .4, ()
+  run = run_lib.build(c)
+  # Two clean steps; two of the rise to .03 in thirds; then a quarter every two steps.
+  expected = [.4, .4, .01, .02, .03, .015, .0075]
+  np.testing.assert_allclose([run.schedule(s) for s in range(7)], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('curve, expected', [
+    # Clean .900 at the start and .005 of tolerance: .895 is the least.
+    ([(1, .905, .10), (2, .896, .20), (3, .895, .30), (4, .894, .40), (5, .70, .50)], 3),
+    ([(1, .90, .10), (2, .91, .20), (3, .91, .20)], 2),  # the earliest of equals
+    ([(1, .85, .50), (2, .89, .30), (3, .80, .60)], 2),  # none: the smallest drop
+    ([(1, .894, .90), (2, .95, .0)], 2),  # kept without robustness is kept
+])
+def test_operating_points_by_hand(curve, expected):
+  points = [finetune.Point(*point) for point in curve]
+  assert finetune.operating_point(points, .9, .005).step == expected
+
+
+def test_the_table_marks_the_point_and_says_why():
+  told = {'start': {'clean': .9, 'robust': .01}, 'tolerance': .005, 'chosen': 20,
+          'within_tolerance': False,
+          'curve': [{'step': 10, 'epoch': 5., 'clean': .8, 'robust': .3, 'clean_change': -.1,
+                     'robust_gain': .29},
+                    {'step': 20, 'epoch': 6., 'clean': .88, 'robust': .2, 'clean_change': -.02,
+                     'robust_gain': .19}]}
+  lines = finetune.table(told).splitlines()
+  assert [line[0] for line in lines[3:5]] == [' ', '*']
+  assert '-2.0' in lines[4] and '+19.0' in lines[4] and 'smallest drop' in lines[-1]
+
+
+@pytest.mark.parametrize('fields', [
+    dict(kind='geometry', on='both', swa=1),
+    dict(kind='margin', awp=.05), dict(optimizer='entropy_sgd'), dict(kind='class_wise', ema=.9)],
+    ids=lambda fields: '-'.join(map(str, fields.values())))
+def test_it_composes(fields):
+  c = config_of(regulator='radius', batch_norm='dual')
+  c.weights.update({name: fields[name] for name in ('kind', 'on') if name in fields})
+  c.awp_gamma, c.optimizer.entropy.inner_steps = fields.get('awp', 0.), 2
+  c.optimizer.name = fields.get('optimizer', 'sgd')
+  c.optimizer.ema_decay, c.optimizer.swa_start_epoch = fields.get('ema', 0.), fields.get('swa', 0)
+  config_checks.check(c)
+  run, settler, validate = pieces(c)
+  clean = take(run, jax.device_get(run_lib.init_state(run)), 0)
+  state = take(run, finetune.begin(run, clean, settler, validate), 1)
+  assert int(state.step) == 4
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(settler(state)))
+
+
+@pytest.mark.parametrize('change, reason', [
+    (dict(start_epoch=2), 'never be fine-tuned'),
+    (dict(source='somewhere'), 'clean training of its own'),
+    (dict(start_epoch=0), 'untrained network'),
+    (dict(regulator='radious'), "did you mean 'radius'"),
+    (dict(distance='l2'), 'cross_entropy'),
+    (dict(tolerance=1.5), 'share between 0 and 1'),
+    (dict(initial=-.1), 'share between 0 and 1'),
+], ids=lambda value: '-'.join(value) if isinstance(value, dict) else '')
+def test_what_makes_no_sense_is_refused(change, reason):
+  with pytest.raises(errors.UserError, match=reason):
+    config_of(**change)
+
+
+@pytest.mark.parametrize('field, value, reason', [
+    ('dummy.enabled', True, 'no dummy classes'),
+    ('attack.friendly_taus', (0,), "regulator = 'boundary'"),
+    ('dataset.validation_size', 0, 'clean accuracy'),
+    ('model.batch_norm', False, 'has no BatchNorm'),
+])
+def test_what_does_not_go_with_it_is_refused(field, value, reason):
+  c = config_of(batch_norm='dual')
+  group, name = field.split('.')
+  c[group][name] = value
+  with pytest.raises(errors.UserError, match=reason):
+    config_checks.check(c)
+
+
+def digests(workdir, step):
+  path = workdir / 'checkpoints' / f'{step:08d}'
+  return ocp.checkpointables_metadata(path).custom_metadata['digests']
+
+
+def command(workdir, form='', **fields):
+  """A run on the tiny data: 4 epochs of two steps, the first of them clean."""
+  c = {'dataset.name': config_of.path, 'dataset.num_classes': 3, 'dataset.validation_size': 8,
+       'batch_size': 8, 'validate.batch_size': 8, 'evaluate.batch_size': 8, 'epochs': 4,
+       'evaluate.num_examples': 8, 'model.width': 2} | fields
+  return main.main([f'{SMOKE}:{form}smoke', f'--workdir={workdir}',
+                    *(f'--config.{name}={value}' for name, value in c.items())])
+
+
+@pytest.mark.parametrize('form, stopped', [
+    ('radius-', 2),  # where fine-tuning begins
+    ('controller-dual-', 5),  # in the midst of its second epoch
+])
+def test_a_resumed_run_ends_with_the_same_bits_and_reports_its_curve(form, stopped, tmp_path,
+                                                                     capsys):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  every = {'checkpoint.every_steps': 1, 'checkpoint.keep': 9}
+  assert command(whole, form, **every) == 0
+  printed = capsys.readouterr().out
+  shutil.copytree(whole, parts)  # what a run that was killed there leaves
+  for step in range(stopped + 1, 9):
+    shutil.rmtree(parts / 'checkpoints' / f'{step:08d}')
+  (parts / 'results.json').unlink()
+  assert command(parts, form, **every) == 0
+  assert f'resuming after step {stopped}' in capsys.readouterr().err
+  assert digests(whole, 8) == digests(parts, 8)
+  assert any('teacher' in leaf for leaf in digests(whole, 8))
+  assert any(('radius' if 'radius' in form else 'strength') in leaf for leaf in digests(whole, 8))
+  results, again = (json.loads((d / 'results.json').read_text()) for d in (whole, parts))
+  told = results['finetune']
+  assert told == again['finetune']
+  assert [point['epoch'] for point in told['curve']] == [2, 3, 4]
+  # The checkpoint that was kept as best, and tested, is the operating point of the curve.
+  assert results['step'] == told['chosen'] and '* is the operating point' in printed
+  if 'controller' in form:
+    lines = map(json.loads, (whole / 'metrics.jsonl').read_text().splitlines())
+    strengths = [line['strength'] for line in lines if 'strength' in line]
+    kept = [point['clean'] >= told['start']['clean'] - .005 for point in told['curve']]
+    expected = [.25]
+    for one in kept[:-1]:
+      expected.append(min(max(expected[-1] + (.25 if one else -.25), 0), 1))
+    assert strengths == expected
+
+
+def source_run(workdir, **fields):
+  c = {'loss': 'standard', 'epochs': 2} | fields
+  assert command(workdir, **c) == 0
+
+
+@pytest.mark.parametrize('which', ['best', 'last'])
+@pytest.mark.parametrize('average', [0., .9])
+def test_it_begins_with_the_outputs_of_a_checkpoint(which, average, tmp_path):
+  source = tmp_path / 'source'
+  source_run(source, **{'optimizer.ema_decay': average})
+  # The other run, opened as its own evaluation would.
+  before = config_lib.default()
+  before.model = {}
+  told = json.loads((source / 'config.json').read_text())
+  before.update(told)
+  other, store = train._open(before, source)
+  template = jax.device_get(run_lib.init_state(other))
+  saved = (store.best if which == 'best' else store.newest)(template)[0]
+  x = np.random.default_rng(0).random((5, 4, 4, 1), np.float32)
+  expected = other.network.deployed(settle.settler(other)(saved.state), x)
+  for kind in ('shared', 'dual'):
+    c = before.copy_and_resolve_references()
+    c.loss, c.optimizer.ema_decay = 'finetune', 0.
+    c.finetune.update(start_epoch=0, source=str(source), checkpoint=which, batch_norm=kind)
+    run, settler, validate = pieces(c)
+    state = finetune.initial_state(run)
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    np.testing.assert_allclose(run.network.deployed(variables, x), expected, atol=1e-6)
+    begun = finetune.begin(run, jax.device_get(state), settler, validate)
+    np.testing.assert_allclose(run.network.logits(begun.tuning.teacher, x), expected, atol=1e-6)
+    if kind == 'dual':
+      equal(*(branches.single(begun.tuning.teacher, name) for name in branches.NAMES))
+
+
+def test_a_source_that_is_missing_or_does_not_fit_is_one_line(tmp_path, capsys):
+  source = tmp_path / 'source'
+  source_run(source)
+  begin = {'finetune.start_epoch': 0, 'epochs': 2}
+
+  def said(**fields):
+    capsys.readouterr()
+    assert command(tmp_path / 'run', **begin, **fields) == 2
+    line, = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith('at_jax: config.finetune.source = ')
+    assert not (tmp_path / 'run').exists()
+    return line
+
+  assert 'no config.json' in said(**{'finetune.source': tmp_path / 'nowhere'})
+  assert 'config.model.width is 2 and here it is 3' in said(
+      **{'finetune.source': source, 'model.width': 3})
+  assert 'config.dataset.validation_size is 8 and here it is 7' in said(
+      **{'finetune.source': source, 'dataset.validation_size': 7})
+  for checkpoint in (source / 'checkpoints').iterdir():
+    checkpoint.rename(checkpoint.with_suffix('.gone'))
+  assert 'none of its checkpoints' in said(**{'finetune.source': source})
+
+
+def test_a_run_from_a_source_needs_it_only_to_begin(tmp_path):
+  source, workdir = tmp_path / 'source', tmp_path / 'run'
+  source_run(source)
+  fields = {'finetune.start_epoch': 0, 'finetune.source': source}
+  assert command(workdir, epochs=1, **fields) == 0
+  source.rename(tmp_path / 'moved')
+  assert command(workdir, epochs=2, **fields) == 0
+  store = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1)
+  assert store.steps()[-1] == 4
