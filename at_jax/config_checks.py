@@ -3,6 +3,7 @@
 Also, in which fields it may differ from that of the run that it goes on with.
 """
 
+import inspect
 import math
 
 import ml_collections
@@ -12,6 +13,7 @@ from at_jax import branches
 from at_jax import config as config_lib
 from at_jax import errors
 from at_jax import models
+from at_jax import objectives
 from at_jax import protocols
 
 # A change of these leaves the parameters after any step as they were, so a run may resume with it.
@@ -84,7 +86,10 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   flat = config_lib.flatten(config.to_dict())
   for name, known in _CHOICES.items():
-    _require(flat, name, flat[name] in known, errors.nearest(flat[name], known))
+    _require(flat, name, flat[name] in known or name == 'loss' and '.' in flat[name],
+             errors.nearest(flat[name], known))
+  if '.' in flat['loss']:
+    objectives.named(flat['loss'])
   for name, least in _WHOLE.items():
     _require(flat, name, flat[name] >= least, f'use a whole number of at least {least}')
   for name in _POSITIVE:
@@ -118,6 +123,9 @@ def check(config: ml_collections.ConfigDict) -> None:
              f'the dummy classes would never be trained: use one below epochs = {flat["epochs"]}')
     _require(flat, 'loss', flat['loss'] != 'standard',
              "dummy classes need adversarial examples: use loss = 'pgd_at'")
+    _require(flat, 'loss', '.' not in flat['loss']
+             or 'ducat' in inspect.signature(objectives.named(flat['loss'])).parameters,
+             'with dummy classes it needs an argument `ducat`, as objectives.trades has it')
 
 
 def _check_method(flat: dict) -> None:
@@ -147,7 +155,7 @@ def _check_method(flat: dict) -> None:
     return
   _require(flat, 'weights.kind', loss != 'standard',
            "there is no attack to weigh by: use 'none', or another loss than 'standard'")
-  _require(flat, 'weights.on', flat['weights.on'] == 'fit' or loss in _HAVE_REGULARISER,
+  _require(flat, 'weights.on', flat['weights.on'] == 'fit' or _may_regularise(loss),
            f"{loss} has no regulariser: use 'fit'")
   _require(flat, 'weights.start_epoch', flat['weights.start_epoch'] < flat['epochs'],
            f'the weights would never count: use one below epochs = {flat["epochs"]}')
@@ -156,7 +164,7 @@ def _check_method(flat: dict) -> None:
 def _check_classes(flat: dict) -> None:
   """What CFA and a modified inference need."""
   _require(flat, 'calibration.beta', not flat['calibration.beta']
-           or flat['loss'] in ('standard', *_HAVE_REGULARISER),
+           or flat['loss'] == 'standard' or _may_regularise(flat['loss']),
            f'{flat["loss"]} has no regulariser whose β could follow: use False')
   for name in ('radius', 'beta', 'temperature'):
     if not flat[f'calibration.{name}']:
@@ -207,6 +215,11 @@ def _check_finetune(flat: dict) -> None:
   normalises = flat.get('model.batch_norm', flat['model.name'] != 'SmallCNN')
   _require(flat, 'finetune.batch_norm', normalises or f['batch_norm'] == 'shared',
            "the network has no BatchNorm: use 'shared', or model.batch_norm = True")
+
+
+def _may_regularise(loss: str) -> bool:
+  """Whether a loss has a regulariser; what one from elsewhere has is not known before it is run."""
+  return loss in _HAVE_REGULARISER or '.' in loss
 
 
 def _require(flat: dict, name: str, fine: bool, remedy: str) -> None:

@@ -1,5 +1,6 @@
 """The command: `python -m at_jax.main --config=configs/X.py [--workdir=DIR] [--mode=…]`."""
 
+import contextlib
 import importlib.util
 import shlex
 import sys
@@ -33,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = shlex.join(['python', '-m', 'at_jax.main', *arguments])
     run = {'train': train.train_and_evaluate, 'evaluate': train.evaluate_only}[asked.mode]
     try:
-      run(asked.config, asked.workdir, command)
+      with _closed_loops_unsaid():
+        run(asked.config, asked.workdir, command)
     except train.Preempted as stopped:
       print(stopped, file=sys.stderr)
   except errors.UserError as mistake:
@@ -46,6 +48,19 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
   except ModuleNotFoundError:  # of a parent package
     return False
+
+
+@contextlib.contextmanager
+def _closed_loops_unsaid():
+  # When a write fails, orbax closes the loop that its other writes answer to, and each says so by a
+  # traceback from a thread of tensorstore's. `checkpoints` reports the failure itself.
+  report = sys.unraisablehook
+  sys.unraisablehook = lambda raised: (
+      None if str(raised.exc_value) == 'Event loop is closed' else report(raised))
+  try:
+    yield
+  finally:
+    sys.unraisablehook = report
 
 
 def _fail(line: str) -> int:

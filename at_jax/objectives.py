@@ -2,20 +2,22 @@
 
 An objective is `(forward, batch_stats, x, x_adv, y) -> Outcome`, where `forward(x, batch_stats)` is
 the network in train mode and returns its logits and the statistics that this pass has updated, so
-that several passes follow each other as they do in the released code. Objectives are looked up by
-name from a config, so a new method is a function here and a config that names it.
+that several passes follow each other as they do in the released code. A config names an objective,
+so a new method is a function, here or in a module of your own, and a config.
 
 Each comes apart as in `losses`, a fit and a regulariser, one number an example; `mean_loss` joins
 them with importance weights. An objective that takes `ducat` replaces its cross-entropy by it.
 """
 
 from collections.abc import Callable
+import importlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from at_jax import dummy
+from at_jax import errors
 from at_jax import losses
 
 Array = jax.Array
@@ -39,6 +41,34 @@ class Outcome(NamedTuple):
   logits: Array
   batch_stats: Any
   complement: Array | None = None
+
+
+def named(name: str) -> Objective:
+  """The objective that a config's `loss` names.
+
+  Args:
+    name: of one of this module, or the import path of one of your own, 'mine.smoothed'.
+
+  Returns:
+    The function.
+
+  Raises:
+    errors.UserError: there is nothing of that name to import.
+
+  Example:
+    >>> named('at_jax.objectives.trades') is named('trades')
+    True
+
+  Source: ours.
+  """
+  if '.' not in name:
+    return globals()[name]
+  module, _, function = name.rpartition('.')
+  try:
+    return getattr(importlib.import_module(module), function)
+  except (ImportError, AttributeError) as error:
+    raise errors.UserError('config.loss', name, f'{error}: name a function as module.function, and '
+                           'run the command where the module can be imported') from error
 
 
 def standard(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array) -> Outcome:

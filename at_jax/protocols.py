@@ -142,6 +142,7 @@ def attack(spec: Spec, *, norm: str, epsilon: float, step_size: float) -> inner.
     it looks at; which decision counts is for its caller to say.
 
   Example:
+    >>> import jax
     >>> run = attack(parse('scale10_pgd1'), norm='linf', epsilon=.1, step_size=.1)
     >>> run(lambda x: x, jnp.zeros((1, 2)), jnp.array([0]), jax.random.key(0), None).x.shape
     (1, 2)

@@ -25,7 +25,7 @@ from at_jax import step as step_lib
 from at_jax import weighting
 from at_jax import weights
 
-# What each loss is attacked with while it trains.
+# What each loss is attacked with while it trains; one from elsewhere as PGD-AT is.
 _INNER = {'pgd_at': inner.uniform, 'consistency': inner.uniform, 'mart': inner.beside,
           'trades': inner.kl, 'gair_trades': inner.kl_and_margin,
           'finetune_cross_entropy': inner.uniform, 'finetune_kl': inner.kl}
@@ -208,7 +208,7 @@ def recipe(run: Run, name: str) -> step_lib.Recipe:
         awp_gamma=c.awp_gamma if c.loss == 'standard' else 0.)
   tunes = c.loss == 'finetune'
   kind = f'{c.loss}_{c.finetune.distance}' if tunes else c.loss
-  attack = _INNER[kind](norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
+  attack = _INNER.get(kind, inner.uniform)(norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
                         step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps)
   recipe = step_lib.Recipe(
       run.network, run.tuner if tunes else run.optimizer,
@@ -238,7 +238,7 @@ def _objective(config: ml_collections.ConfigDict, *, ducat_begun: bool) -> objec
     f = config.finetune
     return functools.partial(anchored.finetune, distance=f.distance, anchor=f.anchor,
                              anchor_weight=f.anchor_weight)
-  objective = getattr(objectives, config.loss)
+  objective = objectives.named(config.loss)
   if config.loss == 'consistency':
     objective = functools.partial(objective, temperature=config.consistency_temperature)
   if not ducat_begun:

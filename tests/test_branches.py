@@ -10,6 +10,7 @@ import pytest
 from at_jax import anchored
 from at_jax import attacks
 from at_jax import branches
+from at_jax import calibration
 from at_jax import data
 from at_jax import evaluate
 from at_jax import models
@@ -120,6 +121,7 @@ def test_training_attacks_the_deployed_branch(plain, deployed):
   state = step_lib.TrainState(jnp.zeros((), jnp.int32), twice['params'], twice['batch_stats'], ())
   images = np.round(255 * X).astype(np.uint8)
   found = step_lib._examples(state, images, np.zeros(32, np.int32), np.arange(32),
-                             jax.random.key(0), step_lib.EpochValues(), recipe)
+                             jax.random.key(0), step_lib.EpochValues(), recipe,
+                             calibration.ByClass())
   expected = network.logits(branches.single(twice, deployed), found.x)
   np.testing.assert_array_equal(found.x_adv, expected)

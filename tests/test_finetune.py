@@ -13,6 +13,7 @@ import pytest
 from at_jax import anchored
 from at_jax import attacks
 from at_jax import branches
+from at_jax import calibration
 from at_jax import checkpoints
 from at_jax import config as config_lib
 from at_jax import config_checks
@@ -172,7 +173,7 @@ def test_boundary_is_friendly_pgd():
   key, index = jax.random.key(3), np.arange(16)
   recipe = run_lib.recipe(run, 'finetune')
   found = step_lib._examples(state, train.images, train.labels, index, key,
-                             run_lib.epoch_values(c, 0), recipe)
+                             run_lib.epoch_values(c, 0), recipe, calibration.ByClass())
   logits = lambda x: run.network.logits(
       {'params': state.params, 'batch_stats': state.batch_stats}, x)
   attack_key = jax.random.split(jax.random.fold_in(key, 0))[1]
