@@ -280,7 +280,7 @@ def command(workdir, form='', **fields):
 
 @pytest.mark.parametrize('form, stopped', [
     ('radius-', 2),  # where fine-tuning begins
-    ('controller-dual-', 5),  # in the midst of its second epoch
+    pytest.param('controller-dual-', 5, marks=pytest.mark.long),  # amid its second epoch
 ])
 def test_a_resumed_run_ends_with_the_same_bits_and_reports_its_curve(form, stopped, tmp_path,
                                                                      capsys):
@@ -318,8 +318,8 @@ def source_run(workdir, **fields):
   assert command(workdir, **c) == 0
 
 
-@pytest.mark.parametrize('which', ['best', 'last'])
-@pytest.mark.parametrize('average', [0., .9])
+@pytest.mark.parametrize('which, average', [
+    ('best', 0.), pytest.param('last', .9, marks=pytest.mark.long)])
 def test_it_begins_with_the_outputs_of_a_checkpoint(which, average, tmp_path):
   source = tmp_path / 'source'
   source_run(source, **{'optimizer.ema_decay': average})
