@@ -11,6 +11,7 @@ from at_jax import protocols
 
 _CHOICES = {
     'attack.norm': ('linf', 'l2'),
+    'dataset.augment': ('crop', 'autoaugment'),
     'dummy.attack_logits': ('raw', 'folded'),
     'loss': ('standard', 'pgd_at', 'trades', 'gair_trades', 'mart', 'consistency'),
     'model.dtype': ('float32', 'bfloat16', 'float64'),
@@ -23,7 +24,8 @@ _CHOICES = {
 }
 _WHOLE = {  # field: smallest value
     'attack.num_steps': 1, 'batch_size': 1, 'checkpoint.every_steps': 0, 'checkpoint.keep': 1,
-    'dataset.num_classes': 2, 'dataset.pad': 0, 'dataset.validation_size': 0,
+    'dataset.autoaugment_start_epoch': 0, 'dataset.num_classes': 2, 'dataset.pad': 0,
+    'dataset.validation_size': 0,
     'dummy.start_epoch': 0, 'epochs': 1, 'evaluate.batch_size': 1, 'evaluate.num_examples': 0,
     'log_every_steps': 1, 'seed': 0, 'validate.batch_size': 1, 'validate.every_epochs': 1,
     'optimizer.entropy.inner_steps': 0, 'optimizer.swa_start_epoch': 0, 'validate.num_steps': 1,
@@ -87,6 +89,9 @@ def check(config: ml_collections.ConfigDict) -> None:
                              'use fgsm, pgd20 (20 steps), pgd20x5 (5 restarts of 20 steps), '
                              'margin100x5, scale10_pgd20, scales_pgd20, dummies_pgd100, autoattack '
                              'or another name of at_jax/protocols.py')
+  _require(flat, 'dataset.autoaugment_start_epoch', flat['dataset.augment'] == 'crop'
+           or flat['dataset.autoaugment_start_epoch'] < flat['epochs'],
+           f'AutoAugment would never begin: use one below epochs = {flat["epochs"]}')
   _check_method(flat)
   if flat['dummy.enabled']:
     _require(flat, 'dummy.start_epoch', flat['dummy.start_epoch'] < flat['epochs'],

@@ -74,6 +74,10 @@ def build(config: ml_collections.ConfigDict) -> Run:
   if dataset.num_classes != config.dataset.num_classes:
     raise errors.UserError('config.dataset.num_classes', config.dataset.num_classes,
                            f'{dataset.name} has {dataset.num_classes} classes: use that')
+  channels = dataset.train.images.shape[-1]
+  if config.dataset.augment == 'autoaugment' and channels not in (1, 3):
+    raise errors.UserError('config.dataset.augment', 'autoaugment',
+                           f"takes 1 or 3 channels, not {channels}: use 'crop'")
   steps_per_epoch = len(dataset.train.labels) // config.batch_size
   if not steps_per_epoch:
     raise errors.UserError('config.batch_size', config.batch_size,
@@ -158,12 +162,13 @@ def begun(config: ml_collections.ConfigDict, epoch: int) -> bool:
     epoch: counted from 0.
 
   Returns:
-    False during the plain epochs before DUCAT and before importance weights.
+    False during the plain epochs before DUCAT, importance weights or AutoAugment.
 
   Source: ours.
   """
   starts = [config.dummy.start_epoch] * config.dummy.enabled
   starts += [config.weights.start_epoch] * (config.weights.kind != 'none')
+  starts += [config.dataset.autoaugment_start_epoch] * (config.dataset.augment == 'autoaugment')
   return epoch >= max(starts, default=0)
 
 
@@ -184,7 +189,8 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
     first, *later = config.attack.friendly_taus
     changes = dict(zip(config.attack.friendly_epochs, later, strict=True))
     tau = weights.by_epoch(epoch, first, changes)
-  return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau)
+  return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau,
+                              jnp.asarray(epoch >= config.dataset.autoaugment_start_epoch))
 
 
 def recipe(run: Run, name: str) -> step_lib.Recipe:
@@ -208,7 +214,8 @@ def recipe(run: Run, name: str) -> step_lib.Recipe:
       run.network, run.optimizer, _objective(c, ducat_begun=name != c.loss), attack,
       attack_folded=c.dummy.attack_logits == 'folded', pad=c.dataset.pad, flip=c.dataset.flip,
       weigh=_weigh(c), weights_on=c.weights.on, beta=c.beta, awp_gamma=c.awp_gamma,
-      views=2 if c.loss == 'consistency' else 1, steps_per_epoch=run.steps_per_epoch)
+      views=2 if c.loss == 'consistency' else 1, steps_per_epoch=run.steps_per_epoch,
+      autoaugment=c.dataset.augment == 'autoaugment')
 
 
 def _objective(config: ml_collections.ConfigDict, *, ducat_begun: bool) -> objectives.Objective:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from at_jax import attacks
+from at_jax import autoaugment
 from at_jax import data
 from at_jax import network as network_lib
 from at_jax import objectives
@@ -72,9 +73,11 @@ class EpochValues(NamedTuple):
   Attributes:
     weighted: bool[], importance weights count; before, each is exactly 1.
     tau: i32[], of friendly PGD; None for an attack that does not stop early.
+    autoaugmented: bool[], AutoAugment has begun, for a recipe that has it.
   """
   weighted: Array | bool = True
   tau: Array | None = None
+  autoaugmented: Array | bool = True
 
 
 class Recipe(NamedTuple):
@@ -95,6 +98,7 @@ class Recipe(NamedTuple):
     awp_gamma: of `transforms.awp_value_and_grad`.
     views: augmentations of each example in a step, each of them attacked.
     steps_per_epoch: after how many steps `ClassCounts` begin again.
+    autoaugment: whether `autoaugment.augment` follows on `data.augment`.
   """
   network: network_lib.Network
   optimizer: optax.GradientTransformation
@@ -109,6 +113,7 @@ class Recipe(NamedTuple):
   awp_gamma: float = 0.
   views: int = 1
   steps_per_epoch: int = 1
+  autoaugment: bool = False
 
 
 def init(network: network_lib.Network, optimizer: optax.GradientTransformation, key: Array,
@@ -153,7 +158,11 @@ def _examples(state, images, labels, index, key, values, recipe) -> _Examples:
     index = jnp.concatenate([index, ~index])  # which no example has, so that its start is its own
   else:
     y = labels
-  x = data.to_unit(data.augment(images, keys, pad=recipe.pad, flip=recipe.flip))
+  images = data.augment(images, keys, pad=recipe.pad, flip=recipe.flip)
+  if recipe.autoaugment:
+    images = jax.lax.cond(values.autoaugmented, autoaugment.augment, lambda images, _: images,
+                          images, keys)
+  x = data.to_unit(images)
   if recipe.attack is None:
     return _Examples(x, x, y, None)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}

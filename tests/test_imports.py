@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'at_jax'
 LAYERS = (
     {'attacks', 'errors', 'platform'},
     {'losses', 'weights', 'dummy', 'transforms', 'models', 'data', 'tfds_sets', 'local_sets',
-     'config'},
+     'autoaugment', 'image_operations', 'config'},
     {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records'},
     {'autoattack', 'evaluate', 'config_checks', 'command_line', 'run', 'settle', 'train'},
     {'main'},
