@@ -204,13 +204,15 @@ def _look_up(pixels, which, operations):
   threshold = jnp.where(_are(which, operations, 'Invert'), 0, parameter('Solarize', 256))
   table = jnp.where(value < threshold, value, 255 - value)
   table = table & -jnp.left_shift(1, 8 - parameter('Posterize', 8))
-  histogram = jnp.zeros((len(channel), 256), jnp.int32).at[channel, pixels].add(
-      1, mode='promise_in_bounds')
+  places = pixels + 256 * channel
+  histogram = jnp.zeros(256 * len(channel), jnp.int32).at[places].add(
+      1, mode='promise_in_bounds').reshape(-1, 256)
   table = jnp.where(_are(which, operations, 'AutoContrast'), _stretched(histogram), table)
   table = jnp.where(_are(which, operations, 'Equalize'), _equalized(histogram), table)
-  # Fused into the gather, a table's entries would be computed again for each pixel.
-  table = jax.lax.optimization_barrier(table)
-  return table.at[channel, pixels].get(mode='promise_in_bounds')
+  # A product, exact for such small numbers, and so the end of what XLA would fuse into the look-up
+  # and compute again for each pixel: a fifth of the time on a CPU.
+  table = (table.astype(jnp.float32) @ jnp.eye(256)).astype(jnp.int32).reshape(-1)
+  return table.at[places].get(mode='promise_in_bounds')
 
 
 def _stretched(histogram):
