@@ -41,6 +41,8 @@ def default() -> ml_collections.ConfigDict:
   c.dataset.validation_size = 1000  # held out of train, for choosing the best checkpoint
   c.dataset.pad = 4  # pixels of zero padding before the random crop
   c.dataset.flip = True  # random horizontal flip
+  c.dataset.augment = 'crop'  # or 'autoaugment': then CIFAR-10's AutoAugment policy, and Cutout
+  c.dataset.autoaugment_start_epoch = 0  # crop and flip alone before
 
   c.model = ml_collections.ConfigDict()
   c.model.name = 'PreActResNet18'  # a class of at_jax.models; the other fields are its arguments
@@ -185,6 +187,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.attack.friendly_epochs = c.attack.friendly_epochs[:1] and (1,)
   c.optimizer.decay_epochs = (1,)
   c.optimizer.swa_start_epoch = min(c.optimizer.swa_start_epoch, 1)
+  c.dataset.autoaugment_start_epoch = min(c.dataset.autoaugment_start_epoch, 1)
   c.optimizer.entropy.inner_steps = min(c.optimizer.entropy.inner_steps, 2)
   c.log_every_steps = 1
   c.validate.update(batch_size=16, every_epochs=1)
@@ -218,6 +221,7 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.epochs = 8
   c.dummy.start_epoch = c.weights.start_epoch = 5
   c.finetune.start_epoch = min(c.finetune.start_epoch, 5)
+  c.dataset.autoaugment_start_epoch = min(c.dataset.autoaugment_start_epoch, 5)
   if c.attack.norm == 'linf' and c.dataset.name != 'mnist':
     c.attack.epsilon_255 = 8.0
   c.attack.num_steps, c.attack.step_size_255 = 5, c.attack.epsilon_255 * 2.5 / 8

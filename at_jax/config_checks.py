@@ -22,6 +22,7 @@ FREE_FIELDS = ('evaluate.', 'validate.', 'checkpoint.', 'inference.', 'log_every
 
 _CHOICES = {
     'attack.norm': ('linf', 'l2'),
+    'dataset.augment': ('crop', 'autoaugment'),
     'dummy.attack_logits': ('raw', 'folded'),
     'finetune.anchor': anchored.ANCHORS,
     'finetune.batch_norm': ('shared', 'dual'),
@@ -42,7 +43,7 @@ _CHOICES = {
 }
 _WHOLE = {  # field: smallest value
     'attack.num_steps': 1, 'batch_size': 1, 'calibration.start_epoch': 1,
-    'checkpoint.every_steps': 0, 'checkpoint.keep': 1,
+    'checkpoint.every_steps': 0, 'checkpoint.keep': 1, 'dataset.autoaugment_start_epoch': 0,
     'dataset.num_classes': 2, 'dataset.pad': 0, 'dataset.validation_size': 0,
     'dummy.start_epoch': 0, 'epochs': 1, 'evaluate.batch_size': 1, 'evaluate.num_examples': 0,
     'finetune.start_epoch': 0, 'finetune.tau': 0, 'inference.rounds': 1, 'log_every_steps': 1,
@@ -115,6 +116,9 @@ def check(config: ml_collections.ConfigDict) -> None:
                              'use fgsm, pgd20 (20 steps), pgd20x5 (5 restarts of 20 steps), '
                              'margin100x5, scale10_pgd20, scales_pgd20, dummies_pgd100, autoattack '
                              'or another name of at_jax/protocols.py')
+  _require(flat, 'dataset.autoaugment_start_epoch', flat['dataset.augment'] == 'crop'
+           or flat['dataset.autoaugment_start_epoch'] < flat['epochs'],
+           f'AutoAugment would never begin: use one below epochs = {flat["epochs"]}')
   _check_method(flat)
   _check_classes(flat)
   _check_finetune(flat)

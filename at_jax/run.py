@@ -83,6 +83,10 @@ def build(config: ml_collections.ConfigDict, *, dataset: data.Dataset | None = N
   if dataset.num_classes != config.dataset.num_classes:
     raise errors.UserError('config.dataset.num_classes', config.dataset.num_classes,
                            f'{dataset.name} has {dataset.num_classes} classes: use that')
+  channels = dataset.train.images.shape[-1]
+  if config.dataset.augment == 'autoaugment' and channels not in (1, 3):
+    raise errors.UserError('config.dataset.augment', 'autoaugment',
+                           f"takes 1 or 3 channels, not {channels}: use 'crop'")
   steps_per_epoch = len(dataset.train.labels) // config.batch_size
   if not steps_per_epoch:
     raise errors.UserError('config.batch_size', config.batch_size,
@@ -137,8 +141,8 @@ def begun(config: ml_collections.ConfigDict, epoch: int) -> bool:
     epoch: counted from 0.
 
   Returns:
-    False during the plain epochs before DUCAT, fine-tuning, importance weights, calibration by class
-    or an average of epochs.
+    False during the plain epochs before DUCAT, fine-tuning, importance weights, calibration by class,
+    an average of epochs or AutoAugment.
 
   Source: ours.
   """
@@ -147,6 +151,7 @@ def begun(config: ml_collections.ConfigDict, epoch: int) -> bool:
   starts += [config.calibration.start_epoch] * calibrated(config)
   starts += [config.optimizer.fair_start_epoch] * (config.optimizer.fair_decay > 0)
   starts += [config.finetune.start_epoch] * (config.loss == 'finetune')
+  starts += [config.dataset.autoaugment_start_epoch] * (config.dataset.augment == 'autoaugment')
   return epoch >= max(starts, default=0)
 
 
@@ -185,7 +190,8 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
   if config.loss == 'finetune' and config.finetune.regulator == 'boundary':
     tau = jnp.asarray(config.finetune.tau, jnp.int32)
   return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau,
-                              jnp.asarray(epoch >= config.calibration.start_epoch))
+                              jnp.asarray(epoch >= config.calibration.start_epoch),
+                              jnp.asarray(epoch >= config.dataset.autoaugment_start_epoch))
 
 
 def recipe(run: Run, name: str) -> step_lib.Recipe:
@@ -216,7 +222,7 @@ def recipe(run: Run, name: str) -> step_lib.Recipe:
       attack_folded=c.dummy.attack_logits == 'folded', pad=c.dataset.pad, flip=c.dataset.flip,
       weigh=_weigh(c), weights_on=c.weights.on, beta=c.beta, awp_gamma=c.awp_gamma,
       views=2 if c.loss == 'consistency' else 1, steps_per_epoch=run.steps_per_epoch,
-      calibration=_calibration(c))
+      calibration=_calibration(c), autoaugment=c.dataset.augment == 'autoaugment')
   if not tunes:
     return recipe
   regulate = None

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from at_jax import attacks
+from at_jax import autoaugment
 from at_jax import calibration as calibration_lib
 from at_jax import data
 from at_jax import network as network_lib
@@ -65,10 +66,12 @@ class EpochValues(NamedTuple):
     weighted: bool[], importance weights count; before, each is exactly 1.
     tau: i32[], of friendly PGD; None for an attack that does not stop early.
     calibrated: bool[], factors by class count; before, each is exactly 1.
+    autoaugmented: bool[], AutoAugment has begun, for a recipe that has it.
   """
   weighted: Array | bool = True
   tau: Array | None = None
   calibrated: Array | bool = True
+  autoaugmented: Array | bool = True
 
 
 class Recipe(NamedTuple):
@@ -93,6 +96,7 @@ class Recipe(NamedTuple):
     calibration: what is calibrated by class.
     anchored: give the objective the teacher's logits at x, as `reference`.
     regulate: `(tuning, index, robust, axis_name=…) -> tuning`, of `regulated`, or None.
+    autoaugment: whether `autoaugment.augment` follows on `data.augment`.
   """
   network: network_lib.Network
   optimizer: optax.GradientTransformation
@@ -110,6 +114,7 @@ class Recipe(NamedTuple):
   calibration: calibration_lib.Calibration = calibration_lib.Calibration()
   anchored: bool = False
   regulate: Callable[..., regulated.Tuning] | None = None
+  autoaugment: bool = False
 
 
 def init(network: network_lib.Network, optimizer: optax.GradientTransformation, key: Array,
@@ -157,7 +162,11 @@ def _examples(state, images, labels, index, key, values, recipe, by_class) -> _E
     index = jnp.concatenate([index, ~index])  # which no example has, so that its start is its own
   else:
     y = labels
-  x = data.to_unit(data.augment(images, keys, pad=recipe.pad, flip=recipe.flip))
+  images = data.augment(images, keys, pad=recipe.pad, flip=recipe.flip)
+  if recipe.autoaugment:
+    images = jax.lax.cond(values.autoaugmented, autoaugment.augment, lambda images, _: images,
+                          images, keys)
+  x = data.to_unit(images)
   if recipe.attack is None:
     return _Examples(x, x, y, None)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}

@@ -5,9 +5,10 @@
   :cifar100 and :mnist are the same method on other data, :cifar100-small and so on cut down.
 
 Source: Tack et al., Consistency Regularization for Adversarial Robustness, 2022, and its released
-code: λ 1, temperature .5, PreActResNet-18, 200 epochs, ×.1 at 100 and 150. Its views are
-AutoAugment's; here they are two crops and mirrorings (ours), as its base augmentation has them.
-bfloat16 and the choice of the best checkpoint on held-out training images are ours.
+code: λ 1, temperature .5, PreActResNet-18, 200 epochs, ×.1 at 100 and 150. The two views are, as in
+the code's example (`autoaug_sche`), crops and mirrorings; from epoch 100 on also AutoAugment's policy
+for CIFAR-10 and Cutout of half the width. bfloat16 and the choice of the best checkpoint, from
+epoch 100 on and on held-out training images, are ours; so is the policy on MNIST.
 Published (reported, ResNet-18, DUCAT's schedule): PGD-10 53.5.
 Measured: not yet.
 """
@@ -19,5 +20,6 @@ def get_config(arg: str = ''):
   c = config_lib.default()
   c.model.dtype = 'bfloat16'
   c.loss, c.beta, c.consistency_temperature = 'consistency', 1.0, 0.5
+  c.dataset.augment, c.dataset.autoaugment_start_epoch = 'autoaugment', 100
   c.epochs, c.optimizer.decay_epochs = 200, (100, 150)
   return config_lib.form(c, arg)

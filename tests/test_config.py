@@ -60,6 +60,7 @@ QUICK = f'--config={ROOT}/configs/quickstart.py:smoke'
     ([QUICK, '--config.model.name=SmalCNN'], ['SmalCNN', "did you mean 'SmallCNN'"]),
     ([QUICK, '--config.loss=pgd'], ["did you mean 'pgd_at'"]),
     ([QUICK, '--config.attack.norm=linff'], ["did you mean 'linf'"]),
+    ([QUICK, '--config.dataset.augment=autoagument'], ["did you mean 'autoaugment'"]),
     ([QUICK, "--config.evaluate.attacks=('pdg20',)"], ['pdg20', 'pgd20']),
     # numbers that make no sense
     ([QUICK, '--config.attack.epsilon_255=-1.'], ['attack.epsilon_255', '-1.0']),
@@ -70,6 +71,8 @@ QUICK = f'--config={ROOT}/configs/quickstart.py:smoke'
     ([QUICK, '--config.batch_size=100000'], ['batch_size', 'training examples']),
     ([QUICK, '--config.epochs=0'], ['epochs']),
     ([QUICK, '--config.dummy.start_epoch=2'], ['dummy.start_epoch', 'epochs = 2']),
+    ([QUICK, '--config.dataset.augment=autoaugment', '--config.dataset.autoaugment_start_epoch=2'],
+     ['dataset.autoaugment_start_epoch', 'epochs = 2']),
     ([QUICK, '--config.dummy.benign_weight=1.5'], ['dummy.benign_weight']),
     ([QUICK, '--config.loss=standard'], ['loss', 'dummy classes']),
     ([QUICK, '--config.dataset.num_classes=12'], ['num_classes', '10 classes']),

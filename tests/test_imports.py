@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'at_jax'
 LAYERS = (
     {'attacks', 'errors', 'platform'},
     {'losses', 'weights', 'calibration', 'inference', 'dummy', 'transforms', 'models', 'data',
-     'tfds_sets', 'local_sets', 'config'},
+     'tfds_sets', 'local_sets', 'autoaugment', 'image_operations', 'config'},
     {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records',
      'anchored', 'branches', 'optimizers', 'regulated'},
     {'autoattack', 'protocols', 'evaluate', 'analysis', 'config_checks', 'command_line', 'run',
