@@ -157,6 +157,7 @@ def stepper(
 
   def step(logits_fn, problem: steppers.Problem, state: State) -> State:
     gradient, value, logits = _differentiate(logits_fn, problem, state, loss, targeted, eot)
+    gradient = steppers.finite(gradient)
     wrong = ~steppers.is_correct(logits, problem.y)
 
     def update(state, x, epsilon, gradient, value, wrong):

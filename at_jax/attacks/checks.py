@@ -80,30 +80,30 @@ def check_classes(num_classes: int, attacks: tuple[str, ...]) -> tuple[str, ...]
   return tuple(warnings)
 
 
-def check_gradients(name: str, runs: int, blind: int, flat: int) -> tuple[str, ...]:
-  """Says for how many runs of an attack its loss gave it nothing to climb.
+def check_gradients(name: str, attacked: int, blind: int, flat: int) -> tuple[str, ...]:
+  """Says for how many examples the loss of an attack gave it nothing to climb.
 
   Args:
     name: the attack.
-    runs: how many runs there were.
-    blind: in how many a gradient, at any step, was zero everywhere.
-    flat: in how many the loss never rose above the start's.
+    attacked: how many examples it attacked to the end of a run.
+    blind: for how many of them a gradient, at any step of any run, was zero everywhere.
+    flat: for how many the loss never rose above a start's, in no run, and which did not fall.
 
   Returns:
     Warnings, where the share is above 1 %.
 
   Example:
     >>> print(*check_gradients('apgd-ce', 100, 40, 0))
-    apgd-ce: zero gradients in 40.0 % of its runs; add apgd-dlr, or a loss with a logit scale, and square
+    apgd-ce: zero gradients on 40.0 % of examples; add apgd-dlr, or a loss with a logit scale, and square
 
   Source: ours, after the check of the start by AutoAttack's authors.
   """
   warnings, cure = [], 'add apgd-dlr, or a loss with a logit scale, and square'
-  if runs and blind / runs > _SHARE:
-    warnings.append(f'{name}: zero gradients in {blind / runs:.1%} of its runs; {cure}')
-  if runs and flat / runs > _SHARE:
-    warnings.append(f'{name}: the loss never rose in {flat / runs:.1%} of its runs; {cure}')
-  return tuple(text.replace('%', ' %') for text in warnings)
+  if attacked and blind / attacked > _SHARE:
+    warnings.append(f'{name}: zero gradients on {100 * blind / attacked:.1f} % of examples; {cure}')
+  if attacked and flat / attacked > _SHARE:
+    warnings.append(f'{name}: the loss never rose on {100 * flat / attacked:.1f} % of examples; {cure}')
+  return tuple(warnings)
 
 
 def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ class State(NamedTuple):
   x_adv: Array       # the nearest misclassified point so far
   distance: Array    # how far it is, +inf before there is one
   x: Array
+  blind: Array       # gradients that were zero in every entry
 
 
 def fab(
@@ -127,11 +128,12 @@ def stepper(
       draw = functools.partial(_draw, bounds=problem.bounds, norm=norm)
       start = jax.vmap(draw)(problem.x, problem.key, problem.epsilon)
     return State(jnp.zeros(b, jnp.int32), jnp.zeros(b, bool), problem.x,
-                 jnp.full(b, jnp.inf, dtype), start)
+                 jnp.full(b, jnp.inf, dtype), start, jnp.zeros(b, jnp.int32))
 
   def step(logits_fn, problem: steppers.Problem, state: State) -> State:
     linearise = _towards_target if targeted else functools.partial(_towards_nearest, norm=norm)
     gap, normal = linearise(logits_fn, problem, state.x)
+    gap, normal = steppers.finite((gap, normal))
     move = functools.partial(_move, bounds=problem.bounds, norm=norm)
     x = jax.vmap(move)(state.x, problem.x, normal, gap)
     wrong = ~steppers.is_correct(logits_fn(x), problem.y)
@@ -141,7 +143,8 @@ def stepper(
     back = problem.x + (x - problem.x) * _BETA
     return State(state.count + 1, distance <= problem.epsilon,
                  steppers.where(nearer, x, state.x_adv), distance,
-                 steppers.where(wrong, back, x))
+                 steppers.where(wrong, back, x),
+                 state.blind + steppers.is_zero(normal))
 
   return steppers.Stepper(init, step, num_steps)
 
