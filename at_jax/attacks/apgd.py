@@ -152,7 +152,7 @@ def stepper(
 
   def init(problem: steppers.Problem) -> State:
     return jax.vmap(lambda x, key, epsilon: _init(
-        x, key, epsilon * table.radius[0], problem.bounds, norm))(
+        x, key, epsilon * float(table.radius[0]), problem.bounds, norm))(
             problem.x, problem.key, problem.epsilon)
 
   def step(logits_fn, problem: steppers.Problem, state: State) -> State:
@@ -161,7 +161,7 @@ def stepper(
     wrong = ~steppers.is_correct(logits, problem.y)
 
     def update(state, x, epsilon, gradient, value, wrong):
-      stage = jax.tree.map(lambda column: jnp.asarray(column)[state.count], table)
+      stage = _row(table, state.count, x.dtype)
       radius = epsilon * stage.radius
       state = _record(state, stage, x, gradient, value, wrong)
       state = _open(state, stage, x, radius, value, norm, large_start)
@@ -175,6 +175,12 @@ def stepper(
     return jax.vmap(update)(state, problem.x, problem.epsilon, gradient, value, wrong)
 
   return steppers.Stepper(init, step, len(table.first))
+
+
+def _row(table, count, dtype) -> schedule.Stage:
+  # Radii in the precision of x, which float64 numbers would raise where float64 is enabled.
+  kind = lambda column: dtype if column.dtype.kind == 'f' else None
+  return jax.tree.map(lambda column: jnp.asarray(column, kind(column))[count], table)
 
 
 def _init(x, key, epsilon, bounds, norm) -> State:

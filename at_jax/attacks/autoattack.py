@@ -99,7 +99,7 @@ def autoattack(
     y: i32[N], true classes.
     key: a PRNG key.
     epsilon: radius, a number or f32[N].
-    norm: 'linf', 'l2' or 'l1'. Square has no 'l1'; it is left out, with a warning.
+    norm: 'linf', 'l2' or 'l1'.
     version: 'standard', 'plus' or 'rand'.
     attacks: names of attacks to run instead of the version's: apgd-ce, apgd-dlr, apgd-t, fab, fab-t,
       square.
@@ -136,7 +136,7 @@ def autoattack(
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 5; refilling, resuming and independence: ours.
   """
-  names, notes = ensemble.choose(attacks, version, norm)
+  names = ensemble.choose(attacks, version, norm)
   problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds)
   if not len(problem.x):
     raise ValueError('x has no examples')
@@ -150,7 +150,7 @@ def autoattack(
 
   logits = _in_batches(plain_fn, problem.x, batch_size, devices)
   clean = np.asarray(steppers.is_correct(jnp.asarray(logits), problem.y))
-  notes += checks.check_classes(logits.shape[1], names)
+  notes = checks.check_classes(logits.shape[1], names)
   notes += _doubts(plain_fn, problem, batch_size, random)
   passes = ensemble.plan(names, norm, version, logits.shape[1], num_steps, num_queries)
   # The likeliest other classes first, as the clean input sees them.
