@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from at_jax.attacks import balls
-from at_jax.attacks import loops
+from at_jax.attacks import gradients
 from at_jax.attacks import losses
 from at_jax.attacks import schedule
 from at_jax.attacks import steppers
@@ -156,12 +156,12 @@ def stepper(
             problem.x, problem.key, problem.epsilon)
 
   def step(logits_fn, problem: steppers.Problem, state: State) -> State:
-    gradient, value, logits = _differentiate(logits_fn, problem, state, loss, targeted, eot)
-    gradient = steppers.finite(gradient)
+    gradient, value, logits = gradients.of_loss(
+        logits_fn, problem, state.x, state.count, loss=loss, targeted=targeted, eot=eot)
     wrong = ~steppers.is_correct(logits, problem.y)
 
     def update(state, x, epsilon, gradient, value, wrong):
-      stage = _row(table, state.count, x.dtype)
+      stage = schedule.row(table, state.count, x.dtype)
       radius = epsilon * stage.radius
       state = _record(state, stage, x, gradient, value, wrong)
       state = _open(state, stage, x, radius, value, norm, large_start)
@@ -175,12 +175,6 @@ def stepper(
     return jax.vmap(update)(state, problem.x, problem.epsilon, gradient, value, wrong)
 
   return steppers.Stepper(init, step, len(table.first))
-
-
-def _row(table, count, dtype) -> schedule.Stage:
-  # Radii in the precision of x, which float64 numbers would raise where float64 is enabled.
-  kind = lambda column: dtype if column.dtype.kind == 'f' else None
-  return jax.tree.map(lambda column: jnp.asarray(column, kind(column))[count], table)
 
 
 def _init(x, key, epsilon, bounds, norm) -> State:
@@ -210,33 +204,6 @@ def _project(point, x, epsilon, bounds, norm) -> Array:
     delta = balls.project_l1_box(point - x, epsilon, low - x, high - x)
     return jnp.clip(x + delta, low, high)
   return jnp.clip(x + getattr(balls, norm).project(point - x, epsilon), low, high)
-
-
-def _differentiate(logits_fn, problem, state, loss, targeted, eot):
-  labels = (problem.y, problem.target) if targeted else (problem.y,)
-
-  def objective(x, keys):
-    logits = jax.vmap(lambda x, k: logits_fn(x[None], k)[0])(x, keys) if eot else logits_fn(x)
-    value = loss(logits, *labels)
-    return jnp.sum(value), (value, logits)
-
-  differentiate = jax.grad(objective, has_aux=True)
-  if not eot:
-    gradient, (value, logits) = differentiate(state.x, None)
-    return gradient, value, logits
-
-  def one_pass(carry):
-    n, total, _, _ = carry
-    fold = jax.vmap(lambda key, count: jax.random.fold_in(jax.random.fold_in(key, count), n))
-    gradient, (value, logits) = differentiate(state.x, fold(problem.key, state.count))
-    return n + 1, total + gradient, value, logits
-
-  value, logits = jax.eval_shape(lambda: objective(state.x, problem.key)[1])
-  empty = (jnp.array(0), jnp.zeros_like(state.x),
-           jnp.zeros(value.shape, value.dtype), jnp.zeros(logits.shape, logits.dtype))
-  # The value and the logits are the last pass's alone, as in the reference.
-  _, total, value, logits = loops.repeat(one_pass, empty, eot)
-  return total / eot, value, logits
 
 
 def _record(state, stage, x, gradient, value, wrong) -> State:

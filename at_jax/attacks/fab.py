@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from at_jax.attacks import gradients
 from at_jax.attacks import hyperplane
 from at_jax.attacks import steppers
 from at_jax.attacks.pgd import AttackResult
@@ -133,7 +134,7 @@ def stepper(
   def step(logits_fn, problem: steppers.Problem, state: State) -> State:
     linearise = _towards_target if targeted else functools.partial(_towards_nearest, norm=norm)
     gap, normal = linearise(logits_fn, problem, state.x)
-    gap, normal = steppers.finite((gap, normal))
+    gap, normal = gradients.finite((gap, normal))
     move = functools.partial(_move, bounds=problem.bounds, norm=norm)
     x = jax.vmap(move)(state.x, problem.x, normal, gap)
     wrong = ~steppers.is_correct(logits_fn(x), problem.y)
@@ -144,7 +145,7 @@ def stepper(
     return State(state.count + 1, distance <= problem.epsilon,
                  steppers.where(nearer, x, state.x_adv), distance,
                  steppers.where(wrong, back, x),
-                 state.blind + steppers.is_zero(normal))
+                 state.blind + gradients.is_zero(normal))
 
   return steppers.Stepper(init, step, num_steps)
 

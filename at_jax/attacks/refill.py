@@ -133,7 +133,7 @@ def drain(
 def _advance(differentiates: bool):
   # This runs on the host, at the top level, where options for the compiler may be given.
   return jax.jit(steppers.take_steps, static_argnames=('stepper', 'num_steps'),
-                 compiler_options=loops.compiler_options() if differentiates else None)
+                 compiler_options=loops.compiler_options(differentiates))
 
 
 def restore(work: Work, seats: Seats, *, stepper: steppers.Stepper) -> Seats:

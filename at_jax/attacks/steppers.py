@@ -150,42 +150,6 @@ def is_correct(logits: Array, y: Array) -> Array:
   return (jnp.argmax(logits, axis=-1) == y) & jnp.all(jnp.isfinite(logits), axis=-1)
 
 
-def finite(tree: Any) -> Any:
-  """Zero wherever an array is not a number or infinite, so that no step leads out of the ball.
-
-  Args:
-    tree: a pytree of float arrays, such as gradients.
-
-  Returns:
-    The same.
-
-  Example:
-    >>> print(finite(jnp.array([jnp.nan, 1.])))
-    [0. 1.]
-
-  Source: ours.
-  """
-  return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0), tree)
-
-
-def is_zero(gradient: Array) -> Array:
-  """Whether the gradient of an example is zero in every entry.
-
-  Args:
-    gradient: f32[B, ...].
-
-  Returns:
-    bool[B].
-
-  Example:
-    >>> print(is_zero(jnp.array([[0., 0.], [0., 1.]])))
-    [ True False]
-
-  Source: ours.
-  """
-  return jnp.all(gradient == 0, axis=tuple(range(1, gradient.ndim)))
-
-
 def where(chosen: Array, new: Any, old: Any) -> Any:
   """Per example `new` where chosen, else `old`, for every leaf of two equal trees.
 
