@@ -11,14 +11,12 @@ from typing import Any
 import zipfile
 
 import jax
-import numpy as np
 
 from at_jax import attacks
 from at_jax import checkpoints
 from at_jax import data
 from at_jax import errors
 from at_jax.attacks import saves
-from at_jax.attacks import steppers
 
 Array = jax.Array
 # The names of an evaluation's attacks, and the version of AutoAttack each is.
@@ -108,34 +106,6 @@ def identity(logits: Callable, variables: Any, split: data.Split, key: Array,
             'key': jax.random.key_data(key)}
   told = repr((checkpoints.digests(arrays), logits.__name__, sorted(settings.items())))
   return hashlib.sha256(told.encode()).hexdigest()[:32]
-
-
-def stands(deployed: Callable[[Any, Array], Array], variables: Any, x: np.ndarray,
-           labels: np.ndarray, batch_size: int) -> np.ndarray:
-  """Which points the deployed model classifies correctly, whatever model they were found on.
-
-  Args:
-    deployed: `(variables, x) -> f32[B, C]`.
-    variables: of the network.
-    x: f32[N, ...].
-    labels: i32[N].
-    batch_size: how many at a time.
-
-  Returns:
-    bool[N].
-
-  Source: ours.
-  """
-  # The last batch is filled up with repeats, so that one program serves.
-  rows = [np.minimum(np.arange(batch_size) + begin, len(x) - 1)
-          for begin in range(0, len(x), batch_size)]
-  return np.concatenate(
-      [_correct(deployed, variables, x[row], labels[row]) for row in rows])[:len(x)]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _correct(deployed, variables, x, y):
-  return steppers.is_correct(deployed(variables, x), y)
 
 
 @functools.cache

@@ -4,11 +4,10 @@ import math
 
 import ml_collections
 
-from at_jax import autoattack
 from at_jax import config as config_lib
 from at_jax import errors
-from at_jax import evaluate
 from at_jax import models
+from at_jax import protocols
 
 _CHOICES = {
     'attack.norm': ('linf', 'l2'),
@@ -83,11 +82,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   _require(flat, 'optimizer.decay_epochs', decays == sorted(decays) and min(decays, default=1) > 0,
            'use epochs above 0 in rising order')
   for name in flat['evaluate.attacks']:
-    if evaluate.parse(name) is None:
+    if not protocols.known(name):
       raise errors.UserError('config.evaluate.attacks', name,
                              'use fgsm, pgd20 (20 steps), pgd20x5 (5 restarts of 20 steps), '
-                             'margin100x5 (the same on the margin), '
-                             + ', '.join(autoattack.VERSIONS))
+                             'margin100x5, scale10_pgd20, scales_pgd20, dummies_pgd100, autoattack '
+                             'or another name of at_jax/protocols.py')
   _check_method(flat)
   if flat['dummy.enabled']:
     _require(flat, 'dummy.start_epoch', flat['dummy.start_epoch'] < flat['epochs'],

@@ -8,97 +8,22 @@ every attack that was run.
 from collections.abc import Callable, Sequence
 import functools
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from at_jax import attacks
 from at_jax import autoattack
 from at_jax import data
+from at_jax import inner
 from at_jax import network as network_lib
+from at_jax import protocols
 from at_jax import sharding
+from at_jax.attacks import steppers
 
 Array = jax.Array
-# (logits_fn, x, y, key, index, tau=None) -> AttackResult
-Attack = Callable[..., attacks.AttackResult]
 # (what is running, examples done, examples in all, accuracy so far) -> None
 Progress = Callable[[str, int, int, float], None]
-
-
-class Spec(NamedTuple):
-  """An attack of an evaluation.
-
-  Attributes:
-    num_steps: steps; one without a random start is FGSM.
-    restarts: independent runs, of which the worst counts.
-    random_start: begin at a random point of the ball.
-    loss: what is maximised, a name of `attacks.losses`.
-  """
-  num_steps: int
-  restarts: int
-  random_start: bool
-  loss: str = 'cross_entropy'
-
-
-def parse(name: str) -> Spec | str | None:
-  """Reads an attack's name: 'fgsm', 'pgd20', 'pgd20x5' for 5 restarts, 'margin100x5', 'autoattack'.
-
-  margin100x5 is PGD on the margin, which does not fade where a method keeps the cross-entropy's
-  gradient small, as importance weights do.
-
-  Args:
-    name: as in `config.evaluate.attacks`.
-
-  Returns:
-    A `Spec`; for AutoAttack its version ('standard', 'plus', 'rand'); None for no such name.
-
-  Example:
-    >>> parse('pgd20x5')
-    Spec(num_steps=20, restarts=5, random_start=True, loss='cross_entropy')
-    >>> parse('margin100').loss
-    'margin'
-
-  Source: ours.
-  """
-  if name == 'fgsm':
-    return Spec(1, 1, False)
-  if name in autoattack.VERSIONS:
-    return autoattack.VERSIONS[name]
-  match = re.fullmatch(r'(pgd|margin)([1-9]\d*)(?:x([1-9]\d*))?', str(name))
-  loss = {'pgd': 'cross_entropy', 'margin': 'margin'}
-  return match and Spec(int(match[2]), int(match[3] or 1), True, loss[match[1]])
-
-
-def pgd(*, norm: str, epsilon: float, step_size: float, num_steps: int,
-        random_start: bool = True, loss: str = 'cross_entropy') -> Attack:
-  """PGD with everything but the model and the examples filled in.
-
-  Args:
-    norm: of `attacks.pgd`.
-    epsilon: of `attacks.pgd`.
-    step_size: of `attacks.pgd`.
-    num_steps: of `attacks.pgd`.
-    random_start: of `attacks.pgd`.
-    loss: the name of that of `attacks.pgd` in `attacks.losses`.
-
-  Returns:
-    `(logits_fn, x, y, key, index, tau=None) -> AttackResult`; tau is that of friendly PGD.
-
-  Example:
-    >>> attack = pgd(norm='linf', epsilon=.1, step_size=.1, num_steps=1)
-    >>> attack(lambda x: x, jnp.zeros((1, 2)), jnp.array([0]), jax.random.key(0), None).x.shape
-    (1, 2)
-
-  Source: `attacks.pgd`.
-  """
-  def attack(logits_fn, x, y, key, index, tau=None):
-    return attacks.pgd(logits_fn, x, y, key, epsilon=epsilon, step_size=step_size, norm=norm,
-                       num_steps=num_steps, random_start=random_start, tau=tau, index=index,
-                       loss=getattr(attacks.losses, loss))
-  return attack
 
 
 def standing(
@@ -107,7 +32,7 @@ def standing(
     split: data.Split,
     key: Array,
     *,
-    attack: Attack | None,
+    attack: inner.Attack | None,
     attacked_logits: Callable[[Any, Array], Array],
     among: np.ndarray,
     batch_size: int,
@@ -121,7 +46,7 @@ def standing(
   Args:
     network: the network.
     variables: its variables.
-    split: the examples.
+    split: the examples; images as uint8, or points that were found elsewhere as f32 in [0, 1].
     key: a PRNG key; an example draws by its place in `split`.
     attack: `(logits_fn, x, y, key, index) -> AttackResult`, or None for clean examples.
     attacked_logits: `(variables, x) -> logits`, what the attack looks at: `network.deployed` or
@@ -143,8 +68,9 @@ def standing(
   for begin in range(0, len(chosen), batch_size):
     places = chosen[begin:begin + batch_size]
     filled = np.resize(places, batch_size)
-    x, y, index = sharding.spread(
-        (data.to_unit(split.images[filled]), split.labels[filled], filled.astype(np.int32)))
+    x = split.images[filled]
+    x = data.to_unit(x) if x.dtype == np.uint8 else x
+    x, y, index = sharding.spread((x, split.labels[filled], filled.astype(np.int32)))
     if attack is not None:
       x = attack(jax.tree_util.Partial(attacked_logits, variables), x, y, key, index).x
     result[places] = np.asarray(_correct(network.deployed, variables, x, y))[:len(places)]
@@ -155,7 +81,7 @@ def standing(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _correct(deployed, variables, x, y):
-  return jnp.argmax(deployed(variables, x), axis=-1) == y
+  return steppers.is_correct(deployed(variables, x), y)
 
 
 class Report(NamedTuple):
@@ -188,6 +114,13 @@ class Report(NamedTuple):
             'components': {name: fractions(each) for name, each in self.components.items()},
             'warnings': {name: list(lines) for name, lines in self.warnings.items()}}
 
+  def verdicts(self) -> dict[str, np.ndarray]:
+    """Every verdict by example, under the names that verdicts.npz uses: bool[N] each."""
+    found = {'clean': self.clean, 'worst_case': self.worst_case}
+    found |= {f'robust/{name}': v for name, v in self.robust.items()}
+    found |= {f'authors/{name}': v for name, v in self.authors.items()}
+    return found
+
 
 def evaluate(
     network: network_lib.Network,
@@ -209,14 +142,17 @@ def evaluate(
   An example that is wrong without an attack counts as not robust and is not attacked. DUCAT's
   protocol is followed as released: it attacks every example through the raw 2C logits with its hard
   label, and recovers the class only afterwards. So does AutoAttack, as it was released, on such a
-  model: it is content with an example whose dummy is on top.
+  model: it is content with an example whose dummy is on top. FGSM, PGD on the cross-entropy and
+  AutoAttack are run in that way beside their deployed forms.
 
   Args:
     network: the network.
     variables: its variables, those that are to be deployed.
     split: the examples.
     key: a PRNG key.
-    names: attacks, as `parse` reads them.
+    names: attacks and sweeps, as `protocols` has them. Those that know dummy classes are left out
+      where there are none; a sweep is reported part by part and, by its own name, in its worst case
+      an example.
     norm: 'linf' or 'l2'.
     epsilon: the radius, in units of x.
     step_size: of PGD; FGSM's is epsilon.
@@ -247,25 +183,42 @@ def evaluate(
     if attacked_logits is network.deployed:
       components[title] = found.components
       return among & found.robust
-    return among & autoattack.stands(network.deployed, variables, found.x, split.labels, batch_size)
+    return standing(network, variables, data.Split(found.x, split.labels), key, attack=None,
+                    attacked_logits=network.deployed, among=among, batch_size=batch_size)
 
   def under(name: str, attacked_logits: Callable, among: np.ndarray, title: str) -> np.ndarray:
-    spec = parse(name)
+    spec = protocols.parse(name)
     if isinstance(spec, str):
       return under_autoattack(spec, attacked_logits, among, title)
-    attack = pgd(norm=norm, epsilon=epsilon, num_steps=spec.num_steps,
-                 step_size=step_size if spec.random_start else epsilon,
-                 random_start=spec.random_start, loss=spec.loss)
+    attack = protocols.attack(spec, norm=norm, epsilon=epsilon, step_size=step_size)
+    logits = network.logits if spec.knows_dummies else attacked_logits
     for restart in range(spec.restarts):
       running = title if spec.restarts == 1 else f'{title} ({restart + 1} of {spec.restarts})'
       among = run(jax.random.fold_in(key, restart), attack=attack, among=among,
-                  attacked_logits=attacked_logits, progress=functools.partial(progress, running))
+                  attacked_logits=logits, progress=functools.partial(progress, running))
     return among
 
-  robust = {name: under(name, network.deployed, clean, name) for name in names}
+  robust = {}
+  for name in names:
+    parts = [part for part in protocols.expand(name) if has_dummies or not _knows_dummies(part)]
+    found = {part: under(part, network.deployed, clean, part) for part in parts}
+    robust |= found
+    if len(parts) > 1:
+      robust[name] = np.logical_and.reduce(list(found.values()))
   authors = {}
   if has_dummies:
     authors = {name: under(name, network.logits, everything, f"{name}, authors' protocol")
-               for name in names}
+               for name in names if _is_authors(name)}
   worst_case = functools.reduce(np.logical_and, [*robust.values(), *authors.values()], clean)
   return Report(clean, robust, authors, worst_case, components, warnings, tuple(states))
+
+
+def _knows_dummies(name: str) -> bool:
+  spec = protocols.parse(name)
+  return isinstance(spec, protocols.Spec) and spec.knows_dummies
+
+
+def _is_authors(name: str) -> bool:
+  """DUCAT's authors report attacks on the cross-entropy, and AutoAttack."""
+  spec = protocols.parse(name)
+  return isinstance(spec, str) or spec is not None and spec.loss == 'cross_entropy'

@@ -1,7 +1,7 @@
 """The inner maximisation of training: attacks with everything but the model and the examples given.
 
 Each is `(logits_fn, x, y, key, index, tau=None) -> AttackResult`; with τ it is friendly PGD, which
-stops τ steps past the boundary. PGD from a random start is `evaluate.pgd`.
+stops τ steps past the boundary.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,29 @@ from at_jax import losses
 
 Array = jax.Array
 Attack = Callable[..., attacks.AttackResult]
+
+
+def uniform(*, loss: Callable[..., Array] = attacks.losses.cross_entropy, **options) -> Attack:
+  """PGD from a point drawn uniformly from the ball: PGD-AT's attack.
+
+  Args:
+    loss: of `attacks.pgd`.
+    **options: of `attacks.pgd`: norm, epsilon, step_size, num_steps, random_start.
+
+  Returns:
+    An attack.
+
+  Example:
+    >>> attack = uniform(norm='linf', epsilon=.1, step_size=.1, num_steps=1)
+    >>> attack(lambda x: x, jnp.zeros((1, 2)), jnp.array([0]), jax.random.key(0), None).x.shape
+    (1, 2)
+
+  Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, section
+  2.1.
+  """
+  def attack(logits_fn, x, y, key, index, tau=None):
+    return attacks.pgd(logits_fn, x, y, key, loss=loss, tau=tau, index=index, **options)
+  return attack
 
 
 def beside(*, loss: Callable[..., Array] = attacks.losses.cross_entropy, **options) -> Attack:

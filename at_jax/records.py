@@ -1,4 +1,4 @@
-"""What a run leaves behind: config.json, metrics.jsonl, TensorBoard events, results.json."""
+"""What a run leaves: config.json, metrics.jsonl, TensorBoard events, results.json, verdicts.npz."""
 
 from importlib import metadata
 import json
@@ -10,6 +10,7 @@ import time
 from typing import Any, TextIO
 
 import jax
+import numpy as np
 import tensorboardX
 import tqdm
 
@@ -37,6 +38,30 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     os.replace(temporary, path)
   except OSError as error:
     raise unwritable(path.parent, error) from error
+
+
+def write_verdicts(directory: pathlib.Path, labels: np.ndarray,
+                   verdicts: dict[str, dict[str, np.ndarray]]) -> None:
+  """Writes verdicts.npz: who stood under what, an example each, so that runs can be paired.
+
+  Args:
+    directory: the work directory.
+    labels: i32[N], found as 'labels'.
+    verdicts: `{checkpoint: {attack: bool[N]}}`; the array is found as 'checkpoint/attack'.
+
+  Raises:
+    errors.UserError: the folder is full or not writable.
+
+  Source: ours.
+  """
+  arrays = {f'{checkpoint}/{name}': v for checkpoint, found in verdicts.items()
+            for name, v in found.items()}
+  temporary = directory / 'verdicts.tmp.npz'
+  try:
+    np.savez_compressed(temporary, labels=labels, **arrays)
+    os.replace(temporary, directory / 'verdicts.npz')
+  except OSError as error:
+    raise unwritable(directory, error) from error
 
 
 def read_json(path: pathlib.Path) -> Any:

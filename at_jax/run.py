@@ -11,7 +11,6 @@ import optax
 from at_jax import config_checks
 from at_jax import data
 from at_jax import errors
-from at_jax import evaluate
 from at_jax import inner
 from at_jax import models
 from at_jax import network as network_lib
@@ -23,7 +22,7 @@ from at_jax import weighting
 from at_jax import weights
 
 # What each loss is attacked with while it trains.
-_INNER = {'pgd_at': evaluate.pgd, 'consistency': evaluate.pgd, 'mart': inner.beside,
+_INNER = {'pgd_at': inner.uniform, 'consistency': inner.uniform, 'mart': inner.beside,
           'trades': inner.kl, 'gair_trades': inner.kl_and_margin}
 
 

@@ -209,8 +209,8 @@ def _validate(run: run_lib.Run, variables: dict[str, Any]) -> tuple[float, float
 
 
 def _test(run: run_lib.Run, saved: checkpoints.Saved, variables: dict[str, Any], title: str,
-          workdir: pathlib.Path) -> tuple[dict[str, Any], tuple[pathlib.Path, ...]]:
-  """The accuracies of a checkpoint, as these variables, and the files of state that led to them."""
+          workdir: pathlib.Path) -> tuple[dict[str, Any], evaluate.Report]:
+  """The accuracies of a checkpoint, as these variables, and the verdicts that they sum up."""
   c = run.config
   n = c.evaluate.num_examples or len(run.dataset.test.labels)
   split = data.Split(run.dataset.test.images[:n], run.dataset.test.labels[:n])
@@ -230,7 +230,7 @@ def _test(run: run_lib.Run, saved: checkpoints.Saved, variables: dict[str, Any],
       step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
       has_dummies=c.dummy.enabled, state_dir=workdir / 'evaluation', progress=progress)
   told = {'step': saved.step, 'validation_robust': saved.info['score']} | report.accuracies()
-  return told, report.states
+  return told, report
 
 
 def _evaluate(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints, command: str,
@@ -257,8 +257,11 @@ def _evaluate(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkp
       'versions': records.versions(), 'command': command,
       'seconds': seconds + time.monotonic() - begun,
   }
+  reports = {name: report for name, (_, report) in tested.items()}
+  labels = run.dataset.test.labels[:tested['best'][0]['n']]
+  records.write_verdicts(workdir, labels, {name: report.verdicts() for name, report in reports.items()})
   records.write_json(workdir / 'results.json', results)
-  _remove_states(workdir / 'evaluation', [path for _, states in tested.values() for path in states])
+  _remove_states(workdir / 'evaluation', [p for report in reports.values() for p in report.states])
   print(records.table(results))
   return results
 

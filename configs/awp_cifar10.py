@@ -19,4 +19,4 @@ def get_config(arg: str = ''):
   c.model.dtype = 'bfloat16'
   c.epochs, c.optimizer.decay_epochs = 200, (100, 150)
   c.awp_gamma = .01
-  return config_lib.form(c, arg, small_epochs=4)
+  return config_lib.form(c, arg)

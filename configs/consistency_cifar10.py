@@ -20,4 +20,4 @@ def get_config(arg: str = ''):
   c.model.dtype = 'bfloat16'
   c.loss, c.beta, c.consistency_temperature = 'consistency', 1.0, 0.5
   c.epochs, c.optimizer.decay_epochs = 200, (100, 150)
-  return config_lib.form(c, arg, small_epochs=2)
+  return config_lib.form(c, arg)

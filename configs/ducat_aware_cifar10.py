@@ -16,7 +16,4 @@ def get_config(arg: str = ''):
   c.dummy.enabled = True
   c.dummy.attack_logits = 'folded'
   c.model.dtype = 'bfloat16'
-  if arg == 'smoke':
-    c = config_lib.smoke(c)
-  config_lib.only(arg, 'smoke')
-  return c
+  return config_lib.form(c, arg)

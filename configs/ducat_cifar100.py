@@ -20,10 +20,4 @@ def get_config(arg: str = ''):
   c.dataset.name, c.dataset.num_classes = 'cifar100', 100
   c.dummy.enabled = True
   c.model.dtype = 'bfloat16'
-  if arg == 'small':
-    c = config_lib.small(c, epochs=8)
-    c.optimizer.learning_rate = .05
-  elif arg == 'smoke':
-    c = config_lib.smoke(c)
-  config_lib.only(arg, 'small', 'smoke')
-  return c
+  return config_lib.form(c, arg)

@@ -20,4 +20,4 @@ def get_config(arg: str = ''):
   c.model.dtype = 'bfloat16'
   c.loss, c.beta = 'trades', 6.0
   c.dummy.enabled = True
-  return config_lib.form(c, arg, small_epochs=4)
+  return config_lib.form(c, arg)

@@ -30,4 +30,4 @@ def get_config(arg: str = ''):
     c.attack.norm, c.attack.epsilon_255, c.attack.step_size_255 = 'l2', 128.0, 15.0
   if 'mnist' in arg.split('-'):
     c.optimizer.entropy.gamma = 1e-4  # as the released code has it for MNIST
-  return config_lib.form(c, arg, small_epochs=5, own=('l2',))
+  return config_lib.form(c, arg, 'l2')

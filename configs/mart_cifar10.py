@@ -22,4 +22,4 @@ def get_config(arg: str = ''):
   c.epochs, c.optimizer.learning_rate, c.optimizer.weight_decay = 120, .01, 3.5e-3
   c.optimizer.decay_epochs = (75, 90, 100)
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
-  return config_lib.form(c, arg, small_epochs=4)
+  return config_lib.form(c, arg)

@@ -22,4 +22,4 @@ def get_config(arg: str = ''):
   c.epochs, c.optimizer.weight_decay = 76, 2e-4
   c.optimizer.decay_epochs = (75,)
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
-  return config_lib.form(c, arg, small_epochs=4)
+  return config_lib.form(c, arg)

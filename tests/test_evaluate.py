@@ -11,6 +11,7 @@ from at_jax import data
 from at_jax import dummy
 from at_jax import evaluate
 from at_jax import network as network_lib
+from at_jax import protocols
 
 
 def linear_network(has_dummies):
@@ -31,11 +32,32 @@ run = functools.partial(evaluate.evaluate, names=['fgsm', 'pgd4', 'pgd4x2'], nor
 
 
 @pytest.mark.parametrize('name, expected', [
-    ('fgsm', evaluate.Spec(1, 1, False)), ('pgd1', evaluate.Spec(1, 1, True)),
-    ('pgd100x3', evaluate.Spec(100, 3, True)), ('pgd0', None), ('pgd', None), ('pgd5x0', None),
+    ('fgsm', protocols.Spec(1, 1, False)), ('pgd1', protocols.Spec(1, 1, True)),
+    ('pgd100x3', protocols.Spec(100, 3, True)), ('pgd0', None), ('pgd', None), ('pgd5x0', None),
     ('PGD5', None), ('', None), (7, None)])
 def test_names_of_attacks(name, expected):
-  assert evaluate.parse(name) == expected
+  assert protocols.parse(name) == expected
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('margin100x5', protocols.Spec(100, 5, True, 'margin')),
+    ('scale0.5_pgd20', protocols.Spec(20, 1, True, 'scale', .5)),
+    ('masking10_pgd20x2', protocols.Spec(20, 2, True, 'masking', 10.)),
+    ('dummy0.25_pgd100', protocols.Spec(100, 1, True, 'dummy', .25)),
+    ('dummysoft_pgd100', protocols.Spec(100, 1, True, 'dummysoft')),
+    ('scale0_pgd20', None), ('dummy1.5_pgd20', None), ('scale_pgd20', None), ('scale5', None),
+    ('margin_pgd20', None), ('dummysoft20', None)])
+def test_names_of_attacks_that_know_the_method(name, expected):
+  assert protocols.parse(name) == expected
+
+
+def test_sweeps_are_the_temperatures_and_weights_of_their_definitions():
+  # 1/T and λ as the sweeps are defined in the literature's terms, written out again here.
+  assert protocols.expand('scales_pgd20') == tuple(
+      f'scale{s}_pgd20' for s in ('0.2', '0.5', '1', '2', '5', '10', '20', '50'))
+  assert protocols.expand('dummies_pgd100') == tuple(
+      f'dummy{w}_pgd100' for w in ('0', '0.25', '0.5', '0.75', '1')) + ('dummysoft_pgd100',)
+  assert not protocols.known('dummies_pgd') and not protocols.known('scales_margin20')
 
 
 def test_accuracies_of_a_model_with_a_known_answer():
@@ -93,6 +115,39 @@ def test_the_authors_protocol_attacks_what_is_wrong_already():
                has_dummies=True)
   assert not report.clean.any() and not report.worst_case.any()
   assert not any(v.any() for v in report.robust.values())
+
+
+def test_a_sweep_is_reported_part_by_part_and_in_its_worst_case():
+  digits = data.load('digits').test
+  split = data.Split(digits.images[:40], digits.labels[:40])
+  found = functools.partial(
+      evaluate.evaluate, split=split, key=jax.random.key(0), names=['pgd3', 'dummies_pgd3'],
+      norm='linf', epsilon=.05, step_size=.02, batch_size=40)
+  weights = jax.random.normal(jax.random.key(1), (64, 10))
+  # On a head without dummies there is nothing for a dummy-aware attack to know.
+  plain = found(linear_network(False), {'params': weights}, has_dummies=False)
+  assert list(plain.robust) == ['pgd3']
+  report = found(linear_network(True), {'params': weights}, has_dummies=True)
+  assert set(report.robust) == {'pgd3', 'dummies_pgd3', *protocols.expand('dummies_pgd3')}
+  parts = [report.robust[name] for name in protocols.expand('dummies_pgd3')]
+  np.testing.assert_array_equal(report.robust['dummies_pgd3'], np.logical_and.reduce(parts))
+  assert set(report.authors) == {'pgd3'}
+
+
+def test_only_the_dummy_aware_attack_finds_the_way_past_a_dummy():
+  # On x from 0 to 1: class 0 loses to its dummy beyond .4, and both to class 1 beyond .9. The start
+  # .45 is the dummy's, where class 0 falls no further: its raw cross-entropy has little to climb.
+  # By hand: with ε = .5 the point .95 is within reach, and z_1 − max(z_0, z_2) > 0 only there.
+  def logits(variables, x):
+    x = x.reshape(-1)
+    return jnp.stack([-60 * x, 20 * (x - .9), jnp.minimum(0., 5 * (.9 - x)),
+                      jnp.full_like(x, -99.)], axis=-1)
+  network = network_lib.Network(None, logits, lambda v, x: dummy.fold(logits(v, x)), None,
+                                dummy.fold)
+  split = one_pixel([round(.45 * 255)] * 3, [0] * 3)
+  report = run(network, {'params': jnp.zeros(())}, split, jax.random.key(0), has_dummies=True,
+               names=['dummy0_pgd20'], epsilon=.5, step_size=.1)
+  assert report.clean.all() and not report.robust['dummy0_pgd20'].any()
 
 
 def test_neither_batch_size_nor_order_changes_a_verdict():

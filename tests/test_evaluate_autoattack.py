@@ -17,6 +17,7 @@ from at_jax import errors
 from at_jax import evaluate
 from at_jax import main
 from at_jax import network as network_lib
+from at_jax import protocols
 
 QUICK = f'--config={pathlib.Path(__file__).parent.parent}/configs/quickstart.py'
 DIGITS = data.load('digits').test
@@ -61,10 +62,10 @@ def report(has_dummies=False, **options):
 
 
 def test_names():
-  assert evaluate.parse('autoattack') == 'standard'
-  assert evaluate.parse('autoattack_plus') == 'plus'
-  assert evaluate.parse('autoattack_rand') == 'rand'
-  assert evaluate.parse('autoattak') is None
+  assert protocols.parse('autoattack') == 'standard'
+  assert protocols.parse('autoattack_plus') == 'plus'
+  assert protocols.parse('autoattack_rand') == 'rand'
+  assert protocols.parse('autoattak') is None
 
 
 def test_components_are_reported_beside_the_verdict():

@@ -13,7 +13,7 @@ import pytest
 
 from at_jax import data
 from at_jax import errors
-from at_jax import evaluate
+from at_jax import inner
 from at_jax import models
 from at_jax import network as network_lib
 from at_jax import objectives
@@ -44,7 +44,7 @@ def make(dtype=jnp.float32, axis_name=None, num_steps=3, objective=objectives.pg
   model = models.PreActResNet18(num_outputs=outputs, width=4, stage_sizes=(1, 1), dtype=dtype,
                                 axis_name=axis_name)
   network = network_lib.wrap(model, has_dummies=outputs == 20)
-  attack = evaluate.pgd(norm='linf', epsilon=.15, step_size=.05, num_steps=num_steps)
+  attack = inner.uniform(norm='linf', epsilon=.15, step_size=.05, num_steps=num_steps)
   optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(.1, momentum=.9))
   return step_lib.Recipe(network, optimizer, objective, attack, attack_folded=folded, pad=1,
                          flip=True)

@@ -122,8 +122,7 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
   return -gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-@functools.cache
-def scaled(scale: float) -> LossFn:
+def soft_margin(logits: Array, y: Array, scale: float | Array) -> Array:
   """Cross-entropy at temperature T = 1/scale, as its bracket: T · logsumexp_{j≠y}(z_j/T) − z_y.
 
   The gradient of −log softmax(z/T)_y is a positive number times the gradient of this, so both rise
@@ -131,7 +130,32 @@ def scaled(scale: float) -> LossFn:
   which looks like robustness and is not. The bracket's does not. As scale → ∞ it becomes `margin`.
 
   Args:
-    scale: 1/T > 0; 1 is cross-entropy's direction.
+    logits: f32[B, C].
+    y: i32[B], the true classes.
+    scale: 1/T > 0, a number or f32[B]; 1 is cross-entropy's direction. Traced.
+
+  Returns:
+    f32[B], in logits.
+
+  Example:
+    >>> print(soft_margin(jnp.array([[3., 1., 2.]]), jnp.array([0]), 50.))
+    [-1.]
+
+  Source: after Tian et al., Analysis and Applications of Class-wise Robustness in Adversarial
+  Training, 2021 (Temperature-PGD), and Hitaj et al., Evaluating the Robustness of Geometry-Aware
+  Instance-Reweighted Adversarial Training, 2021 (logit scaling); the bracket: ours.
+  """
+  scale = jnp.asarray(scale)
+  others = jax.nn.logsumexp(scale[..., None] * _without(logits, y), axis=-1)
+  return others / scale - _at(logits, y)
+
+
+@functools.cache
+def scaled(scale: float) -> LossFn:
+  """`soft_margin` at one scale, as a loss of logits and classes alone.
+
+  Args:
+    scale: 1/T > 0.
 
   Returns:
     A loss; the same object for the same scale.
@@ -143,15 +167,10 @@ def scaled(scale: float) -> LossFn:
     >>> print(scaled(50.)(jnp.array([[3., 1., 2.]]), jnp.array([0])))
     [-1.]
 
-  Source: after Tian et al., Analysis and Applications of Class-wise Robustness in Adversarial
-  Training, 2021 (Temperature-PGD); the bracket: ours.
+  Source: `soft_margin`.
   """
   _check_scale(scale)
-
-  def loss(logits: Array, y: Array) -> Array:
-    return jax.nn.logsumexp(scale * _without(logits, y), axis=-1) / scale - _at(logits, y)
-
-  return loss
+  return functools.partial(soft_margin, scale=scale)
 
 
 @functools.cache
@@ -185,18 +204,42 @@ def masking_scaled(scale: float) -> LossFn:
   return loss
 
 
-@functools.cache
-def dummy_margin(weight: float) -> LossFn:
+def weighted_dummy_margin(logits: Array, y: Array, weight: float | Array) -> Array:
   """Weighted margin over real and dummy classes, max_{j∉{y,y+C}} z_j − λ z_y − (1−λ) z_{y+C}.
 
   For models with 2C logits where class c + C is the dummy of c and either counts as c: an attack that
   only leaves y may end in y + C, which is still the right answer. This one leaves both.
 
   Args:
-    weight: λ in 0..1, how much of the push is against the true class, the rest against its dummy.
+    logits: f32[B, 2C], C ≥ 2.
+    y: i32[B] in 0..C−1.
+    weight: λ in 0..1, a number or f32[B], how much of the push is against the true class, the rest
+      against its dummy. Traced.
 
   Returns:
-    A loss of logits f32[B, 2C], C ≥ 2, and y i32[B] in 0..C−1; the same object for the same weight.
+    f32[B], in logits.
+
+  Example:
+    >>> print(weighted_dummy_margin(jnp.array([[3., 1., 2., 0.]]), jnp.array([0]), .5))
+    [-1.5]
+
+  Source: ours, after the dummy classes of Wang et al., New Paradigm of Adversarial Training: Breaking
+  Inherent Trade-Off between Accuracy and Robustness via Dummy Classes, 2024.
+  """
+  dummy = y + logits.shape[-1] // 2
+  rival = jnp.max(_without(_without(logits, y), dummy), axis=-1)
+  return rival - weight * _at(logits, y) - (1 - weight) * _at(logits, dummy)
+
+
+@functools.cache
+def dummy_margin(weight: float) -> LossFn:
+  """`weighted_dummy_margin` at one weight, as a loss of logits and classes alone.
+
+  Args:
+    weight: λ in 0..1.
+
+  Returns:
+    A loss; the same object for the same weight.
 
   Raises:
     ValueError: if weight is not in 0..1.
@@ -205,18 +248,33 @@ def dummy_margin(weight: float) -> LossFn:
     >>> print(dummy_margin(.5)(jnp.array([[3., 1., 2., 0.]]), jnp.array([0])))
     [-1.5]
 
-  Source: ours, after the dummy classes of Wang et al., New Paradigm of Adversarial Training: Breaking
-  Inherent Trade-Off between Accuracy and Robustness via Dummy Classes, 2024.
+  Source: `weighted_dummy_margin`.
   """
   if not 0 <= weight <= 1:
     raise ValueError(f'weight = {weight}: use a number from 0 to 1')
+  return functools.partial(weighted_dummy_margin, weight=weight)
 
-  def loss(logits: Array, y: Array) -> Array:
-    dummy = y + logits.shape[-1] // 2
-    rival = jnp.max(_without(_without(logits, y), dummy), axis=-1)
-    return rival - weight * _at(logits, y) - (1 - weight) * _at(logits, dummy)
 
-  return loss
+def soft_dummy_margin(logits: Array, y: Array) -> Array:
+  """The margin of s_c = logsumexp(z_c, z_{c+C}), so that both halves of the head have a gradient.
+
+  The deployed decision takes the larger of a class and its dummy, and a gradient through that maximum
+  sees one of them. Through the sum of their exponentials it sees both, in proportion.
+
+  Args:
+    logits: f32[B, 2C], C ≥ 2.
+    y: i32[B] in 0..C−1.
+
+  Returns:
+    f32[B], in logits.
+
+  Example:
+    >>> print(soft_dummy_margin(jnp.array([[3., 1., 3., 1.]]), jnp.array([0])))
+    [-2.]
+
+  Source: ours, as `weighted_dummy_margin`.
+  """
+  return margin(jnp.logaddexp(*jnp.split(logits, 2, axis=-1)), y)
 
 
 def _check_scale(scale: float) -> None:

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Trains and evaluates every :small row on the whole of CIFAR-10 (three seeds for the five methods that
+# are compared most, one for the rest), copies what is worth keeping to results/small_cifar10 and prints
+# the table. A row that is there already is left alone, one that was stopped goes on.
+#   bash launch/table.sh [ROW-SEED ...]      with names, only those: trades_cifar10:small-1
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh .venv all-cpu,dev
+rows=()
+for seed in 0 1 2; do
+  for name in pgd_at trades ducat gairat entropy_sgd; do rows+=("${name}_cifar10:small-$seed"); done
+done
+for name in mart consistency awp gair_fat gair_trades mail_trades ducat_trades ducat_aware classwise \
+    finetune; do
+  rows+=("${name}_cifar10:small-0")
+done
+for row in "${@:-${rows[@]}}"; do
+  config=${row%-*} seed=${row##*-}
+  kept="results/small_cifar10/${config%%:*}-$seed"
+  [ -e "$kept/results.json" ] && continue
+  workdir="runs/table/${config%%:*}-$seed"
+  python -m at_jax.main --config="configs/${config/:/.py:}" --config.seed="$seed" --workdir="$workdir"
+  mkdir -p "$kept"
+  cp "$workdir/metrics.jsonl" "$workdir/verdicts.npz" "$workdir/results.json" "$kept"
+done
+python -m at_jax.analysis.table results/small_cifar10
