@@ -12,6 +12,7 @@ from at_jax import protocols
 _CHOICES = {
     'attack.norm': ('linf', 'l2'),
     'dummy.attack_logits': ('raw', 'folded'),
+    'evaluate.search_dtype': ('', 'bfloat16'),
     'loss': ('standard', 'pgd_at', 'trades', 'gair_trades', 'mart', 'consistency'),
     'model.dtype': ('float32', 'bfloat16', 'float64'),
     'model.name': tuple(models.__all__),

@@ -228,6 +228,7 @@ def _test(run: run_lib.Run, saved: checkpoints.Saved, variables: dict[str, Any],
       run.network, variables, split, run.keys['evaluate'], names=c.evaluate.attacks,
       norm=c.attack.norm, epsilon=c.evaluate.epsilon_255 / 255,
       step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
+      search=run_lib.search_network(run),
       has_dummies=c.dummy.enabled, state_dir=workdir / 'evaluation', progress=progress)
   told = {'step': saved.step, 'validation_robust': saved.info['score']} | report.accuracies()
   return told, report

@@ -144,6 +144,9 @@ def autoattack(
   batch_size = devices_lib.round_up(min(batch_size, len(problem.x)), devices)
   index = np.arange(len(problem.x)) if index is None else np.asarray(index)
   random = version == 'rand'
+  if random and search_fn is not None:
+    raise ValueError("search_fn needs a model whose answers are final: leave it out with "
+                     "version='rand'")
   verify_fn = steppers.as_partial(logits_fn)
   search_fn = verify_fn if search_fn is None else steppers.as_partial(search_fn)
   plain_fn = jax.tree_util.Partial(_one_draw, verify_fn, key) if random else verify_fn

@@ -122,7 +122,7 @@ def drain(
         x_adv[example[confirmed]] = np.asarray(state.x_adv)[confirmed]
         fell[example[confirmed]] = True
       if (claimed & ~confirmed).any():
-        state = state._replace(found=state.found & ~jnp.asarray(claimed & ~confirmed))
+        state = _reject(state, claimed & ~confirmed)
     leaves = occupied & (fell[np.maximum(example, 0)] | (count >= stepper.length))
     _note(signs, state, example, leaves, fell)
     seats = Seats(np.where(leaves, -1, example), run, state, taken)
@@ -207,6 +207,14 @@ def _admit(work: Work, example, run, fresh, empty, state, *, stepper):
 @jax.jit
 def _is_wrong(logits_fn, x, y):
   return ~steppers.is_correct(logits_fn(x), y)
+
+
+def _reject(state: Any, rejected: np.ndarray) -> Any:
+  """The state that goes on looking where what was found is not confirmed."""
+  changes = {'found': jnp.where(rejected, False, state.found)}
+  if hasattr(state, 'distance'):  # or a point that is no success would hide those further away
+    changes['distance'] = jnp.where(rejected, jnp.inf, state.distance)
+  return state._replace(**changes)
 
 
 def _note(signs: np.ndarray, state: Any, example: np.ndarray, leaves: np.ndarray,

@@ -181,7 +181,8 @@ def test_search_low_verify_high_counts_what_is_confirmed():
   # A search model that is wrong everywhere finds nothing that the other confirms at radius 0.
   fooled = lambda x: -logits_fn(x)
   result = attacks.autoattack(
-      logits_fn, x, y, KEY, epsilon=0., search_fn=fooled, attacks=('apgd-ce', 'square'), **QUICK)
+      logits_fn, x, y, KEY, epsilon=0., search_fn=fooled, attacks=('apgd-ce', 'fab-t', 'square'),
+      **QUICK)
   assert result.robust.all()
 
 
@@ -198,7 +199,8 @@ def test_odd_requests_are_refused_in_one_line():
   logits_fn, x, y = network()
   for options, match in (
       (dict(norm='l0'), 'linf, l2, l1'), (dict(version='fast'), 'standard, plus, rand'),
-      (dict(attacks=('apgd',)), 'apgd-ce')):
+      (dict(attacks=('apgd',)), 'apgd-ce'),
+      (dict(version='rand', search_fn=logits_fn), 'leave it out')):
     with pytest.raises(ValueError, match=match):
       attacks.autoattack(logits_fn, x, y, KEY, epsilon=.1, **options)
   with pytest.raises(ValueError, match='no examples'):
