@@ -159,8 +159,8 @@ def evaluate(
     step_size: of PGD; FGSM's is epsilon.
     batch_size: how many examples at a time, over all devices.
     has_dummies: whether the head has dummy classes.
-    search: what AutoAttack searches on instead, the same network in a lower precision; what it finds
-      counts only where `network` is fooled too.
+    search: what AutoAttack searches on instead, the same network in a lower precision; what it
+      finds counts only where `network` is fooled too.
     state_dir: where AutoAttack keeps its state, for a killed evaluation to go on; None for nowhere.
     progress: called with what is running, the examples done, their number, and the accuracy so far.
 

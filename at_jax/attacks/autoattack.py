@@ -112,8 +112,8 @@ def autoattack(
       that are classified correctly.
     search_fn: search on this function instead, for example one that computes in bfloat16; only what
       logits_fn confirms is counted.
-    devices: over which the examples of a batch are spread, its size rounded up to a multiple of their
-      number; by default all of this process.
+    devices: over which the examples of a batch are spread, its size rounded up to a multiple of
+      their number; by default all of this process.
     state_path: a file to write the state to. If it exists the evaluation goes on from it.
     save_every: seconds between writes.
     progress: called with a `Progress` after every compiled call.
@@ -187,6 +187,8 @@ def autoattack(
     record.verdicts[row] = ~fell
     record, seats, items = record._replace(passed=number + 1), None, None
     save(record, seats, items)
+  notes += checks.check_end(_in_batches(plain_fn, record.x, batch_size, devices),
+                            clean & ~record.verdicts.all(axis=0))
   return _conclude(record, clean, names, cascade, notes)
 
 
@@ -222,7 +224,7 @@ def _conclude(record, clean, names, cascade, notes) -> AutoAttackResult:
     notes += checks.check_square({n: v.mean() for n, v in zip(names, record.verdicts, strict=True)})
   for name, (attacked, blind, rose) in zip(names, record.signs, strict=True):
     notes += checks.check_gradients(
-        name, int(attacked.sum()), int(blind.sum()), int((attacked & ~rose).sum()))
+        name, int(attacked.sum()), int(blind.sum()), int((attacked & ~rose).sum()), names)
   return AutoAttackResult(
       record.x, robust, clean, dict(zip(names, record.verdicts, strict=True)), tuple(notes),
       dict(zip(names, record.seconds.tolist(), strict=True)))

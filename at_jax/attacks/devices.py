@@ -1,4 +1,4 @@
-"""Where the driver's arrays lie when there are several devices: examples dealt out, the rest everywhere.
+"""Where the driver's arrays lie on several devices: examples dealt out, the rest everywhere.
 
 The compiled programs know nothing of it: XLA divides them along the axis on which their inputs lie.
 Nothing in an attack looks at two examples at once, so the devices need not talk to each other.

@@ -1,4 +1,4 @@
-"""The gradients that attacks follow: of a loss, averaged where the model is random, always finite."""
+"""The gradients that attacks follow: averaged where the model is random, and always finite."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,8 +28,8 @@ def of_loss(
     eot: passes to average over, 0 for a model that is not random.
 
   Returns:
-    The gradient f32[B, ...], zero where it is not finite; the losses f32[B] and the logits f32[B, C],
-    with `eot` those of the last pass.
+    The gradient f32[B, ...], zero where it is not finite; the losses f32[B] and the logits
+    f32[B, C], with `eot` those of the last pass.
 
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, and the authors' code.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from at_jax.attacks import balls
+from at_jax.attacks import gradients
 from at_jax.attacks import loops
 from at_jax.attacks import losses
 from at_jax.attacks import steppers
@@ -81,7 +82,7 @@ def pgd(
     tau: friendly PGD: a number or i32[B], how many steps an example takes from points that are
       already misclassified (targeted: already the target) before it stays where it is; 0 stops at
       the first such point. By default none ever stops, as when tau = num_steps. Traced.
-    momentum: μ of MI-FGSM: steps go along the sum of gradients, each of L1 norm 1, that fades by μ a
+    momentum: μ of MI-FGSM: steps go along a sum of gradients, each of L1 norm 1, that fades by μ a
       step; 1 there, with a step of ε / num_steps and no random start. The number 0 is plain PGD,
       exactly. Traced else.
     restarts: how many independent runs; per example a successful one is kept, and among those
@@ -240,6 +241,7 @@ def _advance(
 
   def step(state: _State) -> _State:
     gradient, logits = jax.grad(objective, has_aux=True)(state.x)
+    gradient = gradients.finite(gradient)
     stands = ~_succeeds(logits, y, targeted)
     velocity = state.velocity
     if velocity is not None:
@@ -275,7 +277,7 @@ def _per_example(values: Array, x: Array) -> Array:
 
 
 def _succeeds(logits: Array, y: Array, targeted: bool) -> Array:
-  hit = jnp.argmax(logits, axis=-1) == y
+  hit = steppers.is_correct(logits, y)
   return hit if targeted else ~hit
 
 

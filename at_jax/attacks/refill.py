@@ -18,8 +18,8 @@ from at_jax.attacks import loops
 from at_jax.attacks import steppers
 
 Array = jax.Array
-# What is noted of every example: it was attacked; in one of its runs a gradient was zero everywhere;
-# it fell, or in one of its runs the loss rose above the start's, where there is a loss that climbs.
+# What is noted of every example: it was attacked; in one of its runs a gradient was zero
+# everywhere; it fell, or in one of its runs the loss rose above the start's, if it has a loss at all.
 SIGNS = ('attacked', 'blind', 'rose')
 
 

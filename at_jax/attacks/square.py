@@ -42,11 +42,10 @@ def square(
 ) -> AttackResult:
   """Square attack: changes the best point in a random square, keeps what is better.
 
-  In L∞ it starts from vertical stripes of ±ε and adds ±2ε to each channel of a square; in L2 and L1 it
-  starts from a tiling and moves norm between two windows (`windows.move`). A proposal, projected into the
-  ball and the bounds, is kept if the margin rises or the example is misclassified, which ends its
-  search. The side of the squares is
-  √(p · H · W), p falling from `p_init` as queries go by. Every example draws its own squares, from
+  In L∞ it starts from vertical stripes of ±ε and adds ±2ε to each channel of a square; in L2 and
+  L1 it starts from a tiling and moves norm between two windows (`windows.move`). A proposal,
+  projected into the ball and the bounds, is kept if the margin rises or the example is
+  misclassified, which ends its search. The side of the squares is √(p · H · W), p falling from `p_init` as queries go by. Every example draws its own squares, from
   every position. Composes inside the caller's jit, vmap and pmap.
 
   Args:

@@ -1,4 +1,4 @@
-"""The changes that Square proposes in L2 and L1: mass moves from one window of the image to another.
+"""The changes that Square proposes in L2 and L1: mass moves from one window to another.
 
 Everything here is for one example of shape (H, W, C). What is drawn comes in as numbers in [0, 1),
 so that the geometry can be compared with the reference's, draw by draw.

@@ -1,4 +1,4 @@
-"""An evaluation whose process is killed, with no chance to tidy up, goes on to the same verdicts."""
+"""An evaluation whose process is killed, with no chance to tidy up, ends with the same verdicts."""
 
 import os
 import signal

@@ -53,9 +53,9 @@ def theirs(net, x, y, arguments) -> tuple[dict[str, np.ndarray], dict[str, float
 
 def show(compiling, warm, verdicts, seconds) -> None:
   """Prints a row a component, the whole, and the examples on which the two differ."""
-  print(f'{"":10s} {"robust":>16s} {"differ":>7s} {"seconds":>29s} {"ratio":>6s}')
+  print(f'{"":10s} {"robust":>16s} {"differ":>7s} {"seconds":>29s} {"ours / theirs":>16s}')
   print(f'{"":10s} {"ours":>8s}{"theirs":>8s} {"":7s} '
-        f'{"ours":>9s}{"compiled":>10s}{"theirs":>10s}')
+        f'{"ours":>9s}{"compiled":>10s}{"theirs":>10s} {"ours":>6s}{"compiled":>10s}')
   mine = {'clean': compiling.clean, **compiling.components}
   for name in ('clean', *COMPONENTS):
     differ = int((mine[name] != verdicts[name]).sum())
@@ -74,7 +74,9 @@ def show(compiling, warm, verdicts, seconds) -> None:
 
 
 def _times(compiling: float, warm: float, other: float) -> str:
-  return f'{compiling:9.1f}{warm:10.1f}{other:10.1f} {compiling / max(other, 1e-9):6.2f}'
+  other = max(other, 1e-9)
+  return (f'{compiling:9.1f}{warm:10.1f}{other:10.1f} {compiling / other:6.2f}'
+          f'{warm / other:10.2f}')
 
 
 def main() -> None:

@@ -4,14 +4,14 @@
   python tests/benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0 --reference=PATH
 
 The weights are those that TRADES' authors released; published for them, all 10,000 images at L∞
-ε = 0.3: clean 99.48 %, AutoAttack 92.81 %. PATH is a checkout of github.com/fra31/auto-attack, commit
-a392200. Needs the packages of at_jax[peers], PyTorch among them, which reads the weights.
+ε = 0.3: clean 99.48 %, AutoAttack 92.81 %. PATH is a checkout of github.com/fra31/auto-attack,
+commit a392200. Needs the packages of at_jax[peers], PyTorch among them, which reads the weights.
 
-A slice leaves a file of verdicts in --output: which images fell, to which component, here and, with
---reference, there, and on how many the two differ after each. Killed, the same command goes on where
-it was, and a slice that has its verdicts is not run again; the totals are over all files of the same
-weights, images and options. --images is a name or an .npz of at_jax.data; MNIST lies in another order
-in TFDS than in its own files, where indices agree with other people's.
+A slice leaves a file of verdicts in --output: which images fell to which component, here and, with
+--reference, there. Killed, the same command goes on where it was, and a slice that has its verdicts
+is not run again. What it prints, on how many images the two differ too, is over all files of the
+same weights, images and options. --images is a name or an .npz of at_jax.data; MNIST lies in another
+order in TFDS than in its own files, whose indices are other people's.
 """
 
 import argparse
@@ -53,7 +53,8 @@ def apply(variables, x):
 
 
 def reference(path: str, net, x, y, *, epsilon: float, batch_size: int, seed: int,
-              standing: np.ndarray, names: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray, float]]:
+              standing: np.ndarray, names: tuple[str, ...]
+              ) -> Iterator[tuple[str, np.ndarray, float]]:
   """Runs the authors' implementation one component after another, as it does by itself.
 
   Args:
@@ -105,7 +106,7 @@ def identity(arguments, variables, split: data.Split) -> dict[str, Any]:
 
 def run_slice(arguments, number: int, variables, net, split: data.Split, same: dict[str, Any]
               ) -> dict[str, Any]:
-  """What a slice's file holds, after running what is not in it yet; the file is written as it goes."""
+  """What a slice's file holds, after running what is not in it yet; written as it goes."""
   path = pathlib.Path(arguments.output) / f'{number:02d}.json'
   found = records.read_json(path) or {}
   if any(found.get(name, value) != value for name, value in same.items()):
@@ -186,9 +187,9 @@ def show(slices: list[dict[str, Any]]) -> None:
   for name, standing in ours.items():
     print(f'{name:8s} {standing.mean():8.2%} {theirs[name].mean():8.2%} '
           f'{(standing != theirs[name]).sum():6d}')
-    for which, other, more in (('ours', theirs[name], standing), ('theirs', standing, theirs[name])):
-      if (other & ~more).any():
-        print(f'{"":8s} fallen to {which} only: {places[other & ~more].tolist()}')
+    for which, only in (('ours', theirs[name] & ~standing), ('theirs', standing & ~theirs[name])):
+      if only.any():
+        print(f'{"":8s} fallen to {which} only: {places[only].tolist()}')
 
 
 def _after(slices: list[dict[str, Any]], which: str) -> dict[str, np.ndarray]:
