@@ -113,7 +113,7 @@ def autoattack(
     search_fn: search on this function instead, for example one that computes in bfloat16; only what
       logits_fn confirms is counted.
     devices: over which the examples of a batch are spread, its size rounded up to a multiple of
-      their number; by default all of this process.
+      their number; by default all of this process. With one, arrays stay where they are.
     state_path: a file to write the state to. If it exists the evaluation goes on from it.
     save_every: seconds between writes.
     progress: called with a `Progress` after every compiled call.
