@@ -34,6 +34,7 @@ def run(
     epsilon: float,
     batch_size: int,
     title: str,
+    search: Callable[[Any, Array], Array] | None = None,
     state_dir: pathlib.Path | None = None,
     progress: Callable[[str, int, int, float], None] = lambda *_: None,
 ) -> tuple[attacks.AutoAttackResult, pathlib.Path | None]:
@@ -52,6 +53,8 @@ def run(
     epsilon: the radius, in units of x.
     batch_size: how many examples are attacked side by side.
     title: what `progress` calls it, the name of the component added.
+    search: what is searched on instead of `logits`, which then only confirms; not for 'rand', where
+      no answer is final.
     state_dir: where the state is written, as it goes; None for nowhere.
     progress: called with what is running, its runs over, their number, and the accuracy so far.
 
@@ -64,7 +67,10 @@ def run(
 
   Source: `attacks.autoattack`; the rest ours.
   """
-  settings = dict(version=version, norm=norm, epsilon=epsilon, batch_size=batch_size)
+  if version == 'rand':
+    search = None
+  settings = dict(version=version, norm=norm, epsilon=epsilon, batch_size=batch_size,
+                  searched_apart=search is not None)
   path = None
   if state_dir is not None:
     state_dir.mkdir(parents=True, exist_ok=True)
@@ -75,6 +81,7 @@ def run(
     result = attacks.autoattack(
         jax.tree_util.Partial(apply, variables), data.to_unit(split.images), split.labels, key,
         epsilon=epsilon, norm=norm, version=version, batch_size=batch_size, state_path=path,
+        search_fn=None if search is None else jax.tree_util.Partial(search, variables),
         progress=show)
   except (saves.OtherEvaluation, zipfile.BadZipFile) as error:
     raise errors.UserError('workdir', str(path), f'{error}; remove this file, to begin that attack '

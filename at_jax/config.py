@@ -145,6 +145,9 @@ def default() -> ml_collections.ConfigDict:
   # pgd20x5: 20 steps, 5 restarts; margin100x5: the same on the margin; also autoattack,
   # autoattack_plus and autoattack_rand
   c.evaluate.attacks = ('fgsm', 'pgd20', 'pgd20x5')
+  # What AutoAttack's search computes in: 'bfloat16' is faster where the hardware has it, and counts
+  # only what the model as it is confirms; '' is as the model.
+  c.evaluate.search_dtype = ''
   c.evaluate.epsilon_255 = c.attack.get_oneway_ref('epsilon_255')
   c.evaluate.step_size_255 = c.attack.get_oneway_ref('step_size_255')
   c.evaluate.num_examples = 0  # the first of the test set; 0 is all

@@ -24,6 +24,7 @@ _CHOICES = {
     'attack.norm': ('linf', 'l2'),
     'dataset.augment': ('crop', 'autoaugment'),
     'dummy.attack_logits': ('raw', 'folded'),
+    'evaluate.search_dtype': ('', 'bfloat16'),
     'finetune.anchor': anchored.ANCHORS,
     'finetune.batch_norm': ('shared', 'dual'),
     'finetune.checkpoint': ('best', 'last'),

@@ -149,6 +149,7 @@ def evaluate(
     step_size: float,
     batch_size: int,
     has_dummies: bool,
+    search: network_lib.Network | None = None,
     state_dir: pathlib.Path | None = None,
     progress: Progress = lambda *_: None,
 ) -> Report:
@@ -173,6 +174,8 @@ def evaluate(
     step_size: of PGD; FGSM's is epsilon.
     batch_size: how many examples at a time, over all devices.
     has_dummies: whether the head has dummy classes.
+    search: what AutoAttack searches on instead, the same network in a lower precision; what it
+      finds counts only where `network` is fooled too.
     state_dir: where AutoAttack keeps its state, for a killed evaluation to go on; None for nowhere.
     progress: called with what is running, the examples done, their number, and the accuracy so far.
 
@@ -190,9 +193,11 @@ def evaluate(
 
   def under_autoattack(version: str, attacked_logits: Callable, among: np.ndarray,
                        title: str) -> np.ndarray:
+    lower = search and (
+        search.deployed if attacked_logits is network.deployed else search.logits)
     found, state = autoattack.run(
         attacked_logits, variables, split, key, version=version, norm=norm, epsilon=epsilon,
-        batch_size=batch_size, title=title, state_dir=state_dir, progress=progress)
+        batch_size=batch_size, title=title, search=lower, state_dir=state_dir, progress=progress)
     warnings[title] = found.warnings
     states.extend([] if state is None else [state])
     if attacked_logits is network.deployed:

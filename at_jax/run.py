@@ -101,9 +101,26 @@ def build(config: ml_collections.ConfigDict, *, dataset: data.Dataset | None = N
              steps_per_epoch, keys)
 
 
-def _model(config: ml_collections.ConfigDict) -> Any:
+def search_network(run: Run) -> network_lib.Network | None:
+  """The network that AutoAttack searches on, where its precision is not that of the run's own.
+
+  Args:
+    run: the run.
+
+  Returns:
+    A `Network` of the same variables, None where the run's own serves.
+
+  Source: ours.
+  """
+  dtype = run.config.evaluate.search_dtype
+  if dtype in ('', run.config.model.dtype):
+    return None
+  return network_lib.wrap(_model(run.config, dtype), has_dummies=run.config.dummy.enabled)
+
+
+def _model(config: ml_collections.ConfigDict, dtype: str | None = None) -> Any:
   options = {name: value for name, value in config.model.items() if name != 'name'}
-  options['dtype'] = jnp.dtype(options['dtype'])
+  options['dtype'] = jnp.dtype(dtype or options['dtype'])
   num_outputs = config.dataset.num_classes * (2 if config.dummy.enabled else 1)
   try:
     return getattr(models, config.model.name)(num_outputs=num_outputs, axis_name=sharding.AXIS,

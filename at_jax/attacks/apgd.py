@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from at_jax.attacks import balls
-from at_jax.attacks import loops
+from at_jax.attacks import gradients
 from at_jax.attacks import losses
 from at_jax.attacks import schedule
 from at_jax.attacks import steppers
@@ -152,15 +152,16 @@ def stepper(
 
   def init(problem: steppers.Problem) -> State:
     return jax.vmap(lambda x, key, epsilon: _init(
-        x, key, epsilon * table.radius[0], problem.bounds, norm))(
+        x, key, epsilon * float(table.radius[0]), problem.bounds, norm))(
             problem.x, problem.key, problem.epsilon)
 
   def step(logits_fn, problem: steppers.Problem, state: State) -> State:
-    gradient, value, logits = _differentiate(logits_fn, problem, state, loss, targeted, eot)
+    gradient, value, logits = gradients.of_loss(
+        logits_fn, problem, state.x, state.count, loss=loss, targeted=targeted, eot=eot)
     wrong = ~steppers.is_correct(logits, problem.y)
 
     def update(state, x, epsilon, gradient, value, wrong):
-      stage = jax.tree.map(lambda column: jnp.asarray(column)[state.count], table)
+      stage = schedule.row(table, state.count, x.dtype)
       radius = epsilon * stage.radius
       state = _record(state, stage, x, gradient, value, wrong)
       state = _open(state, stage, x, radius, value, norm, large_start)
@@ -203,33 +204,6 @@ def _project(point, x, epsilon, bounds, norm) -> Array:
     delta = balls.project_l1_box(point - x, epsilon, low - x, high - x)
     return jnp.clip(x + delta, low, high)
   return jnp.clip(x + getattr(balls, norm).project(point - x, epsilon), low, high)
-
-
-def _differentiate(logits_fn, problem, state, loss, targeted, eot):
-  labels = (problem.y, problem.target) if targeted else (problem.y,)
-
-  def objective(x, keys):
-    logits = jax.vmap(lambda x, k: logits_fn(x[None], k)[0])(x, keys) if eot else logits_fn(x)
-    value = loss(logits, *labels)
-    return jnp.sum(value), (value, logits)
-
-  differentiate = jax.grad(objective, has_aux=True)
-  if not eot:
-    gradient, (value, logits) = differentiate(state.x, None)
-    return gradient, value, logits
-
-  def one_pass(carry):
-    n, total, _, _ = carry
-    fold = jax.vmap(lambda key, count: jax.random.fold_in(jax.random.fold_in(key, count), n))
-    gradient, (value, logits) = differentiate(state.x, fold(problem.key, state.count))
-    return n + 1, total + gradient, value, logits
-
-  value, logits = jax.eval_shape(lambda: objective(state.x, problem.key)[1])
-  empty = (jnp.array(0), jnp.zeros_like(state.x),
-           jnp.zeros(value.shape, value.dtype), jnp.zeros(logits.shape, logits.dtype))
-  # The value and the logits are the last pass's alone, as in the reference.
-  _, total, value, logits = loops.repeat(one_pass, empty, eot)
-  return total / eot, value, logits
 
 
 def _record(state, stage, x, gradient, value, wrong) -> State:

@@ -4,7 +4,7 @@ This is a driver on the host, not a pure function: it deals examples to compiled
 saves. The attacks it drives (`apgd`, `fab`, `square`) compose like any other function.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import os
 import time
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from at_jax.attacks import checks
+from at_jax.attacks import devices as devices_lib
 from at_jax.attacks import ensemble
 from at_jax.attacks import refill
 from at_jax.attacks import saves
@@ -78,6 +79,7 @@ def autoattack(
     num_queries: int = 5000,
     cascade: bool = True,
     search_fn: steppers.LogitsFn | None = None,
+    devices: Sequence[jax.Device] | None = None,
     state_path: str | os.PathLike | None = None,
     save_every: float = 60.,
     progress: Callable[[Progress], None] | None = None,
@@ -97,7 +99,7 @@ def autoattack(
     y: i32[N], true classes.
     key: a PRNG key.
     epsilon: radius, a number or f32[N].
-    norm: 'linf', 'l2' or 'l1'. Square has no 'l1'; it is left out, with a warning.
+    norm: 'linf', 'l2' or 'l1'.
     version: 'standard', 'plus' or 'rand'.
     attacks: names of attacks to run instead of the version's: apgd-ce, apgd-dlr, apgd-t, fab, fab-t,
       square.
@@ -110,6 +112,8 @@ def autoattack(
       that are classified correctly.
     search_fn: search on this function instead, for example one that computes in bfloat16; only what
       logits_fn confirms is counted.
+    devices: over which the examples of a batch are spread, its size rounded up to a multiple of
+      their number; by default all of this process. With one, arrays stay where they are.
     state_path: a file to write the state to. If it exists the evaluation goes on from it.
     save_every: seconds between writes.
     progress: called with a `Progress` after every compiled call.
@@ -132,20 +136,24 @@ def autoattack(
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 5; refilling, resuming and independence: ours.
   """
-  names, notes = ensemble.choose(attacks, version, norm)
+  names = ensemble.choose(attacks, version, norm)
   problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds)
   if not len(problem.x):
     raise ValueError('x has no examples')
-  batch_size = min(batch_size, len(problem.x))
+  devices = tuple(devices or jax.local_devices())
+  batch_size = devices_lib.round_up(min(batch_size, len(problem.x)), devices)
   index = np.arange(len(problem.x)) if index is None else np.asarray(index)
   random = version == 'rand'
+  if random and search_fn is not None:
+    raise ValueError("search_fn needs a model whose answers are final: leave it out with "
+                     "version='rand'")
   verify_fn = steppers.as_partial(logits_fn)
   search_fn = verify_fn if search_fn is None else steppers.as_partial(search_fn)
   plain_fn = jax.tree_util.Partial(_one_draw, verify_fn, key) if random else verify_fn
 
-  logits = _in_batches(plain_fn, problem.x, batch_size)
+  logits = _in_batches(plain_fn, problem.x, batch_size, devices)
   clean = np.asarray(steppers.is_correct(jnp.asarray(logits), problem.y))
-  notes += checks.check_classes(logits.shape[1], names)
+  notes = checks.check_classes(logits.shape[1], names)
   notes += _doubts(plain_fn, problem, batch_size, random)
   passes = ensemble.plan(names, norm, version, logits.shape[1], num_steps, num_queries)
   # The likeliest other classes first, as the clean input sees them.
@@ -166,11 +174,10 @@ def autoattack(
       items = np.array([(i, run) for run in one.runs for i in np.flatnonzero(~fell)])
     if seats is not None:
       seats = refill.restore(work, seats, stepper=one.stepper)
-    # The seats count from the pass's beginning, so what they brought from a file is not added twice.
-    began, spent, tally = time.monotonic(), record.seconds[row], record.tally[row] - _counts(seats)
+    began, spent = time.monotonic(), record.seconds[row]
     for seats in refill.drain(search_fn, None if random else verify_fn, work, items, fell, record.x,
-                              stepper=one.stepper, batch_size=batch_size, seats=seats):
-      record.tally[row] = tally + _counts(seats)
+                              record.signs[row], stepper=one.stepper, batch_size=batch_size,
+                              devices=devices, seats=seats):
       record.seconds[row] = spent + time.monotonic() - began
       save(record, seats, items)
       if progress is not None:
@@ -180,6 +187,8 @@ def autoattack(
     record.verdicts[row] = ~fell
     record, seats, items = record._replace(passed=number + 1), None, None
     save(record, seats, items)
+  notes += checks.check_end(_in_batches(plain_fn, record.x, batch_size, devices),
+                            clean & ~record.verdicts.all(axis=0))
   return _conclude(record, clean, names, cascade, notes)
 
 
@@ -193,11 +202,13 @@ def _call(logits_fn, x):
   return logits_fn(x)
 
 
-def _in_batches(logits_fn, x: Array, batch_size: int) -> np.ndarray:
+def _in_batches(logits_fn, x: Array, batch_size: int, devices) -> np.ndarray:
   """Logits of all examples, the last batch filled up so that one program serves."""
+  logits_fn, x = devices_lib.copy(logits_fn, devices), np.asarray(x)
   starts = range(0, len(x), batch_size)
   rows = [np.minimum(np.arange(start, start + batch_size), len(x) - 1) for start in starts]
-  return np.concatenate([np.asarray(_call(logits_fn, x[row])) for row in rows])[:len(x)]
+  batches = [devices_lib.spread(x[row], devices) for row in rows]
+  return np.concatenate([np.asarray(_call(logits_fn, batch)) for batch in batches])[:len(x)]
 
 
 def _doubts(logits_fn, problem, batch_size, random) -> tuple[str, ...]:
@@ -207,16 +218,13 @@ def _doubts(logits_fn, problem, batch_size, random) -> tuple[str, ...]:
   return checks.check_model(call, problem.x[:batch_size], problem.y[:batch_size])
 
 
-def _counts(seats: refill.Seats | None) -> np.ndarray:
-  return np.array([0, 0, 0] if seats is None else [seats.runs, seats.blind, seats.flat])
-
-
 def _conclude(record, clean, names, cascade, notes) -> AutoAttackResult:
   robust = clean & record.verdicts.all(axis=0)
   if cascade:
     notes += checks.check_square({n: v.mean() for n, v in zip(names, record.verdicts, strict=True)})
-  for name, (runs, blind, flat) in zip(names, record.tally.tolist(), strict=True):
-    notes += checks.check_gradients(name, runs, blind, flat)
+  for name, (attacked, blind, rose) in zip(names, record.signs, strict=True):
+    notes += checks.check_gradients(
+        name, int(attacked.sum()), int(blind.sum()), int((attacked & ~rose).sum()), names)
   return AutoAttackResult(
       record.x, robust, clean, dict(zip(names, record.verdicts, strict=True)), tuple(notes),
       dict(zip(names, record.seconds.tolist(), strict=True)))

@@ -32,7 +32,7 @@ def check_model(logits_fn, x: Array, y: Array) -> tuple[str, ...]:
 
   Example:
     >>> print(check_model(lambda x: jax.nn.softmax(x), jnp.eye(3), jnp.arange(3))[0])
-    the outputs are probabilities: attack the logits, before the softmax
+    the outputs are probabilities: attack the logits, before the softmax, or add square
 
   Source: Croce et al., RobustBench, 2021, and the checks of AutoAttack's authors; batch dependence,
   non-finite and saturated outputs: ours.
@@ -80,30 +80,56 @@ def check_classes(num_classes: int, attacks: tuple[str, ...]) -> tuple[str, ...]
   return tuple(warnings)
 
 
-def check_gradients(name: str, runs: int, blind: int, flat: int) -> tuple[str, ...]:
-  """Says for how many runs of an attack its loss gave it nothing to climb.
+def check_gradients(
+    name: str, attacked: int, blind: int, flat: int, ran: tuple[str, ...]
+) -> tuple[str, ...]:
+  """Says for how many examples the loss of an attack gave it nothing to climb.
 
   Args:
     name: the attack.
-    runs: how many runs there were.
-    blind: in how many a gradient, at any step, was zero everywhere.
-    flat: in how many the loss never rose above the start's.
+    attacked: how many examples it attacked to the end of a run.
+    blind: for how many of them a gradient, at any step of any run, was zero everywhere.
+    flat: for how many the loss never rose above a start's, in no run, and which did not fall.
+    ran: the attacks that were run, so as to advise others.
 
   Returns:
     Warnings, where the share is above 1 %.
 
   Example:
-    >>> print(*check_gradients('apgd-ce', 100, 40, 0))
-    apgd-ce: zero gradients in 40.0 % of its runs; add apgd-dlr, or a loss with a logit scale, and square
+    >>> print(*check_gradients('apgd-ce', 100, 40, 0, ('apgd-ce', 'apgd-t')))
+    apgd-ce: zero gradients on 40.0 % of examples; add apgd-dlr and square
 
   Source: ours, after the check of the start by AutoAttack's authors.
   """
-  warnings, cure = [], 'add apgd-dlr, or a loss with a logit scale, and square'
-  if runs and blind / runs > _SHARE:
-    warnings.append(f'{name}: zero gradients in {blind / runs:.1%} of its runs; {cure}')
-  if runs and flat / runs > _SHARE:
-    warnings.append(f'{name}: the loss never rose in {flat / runs:.1%} of its runs; {cure}')
-  return tuple(text.replace('%', ' %') for text in warnings)
+  others = [other for other in ('apgd-dlr', 'apgd-t', 'square') if other not in ran]
+  cure = ('add ' + ' and '.join(others) if others else
+          'trust square, with more num_queries, and pgd on losses.scaled')
+  told = {'zero gradients': blind, 'the loss never rose': flat}
+  return tuple(f'{name}: {what} on {100 * count / attacked:.1f} % of examples; {cure}'
+               for what, count in told.items() if attacked and count / attacked > _SHARE)
+
+
+def check_end(logits: np.ndarray, fell: np.ndarray) -> tuple[str, ...]:
+  """Says how many examples fell to outputs that are not numbers.
+
+  Args:
+    logits: f32[N, C], at the points that were found.
+    fell: bool[N], classified correctly at first, and no more.
+
+  Returns:
+    Warnings.
+
+  Example:
+    >>> print(*check_end(np.array([[np.nan, 1.], [0., 1.]]), np.array([True, True])))
+    1 of 2 examples fell to logits that are not finite: mend the model, or do not count them
+
+  Source: ours.
+  """
+  broken = int((fell & ~np.isfinite(logits).all(axis=-1)).sum())
+  if not broken:
+    return ()
+  return (f'{broken} of {int(fell.sum())} examples fell to logits that are not finite: '
+          'mend the model, or do not count them',)
 
 
 def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:
@@ -117,7 +143,7 @@ def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:
 
   Example:
     >>> print(*check_square({'apgd-ce': .6, 'square': .5}))
-    square took 10.0 % that the gradients did not find: they may be masked; attack the model adaptively
+    square took 10.0 % that the gradients did not find: are they masked? raise num_queries, add fab
 
   Source: AutoAttack's authors' checks.
   """
@@ -127,8 +153,8 @@ def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:
   gain = min(before) - accuracy['square']
   if gain <= _SQUARE_MARGIN:
     return ()
-  return (f'square took {100 * gain:.1f} % that the gradients did not find: they may be masked; '
-          'attack the model adaptively',)
+  return (f'square took {100 * gain:.1f} % that the gradients did not find: are they masked? '
+          'raise num_queries, add fab',)
 
 
 def _randomness(passes: np.ndarray, y: np.ndarray) -> list[str]:
@@ -143,7 +169,7 @@ def _randomness(passes: np.ndarray, y: np.ndarray) -> list[str]:
 def _probabilities(logits: np.ndarray) -> list[str]:
   in_range = logits.max() < 1 + 1e-5 and logits.min() > -1e-5
   if in_range and np.all(np.abs(logits.sum(axis=-1) - 1) < 1e-5):
-    return ['the outputs are probabilities: attack the logits, before the softmax']
+    return ['the outputs are probabilities: attack the logits, before the softmax, or add square']
   return []
 
 
@@ -155,9 +181,10 @@ def _saturation(logits: np.ndarray, y: np.ndarray) -> list[str]:
   warnings = []
   if dead > _SHARE:
     warnings.append(f'logits lead by more than 88 on {100 * dead:.1f} % of inputs: cross-entropy has '
-                    'no gradient there; trust the attacks with DLR')
+                    'no gradient there; add apgd-dlr or apgd-t, whose loss has no scale')
   if np.median(spread) < 1e-5:
-    warnings.append('logits differ by less than 1e-5: gradients are lost to rounding; scale them up')
+    warnings.append('logits differ by less than 1e-5: gradients are lost to rounding; scale them '
+                    'up, or add square')
   return warnings
 
 

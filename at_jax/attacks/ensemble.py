@@ -26,7 +26,7 @@ class Pass(NamedTuple):
   runs: tuple[int, ...]
 
 
-def choose(attacks, version, norm) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def choose(attacks, version, norm) -> tuple[str, ...]:
   """The attacks to run.
 
   Args:
@@ -35,14 +35,14 @@ def choose(attacks, version, norm) -> tuple[tuple[str, ...], tuple[str, ...]]:
     norm: 'linf', 'l2' or 'l1'.
 
   Returns:
-    Their names in order, and warnings about what was left out.
+    Their names in order.
 
   Raises:
     ValueError: for an unknown norm, version or attack.
 
   Example:
     >>> choose(None, 'rand', 'linf')
-    (('apgd-ce', 'apgd-dlr'), ())
+    ('apgd-ce', 'apgd-dlr')
 
   Source: ours.
   """
@@ -54,10 +54,7 @@ def choose(attacks, version, norm) -> tuple[tuple[str, ...], tuple[str, ...]]:
   unknown = [name for name in names if name not in NAMES]
   if unknown or not names:
     raise ValueError(f'attacks = {attacks!r}: use some of {", ".join(NAMES)}')
-  if norm == 'l1' and 'square' in names:
-    names = tuple(name for name in names if name != 'square')
-    return names, ('square is left out: it exists for linf and l2; the others stand alone in l1',)
-  return names, ()
+  return names
 
 
 def plan(names, norm, version, num_classes, num_steps, num_queries) -> list[Pass]:

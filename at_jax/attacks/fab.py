@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from at_jax.attacks import gradients
 from at_jax.attacks import hyperplane
 from at_jax.attacks import steppers
 from at_jax.attacks.pgd import AttackResult
@@ -23,6 +24,7 @@ class State(NamedTuple):
   x_adv: Array       # the nearest misclassified point so far
   distance: Array    # how far it is, +inf before there is one
   x: Array
+  blind: Array       # gradients that were zero in every entry
 
 
 def fab(
@@ -127,11 +129,12 @@ def stepper(
       draw = functools.partial(_draw, bounds=problem.bounds, norm=norm)
       start = jax.vmap(draw)(problem.x, problem.key, problem.epsilon)
     return State(jnp.zeros(b, jnp.int32), jnp.zeros(b, bool), problem.x,
-                 jnp.full(b, jnp.inf, dtype), start)
+                 jnp.full(b, jnp.inf, dtype), start, jnp.zeros(b, jnp.int32))
 
   def step(logits_fn, problem: steppers.Problem, state: State) -> State:
     linearise = _towards_target if targeted else functools.partial(_towards_nearest, norm=norm)
     gap, normal = linearise(logits_fn, problem, state.x)
+    gap, normal = gradients.finite((gap, normal))
     move = functools.partial(_move, bounds=problem.bounds, norm=norm)
     x = jax.vmap(move)(state.x, problem.x, normal, gap)
     wrong = ~steppers.is_correct(logits_fn(x), problem.y)
@@ -141,7 +144,8 @@ def stepper(
     back = problem.x + (x - problem.x) * _BETA
     return State(state.count + 1, distance <= problem.epsilon,
                  steppers.where(nearer, x, state.x_adv), distance,
-                 steppers.where(wrong, back, x))
+                 steppers.where(wrong, back, x),
+                 state.blind + gradients.is_zero(normal))
 
   return steppers.Stepper(init, step, num_steps)
 

@@ -77,7 +77,6 @@ def scan(
   return jax.lax.scan(body, carry, xs, length=length, unroll=True)
 
 
-
 def repeat(
     step: Callable[[_Carry], _Carry], carry: _Carry, num_steps: int, differentiates: bool = True
 ) -> _Carry:
@@ -103,11 +102,15 @@ def repeat(
 
 
 @functools.cache
-def compiler_options() -> dict[str, str] | None:
-  """Options for compiling programs with gradients; jit takes them at the top level only.
+def compiler_options(differentiates: bool = True) -> dict[str, str] | None:
+  """Options for compiling attacks; jit takes them at the top level only.
 
-  On the CPU, one of XLA's fusions makes the gradient of a convolution half as slow again; it makes
-  forward convolutions faster, so it is switched off for programs with gradients alone.
+  On the CPU, one of XLA's fusions makes the gradient of a convolution half as slow again, or worse,
+  but a forward convolution twice as fast. So it is off for programs with gradients and on for the
+  others, whatever XLA_FLAGS says.
+
+  Args:
+    differentiates: whether the program takes gradients.
 
   Returns:
     What `jax.jit` takes as `compiler_options`; None on other backends, and where this version of XLA
@@ -119,7 +122,8 @@ def compiler_options() -> dict[str, str] | None:
 
   Source: ours, measured with jaxlib 0.10.2.
   """
-  options = {'xla_cpu_experimental_ynn_fusion_type': ''}
+  fusions = '' if differentiates else 'LIBRARY_FUSION_TYPE_DOT'
+  options = {'xla_cpu_experimental_ynn_fusion_type': fusions}
   if not writes_out():
     return None
   try:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from at_jax.attacks import balls
+from at_jax.attacks import gradients
 from at_jax.attacks import loops
 from at_jax.attacks import losses
 from at_jax.attacks import steppers
@@ -49,6 +50,7 @@ def pgd(
     random_start: bool = True,
     start: Array | None = None,
     tau: int | Array | None = None,
+    momentum: float | Array = 0.,
     restarts: int = 1,
     targeted: bool = False,
     index: Array | None = None,
@@ -80,6 +82,9 @@ def pgd(
     tau: friendly PGD: a number or i32[B], how many steps an example takes from points that are
       already misclassified (targeted: already the target) before it stays where it is; 0 stops at
       the first such point. By default none ever stops, as when tau = num_steps. Traced.
+    momentum: μ of MI-FGSM: steps go along a sum of gradients, each of L1 norm 1, that fades by μ a
+      step; 1 there, with a step of ε / num_steps and no random start. The number 0 is plain PGD,
+      exactly. Traced else.
     restarts: how many independent runs; per example a successful one is kept, and among those
       (or if none is) the one of highest loss (targeted: lowest). They run side by side, so memory
       grows with them.
@@ -104,7 +109,8 @@ def pgd(
   Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, section
   2.1; κ: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, section 3.3;
   τ: Zhang et al., Attacks Which Do Not Kill Training Make Adversarial Learning Stronger, 2020,
-  algorithm 1, here with masks.
+  algorithm 1, here with masks; μ: Dong et al., Boosting Adversarial Attacks with Momentum, 2018,
+  algorithm 1.
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
   _check(x, y, num_steps, norm, restarts)
@@ -115,15 +121,17 @@ def pgd(
   step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)
   if tau is not None:
     tau = jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
+  if isinstance(momentum, (int, float)) and momentum == 0:
+    momentum = None
   static = dict(loss=loss, targeted=targeted)
 
   def run(key: Array) -> AttackResult:
     begin = x if start is None else start
     draw = random_start and start is None
-    state = _begin(x, begin, key, index, epsilon, bounds, tau, norm=norm, draw=draw)
+    state = _begin(x, begin, key, index, epsilon, bounds, tau, momentum, norm=norm, draw=draw)
     for n in loops.calls(num_steps):
       state = _advance(logits_fn, state, x, y, epsilon, step_size, bounds, loss_args,
-                       num_steps=n, norm=norm, **static)
+                       momentum, num_steps=n, norm=norm, **static)
     return _finish(logits_fn, state, y, loss_args, **static)
 
   if restarts == 1:
@@ -202,6 +210,7 @@ class _State(NamedTuple):
   x: Array
   kappa: Array
   left: Array | None  # i32[B], steps still allowed from misclassified points; None: no limit
+  velocity: Array | None  # the fading sum of gradients; None without momentum
 
 
 def _into(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array]) -> Array:
@@ -210,18 +219,19 @@ def _into(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array
 
 
 @functools.partial(jax.jit, static_argnames=('norm', 'draw'))
-def _begin(x, begin, key, index, epsilon, bounds, tau, *, norm, draw) -> _State:
+def _begin(x, begin, key, index, epsilon, bounds, tau, momentum, *, norm, draw) -> _State:
   if draw:
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
     sample = functools.partial(getattr(balls, norm).sample, shape=x.shape[1:])
     begin = x + jax.vmap(lambda k, e: sample(k, epsilon=e))(keys, epsilon)
-  return _State(_into(norm, begin, x, epsilon, bounds), jnp.zeros(len(x), jnp.int32), tau)
+  return _State(_into(norm, begin, x, epsilon, bounds), jnp.zeros(len(x), jnp.int32), tau,
+                None if momentum is None else jnp.zeros_like(x))
 
 
 @functools.partial(jax.jit, static_argnames=('num_steps', 'norm', 'loss', 'targeted'))
 def _advance(
-    logits_fn, state, x, y, epsilon, step_size, bounds, loss_args, *, num_steps, norm, loss,
-    targeted,
+    logits_fn, state, x, y, epsilon, step_size, bounds, loss_args, momentum, *, num_steps, norm,
+    loss, targeted,
 ) -> _State:
   sign = -1 if targeted else 1
 
@@ -231,7 +241,11 @@ def _advance(
 
   def step(state: _State) -> _State:
     gradient, logits = jax.grad(objective, has_aux=True)(state.x)
+    gradient = gradients.finite(gradient)
     stands = ~_succeeds(logits, y, targeted)
+    velocity = state.velocity
+    if velocity is not None:
+      velocity = gradient = momentum * velocity + jax.vmap(_unit_l1)(gradient)
     direction = jax.vmap(getattr(balls, norm).ascend)(gradient)
     moved = _into(norm, state.x + _per_example(step_size, x) * direction, x, epsilon, bounds)
     left = state.left
@@ -239,7 +253,7 @@ def _advance(
       moves = stands | (left > 0)
       moved = jnp.where(_per_example(moves, x), moved, state.x)
       left = left - (moves & ~stands)
-    return _State(moved, state.kappa + stands, left)
+    return _State(moved, state.kappa + stands, left, velocity)
 
   return loops.repeat(step, state, num_steps)
 
@@ -251,12 +265,19 @@ def _finish(logits_fn, state, y, loss_args, *, loss, targeted) -> AttackResult:
   return AttackResult(state.x, hit, state.kappa, value)
 
 
+def _unit_l1(gradient: Array) -> Array:
+  # By the largest entry first, so that the sum of tiny entries is not lost; signs stay as they are.
+  largest = jnp.max(jnp.abs(gradient))
+  scaled = gradient / jnp.where(largest > 0, largest, 1)
+  return scaled / jnp.where(largest > 0, jnp.sum(jnp.abs(scaled)), 1)
+
+
 def _per_example(values: Array, x: Array) -> Array:
   return values.reshape(values.shape + (1,) * (x.ndim - 1))
 
 
 def _succeeds(logits: Array, y: Array, targeted: bool) -> Array:
-  hit = jnp.argmax(logits, axis=-1) == y
+  hit = steppers.is_correct(logits, y)
   return hit if targeted else ~hit
 
 

@@ -4,7 +4,7 @@ An example that has fallen leaves at once, also in the middle of its attack, and
 seat: no step is spent on an example whose fate is known, and nothing is compiled again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -13,10 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from at_jax.attacks import devices as devices_lib
 from at_jax.attacks import loops
 from at_jax.attacks import steppers
 
 Array = jax.Array
+# What is noted of every example: it was attacked; in one of its runs a gradient was zero
+# everywhere; it fell, or in one of its runs the loss rose above the start's, if it has a loss at all.
+SIGNS = ('attacked', 'blind', 'rose')
 
 
 class Work(NamedTuple):
@@ -48,16 +52,11 @@ class Seats(NamedTuple):
     run: i64[B], which of its runs this is.
     state: the stepper's state, [B, ...].
     taken: how many items have been taken from the list.
-    runs, blind, flat: of the runs that ended, how many there were, in how many a gradient was zero
-      everywhere, and in how many the loss never rose above the start's (APGD; 0 for the others).
   """
   example: np.ndarray
   run: np.ndarray
   state: Any
   taken: int
-  runs: int = 0
-  blind: int = 0
-  flat: int = 0
 
 
 def drain(
@@ -67,9 +66,11 @@ def drain(
     items: np.ndarray,
     fell: np.ndarray,
     x_adv: np.ndarray,
+    signs: np.ndarray,
     *,
     stepper: steppers.Stepper,
     batch_size: int,
+    devices: Sequence[jax.Device],
     seats: Seats | None = None,
 ) -> Iterator[Seats]:
   """Attacks every item; an example falls when `verify_fn` too misclassifies what was found.
@@ -82,8 +83,10 @@ def drain(
       side; all leave when it falls.
     fell: bool[N], examples that need no attack any more. Written to.
     x_adv: f32[N, ...]. Written to where an example falls.
+    signs: bool[3, N], of `SIGNS`. Written to when a run ends.
     stepper: the attack.
-    batch_size: B.
+    batch_size: B, a multiple of the number of devices.
+    devices: that the seats are divided among.
     seats: where to go on, as yielded before; None to begin.
 
   Yields:
@@ -92,6 +95,7 @@ def drain(
   Source: ours; the batching is that of serving engines.
   """
   num_steps, advance = steps_at_once(stepper), _advance(stepper.differentiates)
+  work, search_fn, verify_fn = devices_lib.copy((work, search_fn, verify_fn), devices)
   if seats is None:
     nobody = np.full(batch_size, -1)
     seats = Seats(nobody, np.zeros_like(nobody), None, 0)
@@ -103,6 +107,7 @@ def drain(
     if problem is None or fresh.any():
       problem, state = _admit(work, np.maximum(example, 0), run, fresh, example < 0, seats.state,
                               stepper=stepper)
+      problem, state = devices_lib.spread((problem, state), devices)
     else:
       state = seats.state
     state = advance(search_fn, problem, state, stepper=stepper, num_steps=num_steps)
@@ -117,10 +122,10 @@ def drain(
         x_adv[example[confirmed]] = np.asarray(state.x_adv)[confirmed]
         fell[example[confirmed]] = True
       if (claimed & ~confirmed).any():
-        state = state._replace(found=state.found & ~jnp.asarray(claimed & ~confirmed))
+        state = _reject(state, claimed & ~confirmed)
     leaves = occupied & (fell[np.maximum(example, 0)] | (count >= stepper.length))
-    seats = _count(seats, state, leaves)._replace(
-        example=np.where(leaves, -1, example), run=run, state=state, taken=taken)
+    _note(signs, state, example, leaves, fell)
+    seats = Seats(np.where(leaves, -1, example), run, state, taken)
     yield seats
 
 
@@ -128,7 +133,7 @@ def drain(
 def _advance(differentiates: bool):
   # This runs on the host, at the top level, where options for the compiler may be given.
   return jax.jit(steppers.take_steps, static_argnames=('stepper', 'num_steps'),
-                 compiler_options=loops.compiler_options() if differentiates else None)
+                 compiler_options=loops.compiler_options(differentiates))
 
 
 def restore(work: Work, seats: Seats, *, stepper: steppers.Stepper) -> Seats:
@@ -204,10 +209,26 @@ def _is_wrong(logits_fn, x, y):
   return ~steppers.is_correct(logits_fn(x), y)
 
 
-def _count(seats: Seats, state: Any, leaves: np.ndarray) -> Seats:
-  seats = seats._replace(runs=seats.runs + int(leaves.sum()))
-  if not (leaves.any() and hasattr(state, 'blind')):
-    return seats
-  blind, best, start = jax.device_get((state.blind, state.loss_best, state.loss_start))
-  return seats._replace(blind=seats.blind + int((leaves & (blind > 0)).sum()),
-                        flat=seats.flat + int((leaves & ~(best > start)).sum()))
+def _reject(state: Any, rejected: np.ndarray) -> Any:
+  """The state that goes on looking where what was found is not confirmed."""
+  changes = {'found': jnp.where(rejected, False, state.found)}
+  if hasattr(state, 'distance'):  # or a point that is no success would hide those further away
+    changes['distance'] = jnp.where(rejected, jnp.inf, state.distance)
+  return state._replace(**changes)
+
+
+def _note(signs: np.ndarray, state: Any, example: np.ndarray, leaves: np.ndarray,
+          fell: np.ndarray) -> None:
+  """Writes down what the runs that end now say about the model."""
+  if not leaves.any():
+    return
+  signs[0, example[leaves]] = True
+  if hasattr(state, 'blind'):
+    signs[1, example[leaves & (np.asarray(state.blind) > 0)]] = True
+  rose = fell[example]
+  if hasattr(state, 'loss_start'):
+    best, start = jax.device_get((state.loss_best, state.loss_start))
+    rose = rose | (best > start)
+  else:
+    rose = np.ones_like(rose)
+  signs[2, example[leaves & rose]] = True

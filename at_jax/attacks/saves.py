@@ -72,7 +72,7 @@ class Record(NamedTuple):
   fell: np.ndarray         # bool[N], not robust (with cascade=False: under this attack)
   x: np.ndarray
   verdicts: np.ndarray     # bool[A, N]
-  tally: np.ndarray        # i64[A, 3], runs, blind, flat
+  signs: np.ndarray        # bool[A, 3, N], of `refill.SIGNS`
   seconds: np.ndarray      # f64[A]
 
 
@@ -95,7 +95,8 @@ def reopen(path, mark, clean, x, num_attacks):
   Source: ours.
   """
   a = num_attacks
-  record = Record(0, ~clean, x.copy(), np.tile(clean, (a, 1)), np.zeros((a, 3), int), np.zeros(a))
+  signs = np.zeros((a, len(refill.SIGNS), len(x)), bool)
+  record = Record(0, ~clean, x.copy(), np.tile(clean, (a, 1)), signs, np.zeros(a))
   saved = None if path is None else load(path)
   if saved is None:
     return record, None, None
@@ -105,7 +106,7 @@ def reopen(path, mark, clean, x, num_attacks):
   if 'items' not in saved:
     return record, None, None
   leaves = [saved[f'leaf{i}'] for i in range(sum(name.startswith('leaf') for name in saved))]
-  seats = refill.Seats(saved['example'], saved['run'], leaves, *(int(n) for n in saved['counts']))
+  seats = refill.Seats(saved['example'], saved['run'], leaves, int(saved['taken']))
   return record, seats, saved['items']
 
 
@@ -133,7 +134,7 @@ def saver(path, mark, save_every):
       leaves = jax.device_get(jax.tree.leaves(seats.state))
       arrays |= {f'leaf{i}': leaf for i, leaf in enumerate(leaves)}
       arrays |= {'example': seats.example, 'run': seats.run, 'items': items,
-                 'counts': np.array([seats.taken, seats.runs, seats.blind, seats.flat])}
+                 'taken': np.array(seats.taken)}
     save(path, arrays)
     last = time.monotonic()
 

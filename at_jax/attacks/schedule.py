@@ -1,9 +1,13 @@
 """When APGD checks its step size, and in L1 how its radius shrinks: a table with a row a gradient."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+Array = jax.Array
 
 
 class Stage(NamedTuple):
@@ -48,6 +52,28 @@ def table(num_steps: int, norm: str, large_start: bool = False) -> Stage:
           for run, (radius, length) in enumerate(zip(radii, lengths, strict=True))
           for n, window in enumerate(_windows(length, norm))]
   return Stage(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+def row(table: Stage, count: Array, dtype: Any) -> Stage:
+  """The stage of one example.
+
+  Args:
+    table: what `table` gave.
+    count: i32[], gradients taken.
+    dtype: of the inputs: radii are rounded to it, or float64 ones would raise what they multiply
+      where float64 is enabled.
+
+  Returns:
+    A `Stage` of scalars.
+
+  Example:
+    >>> print(row(table(100, 'linf'), 22, np.float32).window)
+    22
+
+  Source: ours.
+  """
+  kind = lambda column: dtype if column.dtype.kind == 'f' else None
+  return jax.tree.map(lambda column: jnp.asarray(column, kind(column))[count], table)
 
 
 def _windows(num_steps: int, norm: str) -> list[int]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from at_jax.attacks import balls
 from at_jax.attacks import losses
 from at_jax.attacks import steppers
 from at_jax.attacks import windows
@@ -41,11 +42,10 @@ def square(
 ) -> AttackResult:
   """Square attack: changes the best point in a random square, keeps what is better.
 
-  In L∞ it starts from vertical stripes of ±ε and adds ±2ε to each channel of a square; in L2 it starts
-  from a tiling and moves norm between two windows (`windows.move`). A proposal, projected into the
-  ball and the bounds, is kept if the margin rises or the example is misclassified, which ends its
-  search. The side of the squares is
-  √(p · H · W), p falling from `p_init` as queries go by. Every example draws its own squares, from
+  In L∞ it starts from vertical stripes of ±ε and adds ±2ε to each channel of a square; in L2 and
+  L1 it starts from a tiling and moves norm between two windows (`windows.move`). A proposal,
+  projected into the ball and the bounds, is kept if the margin rises or the example is
+  misclassified, which ends its search. The side of the squares is √(p · H · W), p falling from `p_init` as queries go by. Every example draws its own squares, from
   every position. Composes inside the caller's jit, vmap and pmap.
 
   Args:
@@ -55,7 +55,7 @@ def square(
     y: i32[B], true classes.
     key: a PRNG key.
     epsilon: radius, a number or f32[B]. Traced.
-    norm: 'linf' or 'l2'. Static.
+    norm: 'linf', 'l2' or 'l1'. Static.
     num_queries: at least 1, after the start. Static.
     p_init: the share of the image that the first squares cover, in 0..1. Static.
     bounds: the smallest and the largest value an input may take.
@@ -77,7 +77,8 @@ def square(
     [ True] 0.5
 
   Source: Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
-  random search, 2020, section 3; its constants as in AutoAttack; a square for each example: ours.
+  random search, 2020, section 3; its constants, and L1, as in the code of AutoAttack's authors; a
+  square for each example: ours.
   """
   attack = stepper(norm=norm, num_queries=num_queries, p_init=p_init)
   problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, index=index)
@@ -91,7 +92,7 @@ def stepper(*, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8) 
   """Square as a stepper, a query a step; the options are those of `square`.
 
   Args:
-    norm: 'linf' or 'l2'.
+    norm: 'linf', 'l2' or 'l1'.
     num_queries: at least 1, after the start.
     p_init: in 0..1.
 
@@ -107,8 +108,8 @@ def stepper(*, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8) 
 
   Source: as `square`.
   """
-  if norm not in ('linf', 'l2'):
-    raise ValueError(f'norm = {norm!r}: use one of linf, l2')
+  if norm not in ('linf', 'l2', 'l1'):
+    raise ValueError(f'norm = {norm!r}: use one of linf, l2, l1')
   if num_queries < 1:
     raise ValueError(f'num_queries = {num_queries}: use a whole number above 0')
   if not 0 < p_init <= 1:
@@ -123,8 +124,8 @@ def stepper(*, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8) 
   def step(logits_fn, problem: steppers.Problem, state: State) -> State:
     shape = image_shape(problem.x.shape[1:])
     table = sides(num_queries, p_init, shape[0] * shape[1])
-    propose = functools.partial({'linf': _propose, 'l2': _propose_l2}[norm], table=table, shape=shape,
-                                bounds=problem.bounds)
+    propose = _propose if norm == 'linf' else functools.partial(_propose_moved, norm=norm)
+    propose = functools.partial(propose, table=table, shape=shape, bounds=problem.bounds)
     x = jax.vmap(propose)(state.x_adv, problem.x, problem.key, problem.epsilon, state.count)
     logits = logits_fn(x)
     margin, wrong = losses.margin(logits, problem.y), ~steppers.is_correct(logits, problem.y)
@@ -182,21 +183,30 @@ def _propose(best, x, key, epsilon, count, *, table, shape, bounds) -> Array:
   return jnp.clip(jnp.where(count == 0, start, moved), *bounds)
 
 
-def _propose_l2(best, x, key, epsilon, count, *, table, shape, bounds) -> Array:
-  """The same in L2."""
+def _propose_moved(best, x, key, epsilon, count, *, table, shape, bounds, norm) -> Array:
+  """The same in L2 and L1."""
   table = windows.odd_sides(table, shape)
   distinct = tuple(sorted(set(table)))
   side = jnp.array(table, jnp.int32)[count]
-  eta = jnp.asarray(windows.patches(distinct), x.dtype)[
+  eta = jnp.asarray(windows.patches(distinct, norm), x.dtype)[
       jnp.array([distinct.index(s) for s in table])[count]]
   places, draws, start = jax.random.split(jax.random.fold_in(key, count), 3)
   places = jax.vmap(functools.partial(windows.first, side=side))(
       jax.random.uniform(places, (4,)), length=jnp.array(2 * shape[:2]))
   moved = windows.move((best - x).reshape(shape), side, eta, epsilon, places,
-                       jax.random.uniform(draws, (shape[2] + 1,)))
+                       jax.random.uniform(draws, (shape[2] + 1,)), norm)
   draws = jax.random.uniform(start, (*shape[:2], shape[2] + 1), x.dtype)
-  tiles = windows.spread(windows.tiling(shape, draws), epsilon)
-  return jnp.clip(x + jnp.where(count == 0, tiles, moved).reshape(x.shape), *bounds)
+  tiles = windows.tiling(shape, draws, norm)
+  change = jnp.where(count == 0, tiles if norm == 'l1' else windows.spread(tiles, epsilon), moved)
+  return _into(norm, change.reshape(x.shape), x, epsilon, bounds)
+
+
+def _into(norm, change, x, epsilon, bounds) -> Array:
+  low, high = bounds
+  if norm == 'l1':
+    # A little inside, as in the reference: many small entries are added up.
+    change = balls.project_l1_box(change, epsilon * (1 - 1e-6), low - x, high - x)
+  return jnp.clip(x + change, low, high)
 
 
 def _span(draw: Array, side: Array, length: int) -> Array:

@@ -1,4 +1,4 @@
-"""The changes that Square proposes in L2: mass moves from one window of the image to another.
+"""The changes that Square proposes in L2 and L1: mass moves from one window to another.
 
 Everything here is for one example of shape (H, W, C). What is drawn comes in as numbers in [0, 1),
 so that the geometry can be compared with the reference's, draw by draw.
@@ -34,7 +34,7 @@ def first(draw: Array, side: Array, length: int) -> Array:
 
 
 def odd_sides(sides: list[int], shape: tuple[int, ...]) -> list[int]:
-  """The windows' sides in L2: odd and at least 3, but never longer than the image.
+  """The windows' sides in L2 and L1: odd and at least 3, but never longer than the image.
 
   Args:
     sides: those of L∞.
@@ -52,11 +52,16 @@ def odd_sides(sides: list[int], shape: tuple[int, ...]) -> list[int]:
   return [min(max(side, 3) // 2 * 2 + 1, *shape[:2]) for side in sides]
 
 
-def patch(side: int) -> np.ndarray:
+# How fast a hill falls off with the distance from its centre: 1 / (distance + 1) to this power.
+_FALLS = {'l2': 2, 'l1': 4}
+
+
+def patch(side: int, norm: str = 'l2') -> np.ndarray:
   """η of Square: a hill over a valley, each falling off from its centre, of norm 1.
 
   Args:
     side: in pixels.
+    norm: 'l2' or 'l1', where hills are steeper.
 
   Returns:
     f64[side, side].
@@ -67,41 +72,46 @@ def patch(side: int) -> np.ndarray:
      [-0.14 -0.69]]
 
   Source: Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
-  random search, 2020, section 3.4, as in the code of AutoAttack's authors.
+  random search, 2020, section 3.4, as in the code of AutoAttack's authors; L1: that code.
   """
   delta = np.zeros((side, side))
-  delta[:side // 2] = _hill(side // 2, side)
-  delta[side // 2:] = -_hill(side - side // 2, side)
-  return delta / np.linalg.norm(delta)
+  delta[:side // 2] = _hill(side // 2, side, norm)
+  delta[side // 2:] = -_hill(side - side // 2, side, norm)
+  return delta / _size(delta, norm)
 
 
-def _hill(height: int, width: int) -> np.ndarray:
+def _hill(height: int, width: int, norm: str) -> np.ndarray:
   delta = np.zeros((height, width))
   top, left = height // 2, width // 2
   for ring in range(max(top, left) + 1):
     rows = slice(max(top - ring, 0), min(top + ring + 1, height))
     columns = slice(max(left - ring, 0), min(left + ring + 1, width))
-    delta[rows, columns] += 1 / (ring + 1) ** 2
-  return delta / max(np.linalg.norm(delta), 1e-12)
+    delta[rows, columns] += 1 / (ring + 1) ** _FALLS[norm]
+  return delta / max(_size(delta, norm), 1e-12)
+
+
+def _size(delta: np.ndarray, norm: str) -> float:
+  return np.abs(delta).sum() if norm == 'l1' else np.linalg.norm(delta)
 
 
 @functools.cache
-def patches(sides: tuple[int, ...]) -> np.ndarray:
+def patches(sides: tuple[int, ...], norm: str = 'l2') -> np.ndarray:
   """Patches of several sides, filled up with zeros to the largest: f64[K, S, S]."""
   largest = max(sides)
-  return np.stack([np.pad(patch(side), (0, largest - side)) for side in sides])
+  return np.stack([np.pad(patch(side, norm), (0, largest - side)) for side in sides])
 
 
-def tiling(shape: tuple[int, int, int], draws: Array) -> Array:
+def tiling(shape: tuple[int, int, int], draws: Array, norm: str = 'l2') -> Array:
   """The start: patches of a fifth of the image side by side, each channel of each with its sign.
 
   Args:
     shape: (H, W, C).
     draws: f32[H, W, C + 1] in [0, 1); the first rows and columns are read, one of each a tile: the
       channels' signs, and whether it lies on its side.
+    norm: 'l2' or 'l1'.
 
   Returns:
-    f32[H, W, C], of any norm.
+    f32[H, W, C], of any size.
 
   Example:
     >>> tiling((10, 10, 1), jnp.zeros((10, 10, 2))).shape
@@ -116,7 +126,7 @@ def tiling(shape: tuple[int, int, int], draws: Array) -> Array:
   inside = lambda places, length: (places >= 0) & (places < length // side * side)
   covered = inside(rows, height)[:, None] & inside(columns, width)[None, :]
   rows, columns = np.maximum(rows, 0), np.maximum(columns, 0)
-  upright = patch(side)
+  upright = patch(side, norm)
   upright, turned = (p[rows % side][:, columns % side] for p in (upright, upright.T))
   draw = draws[np.minimum(rows // side, height - 1)][:, np.minimum(columns // side, width - 1)]
   values = jnp.where(draw[..., -1:] < .5, upright[..., None], turned[..., None])
@@ -125,7 +135,8 @@ def tiling(shape: tuple[int, int, int], draws: Array) -> Array:
 
 
 def move(
-    delta: Array, side: Array, eta: Array, epsilon: Array, places: Array, draws: Array
+    delta: Array, side: Array, eta: Array, epsilon: Array, places: Array, draws: Array,
+    norm: str = 'l2',
 ) -> Array:
   """Empties one window, and in another adds η to what is there, with the norm that has come free.
 
@@ -139,9 +150,10 @@ def move(
     epsilon: f32[], the radius.
     places: i32[4], first row and column of the window that is filled, then of the one emptied.
     draws: f32[C + 1] in [0, 1): the channels' signs, and whether η lies on its side.
+    norm: 'l2' or 'l1'.
 
   Returns:
-    f32[H, W, C], of norm ε.
+    f32[H, W, C]; in L2 of norm ε, in L1 of any, for the caller to project.
 
   Source: as `patch`.
   """
@@ -154,17 +166,24 @@ def move(
             & ((along >= 0) & (along < side))[None, :, None])
 
   filled, emptied = window(*places[:2]), window(*places[2:])
-  norm = lambda part: jnp.sqrt(jnp.sum(part ** 2, axis=(0, 1), keepdims=True))
   eta = jnp.where(draws[-1] < .5, eta, eta.T)
   bound = lambda steps: jnp.clip(steps, 0, len(eta) - 1)
   placed = eta[bound(rows - places[0])][:, bound(columns - places[1]), None]
   placed = jnp.where(filled, jnp.where(draws[:-1] < .5, -placed, placed), 0)
-  here = jnp.where(filled, delta, 0)
-  direction = placed + here / (norm(here) + 1e-12)
-  lacking = jnp.maximum(epsilon ** 2 - jnp.sum(delta ** 2), 0) / channels
-  both = norm(jnp.where(filled | emptied, delta, 0)) ** 2
-  new = direction / (norm(direction) + 1e-12) * jnp.sqrt(lacking + both)
-  return spread(jnp.where(filled, new, jnp.where(emptied, 0, delta)), epsilon)
+  here, both = jnp.where(filled, delta, 0), jnp.where(filled | emptied, delta, 0)
+  if norm == 'l1':
+    length = lambda part: jnp.sum(jnp.abs(part), axis=(0, 1), keepdims=True)
+    # The channels' share times their number: so the reference has it, and the projection takes off
+    # what is too much.
+    free = jnp.maximum(epsilon - jnp.sum(jnp.abs(delta)), 0) + channels * length(both)
+  else:
+    length = lambda part: jnp.sqrt(jnp.sum(part ** 2, axis=(0, 1), keepdims=True))
+    lacking = jnp.maximum(epsilon ** 2 - jnp.sum(delta ** 2), 0) / channels
+    free = jnp.sqrt(lacking + length(both) ** 2)
+  direction = placed + here / (length(here) + 1e-12)
+  new = direction / (length(direction) + 1e-12) * free
+  moved = jnp.where(filled, new, jnp.where(emptied, 0, delta))
+  return moved if norm == 'l1' else spread(moved, epsilon)
 
 
 def spread(delta: Array, epsilon: Array) -> Array:

@@ -76,17 +76,18 @@ def main() -> None:
     numbers[f'projection {norm}'] = project(points, normals, values).tolist()
   moves = torch.tensor(random.randn(40, 12))
   numbers['projection l1 box'] = (moves + autopgd_base.L1_projection(points, moves, 1.)).tolist()
-  numbers['square l2'] = _square(torch)
+  for norm in ('L2', 'L1'):
+    numbers[f'square {norm.lower()}'] = _square(torch, norm, {'L2': .5, 'L1': 6.}[norm])
   pathlib.Path(__file__).with_name('reference.json').write_text(json.dumps(_short(numbers)))
 
 
-def _square(torch, size=11, channels=2, queries=30):
-  """What is drawn in some queries of Square in L2, each of which is accepted, and where they end."""
+def _square(torch, norm, epsilon, size=11, channels=2, queries=30):
+  """What is drawn in some queries of Square, each of which is accepted, and where they end."""
   from autoattack import square
   random, places, draws = np.random.RandomState(2), [], []
   x = random.uniform(size=(size, size, channels))
   attack = square.SquareAttack(
-      None, norm='L2', eps=.5, device='cpu', n_queries=queries, resc_schedule=False)
+      None, norm=norm, eps=epsilon, device='cpu', n_queries=queries, resc_schedule=False)
   points, signs = [], [-1., 1.]
 
   def random_int(low, high):

@@ -14,9 +14,13 @@ from at_jax.attacks.apgd import stepper as apgd_stepper
 
 KEY = jax.random.key(1)
 SHORT = {
+    'pgd': lambda *arguments, epsilon: attacks.pgd(
+        *arguments, epsilon=epsilon, step_size=epsilon / 3, num_steps=6),
     'apgd': functools.partial(attacks.apgd, num_steps=9),
     'fab': functools.partial(attacks.fab, num_steps=4),
     'square': functools.partial(attacks.square, num_queries=20),
+    'square l1': functools.partial(attacks.square, norm='l1', num_queries=20),
+    'apgd l1': functools.partial(attacks.apgd, norm='l1', num_steps=9),
 }
 
 
@@ -32,10 +36,18 @@ def network():
 def test_a_robustness_curve_in_one_compiled_call(name):
   logits_fn, x, y = network()
   attack = lambda epsilon: SHORT[name](logits_fn, x, y, KEY, epsilon=epsilon).success
-  radii = jnp.array([.02, .1, .3])
-  curve = jax.jit(jax.vmap(attack))(radii)
-  np.testing.assert_array_equal(curve, [attack(epsilon) for epsilon in radii])
+  with jax.enable_x64(True):  # in float32, rounding may decide an example
+    x, radii = x.astype(float), jnp.array([.02, .1, .3]) * (3 if 'l1' in name else 1)
+    curve = jax.jit(jax.vmap(attack))(radii)
+    np.testing.assert_array_equal(curve, [attack(epsilon) for epsilon in radii])
   assert 0 < curve.sum() < curve.size
+
+
+@pytest.mark.parametrize('name', ['apgd', 'apgd l1', 'fab'])
+def test_float32_inputs_stay_so_where_float64_is_enabled(name):
+  logits_fn, x, y = network()
+  with jax.enable_x64(True):
+    assert SHORT[name](logits_fn, x, y, KEY, epsilon=.1).x.dtype == np.float32
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])

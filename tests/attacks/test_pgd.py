@@ -57,6 +57,44 @@ def test_fgsm_is_one_step_of_epsilon_from_the_input(weights):
   np.testing.assert_allclose(result.x, x - .1 * jnp.sign(weights), atol=1e-6)
 
 
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+@pytest.mark.parametrize('mu', [.5, 1.])
+def test_momentum_agrees_with_a_loop_over_examples(mu, norm):
+  # Algorithm 1 of Dong et al. in NumPy, with the gradient of `quadratic` worked out by hand.
+  with jax.enable_x64(True):
+    x, y = np.random.default_rng(3).uniform(size=(6, 5)), np.array([0, 1, 2, 0, 1, 2])
+    options = dict(epsilon=.2, step_size=.05, num_steps=9, norm=norm, random_start=False)
+    attack = functools.partial(attacks.pgd, quadratic, x, y, jax.random.key(0), **options)
+    result, plain = attack(momentum=mu), attack()
+  expected = []
+  for clean, label in zip(x, y):
+    point, velocity = clean, 0
+    for _ in range(9):
+      s = point.sum()
+      logits = np.array([s, 2 * (point ** 2).sum() - .5, np.sin(3 * s)])
+      p = np.exp(logits) / np.exp(logits).sum()
+      slopes = np.stack([np.ones(5), 4 * point, np.full(5, 3 * np.cos(3 * s))])
+      gradient = (p - np.eye(3)[label]) @ slopes
+      velocity = mu * velocity + gradient / np.abs(gradient).sum()
+      unit = np.sign(velocity) if norm == 'linf' else velocity / np.linalg.norm(velocity)
+      delta = point + .05 * unit - clean
+      if norm == 'linf':
+        delta = np.clip(delta, -.2, .2)
+      else:
+        delta *= min(1, .2 / np.linalg.norm(delta))
+      point = np.clip(clean + delta, 0, 1)
+    expected.append(point)
+  np.testing.assert_allclose(result.x, expected, atol=1e-9)
+  assert np.abs(result.x - plain.x).max() > 1e-3
+
+
+def test_momentum_zero_is_plain_pgd_to_the_bit():
+  x, y = jax.random.uniform(jax.random.key(2), (6, 5)), jnp.array([0, 1, 2, 0, 1, 2])
+  attack = functools.partial(attacks.pgd, quadratic, x, y, jax.random.key(0), epsilon=.2,
+                             step_size=.05, num_steps=5)
+  jax.tree.map(np.testing.assert_array_equal, attack(), attack(momentum=0))
+
+
 def test_targeted_moves_towards_the_target(weights):
   x = jax.random.uniform(jax.random.key(2), (5, 4, 3, 2), minval=.3, maxval=.7)
   result = attacks.pgd(functools.partial(linear, weights), x, jnp.ones(5, int), jax.random.key(0),

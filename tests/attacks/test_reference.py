@@ -19,6 +19,7 @@ from at_jax.attacks import steppers
 from at_jax.attacks import windows
 from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.fab import fab
+from at_jax.attacks.square import _into
 from at_jax.attacks.square import sides
 
 NUMBERS = json.loads(pathlib.Path(__file__).with_name('reference.json').read_text())
@@ -106,17 +107,21 @@ def test_projection_onto_the_l1_ball_in_a_box_is_the_reference_s():
   np.testing.assert_allclose(ours, NUMBERS['projection l1 box'], rtol=0, atol=1e-7)
 
 
-def test_square_moves_its_windows_in_l2_as_the_reference_does():
-  numbers = {name: np.array(value) for name, value in NUMBERS['square l2'].items()}
+@pytest.mark.parametrize('norm, epsilon', [('l2', .5), ('l1', 6.)])
+def test_square_moves_its_windows_as_the_reference_does(norm, epsilon):
+  numbers = {name: np.array(value) for name, value in NUMBERS[f'square {norm}'].items()}
   x, draws = numbers['x'], numbers['draws']
+  into = jax.jit(lambda change: _into(norm, change, x, epsilon, (0., 1.)))
   # A start of 5 × 5 tiles, then a query for every four places.
   tiles, queries = draws[:25], draws[25:]
   grid = np.pad(tiles.reshape(5, 5, -1), ((0, 6), (0, 6), (0, 0)))
-  point = np.clip(x + windows.spread(windows.tiling(x.shape, jnp.asarray(grid)), .5), 0, 1)
+  start = windows.tiling(x.shape, jnp.asarray(grid), norm)
+  point = into(windows.spread(start, epsilon) if norm == 'l2' else start)
   np.testing.assert_allclose(point, numbers['start'], rtol=0, atol=1e-8)
-  move = jax.jit(windows.move)
+  move = jax.jit(windows.move, static_argnames='norm')
   table = windows.odd_sides(sides(len(queries), .8, 121), x.shape)
   for side, places, draw in zip(table[1:], numbers['places'].reshape(-1, 4), queries, strict=True):
-    point = np.clip(x + move(point - x, side, windows.patch(side), .5, places, draw), 0, 1)
+    eta = windows.patch(side, norm)
+    point = into(move(point - x, side, eta, epsilon, places, draw, norm=norm))
   # Nine digits are kept in the file, of x as well.
   np.testing.assert_allclose(point, numbers['end'], rtol=0, atol=1e-7)

@@ -1,9 +1,9 @@
 """Times AutoAttack's standard version, here and in the authors' implementation, and compares verdicts.
 
-  python tests/benchmarks/autoattack.py --reference=PATH --weights=trades_mnist.pt --images=mnist.npz
+  python tests/benchmarks/autoattack.py --reference=PATH --weights=trades_mnist.pt
 
 PATH is a checkout of github.com/fra31/auto-attack, commit a392200; the weights are TRADES' MNIST
-model; the .npz holds test_images uint8[N, 28, 28, 1] and test_label. Needs the packages of
+model, as in trades_mnist.py beside this file, which keeps verdicts. Needs the packages of
 at_jax[peers].
 
 Both attack the first --n images with the same weights, ε, batch size and number of threads, on the
@@ -18,74 +18,44 @@ import argparse
 import json
 import os
 import pathlib
-import sys
-import time
 
 import numpy as np
 
-from pytorch_step import TorchSmallCNN  # tunes the platform, and so comes before jax
+import trades_mnist  # tunes the platform, and so comes before jax
 import jax
 import jaxlib
 import torch
 
 from at_jax import attacks
-from at_jax import models
-from at_jax.models import importers
+from at_jax import data
 
-COMPONENTS = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
-
-
-def load(weights: str, images: str, n: int):
-  """(variables, a PyTorch network, x f32[n, 28, 28, 1], y i32[n]); both nets have equal logits."""
-  state = torch.load(weights, map_location='cpu')
-  net = TorchSmallCNN().eval()
-  net.load_state_dict({name.split('.', 1)[1]: value for name, value in state.items()})
-  variables = importers.from_torch(
-      models.SmallCNN(num_outputs=10), {k: v.numpy() for k, v in state.items()}, (28, 28, 1))
-  with np.load(images) as file:
-    x = file['test_images'][:n].astype(np.float32).reshape(-1, 28, 28, 1) / 255
-    y = file['test_label'][:n].astype(np.int32)
-  return variables, net, x, y
+COMPONENTS = trades_mnist.COMPONENTS
 
 
 def ours(variables, x, y, arguments) -> attacks.AutoAttackResult:
   """One evaluation; the function that is attacked is the same every time, so it compiles once."""
   return attacks.autoattack(
-      jax.tree_util.Partial(_apply, variables), x, y, jax.random.key(arguments.seed),
+      jax.tree_util.Partial(trades_mnist.apply, variables), x, y, jax.random.key(arguments.seed),
       epsilon=arguments.epsilon, batch_size=arguments.batch_size)
-
-
-def _apply(variables, x):
-  return models.SmallCNN(num_outputs=10).apply(variables, x)
 
 
 def theirs(net, x, y, arguments) -> tuple[dict[str, np.ndarray], dict[str, float]]:
   """For each component which examples stand after it, and its seconds."""
-  sys.path.insert(0, arguments.reference)
-  from autoattack import AutoAttack
-  attack = AutoAttack(net, norm='Linf', eps=arguments.epsilon, seed=arguments.seed,
-                      version='standard', verbose=False, device='cpu')
-  x, y = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(y).long()
-  standing, seconds = net(x).argmax(1) == y, {}
-  verdicts = {'clean': standing.numpy().copy()}
-  for name in COMPONENTS:
-    attack.attacks_to_run = [name]
-    begun = time.perf_counter()
-    if standing.any():
-      places = standing.nonzero().flatten()
-      _, labels = attack.run_standard_evaluation(
-          x[places], y[places], bs=arguments.batch_size, return_labels=True)
-      standing[places] = labels == y[places]
-    seconds[name] = time.perf_counter() - begun
-    verdicts[name] = standing.numpy().copy()
+  clean = trades_mnist.is_right(net, x, y)
+  run = trades_mnist.reference(
+      arguments.reference, net, x, y, epsilon=arguments.epsilon, batch_size=arguments.batch_size,
+      seed=arguments.seed, standing=clean, names=COMPONENTS)
+  verdicts, seconds = {'clean': clean}, {}
+  for name, standing, spent in run:
+    verdicts[name], seconds[name] = standing, spent
   return verdicts, seconds
 
 
 def show(compiling, warm, verdicts, seconds) -> None:
   """Prints a row a component, the whole, and the examples on which the two differ."""
-  print(f'{"":10s} {"robust":>16s} {"differ":>7s} {"seconds":>29s} {"ratio":>6s}')
+  print(f'{"":10s} {"robust":>16s} {"differ":>7s} {"seconds":>29s} {"ours / theirs":>16s}')
   print(f'{"":10s} {"ours":>8s}{"theirs":>8s} {"":7s} '
-        f'{"ours":>9s}{"compiled":>10s}{"theirs":>10s}')
+        f'{"ours":>9s}{"compiled":>10s}{"theirs":>10s} {"ours":>6s}{"compiled":>10s}')
   mine = {'clean': compiling.clean, **compiling.components}
   for name in ('clean', *COMPONENTS):
     differ = int((mine[name] != verdicts[name]).sum())
@@ -104,14 +74,16 @@ def show(compiling, warm, verdicts, seconds) -> None:
 
 
 def _times(compiling: float, warm: float, other: float) -> str:
-  return f'{compiling:9.1f}{warm:10.1f}{other:10.1f} {compiling / max(other, 1e-9):6.2f}'
+  other = max(other, 1e-9)
+  return (f'{compiling:9.1f}{warm:10.1f}{other:10.1f} {compiling / other:6.2f}'
+          f'{warm / other:10.2f}')
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--reference', required=True)
   parser.add_argument('--weights', required=True)
-  parser.add_argument('--images', required=True)
+  parser.add_argument('--images', default='mnist', help='a data set of at_jax.data, or an .npz')
   parser.add_argument('--n', type=int, default=1000)
   parser.add_argument('--epsilon', type=float, default=.3)
   parser.add_argument('--batch_size', type=int, default=250)
@@ -125,7 +97,9 @@ def main() -> None:
   print(f'jax {jax.__version__}, jaxlib {jaxlib.__version__}, torch {torch.__version__}, '
         f'{arguments.threads} threads, n {arguments.n}, batch {arguments.batch_size}, '
         f'load {os.getloadavg()[0]:.1f}', flush=True)
-  variables, net, x, y = load(arguments.weights, arguments.images, arguments.n)
+  variables, net = trades_mnist.load_networks(arguments.weights)
+  test = data.load(arguments.images).test
+  x, y = np.asarray(data.to_unit(test.images[:arguments.n])), test.labels[:arguments.n]
   compiling = ours(variables, x, y, arguments)
   print(f'ours {sum(compiling.seconds.values()):.1f} s', flush=True)
   warm = ours(variables, x, y, arguments)

@@ -1,0 +1,82 @@
+"""Where the driver's arrays lie on several devices: examples dealt out, the rest everywhere.
+
+The compiled programs know nothing of it: XLA divides them along the axis on which their inputs lie.
+Nothing in an attack looks at two examples at once, so the devices need not talk to each other.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+_AXIS = 'examples'
+
+
+def spread(tree: Any, devices: Sequence[jax.Device]) -> Any:
+  """Places arrays [B, ...] so that each device holds its share of the examples, scalars everywhere.
+
+  Args:
+    tree: a pytree of arrays; B is a multiple of the number of devices.
+    devices: with one only, nothing is moved, and the arrays stay as they are.
+
+  Returns:
+    The same arrays.
+
+  Example:
+    >>> print(spread(np.arange(3), jax.local_devices()[:1]))
+    [0 1 2]
+
+  Source: ours.
+  """
+  if len(devices) == 1:
+    return tree
+  split, whole = (_sharding(devices, spec) for spec in (PartitionSpec(_AXIS), PartitionSpec()))
+  return jax.tree.map(lambda leaf: jax.device_put(leaf, split if leaf.ndim else whole), tree)
+
+
+def copy(tree: Any, devices: Sequence[jax.Device]) -> Any:
+  """Gives every device the whole of every array; what is no array stays as it is.
+
+  Args:
+    tree: a pytree, such as a `jax.tree_util.Partial` of a model.
+    devices: with one only, nothing is moved.
+
+  Returns:
+    The same pytree.
+
+  Example:
+    >>> print(copy({'w': np.ones(2), 'name': 'conv'}, jax.local_devices()[:1]))
+    {'w': array([1., 1.]), 'name': 'conv'}
+
+  Source: ours.
+  """
+  if len(devices) == 1:
+    return tree
+  whole = _sharding(devices, PartitionSpec())
+  is_array = lambda leaf: isinstance(leaf, (jax.Array, np.ndarray))
+  return jax.tree.map(lambda leaf: jax.device_put(leaf, whole) if is_array(leaf) else leaf, tree)
+
+
+def round_up(batch_size: int, devices: Sequence[jax.Device]) -> int:
+  """The smallest batch of at least this size that divides evenly.
+
+  Args:
+    batch_size: at least 1.
+    devices: over which it is divided.
+
+  Returns:
+    A multiple of their number.
+
+  Example:
+    >>> round_up(5, jax.local_devices()[:1])
+    5
+
+  Source: ours.
+  """
+  return -(-batch_size // len(devices)) * len(devices)
+
+
+def _sharding(devices: Sequence[jax.Device], spec: PartitionSpec) -> NamedSharding:
+  return NamedSharding(Mesh(np.asarray(devices), (_AXIS,)), spec)

@@ -1,0 +1,135 @@
+"""AutoAttack doubts itself: what is odd about a model is said, and odd inputs are survived."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax import attacks
+from tests.attacks import test_autoattack
+
+KEY, QUICK, network = test_autoattack.KEY, test_autoattack.QUICK, test_autoattack.network
+
+
+def run(logits_fn, x, y, *, epsilon=.1, names=('apgd-ce', 'square'), **options):
+  options = QUICK | options
+  return attacks.autoattack(logits_fn, x, y, KEY, epsilon=epsilon, attacks=names, **options)
+
+
+@pytest.mark.parametrize(
+    'num_classes', [2, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 4, 8))])
+def test_few_classes(num_classes):
+  logits_fn, x, y = network(num_classes)
+  names = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
+  result = run(logits_fn, x, y, names=names)
+  assert list(result.components) == list(names)
+  assert any(f'{num_classes} classes' in warning for warning in result.warnings)
+  assert np.isfinite(result.x).all()
+
+
+@pytest.mark.parametrize('shape', [(12,), (4, 3), (6, 2, 1)])
+def test_one_example_of_any_shape(shape):
+  logits_fn, x, y = network(shape=shape, n=1)
+  result = attacks.autoattack(logits_fn, x, y, KEY, epsilon=.9, **QUICK)
+  assert not result.robust[0]
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+def test_epsilon_zero_leaves_everything_as_it_is(norm):
+  logits_fn, x, y = network()
+  result = run(logits_fn, x, y, epsilon=0., norm=norm, names=('apgd-ce', 'fab-t', 'square'))
+  assert result.robust.all()
+  np.testing.assert_array_equal(result.x, x)
+
+
+def test_examples_that_are_wrong_already_are_left_alone():
+  logits_fn, x, y = network()
+  result = run(logits_fn, x, (y + 1) % 5, names=None)
+  assert not result.clean.any() and not result.robust.any()
+  np.testing.assert_array_equal(result.x, x)
+
+
+def test_a_model_that_returns_nan_is_right_about_nothing():
+  _, x, y = network()
+  result = run(lambda x: jnp.full((len(x), 5), jnp.nan), x, 0 * y, names=None)
+  assert not result.clean.any()
+  assert 'not finite' in result.warnings[-1]
+
+
+def test_falling_to_nan_is_counted_and_said():
+  logits_fn, x, y = network()
+  # Broken everywhere but on the images themselves.
+  broken = lambda z: jnp.where(jnp.abs(z - x[:len(z)]).sum((1, 2, 3))[:, None] > 0, jnp.nan,
+                               logits_fn(z))
+  result = run(broken, x, y, names=('apgd-ce',), batch_size=len(x))
+  assert result.clean.all() and not result.robust.any()
+  assert f'{len(x)} of {len(x)} examples fell to logits' in ' '.join(result.warnings)
+
+
+def test_gradients_that_are_not_numbers_move_nothing_and_are_noticed():
+  logits_fn, x, y = network()
+  # sqrt has no slope at 0, and 0 · inf is not a number.
+  spoilt = lambda x: logits_fn(x) + jnp.sqrt(jnp.sum(0 * x, axis=(1, 2, 3)))[:, None]
+  assert np.isnan(jax.grad(lambda x: spoilt(x).sum())(x)).all()
+  result = run(spoilt, x, y, names=('apgd-ce', 'apgd-t', 'fab-t'))
+  assert np.isfinite(result.x).all() and result.clean.all()
+  pgd = attacks.pgd(spoilt, x, y, KEY, epsilon=.1, step_size=.05, num_steps=2)
+  assert np.isfinite(pgd.x).all() and np.abs(pgd.x - x).max() <= .1 + 1e-6
+  for name in ('apgd-ce', 'apgd-t', 'fab-t'):
+    assert f'{name}: zero gradients on 100.0 %' in ' '.join(result.warnings)
+
+
+def test_outputs_that_are_probabilities_are_attacked_with_a_warning():
+  logits_fn, x, y = network()
+  result = run(lambda x: jax.nn.softmax(logits_fn(x)), x, y)
+  assert not result.robust.all() and 'probabilities' in result.warnings[0]
+
+
+def test_checks_name_what_is_wrong():
+  logits_fn, x, y = network()
+  check = attacks.checks.check_model
+  assert check(logits_fn, x, y) == ()
+  assert 'probabilities' in check(lambda x: jax.nn.softmax(logits_fn(x)), x, y)[0]
+  assert 'rest of the batch' in check(lambda x: logits_fn(x - x.mean(0)), x, y)[0]
+  assert 'no gradient' in check(lambda x: 1e4 * logits_fn(x), x, y)[0]
+  assert 'rounding' in check(lambda x: 1e-7 * logits_fn(x), x, y)[0]
+  draws = iter(jax.random.split(KEY, 9))
+  noisy = lambda x: logits_fn(x) + jax.random.normal(next(draws), (12, 5))
+  assert 'random' in check(noisy, x, y)[0]
+
+
+def test_masked_gradients_are_noticed():
+  logits_fn, x, y = network()
+  hidden = lambda x: logits_fn(jnp.round(x * 8) / 8)
+  result = attacks.autoattack(hidden, x, jnp.argmax(hidden(x), -1), KEY, epsilon=.15,
+                              attacks=('apgd-ce', 'square'), **QUICK)
+  text = ' '.join(result.warnings)
+  assert 'apgd-ce: zero gradients on 100.0 % of examples' in text and 'square took' in text
+
+
+def test_a_gradient_that_vanishes_only_on_the_way_is_noticed():
+  # Pixels of .5 have sum 6; a start within .1 keeps it above 5.5 but for draws nobody sees, and
+  # there is a slope. The first step takes the sum below 5.5, where there is none.
+  x, y = jnp.full((4, 4, 3, 1), .5), jnp.zeros(4, int)
+  score = lambda x: jax.nn.relu(x.sum((1, 2, 3)) - 5.5)
+  logits_fn = lambda x: jnp.stack([score(x) + .5, jnp.zeros(len(x))], axis=1)
+  assert (jax.grad(lambda x: score(x).sum())(x) != 0).all()
+  result = run(logits_fn, x, y, names=('apgd-ce',))
+  assert result.robust.all()
+  assert ('apgd-ce: zero gradients on 100.0 % of examples; add apgd-dlr and apgd-t and square'
+          in result.warnings)
+
+
+def test_a_loss_that_never_rises_is_noticed():
+  # A model that reports its gradient with the wrong sign.
+  logits_fn, x, y = network()
+
+  @jax.custom_vjp
+  def lies(x):
+    return x
+
+  lies.defvjp(lambda x: (x, None), lambda _, gradient: (-gradient,))
+  result = run(lambda x: logits_fn(lies(x)), x, y, epsilon=.02, names=('apgd-ce',))
+  assert 'apgd-ce: the loss never rose on' in ' '.join(result.warnings)
+  honest = run(logits_fn, x, y, epsilon=.02, names=('apgd-ce',))
+  assert not any('rose' in line for line in honest.warnings)

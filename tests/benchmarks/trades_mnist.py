@@ -1,0 +1,229 @@
+"""AutoAttack on TRADES' MNIST model, a thousand test images at a time, and beside the authors' own.
+
+  python tests/benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0-9
+  python tests/benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0 --reference=PATH
+
+The weights are those that TRADES' authors released; published for them, all 10,000 images at L∞
+ε = 0.3: clean 99.48 %, AutoAttack 92.81 %. PATH is a checkout of github.com/fra31/auto-attack,
+commit a392200. Needs the packages of at_jax[peers], PyTorch among them, which reads the weights.
+
+A slice leaves a file of verdicts in --output: which images fell to which component, here and, with
+--reference, there. Killed, the same command goes on where it was, and a slice that has its verdicts
+is not run again. What it prints, on how many images the two differ too, is over all files of the
+same weights, images and options. --images is a name or an .npz of at_jax.data; MNIST lies in another
+order in TFDS than in its own files, whose indices are other people's.
+"""
+
+import argparse
+from collections.abc import Iterator
+import hashlib
+import pathlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from pytorch_step import TorchSmallCNN  # tunes the platform, and so comes before jax
+import jax
+import torch
+
+from at_jax import attacks
+from at_jax import data
+from at_jax import models
+from at_jax import records
+from at_jax.models import importers
+
+COMPONENTS = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
+SLICE = 1000
+
+
+def load_networks(weights: str) -> tuple[Any, TorchSmallCNN]:
+  """(variables of `models.SmallCNN`, the PyTorch network); both have equal logits."""
+  state = torch.load(weights, map_location='cpu')
+  net = TorchSmallCNN().eval()
+  net.load_state_dict({name.split('.', 1)[1]: value for name, value in state.items()})
+  arrays = {name: value.numpy() for name, value in state.items()}
+  return importers.from_torch(models.SmallCNN(num_outputs=10), arrays, (28, 28, 1)), net
+
+
+def apply(variables, x):
+  """Logits of our network; a function of the module, so that it compiles once."""
+  return models.SmallCNN(num_outputs=10).apply(variables, x)
+
+
+def reference(path: str, net, x, y, *, epsilon: float, batch_size: int, seed: int,
+              standing: np.ndarray, names: tuple[str, ...]
+              ) -> Iterator[tuple[str, np.ndarray, float]]:
+  """Runs the authors' implementation one component after another, as it does by itself.
+
+  Args:
+    path: a checkout of it.
+    net: the PyTorch network.
+    x: f32[N, 28, 28, 1].
+    y: i32[N].
+    epsilon: the radius.
+    batch_size: of its batches.
+    seed: of its draws, which are the same in every batch.
+    standing: bool[N], what to attack.
+    names: the components to run, in their order.
+
+  Yields:
+    The component, bool[N] what stands after it, and its seconds, in which its checks of the model,
+    some forward passes, are counted.
+  """
+  sys.path.insert(0, path)
+  from autoattack import AutoAttack
+  attack = AutoAttack(net, norm='Linf', eps=epsilon, seed=seed, version='standard', verbose=False,
+                      device='cpu')
+  x, y = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(y).long()
+  standing = torch.from_numpy(standing.copy())
+  for name in names:
+    begun = time.perf_counter()
+    attack.attacks_to_run = [name]
+    if standing.any():
+      places = standing.nonzero().flatten()
+      _, labels = attack.run_standard_evaluation(x[places], y[places], bs=batch_size,
+                                                 return_labels=True)
+      standing[places] = labels == y[places]
+    yield name, standing.numpy().copy(), time.perf_counter() - begun
+
+
+def is_right(net, x, y) -> np.ndarray:
+  """bool[N], which images the PyTorch network classifies correctly."""
+  with torch.no_grad():
+    return net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).argmax(1).numpy() == y
+
+
+def identity(arguments, variables, split: data.Split) -> dict[str, Any]:
+  """What two runs must share for their verdicts to be about the same thing."""
+  digest = hashlib.sha256()
+  for leaf in (*jax.tree.leaves(variables), *split):
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return {'epsilon': arguments.epsilon, 'seed': arguments.seed, 'batch_size': arguments.batch_size,
+          'weights_and_test_set': digest.hexdigest()[:16]}
+
+
+def run_slice(arguments, number: int, variables, net, split: data.Split, same: dict[str, Any]
+              ) -> dict[str, Any]:
+  """What a slice's file holds, after running what is not in it yet; written as it goes."""
+  path = pathlib.Path(arguments.output) / f'{number:02d}.json'
+  found = records.read_json(path) or {}
+  if any(found.get(name, value) != value for name, value in same.items()):
+    sys.exit(f'{path} is of other weights, images or options: name another --output')
+  begin = number * SLICE
+  rows = slice(begin, begin + SLICE)
+  x, y = np.asarray(data.to_unit(split.images[rows])), split.labels[rows]
+  if 'ours' not in found:
+    found |= {'first': begin, 'n': len(y), **same, 'versions': records.versions(),
+              'ours': _ours(arguments, number, variables, x, y, begin)}
+    records.write_json(path, found)
+  if arguments.reference:
+    theirs = found.setdefault('reference', {'torch': torch.__version__, 'seconds': {}, 'fell': {
+        'clean': _indices(~is_right(net, x, y), begin)}})
+    names = tuple(name for name in COMPONENTS if name not in theirs['fell'])
+    standing = _standing(theirs['fell'], begin, len(y))[COMPONENTS[-1]]
+    for name, after, seconds in reference(
+        arguments.reference, net, x, y, epsilon=arguments.epsilon, batch_size=arguments.batch_size,
+        seed=arguments.seed, standing=standing, names=names):
+      theirs['fell'][name], theirs['seconds'][name] = _indices(standing & ~after, begin), round(
+          seconds, 1)
+      standing = after
+      records.write_json(path, found)
+  return found
+
+
+def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]:
+  folder = pathlib.Path(arguments.states)
+  folder.mkdir(parents=True, exist_ok=True)
+  state = folder / f'{number:02d}-{arguments.seed}.npz'
+
+  shown = [0.]
+
+  def progress(now: attacks.Progress) -> None:
+    if time.monotonic() - shown[0] > 10:
+      shown[0] = time.monotonic()
+      print(f'slice {number}, {now.attack}: {now.done} of {now.total} runs, standing '
+            f'{now.accuracy:.1%}, {now.seconds:.0f} s', file=sys.stderr, flush=True)
+
+  result = attacks.autoattack(
+      jax.tree_util.Partial(apply, variables), x, y, jax.random.key(arguments.seed),
+      epsilon=arguments.epsilon, batch_size=arguments.batch_size, state_path=state,
+      index=begin + np.arange(len(y)), progress=progress)
+  fell, standing = {'clean': _indices(~result.clean, begin)}, result.clean
+  for name, after in result.components.items():
+    fell[name], standing = _indices(standing & ~after, begin), after
+  state.unlink()
+  return {'fell': fell, 'seconds': {name: round(s, 1) for name, s in result.seconds.items()},
+          'warnings': list(result.warnings)}
+
+
+def _indices(mask: np.ndarray, begin: int) -> list[int]:
+  return (begin + np.flatnonzero(mask)).tolist()
+
+
+def _standing(fell: dict[str, list[int]], begin: int, n: int) -> dict[str, np.ndarray]:
+  """bool[n] after each component, from the indices that fell to it."""
+  standing, after = np.ones(n, bool), {}
+  for name in ('clean', *COMPONENTS):
+    standing[np.asarray(fell.get(name, []), int) - begin] = False
+    after[name] = standing.copy()
+  return after
+
+
+def show(slices: list[dict[str, Any]]) -> None:
+  """Prints what stands after each component, over all slices and over those with a reference."""
+  ours = _after(slices, 'ours')
+  print(f'{len(slices)} slices, {len(ours["clean"])} images')
+  for name, standing in ours.items():
+    print(f'{name:8s} {standing.mean():8.2%}')
+  beside = [s for s in slices if set(COMPONENTS) <= set(s.get('reference', {}).get('fell', {}))]
+  if not beside:
+    return
+  ours, theirs = _after(beside, 'ours'), _after(beside, 'reference')
+  places = np.concatenate([s['first'] + np.arange(s['n']) for s in beside])
+  print(f'beside the reference, {len(places)} images')
+  print(f'{"":8s} {"ours":>8s} {"theirs":>8s} differ')
+  for name, standing in ours.items():
+    print(f'{name:8s} {standing.mean():8.2%} {theirs[name].mean():8.2%} '
+          f'{(standing != theirs[name]).sum():6d}')
+    for which, only in (('ours', theirs[name] & ~standing), ('theirs', standing & ~theirs[name])):
+      if only.any():
+        print(f'{"":8s} fallen to {which} only: {places[only].tolist()}')
+
+
+def _after(slices: list[dict[str, Any]], which: str) -> dict[str, np.ndarray]:
+  each = [_standing(s[which]['fell'], s['first'], s['n']) for s in slices]
+  return {name: np.concatenate([e[name] for e in each]) for name in ('clean', *COMPONENTS)}
+
+
+def numbers(text: str) -> list[int]:
+  """'0,3-5' as [0, 3, 4, 5]."""
+  ends = [part.split('-') for part in text.split(',')]
+  return [n for part in ends for n in range(int(part[0]), int(part[-1]) + 1)]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--weights', required=True)
+  parser.add_argument('--slices', type=numbers, default=[0], help='of 1,000 images, such as 0,3-5')
+  parser.add_argument('--reference', help="a checkout of AutoAttack's authors' implementation")
+  parser.add_argument('--images', default='mnist', help='a data set of at_jax.data, or an .npz')
+  parser.add_argument('--output', default='results/trades_mnist', help='a folder, for the verdicts')
+  parser.add_argument('--states', default='runs/trades_mnist', help='a folder, for unfinished work')
+  parser.add_argument('--epsilon', type=float, default=.3)
+  parser.add_argument('--batch_size', type=int, default=250)
+  parser.add_argument('--seed', type=int, default=0)
+  arguments = parser.parse_args()
+  variables, net = load_networks(arguments.weights)
+  split = data.load(arguments.images).test
+  same = identity(arguments, variables, split)
+  for number in arguments.slices:
+    run_slice(arguments, number, variables, net, split, same)
+  files = sorted(pathlib.Path(arguments.output).glob('[0-9]*.json'))
+  slices = [records.read_json(path) for path in files]
+  show([s for s in slices if all(s[name] == value for name, value in same.items())])
+
+
+if __name__ == '__main__':
+  main()
