@@ -12,6 +12,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -19,4 +20,4 @@ def get_config(arg: str = ''):
   c.model.dtype = 'bfloat16'
   c.epochs, c.optimizer.decay_epochs = 200, (100, 150)
   c.awp_gamma = .01
-  return config_lib.form(c, arg)
+  return forms.form(c, arg)

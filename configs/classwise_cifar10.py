@@ -22,6 +22,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -33,4 +34,4 @@ def get_config(arg: str = ''):
   c.validate.choose_by = 'average_and_worst'
   if 'trades' in arg.split('-'):
     c.loss, c.calibration.beta, c.calibration.radius_base = 'trades', True, 0.3
-  return config_lib.form(c, arg, 'trades')
+  return forms.form(c, arg, 'trades')

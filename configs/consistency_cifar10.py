@@ -14,6 +14,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -22,4 +23,4 @@ def get_config(arg: str = ''):
   c.loss, c.beta, c.consistency_temperature = 'consistency', 1.0, 0.5
   c.dataset.augment, c.dataset.autoaugment_start_epoch = 'autoaugment', 100
   c.epochs, c.optimizer.decay_epochs = 200, (100, 150)
-  return config_lib.form(c, arg)
+  return forms.form(c, arg)

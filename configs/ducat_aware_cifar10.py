@@ -9,6 +9,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -16,4 +17,4 @@ def get_config(arg: str = ''):
   c.dummy.enabled = True
   c.dummy.attack_logits = 'folded'
   c.model.dtype = 'bfloat16'
-  return config_lib.form(c, arg)
+  return forms.form(c, arg)

@@ -15,6 +15,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -23,4 +24,4 @@ def get_config(arg: str = ''):
   c.model.dtype = 'bfloat16'
   if 'bottleneck' in arg.split('-'):
     c.model.name = 'DucatResNet18'
-  return config_lib.form(c, arg, 'bottleneck')
+  return forms.form(c, arg, 'bottleneck')

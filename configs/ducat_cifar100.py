@@ -13,6 +13,7 @@ form: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -20,4 +21,4 @@ def get_config(arg: str = ''):
   c.dataset.name, c.dataset.num_classes = 'cifar100', 100
   c.dummy.enabled = True
   c.model.dtype = 'bfloat16'
-  return config_lib.form(c, arg)
+  return forms.form(c, arg)

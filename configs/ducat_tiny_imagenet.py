@@ -10,6 +10,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -20,6 +21,6 @@ def get_config(arg: str = ''):
   c.model.stem_stride = 2
   c.dataset.pad = 8
   if arg == 'smoke':
-    c = config_lib.smoke(c)
-  config_lib.only(arg, 'smoke')
+    c = forms.smoke(c)
+  forms.only(arg, 'smoke')
   return c

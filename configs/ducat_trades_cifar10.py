@@ -13,6 +13,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -20,4 +21,4 @@ def get_config(arg: str = ''):
   c.model.dtype = 'bfloat16'
   c.loss, c.beta = 'trades', 6.0
   c.dummy.enabled = True
-  return config_lib.form(c, arg)
+  return forms.form(c, arg)

@@ -18,6 +18,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -30,4 +31,4 @@ def get_config(arg: str = ''):
     c.attack.norm, c.attack.epsilon_255, c.attack.step_size_255 = 'l2', 128.0, 15.0
   if 'mnist' in arg.split('-'):
     c.optimizer.entropy.gamma = 1e-4  # as the released code has it for MNIST
-  return config_lib.form(c, arg, 'l2')
+  return forms.form(c, arg, 'l2')

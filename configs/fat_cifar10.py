@@ -15,6 +15,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -24,4 +25,4 @@ def get_config(arg: str = ''):
   c.optimizer.decay_epochs = (59, 89)
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
   c.attack.friendly_taus, c.attack.friendly_epochs = (0, 1, 2), (50, 90)
-  return config_lib.form(c, arg)
+  return forms.form(c, arg)

@@ -21,6 +21,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -34,7 +35,7 @@ def get_config(arg: str = ''):
   for rule in ('radius', 'controller'):
     if rule in asked:
       c.finetune.regulator = rule
-  c = config_lib.form(c, arg, 'radius', 'controller', 'dual')
+  c = forms.form(c, arg, 'radius', 'controller', 'dual')
   if 'dual' in asked:
     c.finetune.batch_norm = 'dual'
     if c.model.name == 'SmallCNN':

@@ -15,6 +15,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -25,4 +26,4 @@ def get_config(arg: str = ''):
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
   c.attack.friendly_taus, c.attack.friendly_epochs = (0, 3, 6), (40, 70)
   c.weights.kind, c.weights.lam, c.weights.start_epoch = 'geometry', 0.0, 59
-  return config_lib.form(c, arg)
+  return forms.form(c, arg)

@@ -17,6 +17,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -28,4 +29,4 @@ def get_config(arg: str = ''):
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
   c.weights.kind, c.weights.lam, c.weights.start_epoch = 'geometry', 3.0, 50
   c.weights.on, c.weights.normalized = 'regulariser', False
-  return config_lib.form(c, arg)
+  return forms.form(c, arg)

@@ -15,6 +15,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -24,4 +25,4 @@ def get_config(arg: str = ''):
   c.optimizer.decay_epochs = (29, 59)
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
   c.weights.kind, c.weights.lam, c.weights.start_epoch = 'geometry', -1.0, 29
-  return config_lib.form(c, arg)
+  return forms.form(c, arg)

@@ -13,6 +13,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -24,4 +25,4 @@ def get_config(arg: str = ''):
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
   c.weights.kind, c.weights.on, c.weights.start_epoch = 'margin', 'regulariser', 76
   c.weights.bias, c.weights.slope = 0.0, 2.0
-  return config_lib.form(c, arg)
+  return forms.form(c, arg)

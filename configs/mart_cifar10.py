@@ -13,6 +13,7 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -22,4 +23,4 @@ def get_config(arg: str = ''):
   c.epochs, c.optimizer.learning_rate, c.optimizer.weight_decay = 120, .01, 3.5e-3
   c.optimizer.decay_epochs = (75, 90, 100)
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
-  return config_lib.form(c, arg)
+  return forms.form(c, arg)

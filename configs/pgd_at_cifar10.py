@@ -12,9 +12,10 @@ Measured: not yet.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
   c = config_lib.default()
   c.model.dtype = 'bfloat16'
-  return config_lib.form(c, arg)
+  return forms.form(c, arg)

@@ -13,6 +13,7 @@ standard training 99.0 and 4.0.
 """
 
 from at_jax import config as config_lib
+from at_jax import forms
 
 
 def get_config(arg: str = ''):
@@ -31,6 +32,6 @@ def get_config(arg: str = ''):
   if arg in ('standard', 'pgd_at'):
     c.loss, c.dummy.enabled = arg, False
   elif arg == 'smoke':
-    c = config_lib.smoke(c)
-  config_lib.only(arg, 'pgd_at', 'smoke', 'standard')
+    c = forms.smoke(c)
+  forms.only(arg, 'pgd_at', 'smoke', 'standard')
   return c

@@ -12,7 +12,8 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'at_jax'
 LAYERS = (
     {'attacks', 'errors', 'platform'},
     {'losses', 'weights', 'calibration', 'inference', 'dummy', 'transforms', 'models', 'data',
-     'tfds_sets', 'local_sets', 'autoaugment', 'image_operations', 'config'},
+     'tfds_sets', 'local_sets', 'autoaugment', 'image_operations', 'config',
+     'forms'},
     {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records',
      'anchored', 'branches', 'optimizers', 'regulated'},
     {'autoattack', 'protocols', 'evaluate', 'analysis', 'config_checks', 'command_line', 'run',
