@@ -29,7 +29,7 @@ def default() -> ml_collections.ConfigDict:
   # Of the loss's regulariser, where it has one: TRADES' β, MART's, Consistency's λ, fine-tuning's λ.
   c.beta = 6.0
   c.consistency_temperature = 0.5
-  c.awp_gamma = 0.0  # of adversarial weight perturbation, from the first step; 0 is none
+  c.awp_gamma = 0.0  # of adversarial weight perturbation; 0 is none
   c.log_every_steps = 50
 
   c.dataset = ml_collections.ConfigDict()
@@ -77,7 +77,7 @@ def default() -> ml_collections.ConfigDict:
 
   c.dummy = ml_collections.ConfigDict()  # DUCAT
   c.dummy.enabled = False
-  c.dummy.start_epoch = 105
+  c.dummy.start_epoch = 104  # the authors' 105th epoch, the last before the second fall
   c.dummy.benign_weight = 0.25
   c.dummy.adversarial_weight = 1.0
   c.dummy.alpha = 1.0
@@ -92,7 +92,7 @@ def default() -> ml_collections.ConfigDict:
   c.finetune.anchor_weight = 1.0  # μ
   c.finetune.learning_rate = 0.01  # the largest
   c.finetune.warmup_epochs = 1.0  # of a linear rise to it
-  c.finetune.decay_factor = 0.5  # once an epoch afterwards
+  c.finetune.decay_factor = 0.5  # an epoch afterwards, falling with every step
   c.finetune.tolerance = 0.005  # how much clean accuracy on the validation split may be lost
   c.finetune.batch_norm = 'shared'  # or 'dual', one for x and one for x'
   c.finetune.deployed = 'clean'  # dual: the one that is attacked and evaluated, or 'adversarial'
@@ -164,8 +164,8 @@ def flatten(tree: dict, prefix: str = '') -> dict:
     The flat dictionary; tuples have become lists, as they do in a JSON file.
 
   Example:
-    >>> flatten({'attack': {'norm': 'l2'}, 'seed': 1})
-    {'attack.norm': 'l2', 'seed': 1}
+    >>> flatten({'attack': {'norm': 'l2'}, 'mean': ((1,), 2)})
+    {'attack.norm': 'l2', 'mean': [[1], 2]}
 
   Source: ours.
   """
@@ -174,5 +174,9 @@ def flatten(tree: dict, prefix: str = '') -> dict:
     if isinstance(value, dict):
       flat |= flatten(value, f'{prefix}{name}.')
     else:
-      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+      flat[prefix + name] = _as_json(value)
   return flat
+
+
+def _as_json(value):
+  return [_as_json(each) for each in value] if isinstance(value, list | tuple) else value

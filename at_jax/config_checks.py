@@ -17,8 +17,8 @@ from at_jax import objectives
 from at_jax import protocols
 
 # A change of these leaves the parameters after any step as they were, so a run may resume with it.
-FREE_FIELDS = ('evaluate.', 'validate.', 'checkpoint.', 'inference.', 'log_every_steps',
-               'dataset.data_dir')
+FREE_FIELDS = ('evaluate.', 'validate.batch_size', 'validate.every_epochs', 'checkpoint.',
+               'inference.', 'log_every_steps', 'dataset.data_dir')
 
 _CHOICES = {
     'attack.norm': ('linf', 'l2'),
@@ -59,10 +59,10 @@ _POSITIVE = ('attack.step_size_255', 'calibration.beta_base', 'calibration.radiu
              'optimizer.learning_rate', 'weights.base', 'weights.slope')
 _NOT_NEGATIVE = ('awp_gamma', 'beta', 'finetune.anchor_weight', 'finetune.warmup_epochs',
                  'optimizer.entropy.gamma', 'optimizer.entropy.noise',
-                 'optimizer.entropy.scoping', 'optimizer.fair_threshold', 'optimizer.weight_decay')
+                 'optimizer.entropy.scoping', 'optimizer.weight_decay')
 _RADII = ('attack.epsilon_255', 'evaluate.epsilon_255')
 _SHARES = ('dummy.adversarial_weight', 'dummy.benign_weight', 'finetune.delta', 'finetune.initial',
-           'finetune.tolerance')
+           'finetune.tolerance', 'optimizer.fair_threshold')
 _SHARES_BELOW_ONE = ('optimizer.ema_decay', 'optimizer.entropy.momentum', 'optimizer.fair_decay',
                      'optimizer.momentum')
 _HAVE_REGULARISER = ('trades', 'gair_trades', 'mart', 'consistency', 'finetune')
@@ -117,6 +117,10 @@ def check(config: ml_collections.ConfigDict) -> None:
                              'use fgsm, pgd20 (20 steps), pgd20x5 (5 restarts of 20 steps), '
                              'margin100x5, scale10_pgd20, scales_pgd20, dummies_pgd100, autoattack '
                              'or another name of at_jax/protocols.py')
+  usable = [name for name in flat['evaluate.attacks'] if flat['dummy.enabled']
+            or not all(map(protocols.knows_dummies, protocols.expand(name)))]
+  _require(flat, 'evaluate.attacks', bool(usable),
+           'nothing of it attacks this model, whose clean accuracy would stand as robust: add pgd20')
   _require(flat, 'dataset.autoaugment_start_epoch', flat['dataset.augment'] == 'crop'
            or flat['dataset.autoaugment_start_epoch'] < flat['epochs'],
            f'AutoAugment would never begin: use one below epochs = {flat["epochs"]}')
@@ -139,6 +143,8 @@ def _check_method(flat: dict) -> None:
   _require(flat, 'attack.friendly_epochs', len(epochs) == max(len(taus) - 1, 0)
            and epochs == sorted(epochs) and min(epochs, default=1) > 0,
            'use epochs above 0 in rising order, one fewer than attack.friendly_taus')
+  _require(flat, 'attack.friendly_taus', not taus or flat['loss'] != 'standard',
+           "there is no attack to stop: use (), or another loss than 'standard'")
   _require(flat, 'attack.friendly_taus', all(isinstance(tau, int) and tau >= 0 for tau in taus),
            'use whole numbers of at least 0')
   both = flat['optimizer.swa_start_epoch'] and flat['optimizer.ema_decay']
@@ -213,6 +219,8 @@ def _check_finetune(flat: dict) -> None:
            'False')
   _require(flat, 'attack.friendly_taus', not flat['attack.friendly_taus'],
            "fine-tuning has a rule for it: use () and finetune.regulator = 'boundary'")
+  _require(flat, 'validate.choose_by', flat['validate.choose_by'] == 'average',
+           "fine-tuning chooses by its operating point: use 'average'")
   _require(flat, 'calibration.temperature', not flat['calibration.temperature'],
            "the teacher's logits have no temperature by class: use False")
   _require(flat, 'optimizer.fair_decay', not flat['optimizer.fair_decay'],
@@ -235,8 +243,8 @@ def _require(flat: dict, name: str, fine: bool, remedy: str) -> None:
 def conflicts(before: dict, now: dict) -> dict[str, tuple]:
   """The fields in which a run cannot go on from another: those that change the trajectory.
 
-  Evaluation, inference, validation, logging and checkpointing may change; validation not where it
-  decides what is averaged. `epochs` may grow where the schedule does not depend on it; for 'cosine'
+  Evaluation, inference, logging and checkpointing may change; of validation how often it comes and
+  its batch, for scores must stay comparable. `epochs` may grow where the schedule does not depend on it; for 'cosine'
   it may not.
 
   Args:
@@ -252,11 +260,10 @@ def conflicts(before: dict, now: dict) -> dict[str, tuple]:
 
   Source: ours.
   """
-  free = set(FREE_FIELDS) - ({'validate.'} if now.get('optimizer.fair_decay') else set())
   changed = {
       name: (before.get(name), now.get(name))
       for name in sorted(before.keys() | now.keys())
-      if before.get(name) != now.get(name) and not name.startswith(tuple(free))
+      if before.get(name) != now.get(name) and not name.startswith(FREE_FIELDS)
   }
   old, new = changed.get('epochs', (0, 0))
   if old and new and new > old and now.get('optimizer.schedule') == 'piecewise':

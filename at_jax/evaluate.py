@@ -220,7 +220,7 @@ def evaluate(
 
   robust = {}
   for name in names:
-    parts = [part for part in protocols.expand(name) if has_dummies or not _knows_dummies(part)]
+    parts = [part for part in protocols.expand(name) if has_dummies or not protocols.knows_dummies(part)]
     found = {part: under(part, network.deployed, clean, part) for part in parts}
     robust |= found
     if len(parts) > 1:
@@ -234,11 +234,6 @@ def evaluate(
   num_classes = jax.eval_shape(network.deployed, variables, one).shape[-1]
   return Report(clean, robust, authors, worst_case, components, warnings, tuple(states),
                 split.labels, num_classes)
-
-
-def _knows_dummies(name: str) -> bool:
-  spec = protocols.parse(name)
-  return isinstance(spec, protocols.Spec) and spec.knows_dummies
 
 
 def _is_authors(name: str) -> bool:

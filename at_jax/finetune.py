@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 import json
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
 from at_jax import branches
+from at_jax import calibration
 from at_jax import checkpoints
 from at_jax import config as config_lib
 from at_jax import errors
@@ -56,8 +58,12 @@ def initial_state(run: run_lib.Run) -> step_lib.TrainState:
   store = checkpoints.Checkpoints(pathlib.Path(c.finetune.source) / 'checkpoints', keep=1)
   other = run_lib.build(before, dataset=run.dataset)
   template = jax.device_get(run_lib.init_state(other))
-  found = store.best(template)[0] if c.finetune.checkpoint == 'best' else None
-  found = found or store.newest(template)[0]
+  found, said = store.best(template) if c.finetune.checkpoint == 'best' else (None, [])
+  if found is None:
+    found, more = store.newest(template)
+    said = said + more
+  for line in said:
+    print(f'{c.finetune.source}: {line}', file=sys.stderr)
   if found is None:
     raise errors.UserError('config.finetune.source', c.finetune.source,
                            'none of its checkpoints can be read: name the folder of a trained run')
@@ -104,6 +110,9 @@ def begins(run: run_lib.Run, step: int) -> bool:
     run: the run.
     step: steps taken.
 
+  Returns:
+    False also for a run that does not fine-tune.
+
   Source: ours.
   """
   c = run.config
@@ -135,8 +144,11 @@ def begin(run: run_lib.Run, state: step_lib.TrainState,
   at_start = {'params': state.params, 'batch_stats': state.batch_stats}
   variables = _as(c, _plain(c, settle(state) if state.step else at_start))
   tuning = run_lib.init_tuning(run, variables, validate(variables))
+  # What was counted are right answers to clean examples.
+  counts = state.class_counts and calibration.no_counts(len(state.class_counts.seen))
   return jax.device_get(state._replace(
-      **variables, opt_state=run.tuner.init(variables['params']), tuning=tuning))
+      **variables, opt_state=run.tuner.init(variables['params']), tuning=tuning,
+      class_counts=counts))
 
 
 def after_epoch(c: ml_collections.ConfigDict, tuning: regulated.Tuning, clean: float,
@@ -176,6 +188,9 @@ def score(clean: float, robust: float, start_clean: float, tolerance: float) -> 
     start_clean: that of the teacher.
     tolerance: the drop that is allowed, a fraction.
 
+  Returns:
+    The number.
+
   Example:
     >>> f'{score(.90, .30, .905, .005):.3f} {score(.88, .40, .905, .005):.3f}'
     '1.300 -0.025'
@@ -194,6 +209,9 @@ def operating_point(curve: Sequence[Point], start_clean: float, tolerance: float
     curve: one point an epoch.
     start_clean: the teacher's clean accuracy.
     tolerance: the drop that is allowed.
+
+  Returns:
+    The point.
 
   Example:
     >>> curve = [Point(1, .90, .10), Point(2, .896, .20), Point(3, .85, .40)]
@@ -224,7 +242,9 @@ def report(run: run_lib.Run, workdir: pathlib.Path, tuning: regulated.Tuning) ->
   curve = _curve(workdir, f.start_epoch * per_epoch)
   if not curve:
     return {}
-  chosen = operating_point(curve, clean, f.tolerance)
+  # Only what may be the best checkpoint, as training scores it.
+  scored = [p for p in curve if run_lib.begun(run.config, p.step // per_epoch - 1)]
+  chosen = operating_point(scored or curve, clean, f.tolerance)
   return {
       'start': {'step': f.start_epoch * per_epoch, 'clean': clean, 'robust': robust},
       'curve': [point._asdict() | {'epoch': point.step / per_epoch,

@@ -121,7 +121,9 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   # One batch an epoch; and one batch shape for all attacks of an evaluation, which compiles once.
   c.epochs, c.batch_size = 2, 1384
   c.dataset.update(name='digits', num_classes=10, validation_size=16, pad=1)
-  if c.model.name != 'SmallCNN':
+  if c.model.name == 'WideResNet':
+    c.model.update(depth=10, widen_factor=1)
+  elif c.model.name != 'SmallCNN':
     c.model.update(width=4, stage_sizes=(1, 1))
   else:
     c.model.update(features=(4, 4), hidden=(8,), padding='SAME')

@@ -220,7 +220,8 @@ def _stretched(histogram):
   value = jnp.arange(256)
   lowest = jnp.min(jnp.where(histogram > 0, value, 255), axis=-1, keepdims=True)
   span = jnp.max(jnp.where(histogram > 0, value, 0), axis=-1, keepdims=True) - lowest
-  table = jnp.clip(jax.lax.div((value - lowest) * 255, jnp.broadcast_to(jnp.maximum(span, 1), histogram.shape)), 0, 255)
+  over = jnp.broadcast_to(jnp.maximum(span, 1), histogram.shape)
+  table = jnp.clip(jax.lax.div((value - lowest) * 255, over), 0, 255)
   return jnp.where(span > 0, table, value)
 
 
@@ -229,5 +230,6 @@ def _equalized(histogram):
   below = jnp.cumsum(histogram, axis=-1) - histogram
   # How many are below the highest value that there is.
   step = jnp.max(jnp.where(histogram > 0, below, 0), axis=-1, keepdims=True) // 255
-  table = jnp.minimum(jax.lax.div(step // 2 + below, jnp.broadcast_to(jnp.maximum(step, 1), below.shape)), 255)
+  over = jnp.broadcast_to(jnp.maximum(step, 1), below.shape)
+  table = jnp.minimum(jax.lax.div(step // 2 + below, over), 255)
   return jnp.where(step > 0, table, jnp.arange(256))

@@ -65,10 +65,13 @@ def named(name: str) -> Objective:
     return globals()[name]
   module, _, function = name.rpartition('.')
   try:
-    return getattr(importlib.import_module(module), function)
-  except (ImportError, AttributeError) as error:
+    found = getattr(importlib.import_module(module), function)
+  except (ImportError, AttributeError, ValueError) as error:
     raise errors.UserError('config.loss', name, f'{error}: name a function as module.function, and '
                            'run the command where the module can be imported') from error
+  if not callable(found):
+    raise errors.UserError('config.loss', name, 'is no function: name one as module.function')
+  return found
 
 
 def standard(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array) -> Outcome:
@@ -315,6 +318,9 @@ def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta:
   Returns:
     f32[], in nats.
 
+  Raises:
+    errors.UserError: weights or betas are for a regulariser that the objective does not have.
+
   Example:
     >>> apart = Outcome(jnp.array([1., 2.]), jnp.array([3., 4.]), None, None)
     >>> print(mean_loss(apart, jnp.array([2., 0.]), weights_on='fit', beta=10.))
@@ -327,6 +333,10 @@ def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta:
   if weights is not None and weights_on in ('fit', 'both'):
     fit = weights * fit
   if regulariser is None:
+    if betas is not None:
+      raise errors.UserError('config.calibration.beta', True, 'the loss has no regulariser: use False')
+    if weights is not None and weights_on == 'regulariser':
+      raise errors.UserError('config.weights.on', weights_on, "the loss has no regulariser: use 'fit'")
     return jnp.mean(fit)
   if weights is not None and weights_on in ('regulariser', 'both'):
     share = jnp.mean(weights.reshape(-1, len(regulariser)), axis=0)

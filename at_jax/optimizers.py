@@ -41,13 +41,14 @@ def make(config: ml_collections.ConfigDict, *, steps_per_epoch: int, key: jax.Ar
   inner = max(o.entropy.inner_steps, 1) if o.name == 'entropy_sgd' else 1
   per_epoch = steps_per_epoch / inner
   before = schedule(config, per_epoch)
-  first = optimizer(config, before, steps_per_epoch=per_epoch, key=key)
   if config.loss != 'finetune':
+    first = optimizer(config, before, steps_per_epoch=per_epoch, key=key)
     return Optimizers(first, None, lambda step: before(step // inner))
   tuned, since = tuning_schedule(config, per_epoch), config.finetune.start_epoch
-  start = since * steps_per_epoch
+  start, keys = since * steps_per_epoch, jax.random.split(key)
   return Optimizers(
-      first, optimizer(config, tuned, steps_per_epoch=per_epoch, key=key, since=since),
+      optimizer(config, before, steps_per_epoch=per_epoch, key=keys[0]),
+      optimizer(config, tuned, steps_per_epoch=per_epoch, key=keys[1], since=since),
       lambda step: before(step // inner) if step < start else tuned((step - start) // inner))
 
 

@@ -119,6 +119,9 @@ def known(name: str) -> bool:
   Args:
     name: of a configuration.
 
+  Returns:
+    True for each name of the table above.
+
   Example:
     >>> known('scales_pgd20'), known('scales_pgd')
     (True, False)
@@ -126,6 +129,25 @@ def known(name: str) -> bool:
   Source: ours.
   """
   return all(parse(part) is not None for part in expand(name))
+
+
+def knows_dummies(name: str) -> bool:
+  """Whether an attack makes sense for a model with dummy classes alone.
+
+  Args:
+    name: of one attack.
+
+  Returns:
+    True for those of the sweep of dummy margins.
+
+  Example:
+    >>> knows_dummies('dummy0.25_pgd100'), knows_dummies('margin100')
+    (True, False)
+
+  Source: ours.
+  """
+  spec = parse(name)
+  return isinstance(spec, Spec) and spec.knows_dummies
 
 
 def attack(spec: Spec, *, norm: str, epsilon: float, step_size: float) -> inner.Attack:

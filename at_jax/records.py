@@ -88,14 +88,30 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def unwritable(directory: pathlib.Path, error: OSError) -> errors.UserError:
-  """The user's view of a disk that does not take a file."""
+  """The user's view of a disk that does not take a file.
+
+  Args:
+    directory: where it was to be written.
+    error: what the system said.
+
+  Returns:
+    The error to raise.
+
+  Source: ours.
+  """
   return errors.UserError('workdir', str(directory),
                           f'cannot write there ({error.strerror}): free some space or name another '
                           'folder')
 
 
 def versions() -> dict[str, str]:
-  """The versions of Python and of what decides a number."""
+  """The versions of Python and of what decides a number.
+
+  Returns:
+    `{name: version}` of what is installed.
+
+  Source: ours.
+  """
   found = {'python': platform.python_version()}
   for name in _PACKAGES:
     try:
@@ -106,7 +122,13 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-  """The hardware in words: '2 × NVIDIA H200', 'cpu (8 cores)'."""
+  """The hardware in words.
+
+  Returns:
+    '2 × NVIDIA H200' or 'cpu (8 cores)', for example.
+
+  Source: ours.
+  """
   devices = jax.devices()
   kind = devices[0].device_kind
   if devices[0].platform == 'cpu':

@@ -118,6 +118,9 @@ def keeps(clean: float, start_clean: float, tolerance: float) -> bool:
     start_clean: a fraction.
     tolerance: a fraction.
 
+  Returns:
+    True also where rounding alone makes the difference.
+
   Example:
     >>> keeps(.9, .905, .005), keeps(.899, .905, .005)
     (True, False)

@@ -93,10 +93,7 @@ def build(config: ml_collections.ConfigDict, *, dataset: data.Dataset | None = N
                            f'use at most the {len(dataset.train.labels)} training examples')
   names = ('init', 'order', 'train', 'evaluate', 'optimizer')
   keys = dict(zip(names, jax.random.split(jax.random.key(config.seed), len(names)), strict=True))
-  network = network_lib.wrap(_model(config), has_dummies=config.dummy.enabled)
-  if config.loss == 'finetune' and config.finetune.batch_norm == 'dual':
-    network = branches.dual(network, deployed=config.finetune.deployed)
-  return Run(config, dataset, network,
+  return Run(config, dataset, _network(config),
              *optimizers.make(config, steps_per_epoch=steps_per_epoch, key=keys['optimizer']),
              steps_per_epoch, keys)
 
@@ -115,7 +112,14 @@ def search_network(run: Run) -> network_lib.Network | None:
   dtype = run.config.evaluate.search_dtype
   if dtype in ('', run.config.model.dtype):
     return None
-  return network_lib.wrap(_model(run.config, dtype), has_dummies=run.config.dummy.enabled)
+  return _network(run.config, dtype)
+
+
+def _network(config: ml_collections.ConfigDict, dtype: str | None = None) -> network_lib.Network:
+  network = network_lib.wrap(_model(config, dtype), has_dummies=config.dummy.enabled)
+  if config.loss == 'finetune' and config.finetune.batch_norm == 'dual':
+    network = branches.dual(network, deployed=config.finetune.deployed)
+  return network
 
 
 def _model(config: ml_collections.ConfigDict, dtype: str | None = None) -> Any:
@@ -158,15 +162,16 @@ def begun(config: ml_collections.ConfigDict, epoch: int) -> bool:
     epoch: counted from 0.
 
   Returns:
-    False during the plain epochs before DUCAT, fine-tuning, importance weights, calibration by class,
-    an average of epochs or AutoAugment.
+    False during the plain epochs before DUCAT, fine-tuning, importance weights, calibration by
+    class, an average of weights or AutoAugment.
 
   Source: ours.
   """
   starts = [config.dummy.start_epoch] * config.dummy.enabled
   starts += [config.weights.start_epoch] * (config.weights.kind != 'none')
-  starts += [config.calibration.start_epoch] * calibrated(config)
+  starts += [_calibrated_from(config)] * calibrated(config)
   starts += [config.optimizer.fair_start_epoch] * (config.optimizer.fair_decay > 0)
+  starts += [config.optimizer.swa_start_epoch]  # 0 where there is none
   starts += [config.finetune.start_epoch] * (config.loss == 'finetune')
   starts += [config.dataset.autoaugment_start_epoch] * (config.dataset.augment == 'autoaugment')
   return epoch >= max(starts, default=0)
@@ -185,6 +190,12 @@ def calibrated(config: ml_collections.ConfigDict) -> bool:
   """
   c = config.calibration
   return c.radius or c.beta or c.temperature
+
+
+def _calibrated_from(config: ml_collections.ConfigDict) -> int:
+  # Fine-tuning's first epoch has no robust accuracy to follow yet.
+  tuned = config.finetune.start_epoch + 1 if config.loss == 'finetune' else 0
+  return max(config.calibration.start_epoch, tuned)
 
 
 def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.EpochValues:
@@ -207,7 +218,7 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
   if config.loss == 'finetune' and config.finetune.regulator == 'boundary':
     tau = jnp.asarray(config.finetune.tau, jnp.int32)
   return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau,
-                              jnp.asarray(epoch >= config.calibration.start_epoch),
+                              jnp.asarray(epoch >= _calibrated_from(config)),
                               jnp.asarray(epoch >= config.dataset.autoaugment_start_epoch))
 
 
@@ -228,11 +239,13 @@ def recipe(run: Run, name: str) -> step_lib.Recipe:
     return step_lib.Recipe(
         run.network, run.optimizer, objectives.standard, None, attack_folded=False,
         pad=c.dataset.pad, flip=c.dataset.flip, steps_per_epoch=run.steps_per_epoch,
-        awp_gamma=c.awp_gamma if c.loss == 'standard' else 0.)
+        awp_gamma=c.awp_gamma if c.loss == 'standard' else 0.,
+        autoaugment=c.dataset.augment == 'autoaugment')
   tunes = c.loss == 'finetune'
   kind = f'{c.loss}_{c.finetune.distance}' if tunes else c.loss
-  attack = _INNER.get(kind, inner.uniform)(norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
-                        step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps)
+  attack = _INNER.get(kind, inner.uniform)(
+      norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
+      step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps)
   recipe = step_lib.Recipe(
       run.network, run.tuner if tunes else run.optimizer,
       _objective(c, ducat_begun=name != c.loss), attack,

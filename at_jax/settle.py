@@ -49,13 +49,16 @@ def settler(run: run_lib.Run) -> Callable[[step_lib.TrainState], dict[str, Any]]
     if name not in functions:
       functions[name] = sharding.settle_steps(run_lib.recipe(run, name))
     train = run.dataset.train
-    # The order of an epoch that is never trained: the same batches at every evaluation.
-    order = np.asarray(data.epoch_order(run.keys['evaluate'], c.epochs, len(train.labels)))
+    # By another key than training's orders: the same batches at every evaluation.
+    order = np.asarray(data.epoch_order(run.keys['evaluate'], 0, len(train.labels)))
     taken = order[:count * c.batch_size]
     images, labels = sharding.replicate((train.images[taken], train.labels[taken]))
     order = np.arange(len(taken), dtype=np.int32).reshape(count, -1)
+    tuning = state.tuning
+    if tuning and not isinstance(tuning.radius, tuple):  # the steps see places in `taken`
+      tuning = tuning._replace(radius=tuning.radius[taken])
     moving = sharding.replicate(state._replace(
-        step=np.zeros((), np.int32), params=params, opt_state=(), average=()))
+        step=np.zeros((), np.int32), params=params, opt_state=(), average=(), tuning=tuning))
     per_call = sharding.steps_per_call(count)
     for first in range(0, count, per_call):
       moving, _ = functions[name](moving, images, labels, order[first:first + per_call],

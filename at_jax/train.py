@@ -289,8 +289,10 @@ def _evaluate(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkp
   records.write_verdicts(workdir, labels,
                          {name: report.verdicts() for name, report in reports.items()})
   if run.config.loss == 'finetune':
-    results['finetune'] = finetune.report(run, workdir, last.state.tuning)
-    print(finetune.table(results['finetune']))
+    told = finetune.report(run, workdir, last.state.tuning)
+    if told:  # none if fine-tuning has not begun
+      results['finetune'] = told
+      print(finetune.table(told))
   records.write_json(workdir / 'results.json', results)
   _remove_states(workdir / 'evaluation', [p for report in reports.values() for p in report.states])
   print(records.table(results))

@@ -19,7 +19,6 @@ def get_config(arg: str = ''):
   c.dummy.enabled = True
   c.model.dtype = 'bfloat16'
   c.model.stem_stride = 2
-  c.dataset.pad = 8
   if arg == 'smoke':
     c = forms.smoke(c)
   forms.only(arg, 'smoke')

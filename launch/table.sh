@@ -2,7 +2,8 @@
 # Trains and evaluates every :small row on the whole of CIFAR-10 (three seeds for the five methods that
 # are compared most, one for the rest), copies what is worth keeping to results/small_cifar10 and prints
 # the table. A row that is there already is left alone, one that was stopped goes on. Hours on two cores.
-#   bash launch/table.sh [ROW ...]           with rows, only those: trades_cifar10:small-1 is seed 1
+#   bash launch/table.sh [ROW ...]           with rows, only those: trades_cifar10:small-1 is seed 1,
+#                                            classwise_cifar10:trades-small-0 another form
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh .venv all-cpu,dev
@@ -16,9 +17,10 @@ for name in mart consistency awp fat gair_fat gair_trades mail_trades ducat_trad
 done
 for row in "${@:-${rows[@]}}"; do
   config=${row%-*} seed=${row##*-}
-  kept="results/small_cifar10/${config%%:*}-$seed"
+  name=${config/:small/}; name=${name/-small/}; name=${name/:/-}
+  kept="results/small_cifar10/$name-$seed"
   [ -e "$kept/results.json" ] && continue
-  workdir="runs/table/${config%%:*}-$seed"
+  workdir="runs/table/$name-$seed"
   python -m at_jax.main --config="configs/${config/:/.py:}" --config.seed="$seed" \
     --workdir="$workdir"
   mkdir -p "$kept"

@@ -63,7 +63,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_path
 @pytest.mark.long
 def test_an_average_that_takes_nothing_in_is_none_to_the_bit(tmp_path):
   with_average, without = tmp_path / 'with', tmp_path / 'without'
-  results = [train(with_average, '--config.optimizer.fair_threshold=1.1'),
+  results = [train(with_average, '--config.optimizer.fair_threshold=1.'),
              train(without, '--config.optimizer.fair_decay=0.')]
   assert logged(with_average, 'averaged') == [(6, 0), (9, 0)]
   kept = {name: digest for name, digest in digests(with_average, 9).items()

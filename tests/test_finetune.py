@@ -63,7 +63,7 @@ def pieces(config):
 
 def take(run, state, epoch, steps=2):
   """The state after steps of an epoch."""
-  order = np.arange(8 * steps).reshape(steps, 8)
+  order = np.arange(8 * steps).reshape(steps, 8) % 16
   step = sharding.train_steps(run_lib.recipe(run, run_lib.phase(run.config, epoch)))
   state, data = sharding.replicate(state), sharding.replicate(tuple(run.dataset.train))
   for taken in order:
@@ -218,11 +218,10 @@ def test_the_table_marks_the_point_and_says_why():
   assert '-2.0' in lines[4] and '+19.0' in lines[4] and 'smallest drop' in lines[-1]
 
 
-@pytest.mark.parametrize('fields', [
-    dict(kind='geometry', on='both', swa=1),
-    dict(kind='margin', awp=.05), dict(optimizer='entropy_sgd'), dict(kind='class_wise', ema=.9)],
-    ids=lambda fields: '-'.join(map(str, fields.values())))
-def test_it_composes(fields):
+@functools.cache
+def composed(fields):
+  """The parameters after an epoch of each phase and a repetition, and those to evaluate."""
+  fields = dict(fields)
   c = config_of(regulator='radius', batch_norm='dual')
   c.weights.update({name: fields[name] for name in ('kind', 'on') if name in fields})
   c.awp_gamma, c.optimizer.entropy.inner_steps = fields.get('awp', 0.), 2
@@ -231,9 +230,39 @@ def test_it_composes(fields):
   config_checks.check(c)
   run, settler, validate = pieces(c)
   clean = take(run, jax.device_get(run_lib.init_state(run)), 0)
-  state = take(run, finetune.begin(run, clean, settler, validate), 1)
-  assert int(state.step) == 4
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(settler(state)))
+  # Class-wise weights follow an epoch, so there are two of fine-tuning.
+  state = take(run, finetune.begin(run, clean, settler, validate), 1, steps=4)
+  assert int(state.step) == 6
+  return tuple(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+               for tree in (state.params, settler(state)['params']))
+
+
+@pytest.mark.parametrize('fields', [
+    dict(kind='geometry', on='both', swa=1),
+    dict(kind='margin', awp=.05), dict(optimizer='entropy_sgd'), dict(kind='class_wise', ema=.9)],
+    ids=lambda fields: '-'.join(map(str, fields.values())))
+def test_it_composes(fields):
+  params, evaluated = composed(tuple(fields.items()))
+  assert np.isfinite(params).all() and np.isfinite(evaluated).all()
+  assert np.max(np.abs(params - composed(())[0])) > 1e-6
+  averages = {'swa', 'ema', 'optimizer'} & fields.keys()
+  assert (np.max(np.abs(evaluated - params)) > 1e-6) == bool(averages)
+
+
+def test_statistics_are_estimated_with_each_examples_own_radius(monkeypatch):
+  c = config_of(regulator='radius')
+  c.optimizer.ema_decay = .9
+  run, settler, _ = pieces(c)
+  seen = []
+  monkeypatch.setattr(sharding, 'settle_steps', lambda recipe: lambda state, images, labels, order,
+                      key, values: seen.append((state.tuning.radius, images)) or (state, None))
+  state = jax.device_get(run_lib.init_state(run))
+  own = np.linspace(0, 1, 16, dtype=np.float32)
+  state = state._replace(step=np.int32(4), tuning=state.tuning._replace(radius=own))
+  settler(state)
+  for radius, image in zip(*sharding.unreplicate(seen[0]), strict=True):
+    which, = np.flatnonzero((run.dataset.train.images == image).all(axis=(1, 2, 3)))
+    assert radius == own[which]
 
 
 @pytest.mark.parametrize('change, reason', [

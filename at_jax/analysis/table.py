@@ -57,6 +57,8 @@ def read(directory: pathlib.Path) -> dict[str, dict[int, Run]]:
   runs: dict[str, dict[int, Run]] = {}
   for path in sorted(directory.glob('*-*/results.json')):
     method, _, seed = path.parent.name.rpartition('-')
+    if not seed.isdecimal():  # as in X-small, which main makes
+      continue
     verdicts = np.load(path.parent / 'verdicts.npz')
     run = Run(json.loads(path.read_text(encoding='utf-8')), verdicts['best/worst_case'],
               verdicts['labels'])
@@ -84,8 +86,10 @@ def table(runs: dict[str, dict[int, Run]], *, against: str) -> str:
     cells = [_percent([pick(run.results) for run in seeds.values()]) for _, pick in _COLUMNS]
     worst = [np.nanmin(calibration.accuracies(run.worst_case, run.labels, run.labels.max() + 1))
              for run in seeds.values()]
-    pairs = [paired.mcnemar(run.worst_case, runs[against][seed].worst_case)
-             for seed, run in seeds.items() if method != against and seed in runs.get(against, {})]
+    partners = {} if method == against else runs.get(against, {})
+    pairs = [paired.mcnemar(run.worst_case, partners[seed].worst_case)
+             for seed, run in seeds.items() if seed in partners
+             and np.array_equal(run.labels, partners[seed].labels)]  # the same test examples
     told = ''
     if pairs:
       told = (f'+{sum(p.gained for p in pairs)} −{sum(p.lost for p in pairs)}, '

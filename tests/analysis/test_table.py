@@ -31,16 +31,22 @@ def test_the_table_of_three_runs(tmp_path, capsys):
   write(tmp_path / 'plain-0', [1, 0, 0, 0], pgd20=.25)
   write(tmp_path / 'other-0', [1, 1, 1, 0], pgd20=.75)
   write(tmp_path / 'other-1', [0, 1, 0, 0], pgd20=.25)
+  write(tmp_path / 'third-0', [1, 1, 0, 0])
+  labels = np.array([0, 1, 1, 1])  # of other examples
+  np.savez(tmp_path / 'third-0' / 'verdicts.npz', labels=labels,
+           **{'best/worst_case': np.array([1, 1, 0, 0], bool)})
+  write(tmp_path / 'other-small', [0, 0, 0, 0])  # of no seed
   (tmp_path / 'going-0').mkdir()  # a run that is not over
   assert table.main([str(tmp_path), '--against=plain']) == 0
   lines = [[cell.strip() for cell in line.split('|')[1:-1]]
            for line in capsys.readouterr().out.splitlines()]
-  head, _, other, plain = lines
+  head, _, other, third, plain = lines
   # By hand: mean (.75 + .25)/2, deviation √(2·.25²) = 35.4 %; worst class (.5 + 0)/2; seed 0 gains
   # two examples and loses none, p = 2·2⁻² = .5; seed 1 has no partner.
   at = dict(zip(head, other))
   assert (at['method'], at['seeds'], at['PGD-20']) == ('`other`', '2', '50.0 ± 35.4')
   assert (at['worst class'], at['against plain']) == ('25.0 ± 35.4', '+2 −0, p ≤ 0.5')
+  assert dict(zip(head, third))['against plain'] == ''
   assert dict(zip(head, plain))['PGD-20'] == '25.0' and dict(zip(head, plain))['AutoAttack'] == ''
 
 
