@@ -1,14 +1,33 @@
-"""Marks of the test suite, and the seed that makes hypothesis draw the same examples in every run."""
+"""Marks of the test suite, its cache of compiled programs, and hypothesis' seed."""
+
+import os
+import shutil
+import tempfile
 
 import hypothesis
 import pytest
 
 collect_ignore = ['benchmarks']  # commands, not tests
 
+# The same examples in every run.
 hypothesis.settings.register_profile('default', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('default')
+
+_MADE = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
   config.addinivalue_line('markers', 'long: takes minutes; launch/test.sh --all runs it')
   config.addinivalue_line('markers', 'oldest: also runs with the oldest jax that is supported')
+  # Most of the time goes into compiling, and many tests compile the same programs: workers and the
+  # commands that tests start share what one has compiled. It is new for each run of the suite.
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    _MADE.append(tempfile.mkdtemp(prefix='at_jax_tests_'))
+    os.environ.update(JAX_COMPILATION_CACHE_DIR=_MADE[0],
+                      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.1',
+                      JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1')
+
+
+def pytest_unconfigure() -> None:
+  for folder in _MADE:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,8 +15,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/*.py'))
 
 
+@pytest.fixture
+def hastily_compiled():
+  jax.config.update('jax_disable_most_optimizations', True)  # nearly all of the time is compiling
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.mark.oldest
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.usefixtures('hastily_compiled')
 def test_every_config_takes_two_steps(path, tmp_path, capsys):
   code = main.main([f'--config={path}:smoke', f'--workdir={tmp_path}'])
   assert code == 0, capsys.readouterr().err
