@@ -244,8 +244,8 @@ def conflicts(before: dict, now: dict) -> dict[str, tuple]:
   """The fields in which a run cannot go on from another: those that change the trajectory.
 
   Evaluation, inference, logging and checkpointing may change; of validation how often it comes and
-  its batch, for scores must stay comparable. `epochs` may grow where the schedule does not depend on it; for 'cosine'
-  it may not.
+  its batch, for scores must stay comparable. `epochs` may grow where the schedule does not depend
+  on it; for 'cosine' it may not.
 
   Args:
     before: `config.flatten` of the configuration that the work directory was made with.
@@ -260,6 +260,10 @@ def conflicts(before: dict, now: dict) -> dict[str, tuple]:
 
   Source: ours.
   """
+  # What a field that is newer than the run would have been: its default leaves things as they were.
+  newer = now.keys() - before.keys()
+  before = {name: value for name, value in config_lib.flatten(config_lib.default().to_dict()).items()
+            if name in newer} | before
   changed = {
       name: (before.get(name), now.get(name))
       for name in sorted(before.keys() | now.keys())

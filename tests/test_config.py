@@ -142,6 +142,9 @@ def test_what_may_change_between_runs_of_a_workdir():
                       'model.normalize': ((.5,), (.3,))}.items():
     assert list(config_checks.conflicts(before, before | {name: value})) == [name]
   assert not config_checks.conflicts(before, before | {'inference.kind': 'bias'})
+  older = {name: value for name, value in before.items() if name != 'dataset.pad'}
+  assert not config_checks.conflicts(older, before)  # made when there was no such field
+  assert list(config_checks.conflicts(older, before | {'dataset.pad': 2})) == ['dataset.pad']
   cosine = before | {'optimizer.schedule': 'cosine'}  # whose every step depends on the last epoch
   assert list(config_checks.conflicts(cosine, cosine | {'epochs': 200})) == ['epochs']
 
