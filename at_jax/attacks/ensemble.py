@@ -14,7 +14,6 @@ VERSIONS = {
     'plus': ('apgd-ce', 'apgd-dlr', 'fab', 'square', 'apgd-t', 'fab-t'),
     'rand': ('apgd-ce', 'apgd-dlr'),
 }
-# The order fixes each attack's random draws: add new names at the end.
 NAMES = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
 _EOT = 20
 
@@ -38,7 +37,7 @@ def choose(attacks, version, norm) -> tuple[str, ...]:
     Their names in order.
 
   Raises:
-    ValueError: for an unknown norm, version or attack.
+    ValueError: for an unknown norm or version, an attack that is unknown or named twice.
 
   Example:
     >>> choose(None, 'rand', 'linf')
@@ -52,8 +51,8 @@ def choose(attacks, version, norm) -> tuple[str, ...]:
     raise ValueError(f'version = {version!r}: use one of {", ".join(VERSIONS)}')
   names = VERSIONS[version] if attacks is None else tuple(attacks)
   unknown = [name for name in names if name not in NAMES]
-  if unknown or not names:
-    raise ValueError(f'attacks = {attacks!r}: use some of {", ".join(NAMES)}')
+  if unknown or not names or len(set(names)) < len(names):
+    raise ValueError(f'attacks = {attacks!r}: use some of {", ".join(NAMES)}, each once')
   return names
 
 

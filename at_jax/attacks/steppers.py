@@ -129,6 +129,27 @@ def as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
   return jax.tree_util.Partial(logits_fn)
 
 
+def one_by_one(logits_fn: LogitsFn, x: Array, keys: Array) -> Array:
+  """One pass of a random model, called for every example by itself with a key of its own.
+
+  Args:
+    logits_fn: from f32[1, ...] and a key to logits f32[1, C].
+    x: f32[B, ...].
+    keys: B PRNG keys.
+
+  Returns:
+    f32[B, C].
+
+  Example:
+    >>> noisy = lambda x, key: x + jax.random.normal(key, x.shape)
+    >>> one_by_one(noisy, jnp.zeros((2, 3)), jax.random.split(jax.random.key(0))).shape
+    (2, 3)
+
+  Source: ours.
+  """
+  return jax.vmap(lambda x, key: logits_fn(x[None], key)[0])(x, keys)
+
+
 def is_correct(logits: Array, y: Array) -> Array:
   """Whether each prediction is right; logits with a NaN or an infinity in them never are.
 
