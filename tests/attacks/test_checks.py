@@ -37,7 +37,8 @@ def test_one_example_of_any_shape(shape):
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
 def test_epsilon_zero_leaves_everything_as_it_is(norm):
   logits_fn, x, y = network()
-  result = run(logits_fn, x, y, epsilon=0., norm=norm, names=('apgd-ce', 'fab-t', 'square'))
+  result = run(logits_fn, x, y, epsilon=0., norm=norm, names=('apgd-ce', 'fab-t', 'square'),
+               batch_size=5)  # as in test_autoattack.py, so that it is compiled already
   assert result.robust.all()
   np.testing.assert_array_equal(result.x, x)
 
