@@ -119,6 +119,9 @@ def known(name: str) -> bool:
   Args:
     name: of a configuration.
 
+  Returns:
+    Whether `parse` knows it, or every part it stands for.
+
   Example:
     >>> known('scales_pgd20'), known('scales_pgd')
     (True, False)

@@ -140,7 +140,7 @@ def stepper(
     A `Stepper` of one step a gradient; the same object for the same options.
 
   Raises:
-    ValueError: for an unknown norm, fewer than one step, or `large_start` in another norm or with one.
+    ValueError: for an unknown norm, fewer than one step, or `large_start` as in `apgd`.
 
   Example:
     >>> stepper(norm='linf', num_steps=100).length

@@ -90,16 +90,18 @@ def autoattack(
   """Robust accuracy by an ensemble: an example is robust if no attack of the version changes its class.
 
   'standard' is APGD on cross-entropy, APGD on targeted DLR and FAB-T against the 9 likeliest other
-  classes, and Square with 5,000 queries; in L1 its APGDs begin in the ball of 3ε, with 5 restarts or
-  against 5 classes. 'plus' adds APGD on DLR and FAB, with 5 restarts. 'rand' is for random models:
-  APGD on cross-entropy and on DLR, 20 passes a gradient, and one pass at the end decides. Each attack starts from the clean input of what is still robust. Examples are
-  attacked in batches of a fixed size; one that falls leaves at once and the next takes its seat. What
-  an example draws depends on `key` and its index alone.
+  classes, and Square with 5,000 queries; in L1 its APGDs begin in the ball of 3ε, with 5 restarts
+  or against 5 classes. 'plus' adds APGD on DLR and FAB, with 5 restarts. 'rand' is for random
+  models: APGD on cross-entropy and on DLR, 20 passes a gradient; one pass at the end decides.
+
+  Each attack starts from the clean input of what is still robust. Examples are attacked in batches
+  of a fixed size; one that falls leaves at once and the next takes its seat. What an example draws
+  depends on `key` and its index alone.
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]; with version='rand' it is called for each example
       by itself as `logits_fn(x, key)`.
-    x: f32[N, ...], inputs within `bounds`; for Square images [N, H, W, C], [N, H, W] or rows [N, D].
+    x: f32[N, ...], inputs within `bounds`; for Square [N, H, W, C], [N, H, W] or [N, D].
     y: i32[N], true classes.
     key: a PRNG key.
     epsilon: radius, a number or f32[N].
@@ -127,10 +129,10 @@ def autoattack(
     An `AutoAttackResult` of numpy arrays.
 
   Raises:
-    ValueError: for an unknown norm or version, an attack that is unknown or named twice, a batch size
-      below 1, no examples, integer inputs, inputs beyond the bounds or of a shape that Square cannot
-      take, x and y of different lengths, `search_fn` with version='rand', or a state file of another
-      evaluation.
+    ValueError: for an unknown norm or version, an attack that is unknown or named twice, a batch
+      size below 1, no examples, integer inputs, inputs beyond the bounds or of a shape that Square
+      cannot take, x and y of different lengths, `search_fn` with version='rand', or a state file
+      of another evaluation.
     zipfile.BadZipFile: for a damaged state file.
 
   Example:
@@ -157,12 +159,12 @@ def autoattack(
   apart = () if search_fn is None else ('search_fn',)
   verify_fn = steppers.as_partial(logits_fn)
   search_fn = verify_fn if search_fn is None else steppers.as_partial(search_fn)
-  ask = functools.partial(_in_batches, verify_fn, index, key, batch_size=batch_size, devices=devices,
-                          random=random)
+  ask = functools.partial(_in_batches, verify_fn, index, key, batch_size=batch_size,
+                          devices=devices, random=random)
 
   logits = ask(problem.x)
   clean = np.asarray(steppers.is_correct(jnp.asarray(logits), problem.y))
-  notes = checks.check_classes(logits.shape[1], names)
+  notes = checks.check_classes(logits.shape[1], names, ensemble.aims(norm, version))
   if random:
     notes += checks.check_outputs(logits, y)
   else:  # not compiled: what Python or NumPy draw would be drawn once and be part of the program

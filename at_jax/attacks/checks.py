@@ -73,12 +73,15 @@ def check_outputs(logits: np.ndarray, y: Array) -> tuple[str, ...]:
   return tuple(warnings)
 
 
-def check_classes(num_classes: int, attacks: tuple[str, ...]) -> tuple[str, ...]:
+def check_classes(
+    num_classes: int, attacks: tuple[str, ...], aims: int = 9
+) -> tuple[str, ...]:
   """Says what few classes change.
 
   Args:
     num_classes: C.
     attacks: names of components.
+    aims: how many targets apgd-t has where there are classes enough; fab-t has 9.
 
   Returns:
     Warnings.
@@ -92,8 +95,8 @@ def check_classes(num_classes: int, attacks: tuple[str, ...]) -> tuple[str, ...]
   warnings = []
   if num_classes < 3 and 'apgd-dlr' in attacks:
     warnings.append(f'{num_classes} classes: apgd-dlr maximises the margin, DLR needs 3')
-  for name in ('apgd-t', 'fab-t'):
-    if name in attacks and num_classes < 10:
+  for name, most in (('apgd-t', aims), ('fab-t', 9)):
+    if name in attacks and num_classes - 1 < most:
       warnings.append(f'{num_classes} classes: {name} aims at the other {num_classes - 1} only')
   if num_classes < 4 and 'apgd-t' in attacks:
     warnings.append(f'{num_classes} classes: apgd-t maximises z_t - z_y, not targeted DLR')
@@ -200,8 +203,8 @@ def _saturation(logits: np.ndarray, y: np.ndarray) -> list[str]:
   # exp(-88) is the smallest normal float32: beyond it the gradient of cross-entropy is zero.
   dead, spread = np.mean(lead > 88), logits.max(axis=-1) - logits.min(axis=-1)
   # From log(2^24) on the true class's probability rounds to 1, and the part of the gradient that
-  # pulls away from it to zero. A few such inputs are ordinary, and attacks without a scale find what
-  # there is; where most are such, it is the scale of the model.
+  # pulls away from it to zero. A few such inputs are ordinary, and attacks without a scale find
+  # what there is; where most are such, it is the scale of the model.
   deaf, warnings = np.mean(lead > 24 * np.log(2)), []
   if dead > _SHARE:
     warnings.append(f'logits lead by more than 88 on {100 * dead:.1f} % of inputs: cross-entropy has '

@@ -59,9 +59,9 @@ def pgd(
 
   P projects onto the ball of radius ε around the input, then clips to `bounds`, in L1 onto both at
   once; ascend is the sign in L∞, the normalised gradient in L2, and in L1 the sign of the largest
-  entry that still has room within the bounds. The last iterate is returned. Compiles by itself and composes
-  inside the caller's jit, vmap, scan and pmap. Each example is attacked on its own: what it draws
-  depends on `key` and its `index` alone, not on the batch around it.
+  entry that still has room within the bounds. The last iterate is returned. Compiles by itself and
+  composes inside the caller's jit, vmap, scan and pmap. Each example is attacked on its own: what it
+  draws depends on `key` and its `index` alone, not on the batch around it.
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]. To attack many parameter values without compiling
@@ -217,8 +217,8 @@ class _State(NamedTuple):
 def _into(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array]) -> Array:
   if norm == 'l1':  # clipping afterwards would leave most of the ball's radius unused
     low, high = bounds
-    project = jax.vmap(lambda delta, x, radius: balls.project_l1_box(delta, radius, low - x, high - x))
-    return jnp.clip(x + project(moved - x, x, epsilon), low, high)
+    project = lambda delta, x, epsilon: balls.project_l1_box(delta, epsilon, low - x, high - x)
+    return jnp.clip(x + jax.vmap(project)(moved - x, x, epsilon), low, high)
   # Clipping after the projection keeps a point in the ball, since x itself is within the bounds.
   return jnp.clip(x + jax.vmap(getattr(balls, norm).project)(moved - x, epsilon), *bounds)
 

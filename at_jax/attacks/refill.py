@@ -122,7 +122,7 @@ def drain(
     occupied = example >= 0
     claimed = occupied & (count >= stepper.length if random else found)
     if claimed.any():
-      draw = stepper.length if random else None  # the steps' keys fold in their count, 0..length - 1
+      draw = stepper.length if random else None  # the steps fold in their count, 0..length - 1
       confirmed = claimed & np.asarray(_is_wrong(verify_fn, state.x_adv, problem, draw=draw))
       if confirmed.any():
         x_adv[example[confirmed]] = np.asarray(state.x_adv)[confirmed]

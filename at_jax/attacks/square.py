@@ -51,8 +51,9 @@ def square(
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]; no gradient is asked for.
-    x: f32[B, H, W, C] or f32[B, H, W], images within `bounds`; f32[B, D] is taken as one row. In
-      images that are not square a window is cut at the shorter side.
+    x: f32[B, H, W, C] or f32[B, H, W], images within `bounds`; f32[B, D] is taken as one row. Where
+      H and W differ, no window is longer than the shorter in L2 and L1; in L∞ each of its sides is
+      cut at the image's own (the reference cuts both at the shorter).
     y: i32[B], true classes.
     key: a PRNG key.
     epsilon: radius, a number or f32[B]. Traced.
@@ -130,8 +131,8 @@ def stepper(*, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8) 
     x = jax.vmap(propose)(state.x_adv, problem.x, problem.key, problem.epsilon, state.count)
     logits = logits_fn(x)
     margin, wrong = losses.margin(logits, problem.y), ~steppers.is_correct(logits, problem.y)
-    # The best point is wrong already only where a verifying model did not agree: there the next must
-    # be further out, or a search that accepts every wrong point would wander.
+    # The best point is wrong already only where a verifying model did not agree: there the next
+    # must be further out, or a search that accepts every wrong point would wander.
     better = (state.count == 0) | (margin > state.margin) | (wrong & ~(state.margin > 0))
     moved = State(state.count + 1, wrong & better, steppers.where(better, x, state.x_adv),
                   jnp.where(better, margin, state.margin))

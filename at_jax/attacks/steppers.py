@@ -20,7 +20,7 @@ LogitsFn = Callable[..., Array]
 
 
 class Problem(NamedTuple):
-  """What is attacked; every field has the batch as its first axis.
+  """What is attacked; every field but `bounds` has the batch as its first axis.
 
   Attributes:
     x: f32[B, ...], inputs within the bounds.
@@ -45,7 +45,8 @@ class Stepper(NamedTuple):
     init: `Problem -> state`, without calling the model. A state is a NamedTuple whose leaves have the
       batch first, among them `count` i32[B], steps done; `found` bool[B], an adversarial example
       within ε is in hand; and `x_adv` f32[B, ...], that example where found.
-    step: `(logits_fn, Problem, state) -> state`; leaves examples alone that have `length` steps.
+    step: `(logits_fn, Problem, state) -> state`; it may do anything to an example that has `length`
+      steps, as `take_steps` keeps that one as it was.
     length: the steps an example needs.
     differentiates: whether a step takes a gradient of the model; if not, steps may be looped over on
       any backend.

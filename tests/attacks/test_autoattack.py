@@ -129,10 +129,10 @@ def test_an_evaluation_killed_again_and_again_resumes_to_the_same_verdicts(tmp_p
   np.testing.assert_array_equal(result.x, whole.x)
   for name, verdict in result.components.items():
     np.testing.assert_array_equal(verdict, whole.components[name])
+  same = dict(epsilon=.05, batch_size=5, attacks=('apgd-ce', 'fab-t', 'square'), **QUICK)
   for other in (dict(epsilon=.06), dict(search_fn=logits_fn)):
     with pytest.raises(ValueError, match='another evaluation'):
-      attacks.autoattack(logits_fn, x, y, KEY, batch_size=5, state_path=tmp_path / 'state.npz',
-                         **dict(epsilon=.05, attacks=('apgd-ce', 'fab-t', 'square')) | QUICK | other)
+      attacks.autoattack(logits_fn, x, y, KEY, state_path=tmp_path / 'state.npz', **same | other)
 
 
 def test_a_damaged_file_is_not_read(tmp_path):

@@ -113,6 +113,12 @@ def test_a_lead_that_drowns_the_true_class_s_gradient_is_said_where_it_is_the_ru
   assert check(30) == ()  # confident examples are ordinary
 
 
+def test_few_classes_are_said_where_there_are_fewer_than_targets():
+  check = attacks.checks.check_classes
+  assert len(check(8, ('apgd-t', 'fab-t'))) == 2 and check(10, ('apgd-t', 'fab-t')) == ()
+  assert check(8, ('apgd-t',), aims=5) == ()  # as in L1
+
+
 def test_square_is_compared_with_what_ran_before_it():
   check = attacks.checks.check_square
   assert '10.0 %' in check({'apgd-ce': .6, 'square': .5, 'fab-t': .5})[0]
