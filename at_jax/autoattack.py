@@ -49,7 +49,7 @@ def run(
     split: the examples.
     key: a PRNG key; an example draws by its place in `split`.
     version: 'standard', 'plus' or 'rand'.
-    norm: 'linf' or 'l2'.
+    norm: 'linf', 'l2' or 'l1'; configurations ask for the first two, in which networks are trained.
     epsilon: the radius, in units of x.
     batch_size: how many examples are attacked side by side.
     title: what `progress` calls it, the name of the component added.

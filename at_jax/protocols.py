@@ -120,7 +120,7 @@ def known(name: str) -> bool:
     name: of a configuration.
 
   Returns:
-    True for each name of the table above.
+    Whether `parse` knows it, or every part it stands for.
 
   Example:
     >>> known('scales_pgd20'), known('scales_pgd')

@@ -181,6 +181,9 @@ class Metrics:
 class Progress:
   """How far long work has come: a bar on a terminal, a line now and then elsewhere.
 
+  Elsewhere work that is over within `every` seconds says nothing: an evaluation may consist of a
+  hundred such parts, and its table tells what each came to.
+
   Args:
     title: what is being done.
     total: examples in all.
@@ -193,7 +196,8 @@ class Progress:
                file: TextIO | None = None):
     file = file or sys.stderr
     self._title, self._total, self._done, self._every = title, total, done, every
-    self._file, self._begin, self._before, self._shown = file, time.monotonic(), done, 0.0
+    self._file, self._begin, self._before = file, time.monotonic(), done
+    self._shown = self._begin
     self._bar = None
     if file.isatty():
       self._bar = tqdm.tqdm(total=total, initial=done, desc=title, unit=' examples',
@@ -208,7 +212,8 @@ class Progress:
     if self._bar is not None:
       return
     now = time.monotonic()
-    if now - self._shown < self._every and self._done < self._total:
+    over = self._done >= self._total and now - self._begin >= self._every
+    if now - self._shown < self._every and not over:
       return
     self._shown = now
     rate = (self._done - self._before) / max(now - self._begin, 1e-9)

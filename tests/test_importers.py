@@ -1,5 +1,7 @@
 """Weights of PyTorch models: against PyTorch itself, and by hand without it."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,11 @@ def test_names_that_do_not_fit_are_listed():
     importers.from_torch(models.DucatResNet18(num_outputs=5, width=4), {}, (8, 8, 3))
 
 
+# PyTorch's name of every array, by the collection and the name that Flax has for it.
+LEAVES = {('params', 'kernel'): 'weight', ('params', 'scale'): 'weight', ('params', 'bias'): 'bias',
+          ('batch_stats', 'mean'): 'running_mean', ('batch_stats', 'var'): 'running_var'}
+
+
 # How many arrays: 10 a block, 1 a convolution of a shortcut, 1 for the stem, 4 for the last
 # BatchNorm, 2 for the head; 3 and 6 blocks.
 @pytest.mark.parametrize('name, layer, count', [
@@ -83,7 +90,7 @@ def test_every_array_of_a_residual_network_finds_its_place(name, layer, count):
   for path, value in jax.tree_util.tree_leaves_with_path(filled):
     collection, inner, leaf = (key.key for key in path)
     value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-    arrays[f'{importers._layer(model, inner)}.{importers._LEAVES[collection, leaf]}'] = value
+    arrays[f'{importers._layer(model, inner)}.{LEAVES[collection, leaf]}'] = value
   assert layer in arrays and len(arrays) == count
   arrays |= {'bn1.num_batches_tracked': np.array(3), 'sub_block1.layer.0.bn1.weight': np.ones(2)}
   back = importers.from_torch(model, arrays, (8, 8, 3))
@@ -178,6 +185,34 @@ def wide(torch, *, depth, widen, outputs):
       return self.fc(torch.relu(self.bn1(x)).mean((2, 3)))
 
   return Net()
+
+
+def small(torch):
+  """The network of TRADES' small_cnn.py, narrower, with its names."""
+  nn = torch.nn
+  widths, parts = (1, 2, 2, 4, 4), {}
+  for i in range(1, 5):
+    parts[f'conv{i}'], parts[f'relu{i}'] = nn.Conv2d(widths[i - 1], widths[i], 3), nn.ReLU()
+    if i % 2 == 0:
+      parts[f'maxpool{i // 2}'] = nn.MaxPool2d(2, 2)
+  dense = dict(fc1=nn.Linear(4 * 4 * 4, 6), relu1=nn.ReLU(), drop=nn.Dropout(.5),
+               fc2=nn.Linear(6, 5), relu2=nn.ReLU(), fc3=nn.Linear(5, 3))
+  return nn.Sequential(collections.OrderedDict(
+      feature_extractor=nn.Sequential(collections.OrderedDict(parts)), flatten=nn.Flatten(),
+      classifier=nn.Sequential(collections.OrderedDict(dense))))
+
+
+def test_small_cnn_computes_what_pytorch_does():
+  torch = pytest.importorskip('torch')
+  torch.manual_seed(0)
+  net, x = small(torch).eval(), torch.rand(5, 1, 28, 28)
+  with torch.no_grad():
+    expected = net(x).numpy()
+  model = models.SmallCNN(num_outputs=3, features=(2, 2, 4, 4), hidden=(6, 5))
+  arrays = {k: v.numpy() for k, v in net.state_dict().items()}
+  variables = importers.from_torch(model, arrays, (28, 28, 1))
+  logits = model.apply(variables, x.numpy().transpose(0, 2, 3, 1))
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 @pytest.mark.long

@@ -2,6 +2,11 @@
 
 import pathlib
 import re
+import sys
+import types
+
+import jax
+import numpy as np
 
 from at_jax import main
 
@@ -11,14 +16,35 @@ CODE = re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL)
 
 
 def test_the_examples_run(capsys):
-  # A reader pastes the first, so it must stand alone; the second goes on from it.
-  exec('\n'.join(CODE[:2]), {})
-  assert capsys.readouterr().out.startswith('robust accuracy')
+  # A reader pastes the first, so it must stand alone; the second and the third go on from it.
+  names = {}
+  # With the defaults AutoAttack takes a minute; there is nothing to read about in that.
+  short = CODE[2].replace('batch_size=16', 'batch_size=16, num_steps=3, num_queries=20')
+  assert short != CODE[2]
+  exec('\n'.join([*CODE[:2], short]), names)
+  out = capsys.readouterr().out
+  assert out.startswith('robust accuracy') and 'apgd-ce' in out
+  assert 0 < names['found'].robust.sum() and names['found'].clean.all()
+
+
+def test_the_example_of_pytorch_s_weights_runs(monkeypatch):
+  # The shapes of TRADES' models/small_cnn.py; PyTorch itself is stood in for.
+  names = {f'feature_extractor.conv{i}': shape for i, shape in enumerate(
+      [(32, 1, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3)], 1)}
+  names |= {f'classifier.fc{i}': shape for i, shape in enumerate(
+      [(200, 1024), (200, 200), (10, 200)], 1)}
+  arrays = {f'{name}.weight': np.zeros(shape) for name, shape in names.items()}
+  arrays |= {f'{name}.bias': np.full(shape[0], 7.) for name, shape in names.items()}
+  torch = types.SimpleNamespace(load=lambda path, map_location: arrays)
+  monkeypatch.setitem(sys.modules, 'torch', torch)
+  example = {'jax': jax}
+  exec(CODE[3], example)
+  np.testing.assert_array_equal(example['model'](np.zeros((1, 28, 28, 1))), np.full((1, 10), 7.))
 
 
 def test_the_method_of_ones_own_trains(tmp_path, monkeypatch, capsys):
-  (tmp_path / 'mine.py').write_text(CODE[2])
-  (tmp_path / 'mine_cifar10.py').write_text(CODE[3])
+  (tmp_path / 'mine.py').write_text(CODE[4])
+  (tmp_path / 'mine_cifar10.py').write_text(CODE[5])
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(tmp_path)
   assert main.main(['--config=mine_cifar10.py:smoke', '--workdir=run']) == 0

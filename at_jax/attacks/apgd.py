@@ -42,7 +42,7 @@ class State(NamedTuple):
   moved: Array          # how many entries differed from x at the last check
   kappa: Array
   blind: Array          # gradients that were zero in every entry
-  loss_start: Array
+  rose: Array           # whether the loss ever rose above that of the run's start
 
 
 def apgd(
@@ -80,19 +80,21 @@ def apgd(
     loss: `(logits, y) -> f32[B]`, maximised; with `target`, `(logits, y, target) -> f32[B]`. Static.
     target: i32[B], for targeted losses. Success is any misclassification all the same.
     bounds: the smallest and the largest value an input may take; both finite in L1.
-    start: f32[B, ...], begin there instead of at a random point.
-    large_start: L1 only: 30 % of the steps in the ball of 3ε, 30 % in 2ε, the rest in ε.
+    start: f32[B, ...], begin there instead of at a random point; projected into the ball first.
+    large_start: L1 only, for 2 steps or more: 30 % of them in the ball of 3ε, 30 % in 2ε, the rest
+      in ε.
     eot: if above 0, the model is random: `logits_fn(x, key)` is called for every example by itself,
       and gradients are averages over this many calls.
     index: i32[B], what each example folds into `key`; by default its place in the batch.
 
   Returns:
     An `AttackResult`: where it succeeded the latest misclassified iterate, else the iterate of
-    highest loss; `kappa` in 0..num_steps + 1.
+    highest loss; `kappa` in 0..num_steps + 1, with `large_start` 0..num_steps + 3, as each of its
+    three runs takes a gradient more than it has steps.
 
   Raises:
-    ValueError: for an unknown norm, fewer than one step, integer inputs, x and y of different
-      lengths.
+    ValueError: for an unknown norm, fewer than one step, `large_start` in another norm or with one
+      step, integer inputs, x and y of different lengths.
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -110,7 +112,10 @@ def apgd(
       x, y, key, epsilon=epsilon, bounds=bounds, target=target, index=index)
   state = steppers.begin(problem, stepper=attack)
   if start is not None:
-    state = state._replace(x=jnp.clip(jnp.asarray(start, problem.x.dtype), *problem.bounds))
+    start = jnp.asarray(start, problem.x.dtype)
+    widest = problem.epsilon * (3 if large_start else 1)
+    state = state._replace(x=jax.vmap(lambda start, x, radius: _project(
+        start, x, radius, problem.bounds, norm))(start, problem.x, widest))
   state = steppers.resume(steppers.as_partial(logits_fn), problem, state, stepper=attack)
   best = steppers.where(state.found, (state.x_adv, state.loss_adv), (state.x_best, state.loss_best))
   return AttackResult(best[0], state.found, state.kappa, best[1])
@@ -135,7 +140,7 @@ def stepper(
     A `Stepper` of one step a gradient; the same object for the same options.
 
   Raises:
-    ValueError: for an unknown norm or fewer than one step.
+    ValueError: for an unknown norm, fewer than one step, or `large_start` as in `apgd`.
 
   Example:
     >>> stepper(norm='linf', num_steps=100).length
@@ -147,6 +152,8 @@ def stepper(
     raise ValueError(f'norm = {norm!r}: use one of linf, l2, l1')
   if num_steps < 1:
     raise ValueError(f'num_steps = {num_steps}: use a whole number above 0')
+  if large_start and (norm != 'l1' or num_steps < 2):
+    raise ValueError("large_start needs norm='l1' and num_steps of at least 2")
   table = schedule.table(num_steps, norm, large_start)
   check, move = (_check_l1, _move_l1) if norm == 'l1' else (_check, _move)
 
@@ -184,7 +191,7 @@ def _init(x, key, epsilon, bounds, norm) -> State:
       count=jnp.array(0), found=jnp.array(False), x_adv=x, loss_adv=zero, x=start, x_old=start,
       x_best=start, gradient_best=zeros, loss_best=zero, loss_last=zero, loss_checked=zero,
       rises=jnp.array(0), halved=jnp.array(True), step_size=zero, sparsity=zero, moved=zero,
-      kappa=jnp.array(0), blind=jnp.array(0), loss_start=zero)
+      kappa=jnp.array(0), blind=jnp.array(0), rose=jnp.array(False))
 
 
 def _draw(x, key, epsilon, bounds, norm) -> Array:
@@ -221,7 +228,7 @@ def _record(state, stage, x, gradient, value, wrong) -> State:
       loss_last=value,
       kappa=state.kappa + ~wrong,
       blind=state.blind + jnp.all(gradient == 0),
-      loss_start=jnp.where(state.count == 0, value, state.loss_start))
+      rose=state.rose | (~stage.first & (value > state.loss_best)))
 
 
 def _open(state, stage, x, radius, value, norm, large_start) -> State:

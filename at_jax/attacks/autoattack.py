@@ -20,8 +20,11 @@ from at_jax.attacks import ensemble
 from at_jax.attacks import refill
 from at_jax.attacks import saves
 from at_jax.attacks import steppers
+from at_jax.attacks.square import image_shape
 
 Array = jax.Array
+# Folded into an example's key where a random model sees its clean input; runs fold in their number.
+_CLEAN = 2**31 - 1
 
 
 class AutoAttackResult(NamedTuple):
@@ -87,22 +90,25 @@ def autoattack(
   """Robust accuracy by an ensemble: an example is robust if no attack of the version changes its class.
 
   'standard' is APGD on cross-entropy, APGD on targeted DLR and FAB-T against the 9 likeliest other
-  classes, and Square with 5,000 queries; 'plus' adds APGD on DLR and FAB, with 5 restarts; 'rand' is
-  for random models. Each attack starts from the clean input of what is still robust. Examples are
-  attacked in batches of a fixed size; one that falls leaves at once and the next takes its seat. What
-  an example draws depends on `key` and its index alone.
+  classes, and Square with 5,000 queries; in L1 its APGDs begin in the ball of 3ε, with 5 restarts
+  or against 5 classes. 'plus' adds APGD on DLR and FAB, with 5 restarts. 'rand' is for random
+  models: APGD on cross-entropy and on DLR, 20 passes a gradient; one pass at the end decides.
+
+  Each attack starts from the clean input of what is still robust. Examples are attacked in batches
+  of a fixed size; one that falls leaves at once and the next takes its seat. What an example draws
+  depends on `key` and its index alone.
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]; with version='rand' it is called for each example
       by itself as `logits_fn(x, key)`.
-    x: f32[N, ...], inputs within `bounds`; images [N, H, W, C] for Square.
+    x: f32[N, ...], inputs within `bounds`; for Square [N, H, W, C], [N, H, W] or [N, D].
     y: i32[N], true classes.
     key: a PRNG key.
     epsilon: radius, a number or f32[N].
     norm: 'linf', 'l2' or 'l1'.
     version: 'standard', 'plus' or 'rand'.
     attacks: names of attacks to run instead of the version's: apgd-ce, apgd-dlr, apgd-t, fab, fab-t,
-      square.
+      square; each once.
     batch_size: how many examples are attacked side by side.
     bounds: the smallest and the largest value an input may take.
     index: i32[N], what each example folds into `key`; by default its place in x.
@@ -114,7 +120,8 @@ def autoattack(
       logits_fn confirms is counted.
     devices: over which the examples of a batch are spread, its size rounded up to a multiple of
       their number; by default all of this process. With one, arrays stay where they are.
-    state_path: a file to write the state to. If it exists the evaluation goes on from it.
+    state_path: a file to write the state to. If it exists the evaluation goes on from it, with the
+      same batch size as rounded up: a multiple of both numbers of devices lets their number change.
     save_every: seconds between writes.
     progress: called with a `Progress` after every compiled call.
 
@@ -122,8 +129,11 @@ def autoattack(
     An `AutoAttackResult` of numpy arrays.
 
   Raises:
-    ValueError: for an unknown norm, version or attack, no examples, integer inputs, x and y of
-      different lengths, or a state file of another evaluation.
+    ValueError: for an unknown norm or version, an attack that is unknown or named twice, a batch
+      size below 1, no examples, integer inputs, inputs beyond the bounds or of a shape that Square
+      cannot take, x and y of different lengths, `search_fn` with version='rand', or a state file
+      of another evaluation.
+    zipfile.BadZipFile: for a damaged state file.
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -138,8 +148,7 @@ def autoattack(
   """
   names = ensemble.choose(attacks, version, norm)
   problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds)
-  if not len(problem.x):
-    raise ValueError('x has no examples')
+  _check(problem, names, bounds, batch_size)
   devices = tuple(devices or jax.local_devices())
   batch_size = devices_lib.round_up(min(batch_size, len(problem.x)), devices)
   index = np.arange(len(problem.x)) if index is None else np.asarray(index)
@@ -147,20 +156,26 @@ def autoattack(
   if random and search_fn is not None:
     raise ValueError("search_fn needs a model whose answers are final: leave it out with "
                      "version='rand'")
+  apart = () if search_fn is None else ('search_fn',)
   verify_fn = steppers.as_partial(logits_fn)
   search_fn = verify_fn if search_fn is None else steppers.as_partial(search_fn)
-  plain_fn = jax.tree_util.Partial(_one_draw, verify_fn, key) if random else verify_fn
+  ask = functools.partial(_in_batches, verify_fn, index, key, batch_size=batch_size,
+                          devices=devices, random=random)
 
-  logits = _in_batches(plain_fn, problem.x, batch_size, devices)
+  logits = ask(problem.x)
   clean = np.asarray(steppers.is_correct(jnp.asarray(logits), problem.y))
-  notes = checks.check_classes(logits.shape[1], names)
-  notes += _doubts(plain_fn, problem, batch_size, random)
+  notes = checks.check_classes(logits.shape[1], names, ensemble.aims(norm, version))
+  if random:
+    notes += checks.check_outputs(logits, y)
+  else:  # not compiled: what Python or NumPy draw would be drawn once and be part of the program
+    notes += checks.check_model(logits_fn, problem.x[:batch_size], problem.y[:batch_size])
   passes = ensemble.plan(names, norm, version, logits.shape[1], num_steps, num_queries)
   # The likeliest other classes first, as the clean input sees them.
   targets = np.argsort(-logits, axis=1, kind='stable')[:, min(1, logits.shape[1] - 1):]
   work = refill.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
                      problem.epsilon, problem.bounds)
-  mark = saves.mark(work, clean, (names, norm, version, batch_size, num_steps, num_queries, cascade))
+  mark = saves.mark(work, clean, (names, norm, version, batch_size, num_steps, num_queries, cascade,
+                                  *apart))
   record, seats, items = saves.reopen(state_path, mark, clean, np.asarray(problem.x), len(names))
   save = saves.saver(state_path, mark, save_every)
   for number, one in enumerate(passes):
@@ -175,9 +190,9 @@ def autoattack(
     if seats is not None:
       seats = refill.restore(work, seats, stepper=one.stepper)
     began, spent = time.monotonic(), record.seconds[row]
-    for seats in refill.drain(search_fn, None if random else verify_fn, work, items, fell, record.x,
-                              record.signs[row], stepper=one.stepper, batch_size=batch_size,
-                              devices=devices, seats=seats):
+    for seats in refill.drain(search_fn, verify_fn, work, items, fell, record.x, record.signs[row],
+                              stepper=one.stepper, batch_size=batch_size, devices=devices,
+                              seats=seats, random=random):
       record.seconds[row] = spent + time.monotonic() - began
       save(record, seats, items)
       if progress is not None:
@@ -187,41 +202,52 @@ def autoattack(
     record.verdicts[row] = ~fell
     record, seats, items = record._replace(passed=number + 1), None, None
     save(record, seats, items)
-  notes += checks.check_end(_in_batches(plain_fn, record.x, batch_size, devices),
-                            clean & ~record.verdicts.all(axis=0))
+  notes += checks.check_end(ask(record.x), clean & ~record.verdicts.all(axis=0))
   return _conclude(record, clean, names, cascade, notes)
 
 
-def _one_draw(logits_fn, key, x):
-  keys = jax.random.split(key, len(x))
-  return jax.vmap(lambda x, key: logits_fn(x[None], key)[0])(x, keys)
+def _check(problem, names, bounds, batch_size) -> None:
+  """Raises for what would go wrong without a word, or only after hours."""
+  x, (low, high) = problem.x, bounds
+  if not len(x):
+    raise ValueError('x has no examples')
+  if batch_size < 1:
+    raise ValueError(f'batch_size = {batch_size}: use a whole number above 0')
+  if 'square' in names:
+    image_shape(x.shape[1:])
+  # What only rounding took out is let through; attacks clip it.
+  slack = lambda bound: 1e-5 * (1 + abs(bound))
+  if bool(((x < low - slack(low)) | (x > high + slack(high))).any()):
+    raise ValueError(f'x reaches from {float(x.min()):.3g} to {float(x.max()):.3g}, beyond '
+                     f'{low:g}..{high:g}: give bounds=, or normalise inside logits_fn')
 
 
-@jax.jit
-def _call(logits_fn, x):
-  return logits_fn(x)
+@functools.partial(jax.jit, static_argnames='random')
+def _call(logits_fn, x, index, key, *, random):
+  if not random:
+    return logits_fn(x)
+  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), _CLEAN))(index)
+  return steppers.one_by_one(logits_fn, x, keys)
 
 
-def _in_batches(logits_fn, x: Array, batch_size: int, devices) -> np.ndarray:
+def _in_batches(logits_fn, index, key, x, *, batch_size: int, devices, random: bool) -> np.ndarray:
   """Logits of all examples, the last batch filled up so that one program serves."""
-  logits_fn, x = devices_lib.copy(logits_fn, devices), np.asarray(x)
+  (logits_fn, key), x = devices_lib.copy((logits_fn, key), devices), np.asarray(x)
   starts = range(0, len(x), batch_size)
   rows = [np.minimum(np.arange(start, start + batch_size), len(x) - 1) for start in starts]
-  batches = [devices_lib.spread(x[row], devices) for row in rows]
-  return np.concatenate([np.asarray(_call(logits_fn, batch)) for batch in batches])[:len(x)]
-
-
-def _doubts(logits_fn, problem, batch_size, random) -> tuple[str, ...]:
-  if random:
-    return ()
-  call = functools.partial(_call, logits_fn)
-  return checks.check_model(call, problem.x[:batch_size], problem.y[:batch_size])
+  batches = [devices_lib.spread((x[row], index[row]), devices) for row in rows]
+  return np.concatenate([np.asarray(_call(logits_fn, *batch, key, random=random))
+                         for batch in batches])[:len(x)]
 
 
 def _conclude(record, clean, names, cascade, notes) -> AutoAttackResult:
   robust = clean & record.verdicts.all(axis=0)
-  if cascade:
-    notes += checks.check_square({n: v.mean() for n, v in zip(names, record.verdicts, strict=True)})
+  # Where every attack had all examples, Square is compared with all others, not just those before.
+  told, standing = {}, clean
+  for name in names if cascade else sorted(names, key=lambda name: name == 'square'):
+    standing = standing & record.verdicts[names.index(name)]
+    told[name] = standing.mean()
+  notes += checks.check_square(told)
   for name, (attacked, blind, rose) in zip(names, record.signs, strict=True):
     notes += checks.check_gradients(
         name, int(attacked.sum()), int(blind.sum()), int((attacked & ~rose).sum()), names)

@@ -38,27 +38,50 @@ def check_model(logits_fn, x: Array, y: Array) -> tuple[str, ...]:
   non-finite and saturated outputs: ours.
   """
   passes = np.stack([np.asarray(logits_fn(x), np.float64) for _ in range(5)])
-  logits, warnings = passes[0], []
-  broken = ~np.isfinite(logits).all(axis=-1)
-  if broken.any():
-    warnings.append(f'{broken.sum()} of {len(broken)} clean inputs give logits that are not finite; '
+  logits = passes[0]
+  warnings, keep = check_outputs(logits, y), np.isfinite(logits).all(axis=-1)
+  if not keep.any():
+    return warnings
+  # A random model's outputs differ in any company.
+  random = _randomness(passes[:, keep], np.asarray(y)[keep])
+  return warnings + tuple(random or _batch_dependence(logits_fn, x, logits, keep))
+
+
+def check_outputs(logits: np.ndarray, y: Array) -> tuple[str, ...]:
+  """The part of `check_model` that one pass is enough for, so that it serves random models too.
+
+  Args:
+    logits: f32[B, C], of clean inputs.
+    y: i32[B].
+
+  Returns:
+    Warnings; none if nothing is odd.
+
+  Example:
+    >>> print(*check_outputs(np.array([[np.nan, 1.], [0., 1.5]]), np.array([1, 1])))
+    1 of 2 clean inputs give logits that are not finite; they count as misclassified
+
+  Source: as `check_model`.
+  """
+  logits, y = np.asarray(logits, np.float64), np.asarray(y)
+  keep, warnings = np.isfinite(logits).all(axis=-1), []
+  if not keep.all():
+    warnings.append(f'{(~keep).sum()} of {len(keep)} clean inputs give logits that are not finite; '
                     'they count as misclassified')
-  if not broken.all():
-    keep = ~broken
-    # A random model's outputs differ in any company.
-    random = _randomness(passes[:, keep], np.asarray(y)[keep])
-    warnings += random or _batch_dependence(logits_fn, x, logits, keep)
-    warnings += _probabilities(logits[keep])
-    warnings += _saturation(logits[keep], np.asarray(y)[keep])
+  if keep.any():
+    warnings += _probabilities(logits[keep]) + _saturation(logits[keep], y[keep])
   return tuple(warnings)
 
 
-def check_classes(num_classes: int, attacks: tuple[str, ...]) -> tuple[str, ...]:
+def check_classes(
+    num_classes: int, attacks: tuple[str, ...], aims: int = 9
+) -> tuple[str, ...]:
   """Says what few classes change.
 
   Args:
     num_classes: C.
     attacks: names of components.
+    aims: how many targets apgd-t has where there are classes enough; fab-t has 9.
 
   Returns:
     Warnings.
@@ -72,8 +95,8 @@ def check_classes(num_classes: int, attacks: tuple[str, ...]) -> tuple[str, ...]
   warnings = []
   if num_classes < 3 and 'apgd-dlr' in attacks:
     warnings.append(f'{num_classes} classes: apgd-dlr maximises the margin, DLR needs 3')
-  for name in ('apgd-t', 'fab-t'):
-    if name in attacks and num_classes < 10:
+  for name, most in (('apgd-t', aims), ('fab-t', 9)):
+    if name in attacks and num_classes - 1 < most:
       warnings.append(f'{num_classes} classes: {name} aims at the other {num_classes - 1} only')
   if num_classes < 4 and 'apgd-t' in attacks:
     warnings.append(f'{num_classes} classes: apgd-t maximises z_t - z_y, not targeted DLR')
@@ -147,10 +170,11 @@ def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:
 
   Source: AutoAttack's authors' checks.
   """
-  before = [value for name, value in accuracy.items() if name != 'square']
-  if 'square' not in accuracy or not before:
+  names = list(accuracy)
+  before = names[:names.index('square')] if 'square' in names else []
+  if not before:
     return ()
-  gain = min(before) - accuracy['square']
+  gain = accuracy[before[-1]] - accuracy['square']
   if gain <= _SQUARE_MARGIN:
     return ()
   return (f'square took {100 * gain:.1f} % that the gradients did not find: are they masked? '
@@ -178,10 +202,16 @@ def _saturation(logits: np.ndarray, y: np.ndarray) -> list[str]:
   lead = logits[np.arange(len(y)), y] - others
   # exp(-88) is the smallest normal float32: beyond it the gradient of cross-entropy is zero.
   dead, spread = np.mean(lead > 88), logits.max(axis=-1) - logits.min(axis=-1)
-  warnings = []
+  # From log(2^24) on the true class's probability rounds to 1, and the part of the gradient that
+  # pulls away from it to zero. A few such inputs are ordinary, and attacks without a scale find
+  # what there is; where most are such, it is the scale of the model.
+  deaf, warnings = np.mean(lead > 24 * np.log(2)), []
   if dead > _SHARE:
     warnings.append(f'logits lead by more than 88 on {100 * dead:.1f} % of inputs: cross-entropy has '
                     'no gradient there; add apgd-dlr or apgd-t, whose loss has no scale')
+  elif deaf > .5:
+    warnings.append(f'logits lead by more than 16.6 on {100 * deaf:.1f} % of inputs: cross-entropy '
+                    'has no pull away from the true class there; trust apgd-dlr and apgd-t')
   if np.median(spread) < 1e-5:
     warnings.append('logits differ by less than 1e-5: gradients are lost to rounding; scale them '
                     'up, or add square')

@@ -57,10 +57,11 @@ def pgd(
 ) -> AttackResult:
   """Projected gradient descent: x ← P(x + α · ascend(∇ loss(f(x), y))), `num_steps` times.
 
-  P projects onto the ball of radius ε around the input, then clips to `bounds`; ascend is the sign in
-  L∞ and the normalised gradient in L2. The last iterate is returned. Compiles by itself and composes
-  inside the caller's jit, vmap, scan and pmap. Each example is attacked on its own: what it draws
-  depends on `key` and its `index` alone, not on the batch around it.
+  P projects onto the ball of radius ε around the input, then clips to `bounds`, in L1 onto both at
+  once; ascend is the sign in L∞, the normalised gradient in L2, and in L1 the sign of the largest
+  entry that still has room within the bounds. The last iterate is returned. Compiles by itself and
+  composes inside the caller's jit, vmap, scan and pmap. Each example is attacked on its own: what it
+  draws depends on `key` and its `index` alone, not on the batch around it.
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]. To attack many parameter values without compiling
@@ -71,7 +72,7 @@ def pgd(
     epsilon: radius, a number or f32[B], in units of x (8/255). Traced.
     step_size: α, a number or f32[B], in units of x. Traced.
     num_steps: at least 1. Static.
-    norm: the name of a ball in `at_jax.attacks.balls`: 'linf' or 'l2'. Static.
+    norm: the name of a ball in `at_jax.attacks.balls`: 'linf', 'l2' or 'l1'. Static.
     loss: `(logits, y, *loss_args) -> f32[B]`, what is maximised (targeted: minimised). Static.
     loss_args: arrays that `loss` takes besides, one row an example (the clean logits, for TRADES).
       Traced; no gradient is taken with respect to them.
@@ -214,6 +215,10 @@ class _State(NamedTuple):
 
 
 def _into(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array]) -> Array:
+  if norm == 'l1':  # clipping afterwards would leave most of the ball's radius unused
+    low, high = bounds
+    project = lambda delta, x, epsilon: balls.project_l1_box(delta, epsilon, low - x, high - x)
+    return jnp.clip(x + jax.vmap(project)(moved - x, x, epsilon), low, high)
   # Clipping after the projection keeps a point in the ball, since x itself is within the bounds.
   return jnp.clip(x + jax.vmap(getattr(balls, norm).project)(moved - x, epsilon), *bounds)
 
@@ -246,6 +251,10 @@ def _advance(
     velocity = state.velocity
     if velocity is not None:
       velocity = gradient = momentum * velocity + jax.vmap(_unit_l1)(gradient)
+    if norm == 'l1':  # one entry moves: one that can, by more than the bounds' rounding
+      slack = 4 * jnp.finfo(x.dtype).eps * (jnp.abs(x) + jnp.abs(state.x))
+      room = jnp.where(gradient > 0, bounds[1] - state.x, state.x - bounds[0])
+      gradient = jnp.where(room > slack, gradient, 0)
     direction = jax.vmap(getattr(balls, norm).ascend)(gradient)
     moved = _into(norm, state.x + _per_example(step_size, x) * direction, x, epsilon, bounds)
     left = state.left

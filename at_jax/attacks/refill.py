@@ -61,7 +61,7 @@ class Seats(NamedTuple):
 
 def drain(
     search_fn: jax.tree_util.Partial,
-    verify_fn: jax.tree_util.Partial | None,
+    verify_fn: jax.tree_util.Partial,
     work: Work,
     items: np.ndarray,
     fell: np.ndarray,
@@ -72,12 +72,16 @@ def drain(
     batch_size: int,
     devices: Sequence[jax.Device],
     seats: Seats | None = None,
+    random: bool = False,
 ) -> Iterator[Seats]:
   """Attacks every item; an example falls when `verify_fn` too misclassifies what was found.
 
+  A random model errs now and then on any point, so one unlucky pass among a hundred is no success:
+  there every run goes to its end, and one pass more, with a key that no step had, decides.
+
   Args:
     search_fn: the model that is searched on.
-    verify_fn: the model that decides; None to believe the search.
+    verify_fn: the model that decides.
     work: the examples.
     items: i64[M, 2], pairs of example and run, in this order. Runs of one example may sit side by
       side; all leave when it falls.
@@ -88,11 +92,14 @@ def drain(
     batch_size: B, a multiple of the number of devices.
     devices: that the seats are divided among.
     seats: where to go on, as yielded before; None to begin.
+    random: whether the model is, and takes an example and a key; asked at the end of a run, it is
+      asked about the latest misclassified iterate, or about the input if there was none.
 
   Yields:
     The `Seats` after every call of the compiled program, when `fell` and `x_adv` are up to date.
 
-  Source: ours; the batching is that of serving engines.
+  Source: ours, the batching being that of serving engines; random models: the code of AutoAttack's
+  authors.
   """
   num_steps, advance = steps_at_once(stepper), _advance(stepper.differentiates)
   work, search_fn, verify_fn = devices_lib.copy((work, search_fn, verify_fn), devices)
@@ -113,11 +120,10 @@ def drain(
     state = advance(search_fn, problem, state, stepper=stepper, num_steps=num_steps)
     found, count = jax.device_get((state.found, state.count))
     occupied = example >= 0
-    claimed = found & occupied
+    claimed = occupied & (count >= stepper.length if random else found)
     if claimed.any():
-      confirmed = claimed
-      if verify_fn is not None:
-        confirmed = claimed & np.asarray(_is_wrong(verify_fn, state.x_adv, problem.y))
+      draw = stepper.length if random else None  # the steps fold in their count, 0..length - 1
+      confirmed = claimed & np.asarray(_is_wrong(verify_fn, state.x_adv, problem, draw=draw))
       if confirmed.any():
         x_adv[example[confirmed]] = np.asarray(state.x_adv)[confirmed]
         fell[example[confirmed]] = True
@@ -204,9 +210,12 @@ def _admit(work: Work, example, run, fresh, empty, state, *, stepper):
   return problem, state._replace(count=jnp.where(empty, stepper.length, state.count))
 
 
-@jax.jit
-def _is_wrong(logits_fn, x, y):
-  return ~steppers.is_correct(logits_fn(x), y)
+@functools.partial(jax.jit, static_argnames='draw')
+def _is_wrong(logits_fn, x, problem, *, draw):
+  if draw is None:
+    return ~steppers.is_correct(logits_fn(x), problem.y)
+  keys = jax.vmap(lambda key: jax.random.fold_in(key, draw))(problem.key)
+  return ~steppers.is_correct(steppers.one_by_one(logits_fn, x, keys), problem.y)
 
 
 def _reject(state: Any, rejected: np.ndarray) -> Any:
@@ -225,10 +234,5 @@ def _note(signs: np.ndarray, state: Any, example: np.ndarray, leaves: np.ndarray
   signs[0, example[leaves]] = True
   if hasattr(state, 'blind'):
     signs[1, example[leaves & (np.asarray(state.blind) > 0)]] = True
-  rose = fell[example]
-  if hasattr(state, 'loss_start'):
-    best, start = jax.device_get((state.loss_best, state.loss_start))
-    rose = rose | (best > start)
-  else:
-    rose = np.ones_like(rose)
+  rose = fell[example] | np.asarray(getattr(state, 'rose', True))
   signs[2, example[leaves & rose]] = True

@@ -5,6 +5,7 @@ import os
 import pathlib
 import time
 from typing import NamedTuple
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,8 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray] | None:
     The arrays, or None if there is no such file.
 
   Raises:
-    zipfile.BadZipFile: if a byte of it has changed: the format carries checksums.
+    zipfile.BadZipFile: if a byte of it has changed, which the format's checksums tell, or it is not
+      such a file at all.
 
   Example:
     >>> print(load('/nowhere/state.npz'))
@@ -58,8 +60,11 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray] | None:
   """
   if not pathlib.Path(path).exists():
     return None
-  with np.load(path, allow_pickle=False) as file:
-    return {name: file[name] for name in file.files}
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return {name: file[name] for name in file.files}
+  except (ValueError, EOFError, AttributeError, TypeError) as error:  # garbage, nothing, an .npy
+    raise zipfile.BadZipFile(f'{path} is damaged') from error
 
 
 class OtherEvaluation(ValueError):
@@ -91,6 +96,7 @@ def reopen(path, mark, clean, x, num_attacks):
 
   Raises:
     OtherEvaluation: if the file has another mark.
+    zipfile.BadZipFile: if it is damaged, or not all of its arrays are there.
 
   Source: ours.
   """
@@ -100,14 +106,18 @@ def reopen(path, mark, clean, x, num_attacks):
   saved = None if path is None else load(path)
   if saved is None:
     return record, None, None
-  if str(saved['mark']) != mark:
-    raise OtherEvaluation(f'{path} is the state of another evaluation: remove it or use another path')
-  record = Record(*(saved[name] for name in Record._fields))._replace(passed=int(saved['passed']))
-  if 'items' not in saved:
-    return record, None, None
-  leaves = [saved[f'leaf{i}'] for i in range(sum(name.startswith('leaf') for name in saved))]
-  seats = refill.Seats(saved['example'], saved['run'], leaves, int(saved['taken']))
-  return record, seats, saved['items']
+  try:
+    if str(saved['mark']) != mark:
+      raise OtherEvaluation(
+          f'{path} is the state of another evaluation: remove it or use another path')
+    record = Record(*(saved[name] for name in Record._fields))._replace(passed=int(saved['passed']))
+    if 'items' not in saved:
+      return record, None, None
+    leaves = [saved[f'leaf{i}'] for i in range(sum(name.startswith('leaf') for name in saved))]
+    seats = refill.Seats(saved['example'], saved['run'], leaves, int(saved['taken']))
+    return record, seats, saved['items']
+  except KeyError as error:
+    raise zipfile.BadZipFile(f'{path} is damaged: {error} is missing') from error
 
 
 def saver(path, mark, save_every):

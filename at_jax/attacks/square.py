@@ -45,13 +45,15 @@ def square(
   In L∞ it starts from vertical stripes of ±ε and adds ±2ε to each channel of a square; in L2 and
   L1 it starts from a tiling and moves norm between two windows (`windows.move`). A proposal,
   projected into the ball and the bounds, is kept if the margin rises or the example is
-  misclassified, which ends its search. The side of the squares is √(p · H · W), p falling from `p_init` as queries go by. Every example draws its own squares, from
-  every position. Composes inside the caller's jit, vmap and pmap.
+  misclassified, which ends its search. The side of the squares is √(p · H · W), p falling from
+  `p_init` as queries go by. Every example draws its own squares, from every position. Composes
+  inside the caller's jit, vmap and pmap.
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]; no gradient is asked for.
-    x: f32[B, H, W, C] or f32[B, H, W], images within `bounds`; f32[B, D] is taken as one row. In
-      images that are not square a window is cut at the shorter side.
+    x: f32[B, H, W, C] or f32[B, H, W], images within `bounds`; f32[B, D] is taken as one row. Where
+      H and W differ, no window is longer than the shorter in L2 and L1; in L∞ each of its sides is
+      cut at the image's own (the reference cuts both at the shorter).
     y: i32[B], true classes.
     key: a PRNG key.
     epsilon: radius, a number or f32[B]. Traced.
@@ -129,8 +131,10 @@ def stepper(*, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8) 
     x = jax.vmap(propose)(state.x_adv, problem.x, problem.key, problem.epsilon, state.count)
     logits = logits_fn(x)
     margin, wrong = losses.margin(logits, problem.y), ~steppers.is_correct(logits, problem.y)
-    better = (state.count == 0) | (margin > state.margin) | wrong
-    moved = State(state.count + 1, wrong, steppers.where(better, x, state.x_adv),
+    # The best point is wrong already only where a verifying model did not agree: there the next
+    # must be further out, or a search that accepts every wrong point would wander.
+    better = (state.count == 0) | (margin > state.margin) | (wrong & ~(state.margin > 0))
+    moved = State(state.count + 1, wrong & better, steppers.where(better, x, state.x_adv),
                   jnp.where(better, margin, state.margin))
     return steppers.where(state.found, state, moved)
 

@@ -20,7 +20,7 @@ LogitsFn = Callable[..., Array]
 
 
 class Problem(NamedTuple):
-  """What is attacked; every field has the batch as its first axis.
+  """What is attacked; every field but `bounds` has the batch as its first axis.
 
   Attributes:
     x: f32[B, ...], inputs within the bounds.
@@ -45,7 +45,8 @@ class Stepper(NamedTuple):
     init: `Problem -> state`, without calling the model. A state is a NamedTuple whose leaves have the
       batch first, among them `count` i32[B], steps done; `found` bool[B], an adversarial example
       within ε is in hand; and `x_adv` f32[B, ...], that example where found.
-    step: `(logits_fn, Problem, state) -> state`; leaves examples alone that have `length` steps.
+    step: `(logits_fn, Problem, state) -> state`; it may do anything to an example that has `length`
+      steps, as `take_steps` keeps that one as it was.
     length: the steps an example needs.
     differentiates: whether a step takes a gradient of the model; if not, steps may be looped over on
       any backend.
@@ -127,6 +128,27 @@ def as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
   if isinstance(logits_fn, jax.tree_util.Partial):
     return logits_fn
   return jax.tree_util.Partial(logits_fn)
+
+
+def one_by_one(logits_fn: LogitsFn, x: Array, keys: Array) -> Array:
+  """One pass of a random model, called for every example by itself with a key of its own.
+
+  Args:
+    logits_fn: from f32[1, ...] and a key to logits f32[1, C].
+    x: f32[B, ...].
+    keys: B PRNG keys.
+
+  Returns:
+    f32[B, C].
+
+  Example:
+    >>> noisy = lambda x, key: x + jax.random.normal(key, x.shape)
+    >>> one_by_one(noisy, jnp.zeros((2, 3)), jax.random.split(jax.random.key(0))).shape
+    (2, 3)
+
+  Source: ours.
+  """
+  return jax.vmap(lambda x, key: logits_fn(x[None], key)[0])(x, keys)
 
 
 def is_correct(logits: Array, y: Array) -> Array:

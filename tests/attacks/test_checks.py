@@ -37,7 +37,8 @@ def test_one_example_of_any_shape(shape):
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
 def test_epsilon_zero_leaves_everything_as_it_is(norm):
   logits_fn, x, y = network()
-  result = run(logits_fn, x, y, epsilon=0., norm=norm, names=('apgd-ce', 'fab-t', 'square'))
+  result = run(logits_fn, x, y, epsilon=0., norm=norm, names=('apgd-ce', 'fab-t', 'square'),
+               batch_size=5)  # as in test_autoattack.py, so that it is compiled already
   assert result.robust.all()
   np.testing.assert_array_equal(result.x, x)
 
@@ -96,6 +97,32 @@ def test_checks_name_what_is_wrong():
   draws = iter(jax.random.split(KEY, 9))
   noisy = lambda x: logits_fn(x) + jax.random.normal(next(draws), (12, 5))
   assert 'random' in check(noisy, x, y)[0]
+  # Compiled, this would be drawn once; the driver must see it all the same.
+  impure = lambda x: logits_fn(x) + np.random.default_rng().normal(size=5).astype(np.float32)
+  assert 'the model is random' in ' '.join(run(impure, x, y, names=('square',)).warnings)
+
+
+def test_a_lead_that_drowns_the_true_class_s_gradient_is_said_where_it_is_the_rule():
+  # 1 - softmax is the slope at the true class, and is 0 in float32 from a lead of log(2^24) on.
+  slope = lambda lead: jax.grad(lambda z: attacks.losses.cross_entropy(
+      z, jnp.array([0]))[0])(jnp.array([[lead, 0.]]))[0, 0]
+  assert slope(16.3) < 0 == slope(16.9)
+  leads = lambda share: np.where(np.arange(100) < share, 20., 3.)[:, None] * np.array([1., 0.])
+  check = lambda share: attacks.checks.check_outputs(leads(share), np.zeros(100, int))
+  assert 'no pull' in check(60)[0] and '60.0 %' in check(60)[0]
+  assert check(30) == ()  # confident examples are ordinary
+
+
+def test_few_classes_are_said_where_there_are_fewer_than_targets():
+  check = attacks.checks.check_classes
+  assert len(check(8, ('apgd-t', 'fab-t'))) == 2 and check(10, ('apgd-t', 'fab-t')) == ()
+  assert check(8, ('apgd-t',), aims=5) == ()  # as in L1
+
+
+def test_square_is_compared_with_what_ran_before_it():
+  check = attacks.checks.check_square
+  assert '10.0 %' in check({'apgd-ce': .6, 'square': .5, 'fab-t': .5})[0]
+  assert check({'square': .5, 'apgd-ce': .4}) == check({'apgd-ce': .5, 'square': .499}) == ()
 
 
 def test_masked_gradients_are_noticed():
@@ -105,6 +132,9 @@ def test_masked_gradients_are_noticed():
                               attacks=('apgd-ce', 'square'), **QUICK)
   text = ' '.join(result.warnings)
   assert 'apgd-ce: zero gradients on 100.0 % of examples' in text and 'square took' in text
+  apart = attacks.autoattack(hidden, x, jnp.argmax(hidden(x), -1), KEY, epsilon=.15, cascade=False,
+                             attacks=('square', 'apgd-ce'), **QUICK)
+  assert 'square took' in ' '.join(apart.warnings)
 
 
 def test_a_gradient_that_vanishes_only_on_the_way_is_noticed():
@@ -133,3 +163,9 @@ def test_a_loss_that_never_rises_is_noticed():
   assert 'apgd-ce: the loss never rose on' in ' '.join(result.warnings)
   honest = run(logits_fn, x, y, epsilon=.02, names=('apgd-ce',))
   assert not any('rose' in line for line in honest.warnings)
+  # In L1 the search begins in the ball of 3ε, where this loss is higher than it can be within ε.
+  slope = jax.random.normal(KEY, x.shape[1:])
+  far = lambda x: jnp.sum(5 * jnp.abs(x - .5) + slope * x, axis=(1, 2, 3)) - 10
+  result = run(lambda x: jnp.stack([0 * far(x), far(x)], 1), jnp.full_like(x, .5), 0 * y,
+               epsilon=.3, norm='l1', names=('apgd-ce',), num_steps=20)
+  assert result.robust.all() and not any('rose' in line for line in result.warnings)

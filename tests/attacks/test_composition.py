@@ -24,6 +24,7 @@ SHORT = {
 }
 
 
+@functools.cache
 def network():
   random = np.random.RandomState(4)
   w1, w2 = (jnp.asarray(random.randn(*s), jnp.float32) for s in ((6, 8), (8, 4)))
@@ -93,6 +94,19 @@ def test_large_start_ends_in_the_ball():
   logits_fn, x, y = network()
   result = attacks.apgd(logits_fn, x, y, KEY, epsilon=.3, norm='l1', large_start=True, num_steps=20)
   assert np.abs(result.x - x).sum((1, 2)).max() <= .3 * (1 + 1e-5)
+  for options in (dict(norm='l1', num_steps=1), dict(norm='l2')):
+    with pytest.raises(ValueError, match='large_start needs'):
+      attacks.apgd(logits_fn, x, y, KEY, epsilon=.3, large_start=True, **options)
+
+
+@pytest.mark.parametrize('norm, order', [('linf', np.inf), ('l1', 1)])
+def test_a_start_outside_the_ball_is_projected_into_it(norm, order):
+  logits_fn, x, y = network()
+  wrong = (y + 1) % 4  # so that the start itself is a success, and is what comes back
+  result = attacks.apgd(logits_fn, x, wrong, KEY, epsilon=.01, norm=norm, num_steps=1, start=0 * x)
+  assert result.success.all()
+  size = np.linalg.norm((result.x - x).reshape(len(x), -1), order, axis=1)
+  np.testing.assert_array_less(size, .01 * (1 + 1e-4))
 
 
 @pytest.mark.parametrize('name', SHORT)

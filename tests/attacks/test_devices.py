@@ -57,7 +57,7 @@ def shares(dtype):
                      (0., 1.))
   items = np.array([(i, 0) for i in range(12)])
   calls = refill.drain(
-      steppers.as_partial(logits_fn), None, work, items, np.zeros(12, bool), np.array(x),
+      *2 * [steppers.as_partial(logits_fn)], work, items, np.zeros(12, bool), np.array(x),
       np.zeros((3, 12), bool), stepper=apgd_stepper(norm='linf', num_steps=4), batch_size=8,
       devices=jax.local_devices())
   return [[shard.data.shape[0] for shard in seats.state.x.addressable_shards] for seats in calls]

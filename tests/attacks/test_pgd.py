@@ -51,6 +51,27 @@ def test_l2_on_a_linear_model_is_the_closed_form(weights):
   np.testing.assert_allclose(result.x, x - .2 * weights / jnp.linalg.norm(weights), atol=1e-5)
 
 
+def test_l1_on_a_linear_model_comes_close_to_the_closed_form(monkeypatch):
+  monkeypatch.setattr(loops, 'writes_out', lambda: False)  # compiles sooner
+  # Within the ball and the bounds the maximum fills the entries of largest |w| one after the other.
+  w = np.random.default_rng(1).normal(size=20).astype(np.float32)
+  x = np.random.default_rng(2).uniform(size=(3, 20)).astype(np.float32)
+  order = np.argsort(-np.abs(w))
+  room = np.where(w > 0, x, 1 - x)[:, order]
+  moved = np.clip(3 - np.cumsum(room, axis=1) + room, 0, room)
+  expected, model = moved @ np.abs(w[order]), functools.partial(linear, w)
+  for random_start, share in ((False, .99), (True, .6)):
+    result = attacks.pgd(model, x, jnp.ones(3, int), jax.random.key(0), epsilon=3., step_size=.25,
+                         num_steps=100, norm='l1', random_start=random_start)
+    delta = np.asarray(result.x) - x
+    np.testing.assert_allclose(np.abs(delta).sum(axis=1), 3, rtol=1e-5)
+    assert (-delta @ w > share * expected).all() and (-delta @ w <= expected * (1 + 1e-5)).all()
+    assert result.x.min() >= 0 and result.x.max() <= 1
+  # One step of FGSM fills the first of them.
+  result = attacks.fgsm(model, x, jnp.ones(3, int), epsilon=3., norm='l1')
+  np.testing.assert_allclose((x - result.x) @ w, room[:, 0] * np.abs(w[order[0]]), rtol=1e-5)
+
+
 def test_fgsm_is_one_step_of_epsilon_from_the_input(weights):
   x = jax.random.uniform(jax.random.key(2), (5, 4, 3, 2), minval=.3, maxval=.7)
   result = attacks.fgsm(functools.partial(linear, weights), x, jnp.ones(5, int), epsilon=.1)
@@ -158,12 +179,14 @@ def test_kappa_is_that_of_a_slow_loop():
   epsilon, alpha, steps = .3, .04, 12
   result = attacks.pgd(quadratic, x, y, jax.random.key(0), epsilon=epsilon, step_size=alpha,
                        num_steps=steps, random_start=False)
-  gradient = jax.grad(lambda p, t: attacks.losses.cross_entropy(quadratic(p[None]), t[None])[0])
+  gradient = jax.jit(jax.grad(
+      lambda p, t: attacks.losses.cross_entropy(quadratic(p[None]), t[None])[0]))
+  predict = jax.jit(lambda p: jnp.argmax(quadratic(p[None])[0]))
   kappa = []
   for original, label in zip(x, y, strict=True):
     point, count = original, 0
     for _ in range(steps):  # correct before the step counts, as in the released GAIRAT code
-      count += int(jnp.argmax(quadratic(point[None])[0]) == label)
+      count += int(predict(point) == label)
       point = point + alpha * np.sign(gradient(point, label))
       point = np.clip(np.clip(point, original - epsilon, original + epsilon), 0, 1)
     kappa.append(count)
