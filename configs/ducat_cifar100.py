@@ -1,15 +1,12 @@
 """DUCAT with PGD-AT on CIFAR-100, L∞ 8/255.
 
   python -m at_jax.main --config=configs/ducat_cifar100.py
-  python -m at_jax.main --config=configs/ducat_cifar100.py:small   under 15 minutes on two cores
+  python -m at_jax.main --config=configs/ducat_cifar100.py:small   minutes on two cores
 
 Source: Wang et al., DUCAT, arXiv 2410.12671, and its released code; settings as ducat_cifar10.py.
 Its CIFAR-100 table could not be read, so there is no published number here. The small form (ours) is
 a narrow network for few epochs: it shows the method at work, not what it can reach.
-Measured, small form, n = 2,000, seed 0, two cores, 13 minutes: best checkpoint clean 9.9, PGD-20 5.5
-deployed and 6.0 under the authors' protocol, worst case 5.2; last 15.8, 5.9, 6.9, 5.6. When the
-dummies begin, clean accuracy falls from 20 to 10 on validation, and PGD-10 from 10 to 6. The whole
-form: not yet.
+Measured: not yet.
 """
 
 from at_jax import config as config_lib
