@@ -50,27 +50,28 @@ def planes():
   return points, normals, values, random.randn(40, 12)
 
 
-@pytest.mark.parametrize('loss', LOSSES)
-@pytest.mark.parametrize('norm', EPSILON)
-def test_apgd_follows_the_reference_step_by_step(norm, loss):
+@pytest.mark.parametrize('norm, loss, large', [
+    *((norm, loss, False) for norm in EPSILON for loss in LOSSES), ('L1', 'ce', True)])
+def test_apgd_follows_the_reference_step_by_step(norm, loss, large):
   logits_fn, x, y, target = small_network()
   targeted = loss == 'dlr-targeted'
-  attack = apgd_stepper(norm=norm.lower(), loss=LOSSES[loss], targeted=targeted)
+  attack = apgd_stepper(
+      norm=norm.lower(), loss=LOSSES[loss], targeted=targeted, large_start=large)
   problem = steppers.make_problem(x, y, jax.random.key(0), epsilon=EPSILON[norm], target=target)
   state = steppers.begin(problem, stepper=attack)
   if norm == 'L1':
-    box = -x, 1 - x
-    project = jax.vmap(lambda d, low, high: balls.project_l1_box(d, .6, low, high))
+    box, radius = (-x, 1 - x), .6 * (3 if large else 1)
+    project = jax.vmap(lambda d, low, high: balls.project_l1_box(d, radius, low, high))
     start = x + project(jnp.full_like(x, .01), *box)
   else:
     start = jnp.clip(x + .05 * jnp.sin(jnp.arange(72.)).reshape(x.shape), 0, 1)
   state = state._replace(x=start)
   step = jax.jit(lambda state: attack.step(logits_fn, problem, state))
-  trace = []
-  for count in range(101):
+  trace, begins = [], (0, 31, 62) if large else (0,)
+  for count in range(103 if large else 101):
     state = step(state)
-    trace.append(state.loss_best if count == 0 else state.loss_last)
-  numbers = NUMBERS[f'apgd {norm} {loss}']
+    trace.append(state.loss_best if count in begins else state.loss_last)
+  numbers = NUMBERS[f'apgd {norm} {loss}' + ' large start' * large]
   # Where the prediction is wrong DLR has poles, and rounding decides on which side of one it lands:
   # an example is followed until its loss first exceeds 1. Nine digits are kept in the file; two of
   # them are lost in 100 steps.
