@@ -70,7 +70,7 @@ def autoaugment(image, key) -> jax.Array:
     ValueError: C is neither 1 nor 3.
 
   Example:
-    >>> autoaugment(np.zeros((8, 8, 3), np.uint8), jax.random.key(0)).shape
+    >>> jax.jit(autoaugment)(np.zeros((8, 8, 3), np.uint8), jax.random.key(0)).shape
     (8, 8, 3)
 
   Source: Cubuk, Zoph, Mane, Vasudevan and Le, AutoAugment: Learning Augmentation Strategies from

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from at_jax import main
+from at_jax.analysis import table
 
 README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text(encoding='utf-8')
 
@@ -59,3 +60,9 @@ def test_every_config_is_in_the_table():
   configs = (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py')
   named = set(re.findall(r'`(\w+\.py)`', README))
   assert {path.name for path in configs} == named - {'mine.py', 'mine_cifar10.py'}
+
+
+def test_the_table_is_what_its_command_prints():
+  results = pathlib.Path(__file__).parent.parent / 'results' / 'small_cifar10'
+  printed = table.table(table.read(results), against='pgd_at_cifar10')
+  assert printed in README

@@ -66,8 +66,8 @@ class PreActResNet18(nn.Module):
     dtype: float32, bfloat16 or float64 compute; parameters are float32 at least.
 
   Example:
-    >>> model = PreActResNet18(num_outputs=10, width=8)
-    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    >>> model = PreActResNet18(num_outputs=10, width=8, stage_sizes=(1, 1))
+    >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     >>> model.apply(variables, jnp.zeros((2, 32, 32, 3))).shape
     (2, 10)
 
