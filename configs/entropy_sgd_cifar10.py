@@ -14,7 +14,9 @@ no outer momentum. PreActResNet-18, bfloat16 and the choice of the best checkpoi
 training images are ours.
 Published: none that could be read. Beside it, plain SGD (AWP's logs, PGD-20, best): L∞ 81.70 clean,
 52.79 robust; L2 88.80, 69.15.
-Measured: not yet.
+Measured, :small, seed 0, the first 1,000 test images, two cores: clean 45.5, PGD-20 28.7, margin
+PGD-100 × 5 23.7, scaled PGD-20 23.2, worst case 23.2 (results/small_cifar10). The whole form: not
+yet.
 """
 
 from at_jax import config as config_lib

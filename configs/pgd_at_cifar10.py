@@ -8,7 +8,9 @@ Source: Madry et al., 2018; schedule and augmentation of Wang et al., DUCAT, arX
 0.1, momentum 0.9, weight decay 5e-4, batch 128, 130 epochs, ×0.1 at 100 and 105. Theirs is the
 network of ducat_cifar10.py:bottleneck; PreActResNet-18 and bfloat16 are ours.
 Published (reported, their network): clean 82.92, PGD-10 51.3, AutoAttack 46.74.
-Measured: not yet.
+Measured, :small, seed 0, the first 1,000 test images, two cores: clean 48.0, PGD-20 30.6, margin
+PGD-100 × 5 26.7, scaled PGD-20 25.9, worst case 25.8 (results/small_cifar10). The whole form: not
+yet.
 """
 
 from at_jax import config as config_lib
