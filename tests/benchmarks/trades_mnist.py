@@ -53,20 +53,21 @@ def apply(variables, x):
 
 
 def reference(path: str, net, x, y, *, epsilon: float, batch_size: int, seed: int,
-              standing: np.ndarray, names: tuple[str, ...]
+              standing: np.ndarray, names: tuple[str, ...], norm: str = 'Linf'
               ) -> Iterator[tuple[str, np.ndarray, float]]:
   """Runs the authors' implementation one component after another, as it does by itself.
 
   Args:
     path: a checkout of it.
     net: the PyTorch network.
-    x: f32[N, 28, 28, 1].
+    x: f32[N, H, W, C].
     y: i32[N].
     epsilon: the radius.
     batch_size: of its batches.
     seed: of its draws, which are the same in every batch.
     standing: bool[N], what to attack.
     names: the components to run, in their order.
+    norm: 'Linf' or 'L2', as it calls them.
 
   Yields:
     The component, bool[N] what stands after it, and its seconds, in which its checks of the model,
@@ -74,7 +75,7 @@ def reference(path: str, net, x, y, *, epsilon: float, batch_size: int, seed: in
   """
   sys.path.insert(0, path)
   from autoattack import AutoAttack
-  attack = AutoAttack(net, norm='Linf', eps=epsilon, seed=seed, version='standard', verbose=False,
+  attack = AutoAttack(net, norm=norm, eps=epsilon, seed=seed, version='standard', verbose=False,
                       device='cpu')
   x, y = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(y).long()
   standing = torch.from_numpy(standing.copy())
@@ -120,13 +121,13 @@ def run_slice(arguments, number: int, variables, net, split: data.Split, same: d
     records.write_json(path, found)
   if arguments.reference:
     theirs = found.setdefault('reference', {'torch': torch.__version__, 'seconds': {}, 'fell': {
-        'clean': _indices(~is_right(net, x, y), begin)}})
+        'clean': indices(~is_right(net, x, y), begin)}})
     names = tuple(name for name in COMPONENTS if name not in theirs['fell'])
     standing = _standing(theirs['fell'], begin, len(y))[COMPONENTS[-1]]
     for name, after, seconds in reference(
         arguments.reference, net, x, y, epsilon=arguments.epsilon, batch_size=arguments.batch_size,
         seed=arguments.seed, standing=standing, names=names):
-      theirs['fell'][name], theirs['seconds'][name] = _indices(standing & ~after, begin), round(
+      theirs['fell'][name], theirs['seconds'][name] = indices(standing & ~after, begin), round(
           seconds, 1)
       standing = after
       records.write_json(path, found)
@@ -150,15 +151,16 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
       jax.tree_util.Partial(apply, variables), x, y, jax.random.key(arguments.seed),
       epsilon=arguments.epsilon, batch_size=arguments.batch_size, state_path=state,
       index=begin + np.arange(len(y)), progress=progress)
-  fell, standing = {'clean': _indices(~result.clean, begin)}, result.clean
+  fell, standing = {'clean': indices(~result.clean, begin)}, result.clean
   for name, after in result.components.items():
-    fell[name], standing = _indices(standing & ~after, begin), after
+    fell[name], standing = indices(standing & ~after, begin), after
   state.unlink()
   return {'fell': fell, 'seconds': {name: round(s, 1) for name, s in result.seconds.items()},
           'warnings': list(result.warnings)}
 
 
-def _indices(mask: np.ndarray, begin: int) -> list[int]:
+def indices(mask: np.ndarray, begin: int) -> list[int]:
+  """Where a mask holds, as indices of the test set."""
   return (begin + np.flatnonzero(mask)).tolist()
 
 

@@ -1,0 +1,132 @@
+"""AutoAttack on a small network that was trained here, beside the authors' implementation.
+
+  python tests/benchmarks/trained_here.py --reference=PATH --config=configs/pgd_at_cifar10.py:small \
+    --workdir=results/small_cifar10/pgd_at_cifar10-0
+  the same with --norm=l2 --epsilon_255=128
+
+The best checkpoint of the run is attacked, on the first --n test images, here and, with the same
+weights in PyTorch, by PATH: a checkout of github.com/fra31/auto-attack, commit a392200. Needs the
+packages of at_jax[peers]. The logits of the two must agree to 1e-4 first. What is printed, and
+written to --output, is as in trades_mnist.py beside this file.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import numpy as np
+
+import trades_mnist  # tunes the platform, and so comes before jax
+import jax
+import torch
+
+from at_jax import attacks
+from at_jax import checkpoints
+from at_jax import command_line
+from at_jax import data
+from at_jax import errors
+from at_jax import records
+from at_jax import run as run_lib
+from at_jax import settle
+
+functional = torch.nn.functional
+_NORMS = {'linf': 'Linf', 'l2': 'L2'}
+
+
+class TorchSmallCNN(torch.nn.Module):
+  """`models.SmallCNN` with its BatchNorm in inference mode, one dense layer, and 'SAME' padding."""
+
+  def __init__(self, variables, *, stem_stride: int):
+    super().__init__()
+    self.stem_stride = stem_stride
+    for collection, layers in variables.items():
+      for layer, leaves in layers.items():
+        for name, value in leaves.items():
+          value = np.asarray(value)
+          if value.ndim == 4:
+            value = value.transpose(3, 2, 0, 1)
+          self.register_buffer(f'{layer}_{name}', torch.from_numpy(np.array(value)))
+
+  def forward(self, x):
+    i = 1
+    while hasattr(self, f'conv{i}_kernel'):
+      part = lambda name: getattr(self, f'{name.format(i)}')
+      stride = self.stem_stride if i == 1 else 1
+      # 'SAME' of an even size at stride 2 pads on the far sides only.
+      x = functional.pad(x, (0, 1, 0, 1) if stride == 2 else (1, 1, 1, 1))
+      x = functional.conv2d(x, part('conv{}_kernel'), part('conv{}_bias'), stride=stride)
+      x = functional.batch_norm(x, part('bn{}_mean'), part('bn{}_var'), part('bn{}_scale'),
+                                part('bn{}_bias'), eps=1e-5)
+      x = functional.relu(x)
+      if i % 2 == 0:
+        x = functional.max_pool2d(x, 2)
+      i += 1
+    return x.permute(0, 2, 3, 1).flatten(1) @ self.fc1_kernel + self.fc1_bias
+
+
+def load(asked) -> tuple[run_lib.Run, dict]:
+  """A run and the variables of its best checkpoint."""
+  run = run_lib.build(asked.config)
+  store = checkpoints.Checkpoints(asked.workdir / 'checkpoints', keep=1)
+  saved, _ = store.best(jax.device_get(run_lib.init_state(run)))
+  if saved is None:
+    sys.exit(f'{asked.workdir} has no checkpoint that can be read')
+  return run, settle.settler(run)(saved.state)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--reference', required=True)
+  parser.add_argument('--config', required=True)
+  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--norm', choices=tuple(_NORMS), default='linf')
+  parser.add_argument('--epsilon_255', type=float, default=8.)
+  parser.add_argument('--n', type=int, default=500)
+  parser.add_argument('--batch_size', type=int, default=250)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--output', help='a JSON file for the verdicts and the seconds')
+  arguments = parser.parse_args()
+  try:
+    run, variables = load(command_line.parse([f'--config={arguments.config}',
+                                              f'--workdir={arguments.workdir}']))
+  except errors.UserError as mistake:
+    sys.exit(f'trained_here: {mistake}')
+  test = run.dataset.test
+  x, y = np.asarray(data.to_unit(test.images[:arguments.n])), test.labels[:arguments.n]
+  net = TorchSmallCNN(variables, stem_stride=run.config.model.stem_stride).eval()
+  with torch.no_grad():
+    apart = np.abs(net(torch.from_numpy(x[:64].transpose(0, 3, 1, 2).copy())).numpy()
+                   - run.network.deployed(variables, x[:64])).max()
+  if apart > 1e-4:
+    sys.exit(f'the logits of the two differ by {apart}: this is another network')
+  epsilon = arguments.epsilon_255 / 255
+  result = attacks.autoattack(
+      jax.tree_util.Partial(run.network.deployed, variables), x, y, jax.random.key(arguments.seed),
+      epsilon=epsilon, norm=arguments.norm, batch_size=arguments.batch_size)
+  fell, standing = {'clean': trades_mnist.indices(~result.clean, 0)}, result.clean
+  for name, after in result.components.items():
+    fell[name], standing = trades_mnist.indices(standing & ~after, 0), after
+  right = trades_mnist.is_right(net, x, y)
+  theirs = {'torch': torch.__version__, 'seconds': {},
+            'fell': {'clean': trades_mnist.indices(~right, 0)}}
+  found = {'first': 0, 'n': len(y), 'norm': arguments.norm, 'epsilon': epsilon,
+           'seed': arguments.seed, 'batch_size': arguments.batch_size,
+           'versions': records.versions(),
+           'ours': {'fell': fell, 'seconds': {k: round(s, 1) for k, s in result.seconds.items()},
+                    'warnings': list(result.warnings)},
+           'reference': theirs}
+  standing = right
+  for name, after, seconds in trades_mnist.reference(
+      arguments.reference, net, x, y, epsilon=epsilon, batch_size=arguments.batch_size,
+      seed=arguments.seed, standing=right, names=trades_mnist.COMPONENTS,
+      norm=_NORMS[arguments.norm]):
+    theirs['fell'][name], theirs['seconds'][name] = trades_mnist.indices(
+        standing & ~after, 0), round(seconds, 1)
+    standing = after
+  trades_mnist.show([found])
+  if arguments.output:
+    records.write_json(pathlib.Path(arguments.output), found)
+
+
+if __name__ == '__main__':
+  main()
