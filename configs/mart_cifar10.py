@@ -9,7 +9,9 @@ Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Miscla
 90th and 100th, weight decay 3.5e-3. PreActResNet-18, bfloat16 and the choice of the best checkpoint on
 held-out training images are ours.
 Published (reported, ResNet-18, with β 6 and DUCAT's schedule): PGD-10 53.7.
-Measured: not yet.
+Measured, :small, seed 0, the first 1,000 test images, two cores: clean 25.6, PGD-20 18.8, margin
+PGD-100 × 5 15.9, scaled PGD-20 15.3, worst case 15.3 (results/small_cifar10). The whole form: not
+yet.
 """
 
 from at_jax import config as config_lib
