@@ -29,6 +29,8 @@ for row in "${@:-${rows[@]}}"; do
   step=$(python -c 'import json, sys; print("%08d" % json.load(open(sys.argv[1]))["step"])' \
     "$workdir/results.json")
   cp -r "$workdir/checkpoints/$step" "$kept/checkpoints"
+  # Orbax names the folder of this machine in it.
+  echo 'Checkpoint commit was successful' > "$kept/checkpoints/$step/commit_success.txt"
   cp "$workdir"/{config.json,metrics.jsonl,verdicts.npz,results.json} "$kept"
 done
 python -m at_jax.analysis.table results/small_cifar10
