@@ -17,8 +17,8 @@ from at_jax import objectives
 from at_jax import protocols
 
 # A change of these leaves the parameters after any step as they were, so a run may resume with it.
-FREE_FIELDS = ('evaluate.', 'validate.batch_size', 'validate.every_epochs', 'checkpoint.',
-               'inference.', 'log_every_steps', 'dataset.data_dir')
+_FREE_FIELDS = ('evaluate.', 'validate.batch_size', 'validate.every_epochs', 'checkpoint.',
+                'inference.', 'log_every_steps', 'dataset.data_dir')
 
 _CHOICES = {
     'attack.norm': ('linf', 'l2'),
@@ -267,7 +267,7 @@ def conflicts(before: dict, now: dict) -> dict[str, tuple]:
   changed = {
       name: (before.get(name), now.get(name))
       for name in sorted(before.keys() | now.keys())
-      if before.get(name) != now.get(name) and not name.startswith(FREE_FIELDS)
+      if before.get(name) != now.get(name) and not name.startswith(_FREE_FIELDS)
   }
   old, new = changed.get('epochs', (0, 0))
   if old and new and new > old and now.get('optimizer.schedule') == 'piecewise':

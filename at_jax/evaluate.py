@@ -220,7 +220,8 @@ def evaluate(
 
   robust = {}
   for name in names:
-    parts = [part for part in protocols.expand(name) if has_dummies or not protocols.knows_dummies(part)]
+    parts = [part for part in protocols.expand(name)
+             if has_dummies or not protocols.knows_dummies(part)]
     found = {part: under(part, network.deployed, clean, part) for part in parts}
     robust |= found
     if len(parts) > 1:

@@ -1,6 +1,5 @@
 """The command: `python -m at_jax.main --config=configs/X.py [--workdir=DIR] [--mode=…]`."""
 
-import contextlib
 import importlib.util
 import shlex
 import sys
@@ -33,9 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     from at_jax import train
     command = shlex.join(['python', '-m', 'at_jax.main', *arguments])
     run = {'train': train.train_and_evaluate, 'evaluate': train.evaluate_only}[asked.mode]
+    _leave_closed_loops_unsaid()
     try:
-      with _closed_loops_unsaid():
-        run(asked.config, asked.workdir, command)
+      run(asked.config, asked.workdir, command)
     except train.Preempted as stopped:
       print(stopped, file=sys.stderr)
   except errors.UserError as mistake:
@@ -50,17 +49,13 @@ def _installed(name: str) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _closed_loops_unsaid():
+def _leave_closed_loops_unsaid() -> None:
   # When a write fails, orbax closes the loop that its other writes answer to, and each says so by a
-  # traceback from a thread of tensorstore's. `checkpoints` reports the failure itself.
+  # traceback from a thread of tensorstore's: some only after this command has said its one line, so
+  # the hook stays to the end of the process. `checkpoints` reports the failure itself.
   report = sys.unraisablehook
   sys.unraisablehook = lambda raised: (
       None if str(raised.exc_value) == 'Event loop is closed' else report(raised))
-  try:
-    yield
-  finally:
-    sys.unraisablehook = report
 
 
 def _fail(line: str) -> int:

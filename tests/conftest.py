@@ -28,6 +28,15 @@ def pytest_configure(config: pytest.Config) -> None:
                       JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1')
 
 
+@pytest.fixture(scope='module')
+def hastily_compiled():
+  """Programs without most optimizations: nearly all of the time of a tiny one is compiling."""
+  import jax  # not before its cache of programs has been named
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 def pytest_unconfigure() -> None:
   for folder in _MADE:
     shutil.rmtree(folder, ignore_errors=True)

@@ -45,17 +45,13 @@ QUICK = [
 
 
 @pytest.fixture(scope='module', autouse=True)
-def tiny(tmp_path_factory):
+def tiny(tmp_path_factory, hastily_compiled):
   """16 images of 4×4 in 3 classes, which is one step an epoch."""
   rng = np.random.default_rng(0)
   path = tmp_path_factory.mktemp('data') / 'tiny.npz'
   images, labels = rng.integers(0, 256, (16, 4, 4, 1), dtype=np.uint8), np.arange(16) % 3
   np.savez(path, train_images=images, train_label=labels, test_images=images, test_label=labels)
   config_of.path = str(path)
-  # Nearly all of the time goes into compiling.
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def config_of(weights='none', loss='pgd_at', head='C', optimizer='sgd', awp=0.):

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,13 +12,6 @@ from at_jax import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/*.py'))
-
-
-@pytest.fixture
-def hastily_compiled():
-  jax.config.update('jax_disable_most_optimizations', True)  # nearly all of the time is compiling
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.mark.oldest

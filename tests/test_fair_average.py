@@ -4,7 +4,6 @@ import json
 import pathlib
 import shutil
 
-import jax
 from orbax.checkpoint import v1 as ocp
 import pytest
 
@@ -18,11 +17,7 @@ RUN = (f'--config={ROOT}/configs/quickstart.py:smoke', '--config.dummy.enabled=F
        '--config.optimizer.fair_decay=.5')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly():
-  jax.config.update('jax_disable_most_optimizations', True)  # nearly all of the time is compiling
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('hastily_compiled')
 
 
 def train(workdir, *arguments):

@@ -33,16 +33,13 @@ SMOKE = f'--config={ROOT}/configs/finetune_cifar10.py'
 
 
 @pytest.fixture(scope='module', autouse=True)
-def tiny(tmp_path_factory):
+def tiny(tmp_path_factory, hastily_compiled):
   """24 images of 4×4 in 3 classes, 8 of them held out: two steps of 8 an epoch."""
   rng = np.random.default_rng(0)
   path = tmp_path_factory.mktemp('data') / 'tiny.npz'
   images, labels = rng.integers(0, 256, (24, 4, 4, 1), dtype=np.uint8), np.arange(24) % 3
   np.savez(path, train_images=images, train_label=labels, test_images=images, test_label=labels)
   config_of.path = str(path)
-  jax.config.update('jax_disable_most_optimizations', True)  # nearly all of the time is compiling
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def config_of(epochs=2, beta=1., **tuning):

@@ -121,13 +121,13 @@ def run_slice(arguments, number: int, variables, net, split: data.Split, same: d
     records.write_json(path, found)
   if arguments.reference:
     theirs = found.setdefault('reference', {'torch': torch.__version__, 'seconds': {}, 'fell': {
-        'clean': indices(~is_right(net, x, y), begin)}})
+        'clean': _indices(~is_right(net, x, y), begin)}})
     names = tuple(name for name in COMPONENTS if name not in theirs['fell'])
     standing = _standing(theirs['fell'], begin, len(y))[COMPONENTS[-1]]
     for name, after, seconds in reference(
         arguments.reference, net, x, y, epsilon=arguments.epsilon, batch_size=arguments.batch_size,
         seed=arguments.seed, standing=standing, names=names):
-      theirs['fell'][name], theirs['seconds'][name] = indices(standing & ~after, begin), round(
+      theirs['fell'][name], theirs['seconds'][name] = _indices(standing & ~after, begin), round(
           seconds, 1)
       standing = after
       records.write_json(path, found)
@@ -151,16 +151,21 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
       jax.tree_util.Partial(apply, variables), x, y, jax.random.key(arguments.seed),
       epsilon=arguments.epsilon, batch_size=arguments.batch_size, state_path=state,
       index=begin + np.arange(len(y)), progress=progress)
-  fell, standing = {'clean': indices(~result.clean, begin)}, result.clean
-  for name, after in result.components.items():
-    fell[name], standing = indices(standing & ~after, begin), after
   state.unlink()
-  return {'fell': fell, 'seconds': {name: round(s, 1) for name, s in result.seconds.items()},
+  return {'fell': fallen({'clean': result.clean, **result.components}, begin),
+          'seconds': {name: round(s, 1) for name, s in result.seconds.items()},
           'warnings': list(result.warnings)}
 
 
-def indices(mask: np.ndarray, begin: int) -> list[int]:
-  """Where a mask holds, as indices of the test set."""
+def fallen(stands: dict[str, np.ndarray], begin: int) -> dict[str, list[int]]:
+  """Which images of the test set fell to each, from bool[N], what stands after each in turn."""
+  fell, standing = {}, True
+  for name, after in stands.items():
+    fell[name], standing = _indices(standing & ~after, begin), after
+  return fell
+
+
+def _indices(mask: np.ndarray, begin: int) -> list[int]:
   return (begin + np.flatnonzero(mask)).tolist()
 
 

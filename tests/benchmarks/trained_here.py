@@ -103,26 +103,21 @@ def main() -> None:
   result = attacks.autoattack(
       jax.tree_util.Partial(run.network.deployed, variables), x, y, jax.random.key(arguments.seed),
       epsilon=epsilon, norm=arguments.norm, batch_size=arguments.batch_size)
-  fell, standing = {'clean': trades_mnist.indices(~result.clean, 0)}, result.clean
-  for name, after in result.components.items():
-    fell[name], standing = trades_mnist.indices(standing & ~after, 0), after
   right = trades_mnist.is_right(net, x, y)
-  theirs = {'torch': torch.__version__, 'seconds': {},
-            'fell': {'clean': trades_mnist.indices(~right, 0)}}
-  found = {'first': 0, 'n': len(y), 'norm': arguments.norm, 'epsilon': epsilon,
-           'seed': arguments.seed, 'batch_size': arguments.batch_size,
-           'versions': records.versions(),
-           'ours': {'fell': fell, 'seconds': {k: round(s, 1) for k, s in result.seconds.items()},
-                    'warnings': list(result.warnings)},
-           'reference': theirs}
-  standing = right
-  for name, after, seconds in trades_mnist.reference(
+  after, seconds = {'clean': right}, {}
+  for name, stands, spent in trades_mnist.reference(
       arguments.reference, net, x, y, epsilon=epsilon, batch_size=arguments.batch_size,
       seed=arguments.seed, standing=right, names=trades_mnist.COMPONENTS,
       norm=_NORMS[arguments.norm]):
-    theirs['fell'][name], theirs['seconds'][name] = trades_mnist.indices(
-        standing & ~after, 0), round(seconds, 1)
-    standing = after
+    after[name], seconds[name] = stands, round(spent, 1)
+  found = {'first': 0, 'n': len(y), 'norm': arguments.norm, 'epsilon': epsilon,
+           'seed': arguments.seed, 'batch_size': arguments.batch_size,
+           'versions': records.versions(),
+           'ours': {'fell': trades_mnist.fallen({'clean': result.clean, **result.components}, 0),
+                    'seconds': {k: round(s, 1) for k, s in result.seconds.items()},
+                    'warnings': list(result.warnings)},
+           'reference': {'torch': torch.__version__, 'seconds': seconds,
+                         'fell': trades_mnist.fallen(after, 0)}}
   trades_mnist.show([found])
   if arguments.output:
     records.write_json(pathlib.Path(arguments.output), found)
