@@ -127,6 +127,9 @@ class Checkpoints:
 
     Returns:
       The checkpoint, or None if there is none; and a line about each damaged one.
+
+    Raises:
+      errors.UserError: it is whole, and its state has other parts than the template.
     """
     return self._first_sound(sorted(self.steps(), reverse=True), template)
 
@@ -138,6 +141,9 @@ class Checkpoints:
 
     Returns:
       As `newest`; None also if none has a score.
+
+    Raises:
+      errors.UserError: as `newest`.
     """
     scores = self._scores()
     return self._first_sound(sorted(scores, key=lambda step: (-scores[step], step)), template)
@@ -168,6 +174,7 @@ class Checkpoints:
 
   def _load(self, step: int, template: Any) -> Saved:
     metadata = self._metadata(step)
+    self._check_structure(step, metadata['digests'], template)
     try:
       state = ocp.load_checkpointables(self._path(step), {'state': template})['state']
     except Exception as error:  # as above
@@ -177,6 +184,17 @@ class Checkpoints:
       if found.get(name) != digest:
         raise Corrupt(f'the digest of {name} differs')
     return Saved(step, state, metadata['info'])
+
+  def _check_structure(self, step: int, stored: dict[str, str], template: Any) -> None:
+    # Whole, but of another release or another network: neither damaged nor to be set aside.
+    wanted = {jax.tree_util.keystr(path)
+              for path, _ in jax.tree_util.tree_leaves_with_path(template)}
+    differing = sorted(wanted ^ stored.keys())
+    if differing:
+      raise errors.UserError(
+          'workdir', str(self._directory.parent), f'checkpoint {step} has other parts than this '
+          f'version of at_jax makes of the configuration ({len(differing)}, {differing[0]} one of '
+          'them): use the version that wrote it, or name another folder')
 
   def _first_sound(self, steps: list[int], template: Any) -> tuple[Saved | None, list[str]]:
     complaints = []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from at_jax import checkpoints
+from at_jax import errors
 
 pytestmark = pytest.mark.oldest
 
@@ -48,6 +49,13 @@ def test_without_a_score_none_is_best(tmp_path):
   store = fill(tmp_path, [None, None, None])
   assert store.steps() == [2, 3]
   assert store.best(state(0)) == (None, [])
+
+
+def test_a_state_of_other_parts_is_not_called_damaged(tmp_path):
+  store = fill(tmp_path, [.1])
+  with pytest.raises(errors.UserError, match=r"checkpoint 1 has other parts.*\['average'\]"):
+    store.newest(state(0) | {'average': np.zeros(3)})
+  assert store.steps() == [1]
 
 
 def flip_a_byte(folder):
