@@ -8,6 +8,7 @@ every leaf does.
 import hashlib
 import pathlib
 import shutil
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +56,26 @@ def digests(tree: Any) -> dict[str, str]:
 
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(path): digest(leaf) for path, leaf in leaves}
+
+
+def said(found: tuple[Saved | None, list[str]]) -> Saved | None:
+  """What `newest` or `best` found, after its lines about damaged checkpoints are on stderr.
+
+  Args:
+    found: what one of them returned.
+
+  Returns:
+    The checkpoint, or None.
+
+  Example:
+    >>> said((None, []))
+
+  Source: ours.
+  """
+  saved, complaints = found
+  for line in complaints:
+    print(line, file=sys.stderr)
+  return saved
 
 
 class Checkpoints:

@@ -14,6 +14,7 @@ from at_jax import calibration
 from at_jax import checkpoints
 from at_jax import config as config_lib
 from at_jax import errors
+from at_jax import phases
 from at_jax import records
 from at_jax import regulated
 from at_jax import run as run_lib
@@ -243,7 +244,7 @@ def report(run: run_lib.Run, workdir: pathlib.Path, tuning: regulated.Tuning) ->
   if not curve:
     return {}
   # Only what may be the best checkpoint, as training scores it.
-  scored = [p for p in curve if run_lib.begun(run.config, p.step // per_epoch - 1)]
+  scored = [p for p in curve if phases.begun(run.config, p.step // per_epoch - 1)]
   chosen = operating_point(scored or curve, clean, f.tolerance)
   return {
       'start': {'step': f.start_epoch * per_epoch, 'clean': clean, 'robust': robust},

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from at_jax import data
+from at_jax import phases
 from at_jax import run as run_lib
 from at_jax import sharding
 from at_jax import step as step_lib
@@ -45,9 +46,9 @@ def settler(run: run_lib.Run) -> Callable[[step_lib.TrainState], dict[str, Any]]
     if not keeps_others or not jax.tree.leaves(state.batch_stats):
       return {'params': params, 'batch_stats': state.batch_stats}
     epoch = max(int(state.step) - 1, 0) // run.steps_per_epoch
-    name = run_lib.phase(c, epoch)
+    name = phases.name(c, epoch)
     if name not in functions:
-      functions[name] = sharding.settle_steps(run_lib.recipe(run, name))
+      functions[name] = sharding.settle_steps(phases.recipe(run, name))
     train = run.dataset.train
     # By another key than training's orders: the same batches at every evaluation.
     order = np.asarray(data.epoch_order(run.keys['evaluate'], 0, len(train.labels)))
@@ -62,7 +63,7 @@ def settler(run: run_lib.Run) -> Callable[[step_lib.TrainState], dict[str, Any]]
     per_call = sharding.steps_per_call(count)
     for first in range(0, count, per_call):
       moving, _ = functions[name](moving, images, labels, order[first:first + per_call],
-                                  run.keys['evaluate'], run_lib.epoch_values(c, epoch))
+                                  run.keys['evaluate'], phases.epoch_values(c, epoch))
     return {'params': params, 'batch_stats': sharding.unreplicate(moving).batch_stats}
 
   return settle

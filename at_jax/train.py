@@ -17,8 +17,9 @@ from at_jax import config as config_lib
 from at_jax import config_checks
 from at_jax import data
 from at_jax import errors
-from at_jax import evaluate
+from at_jax import final
 from at_jax import finetune
+from at_jax import phases
 from at_jax import records
 from at_jax import run as run_lib
 from at_jax import settle as settle_lib
@@ -56,7 +57,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   state, seconds = _begin(run, store)
   records.write_json(workdir / 'config.json', config.to_dict())
   seconds = _train(run, workdir, store, state, seconds)
-  return _evaluate(run, workdir, store, command, seconds)
+  return final.evaluate(run, workdir, store, command, seconds)
 
 
 def evaluate_only(config: ml_collections.ConfigDict, workdir: pathlib.Path,
@@ -80,7 +81,7 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   if not store.steps():
     raise errors.UserError('workdir', str(workdir), 'there is no checkpoint in it: train first, '
                            'with --mode=train, or name the folder of a run')
-  return _evaluate(run, workdir, store, command, 0.)
+  return final.evaluate(run, workdir, store, command, 0.)
 
 
 def _open(config: ml_collections.ConfigDict,
@@ -103,18 +104,11 @@ def _begin(run: run_lib.Run, store: checkpoints.Checkpoints) -> tuple[step_lib.T
   """The state to go on from, and the seconds it took to get there."""
   state = run_lib.init_state(run)
   store.clear_unfinished()
-  saved = _say(store.newest(jax.device_get(state)))
+  saved = checkpoints.said(store.newest(jax.device_get(state)))
   if saved is None:
     return finetune.initial_state(run), 0.
   print(f'resuming after step {saved.step}', file=sys.stderr)
   return saved.state, saved.info['seconds']
-
-
-def _say(found: tuple[checkpoints.Saved | None, list[str]]) -> checkpoints.Saved | None:
-  saved, complaints = found
-  for line in complaints:
-    print(line, file=sys.stderr)
-  return saved
 
 
 class _Call(NamedTuple):
@@ -152,14 +146,14 @@ def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
   functions, note, logged_step, logged_at = {}, '', step, time.monotonic()
   try:
     for call in _calls(run, step):
-      name, before = run_lib.phase(c, call.epoch), step
+      name, before = phases.name(c, call.epoch), step
       if finetune.begins(run, step):
         state = sharding.replicate(finetune.begin(run, sharding.unreplicate(state), settle,
                                                   functools.partial(validation.accuracies, run)))
       if name not in functions:
-        functions[name] = sharding.train_steps(run_lib.recipe(run, name))
+        functions[name] = sharding.train_steps(phases.recipe(run, name))
       state, numbers = functions[name](state, images, labels, call.order, run.keys['train'],
-                                       run_lib.epoch_values(c, call.epoch))
+                                       phases.epoch_values(c, call.epoch))
       numbers = jax.device_get(numbers)
       _check_finite(numbers.finite, before, workdir)
       step += len(call.order)
@@ -192,7 +186,7 @@ def _train(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
           tuning, point, told = finetune.after_epoch(
               c, sharding.unreplicate(state.tuning), clean, robust)
           state = state._replace(tuning=sharding.replicate(tuning))
-        if run_lib.begun(c, call.epoch):  # DUCAT's best would else be the plain model before it
+        if phases.begun(c, call.epoch):  # DUCAT's best would else be the plain model before it
           score = point
         metrics.write(step, validation_clean=clean, validation_robust=robust,
                       validation_worst_class=worst, **told)
@@ -217,91 +211,3 @@ def _check_finite(finite: np.ndarray, before: int, workdir: pathlib.Path) -> Non
     raise errors.UserError('loss', float('nan'), f'not a number at step {step}; the checkpoints in '
                            f'{workdir} are from before. Try a smaller config.optimizer.learning_rate'
                            ', model.dtype float32, or another seed, in a new workdir')
-
-
-def _test(run: run_lib.Run, saved: checkpoints.Saved, variables: dict[str, Any], title: str,
-          workdir: pathlib.Path) -> tuple[dict[str, Any], evaluate.Report]:
-  """The accuracies of a checkpoint, as these variables, and the verdicts that they sum up.
-
-  Where a change of the logits is fitted, they are those of the changed model, and the accuracies of
-  the model as it was trained stand beside.
-  """
-  told = {'step': saved.step, 'validation_robust': saved.info.get('validation_robust')}
-  changed, fitted = validation.fit(run, variables)
-  report = _attacked(run, changed, f'{title} checkpoint', workdir)
-  told |= report.accuracies()
-  if fitted is not None:
-    plain = _attacked(run, variables, f'{title} checkpoint as trained', workdir)
-    told['inference'] = fitted | {'as_trained': plain.accuracies()}
-    report = report._replace(states=report.states + plain.states)
-  return told, report
-
-
-def _attacked(run: run_lib.Run, variables: dict[str, Any], title: str,
-              workdir: pathlib.Path) -> evaluate.Report:
-  c = run.config
-  n = c.evaluate.num_examples or len(run.dataset.test.labels)
-  split = data.Split(run.dataset.test.images[:n], run.dataset.test.labels[:n])
-  bars: dict[str, records.Progress] = {}
-
-  def progress(name: str, done: int, total: int, standing: float) -> None:
-    if done == 0:  # an attack, or a restart of it, begins
-      bars[name] = records.Progress(f'{title}, {name}', total)
-      return
-    bars[name].show(done, f'accuracy {standing:.3f}')
-    if done == total:
-      bars[name].close()
-
-  return evaluate.evaluate(
-      run.network, variables, split, run.keys['evaluate'], names=c.evaluate.attacks,
-      norm=c.attack.norm, epsilon=c.evaluate.epsilon_255 / 255,
-      step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
-      search=run_lib.search_network(run),
-      has_dummies=c.dummy.enabled, state_dir=workdir / 'evaluation', progress=progress)
-
-
-def _evaluate(run: run_lib.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints, command: str,
-              seconds: float) -> dict[str, Any]:
-  """Evaluates best and last on the test set, writes results.json and prints the table."""
-  begun = time.monotonic()
-  template = jax.device_get(run_lib.init_state(run))
-  last = _say(store.newest(template))
-  best = _say(store.best(template)) or last
-  if last is None:
-    raise errors.UserError('workdir', str(workdir), 'none of its checkpoints can be read: train '
-                           'again in another folder')
-  settle = settle_lib.settler(run)
-  try:
-    tested = {'last': _test(run, last, settle(last.state), 'last', workdir)}
-    tested['best'] = (tested['last'] if best.step == last.step
-                      else _test(run, best, settle(best.state), 'best', workdir))
-  except OSError as error:  # from the state of a long attack
-    raise records.unwritable(workdir, error) from error
-  numbers = {name: told for name, (told, _) in tested.items()}
-  results = {
-      'config': run.config.to_dict(), 'dataset': run.dataset.name, 'seed': run.config.seed,
-      **numbers['best'], 'last': numbers['last'], 'device': records.device(),
-      'versions': records.versions(), 'command': command,
-      'seconds': seconds + time.monotonic() - begun,
-  }
-  reports = {name: report for name, (_, report) in tested.items()}
-  labels = run.dataset.test.labels[:tested['best'][0]['n']]
-  records.write_verdicts(workdir, labels,
-                         {name: report.verdicts() for name, report in reports.items()})
-  if run.config.loss == 'finetune':
-    told = finetune.report(run, workdir, last.state.tuning)
-    if told:  # none if fine-tuning has not begun
-      results['finetune'] = told
-      print(finetune.table(told))
-  records.write_json(workdir / 'results.json', results)
-  _remove_states(workdir / 'evaluation', [p for report in reports.values() for p in report.states])
-  print(records.table(results))
-  return results
-
-
-def _remove_states(directory: pathlib.Path, states: list[pathlib.Path]) -> None:
-  """Removes the states of what is finished; those of evaluations with other settings stay."""
-  for path in states:
-    path.unlink(missing_ok=True)
-  if directory.is_dir() and not any(directory.iterdir()):
-    directory.rmdir()

@@ -15,6 +15,7 @@ from at_jax import config_checks
 from at_jax import errors
 from at_jax import main
 from at_jax import objectives
+from at_jax import phases
 from at_jax import run as run_lib
 from at_jax import sharding
 from at_jax import step as step_lib
@@ -79,10 +80,10 @@ def take_two_steps(config, change=lambda recipe: recipe, values=None):
   run = run_lib.build(config)
   state = sharding.replicate(run_lib.init_state(run))
   images, labels = sharding.replicate(tuple(run.dataset.train))
-  step = sharding.train_steps(change(run_lib.recipe(run, run_lib.phase(config, 0))))
+  step = sharding.train_steps(change(phases.recipe(run, phases.name(config, 0))))
   for epoch in range(2):
     state, metrics = step(state, images, labels, np.arange(16)[None], run.keys['train'],
-                          values or run_lib.epoch_values(config, epoch))
+                          values or phases.epoch_values(config, epoch))
     assert metrics.finite.all()
   return jax.device_get(state.params['conv1']['kernel'][0]), sharding.unreplicate(state)
 
@@ -211,7 +212,7 @@ def test_burn_in_is_training_without_weights_and_compiles_nothing_more(weights, 
 
   c = config_of(weights, loss)
   c.weights.start_epoch = 1
-  assert not run_lib.begun(c, 0) and run_lib.begun(c, 1)
+  assert not phases.begun(c, 0) and phases.begun(c, 1)
   weighed, _ = take_two_steps(c, counted)
   assert len(traces) == 1
   off = step_lib.EpochValues(jnp.asarray(False))
@@ -284,7 +285,7 @@ def test_four_devices_take_the_step_of_one(weights, loss):
   if weights == 'class_wise':
     calibrate(c, 'radius', 'beta', 'temperature')
   run = run_lib.build(c)
-  recipe = run_lib.recipe(run, run_lib.phase(c, 0))
+  recipe = phases.recipe(run, phases.name(c, 0))
   state, order = run_lib.init_state(run), np.arange(16)
   if weights == 'class_wise':  # as if an epoch were over
     state = state._replace(class_counts=state.class_counts._replace(
@@ -317,7 +318,7 @@ def test_friendly_attacks_stop_as_their_schedule_says():
   c.attack.num_steps = 2
   c.attack.friendly_taus, c.attack.friendly_epochs = (0, 2), (1,)
   config_checks.check(c)
-  assert [int(run_lib.epoch_values(c, epoch).tau) for epoch in range(3)] == [0, 2, 2]
+  assert [int(phases.epoch_values(c, epoch).tau) for epoch in range(3)] == [0, 2, 2]
   free = c.copy_and_resolve_references()
   free.attack.friendly_taus, free.attack.friendly_epochs = (), ()
   never = take_two_steps(free)[0]

@@ -22,6 +22,7 @@ from at_jax import errors
 from at_jax import finetune
 from at_jax import losses
 from at_jax import main
+from at_jax import phases
 from at_jax import run as run_lib
 from at_jax import settle
 from at_jax import sharding
@@ -62,11 +63,11 @@ def pieces(config):
 def take(run, state, epoch, steps=2):
   """The state after steps of an epoch."""
   order = np.arange(8 * steps).reshape(steps, 8) % 16
-  step = sharding.train_steps(run_lib.recipe(run, run_lib.phase(run.config, epoch)))
+  step = sharding.train_steps(phases.recipe(run, phases.name(run.config, epoch)))
   state, data = sharding.replicate(state), sharding.replicate(tuple(run.dataset.train))
   for taken in order:
     state, metrics = step(state, *data, taken[None], run.keys['train'],
-                          run_lib.epoch_values(run.config, epoch))
+                          phases.epoch_values(run.config, epoch))
     assert metrics.finite.all()
   return sharding.unreplicate(state)
 
@@ -115,8 +116,8 @@ def test_the_clean_prediction_does_not_follow_the_adversarial_one():
 def test_clean_training_comes_first_and_the_teacher_is_its_end():
   c = config_of(regulator='radius', initial=.5)
   run, settler, validate = pieces(c)
-  assert [run_lib.phase(c, epoch) for epoch in (0, 1)] == ['standard', 'finetune']
-  assert [run_lib.begun(c, epoch) for epoch in (0, 1)] == [False, True]
+  assert [phases.name(c, epoch) for epoch in (0, 1)] == ['standard', 'finetune']
+  assert [phases.begun(c, epoch) for epoch in (0, 1)] == [False, True]
   assert [finetune.begins(run, step) for step in (0, 1, 2, 3)] == [False, False, True, False]
   clean = take(run, jax.device_get(run_lib.init_state(run)), 0)
   begun = finetune.begin(run, clean, settler, validate)
@@ -169,9 +170,9 @@ def test_boundary_is_friendly_pgd():
   run = run_lib.build(c)
   state, train = run_lib.init_state(run), run.dataset.train
   key, index = jax.random.key(3), np.arange(16)
-  recipe = run_lib.recipe(run, 'finetune')
+  recipe = phases.recipe(run, 'finetune')
   found = step_lib._examples(state, train.images, train.labels, index, key,
-                             run_lib.epoch_values(c, 0), recipe, calibration.ByClass())
+                             phases.epoch_values(c, 0), recipe, calibration.ByClass())
   logits = lambda x: run.network.logits(
       {'params': state.params, 'batch_stats': state.batch_stats}, x)
   attack_key = jax.random.split(jax.random.fold_in(key, 0))[1]

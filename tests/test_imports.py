@@ -17,7 +17,7 @@ LAYERS = (
     {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records',
      'anchored', 'branches', 'optimizers', 'regulated'},
     {'autoattack', 'protocols', 'evaluate', 'analysis', 'config_checks', 'command_line', 'run',
-     'settle', 'validation', 'finetune', 'train'},
+     'phases', 'settle', 'validation', 'finetune', 'final', 'train'},
     {'main'},
 )
 HEAVY = ('flax', 'optax', 'absl', 'orbax', 'ml_collections', 'tensorflow', 'tensorflow_datasets',

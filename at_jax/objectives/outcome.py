@@ -1,0 +1,81 @@
+"""What an objective returns, and the one number that a step minimises."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from at_jax import errors
+
+Array = jax.Array
+Forward = Callable[[Array, Any], tuple[Array, Any]]
+Objective = Callable[..., 'Outcome']
+
+
+class Outcome(NamedTuple):
+  """What an objective returns.
+
+  Attributes:
+    fit: f32[V·B], how badly the labels are learnt, in nats; V is 2 where there are two views.
+    regulariser: f32[B], how far apart predictions are that should agree, or None.
+    logits: f32[V·B, K], in train mode, of the examples that the method learns from: x', or x where
+      there is no x'.
+    batch_stats: the updated BatchNorm statistics.
+    complement: f32[B], what takes the share of the regulariser that a weight leaves, or None.
+  """
+  fit: Array
+  regulariser: Array | None
+  logits: Array
+  batch_stats: Any
+  complement: Array | None = None
+
+
+def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta: float,
+              betas: Array | None = None) -> Array:
+  """mean(w · fit) + β · mean(w · regulariser), with w on one of the two terms or on both.
+
+  With a β of its own for each example, mean((w · fit + β_y · w · regulariser) / (1 + β_y)).
+
+  With two views each view's fit has that view's weight, and the pair's regulariser the mean of the
+  two. A complement has the weight 1 − w, and none without weights.
+
+  Args:
+    outcome: what the objective returned.
+    weights: f32[V·B], importance weights, or None.
+    weights_on: 'fit', 'regulariser' or 'both'.
+    beta: β; not read where there are `betas`.
+    betas: f32[V·B], β_y, the same for both views of an example; or None.
+
+  Returns:
+    f32[], in nats.
+
+  Raises:
+    errors.UserError: weights or betas are for a regulariser that the objective does not have.
+
+  Example:
+    >>> apart = Outcome(jnp.array([1., 2.]), jnp.array([3., 4.]), None, None)
+    >>> print(mean_loss(apart, jnp.array([2., 0.]), weights_on='fit', beta=10.))
+    36.0
+
+  Source: ours; the form with β_y: Wei et al., CFA: Class-wise Calibrated Fair Adversarial Training,
+  2023, section 4, there for TRADES.
+  """
+  fit, regulariser = outcome.fit, outcome.regulariser
+  if weights is not None and weights_on in ('fit', 'both'):
+    fit = weights * fit
+  if regulariser is None:
+    if betas is not None:
+      raise errors.UserError('config.calibration.beta', True, 'the loss has no regulariser: use False')
+    if weights is not None and weights_on == 'regulariser':
+      raise errors.UserError('config.weights.on', weights_on, "the loss has no regulariser: use 'fit'")
+    return jnp.mean(fit)
+  if weights is not None and weights_on in ('regulariser', 'both'):
+    share = jnp.mean(weights.reshape(-1, len(regulariser)), axis=0)
+    regulariser = share * regulariser
+    if outcome.complement is not None:
+      regulariser += (1 - share) * outcome.complement
+  if betas is not None:
+    one_view = betas[:len(regulariser)]
+    return jnp.mean(fit / (1 + betas)) + jnp.mean(one_view / (1 + one_view) * regulariser)
+  return jnp.mean(fit) + beta * jnp.mean(regulariser)

@@ -1,0 +1,171 @@
+"""What each epoch of a run does: its program, and what it decides without another program."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+
+from at_jax import anchored
+from at_jax import calibration as calibration_lib
+from at_jax import inner
+from at_jax import objectives
+from at_jax import regulated
+from at_jax import run as run_lib
+from at_jax import step as step_lib
+from at_jax import weighting
+from at_jax import weights
+
+# What each loss is attacked with while it trains; one from elsewhere as PGD-AT is.
+_INNER = {'pgd_at': inner.uniform, 'consistency': inner.uniform, 'mart': inner.beside,
+          'trades': inner.kl, 'gair_trades': inner.kl_and_margin,
+          'finetune_cross_entropy': inner.uniform, 'finetune_kl': inner.kl}
+
+
+def name(config: ml_collections.ConfigDict, epoch: int) -> str:
+  """The name of the program that an epoch runs: DUCAT and fine-tuning begin after a plain phase.
+
+  Args:
+    config: the configuration.
+    epoch: counted from 0.
+
+  Returns:
+    The name of the loss, 'standard' before fine-tuning; with DUCAT begun 'ducat' on PGD-AT, else
+    'ducat_trades' and so on.
+
+  Source: ours.
+  """
+  if config.dummy.enabled and epoch >= config.dummy.start_epoch:
+    return 'ducat' if config.loss == 'pgd_at' else f'ducat_{config.loss}'
+  if config.loss == 'finetune' and epoch < config.finetune.start_epoch:
+    return 'standard'
+  return config.loss
+
+
+def begun(config: ml_collections.ConfigDict, epoch: int) -> bool:
+  """Whether everything that begins late has begun, so that the epoch's model is the method's.
+
+  Args:
+    config: the configuration.
+    epoch: counted from 0.
+
+  Returns:
+    False during the plain epochs before DUCAT, fine-tuning, importance weights, calibration by
+    class, an average of weights or AutoAugment.
+
+  Source: ours.
+  """
+  starts = [config.dummy.start_epoch] * config.dummy.enabled
+  starts += [config.weights.start_epoch] * (config.weights.kind != 'none')
+  starts += [_calibrated_from(config)] * run_lib.calibrated(config)
+  starts += [config.optimizer.fair_start_epoch] * (config.optimizer.fair_decay > 0)
+  starts += [config.optimizer.swa_start_epoch]  # 0 where there is none
+  starts += [config.finetune.start_epoch] * (config.loss == 'finetune')
+  starts += [config.dataset.autoaugment_start_epoch] * (config.dataset.augment == 'autoaugment')
+  return epoch >= max(starts, default=0)
+
+
+def _calibrated_from(config: ml_collections.ConfigDict) -> int:
+  # Fine-tuning's first epoch has no robust accuracy to follow yet.
+  tuned = config.finetune.start_epoch + 1 if config.loss == 'finetune' else 0
+  return max(config.calibration.start_epoch, tuned)
+
+
+def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.EpochValues:
+  """What an epoch decides without another program.
+
+  Args:
+    config: the configuration.
+    epoch: counted from 0.
+
+  Returns:
+    A `step.EpochValues`.
+
+  Source: ours.
+  """
+  tau = None
+  if config.attack.friendly_taus:
+    first, *later = config.attack.friendly_taus
+    changes = dict(zip(config.attack.friendly_epochs, later, strict=True))
+    tau = weights.by_epoch(epoch, first, changes)
+  if config.loss == 'finetune' and config.finetune.regulator == 'boundary':
+    tau = jnp.asarray(config.finetune.tau, jnp.int32)
+  return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau,
+                              jnp.asarray(epoch >= _calibrated_from(config)),
+                              jnp.asarray(epoch >= config.dataset.autoaugment_start_epoch))
+
+
+def recipe(run: run_lib.Run, phase: str) -> step_lib.Recipe:
+  """What a training step of a phase does.
+
+  Args:
+    run: the run.
+    phase: as `name` gives it.
+
+  Returns:
+    A `step.Recipe`.
+
+  Source: ours.
+  """
+  c = run.config
+  if phase == 'standard':  # the whole run's loss, or what is before fine-tuning
+    return step_lib.Recipe(
+        run.network, run.optimizer, objectives.standard, None, attack_folded=False,
+        pad=c.dataset.pad, flip=c.dataset.flip, steps_per_epoch=run.steps_per_epoch,
+        awp_gamma=c.awp_gamma if c.loss == 'standard' else 0.,
+        autoaugment=c.dataset.augment == 'autoaugment')
+  tunes = c.loss == 'finetune'
+  kind = f'{c.loss}_{c.finetune.distance}' if tunes else c.loss
+  attack = _INNER.get(kind, inner.uniform)(
+      norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
+      step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps)
+  recipe = step_lib.Recipe(
+      run.network, run.tuner if tunes else run.optimizer,
+      _objective(c, ducat_begun=phase != c.loss), attack,
+      attack_folded=c.dummy.attack_logits == 'folded', pad=c.dataset.pad, flip=c.dataset.flip,
+      weigh=_weigh(c), weights_on=c.weights.on, beta=c.beta, awp_gamma=c.awp_gamma,
+      views=2 if c.loss == 'consistency' else 1, steps_per_epoch=run.steps_per_epoch,
+      calibration=_calibration(c), autoaugment=c.dataset.augment == 'autoaugment')
+  if not tunes:
+    return recipe
+  regulate = None
+  if c.finetune.regulator == 'radius':
+    regulate = functools.partial(regulated.update_radius, delta=c.finetune.delta)
+  return recipe._replace(anchored=c.finetune.anchor_weight > 0, regulate=regulate)
+
+
+def _calibration(config: ml_collections.ConfigDict) -> calibration_lib.Calibration:
+  c = config.calibration
+  return calibration_lib.Calibration(
+      config.attack.epsilon_255 / 255, config.beta,
+      c.radius_base if c.radius else None, c.beta_base if c.beta else None,
+      c.temperature_base if c.temperature else None)
+
+
+def _objective(config: ml_collections.ConfigDict, *, ducat_begun: bool) -> objectives.Objective:
+  if config.loss == 'finetune':
+    f = config.finetune
+    return functools.partial(anchored.finetune, distance=f.distance, anchor=f.anchor,
+                             anchor_weight=f.anchor_weight)
+  objective = objectives.named(config.loss)
+  if config.loss == 'consistency':
+    objective = functools.partial(objective, temperature=config.consistency_temperature)
+  if not ducat_begun:
+    return objective
+  d = config.dummy
+  ducat = functools.partial(objectives.ducat, benign_weight=d.benign_weight,
+                            adversarial_weight=d.adversarial_weight, alpha=d.alpha)
+  return ducat if config.loss == 'pgd_at' else functools.partial(objective, ducat=ducat)
+
+
+def _weigh(config: ml_collections.ConfigDict) -> Any:
+  w = config.weights
+  if w.kind == 'none':
+    return None
+  options = {
+      'geometry': dict(num_steps=config.attack.num_steps, lam=w.lam, form=w.form,
+                       normalized=w.normalized),
+      'margin': dict(bias=w.bias, slope=w.slope),
+      'class_wise': dict(base=w.base),
+  }
+  return functools.partial(getattr(weighting, w.kind), **options[w.kind])
