@@ -18,9 +18,7 @@ inference --config.inference.kind=bias or temperature.
 Published, best checkpoint, AutoAttack average / worst class: AT 46.7 / 20.1, AT + EMA 49.6 / 21.3,
 AT + CFA 50.1 / 24.4; TRADES 48.3 / 21.7, TRADES + EMA 49.7 / 24.2, TRADES + CFA 50.1 / 26.5. Clean:
 AT 82.3, TRADES + CFA 80.4.
-Measured, :small, seed 0, the first 1,000 test images, two cores: clean 47.3, PGD-20 28.4, margin
-PGD-100 × 5 26.2, scaled PGD-20 24.6, worst case 24.6 (results/small_cifar10). The whole form: not
-yet.
+Measured: not yet.
 """
 
 from at_jax import config as config_lib
