@@ -7,7 +7,7 @@ from collections.abc import Callable
 import functools
 import hashlib
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 import zipfile
 
 import jax
@@ -16,11 +16,28 @@ from at_jax import attacks
 from at_jax import checkpoints
 from at_jax import data
 from at_jax import errors
+from at_jax.attacks import ensemble
 from at_jax.attacks import saves
 
 Array = jax.Array
-# The names of an evaluation's attacks, and the version of AutoAttack each is.
-VERSIONS = {'autoattack': 'standard', 'autoattack_plus': 'plus', 'autoattack_rand': 'rand'}
+
+
+class Choice(NamedTuple):
+  """What of AutoAttack is run.
+
+  Attributes:
+    version: of `attacks.autoattack`.
+    attacks: of it, by name; None for all of the version.
+  """
+  version: str
+  attacks: tuple[str, ...] | None = None
+
+
+# The names of an evaluation's attacks: those of versions, and those of parts, as 'standard' has them.
+CHOICES = {
+    'autoattack': Choice('standard'), 'autoattack_plus': Choice('plus'),
+    'autoattack_rand': Choice('rand'),
+    **{name: Choice('standard', (name,)) for name in ensemble.NAMES}}
 
 
 def run(
@@ -29,7 +46,7 @@ def run(
     split: data.Split,
     key: Array,
     *,
-    version: str,
+    choice: Choice,
     norm: str,
     epsilon: float,
     batch_size: int,
@@ -48,13 +65,12 @@ def run(
     variables: of the network.
     split: the examples.
     key: a PRNG key; an example draws by its place in `split`.
-    version: 'standard', 'plus' or 'rand'.
-    norm: 'linf', 'l2' or 'l1'; configurations ask for the first two, in which networks are trained.
+    choice: what is run; 'rand' takes no `search`, for no answer is final.
+    norm: 'linf', 'l2' or 'l1'.
     epsilon: the radius, in units of x.
     batch_size: how many examples are attacked side by side.
     title: what `progress` calls it, the name of the component added.
-    search: what is searched on instead of `logits`, which then only confirms; not for 'rand', where
-      no answer is final.
+    search: what is searched on instead of `logits`, which then only confirms.
     state_dir: where the state is written, as it goes; None for nowhere.
     progress: called with what is running, its runs over, their number, and the accuracy so far.
 
@@ -67,20 +83,20 @@ def run(
 
   Source: `attacks.autoattack`; the rest ours.
   """
-  if version == 'rand':
+  if choice.version == 'rand':
     search = None
-  settings = dict(version=version, norm=norm, epsilon=epsilon, batch_size=batch_size,
+  settings = dict(choice=choice, norm=norm, epsilon=epsilon, batch_size=batch_size,
                   searched_apart=search is not None)
   path = None
   if state_dir is not None:
     state_dir.mkdir(parents=True, exist_ok=True)
     path = state_dir / f'{identity(logits, variables, split, key, settings)}.npz'
-  apply = _with_key(logits) if version == 'rand' else logits
+  apply = _with_key(logits) if choice.version == 'rand' else logits
   show, close = _shown(title, progress)
   try:
     result = attacks.autoattack(
         jax.tree_util.Partial(apply, variables), data.to_unit(split.images), split.labels, key,
-        epsilon=epsilon, norm=norm, version=version, batch_size=batch_size, state_path=path,
+        epsilon=epsilon, norm=norm, **choice._asdict(), batch_size=batch_size, state_path=path,
         search_fn=None if search is None else jax.tree_util.Partial(search, variables),
         progress=show)
   except (saves.OtherEvaluation, zipfile.BadZipFile) as error:

@@ -51,6 +51,7 @@ def default() -> ml_collections.ConfigDict:
   c.attack.epsilon_255 = 8.0
   c.attack.step_size_255 = 2.0
   c.attack.num_steps = 10
+  c.attack.start = 'uniform'  # in the ball; or 'beside', x + .001 · N(0, 1), as TRADES and MART have it
   # Friendly PGD: from epoch friendly_epochs[i] on an example stops friendly_taus[i + 1] steps past
   # the boundary, before the first of them friendly_taus[0]; () never stops an example.
   c.attack.friendly_taus = ()
@@ -61,6 +62,12 @@ def default() -> ml_collections.ConfigDict:
   c.weights.on = 'fit'  # the term that they multiply: 'fit', 'regulariser' or 'both'
   c.weights.start_epoch = 60  # each example counts the same before
   c.weights.lam = -1.0  # geometry: λ; inf is no weights
+  # geometry: 'stages', λ is later_lams[i] from epoch lam_epochs[i] on; or 'linear', λ is on the line
+  # from lam_first, at the beginning of training, to lam at its end.
+  c.weights.schedule = 'stages'
+  c.weights.later_lams = ()
+  c.weights.lam_epochs = ()
+  c.weights.lam_first = 1.0
   c.weights.form = 'tanh'  # geometry: or 'sigmoid', 'discrete'
   c.weights.normalized = True  # geometry: mean 1 over the batch
   c.weights.bias = -0.5  # margin: b
@@ -103,8 +110,8 @@ def default() -> ml_collections.ConfigDict:
   c.finetune.initial = 0.25  # radius, controller: the share at the start
   c.finetune.delta = 0.25  # radius: its change each time an example is met; controller: each epoch
 
-  c.optimizer = ml_collections.ConfigDict()  # SGD; under 'entropy_sgd' it moves the anchors
-  c.optimizer.name = 'sgd'  # or 'entropy_sgd'
+  c.optimizer = ml_collections.ConfigDict()  # SGD
+  c.optimizer.name = 'sgd'  # or 'entropy_sgd', whose anchors another SGD moves
   c.optimizer.learning_rate = 0.1
   c.optimizer.momentum = 0.9
   c.optimizer.weight_decay = 5e-4
@@ -116,6 +123,10 @@ def default() -> ml_collections.ConfigDict:
   c.optimizer.fair_decay = 0.0  # CFA: of averaged ends of epochs instead; 0 is none
   c.optimizer.fair_threshold = 0.2  # robust validation accuracy of the worst class to be averaged
   c.optimizer.fair_start_epoch = 50
+  c.optimizer.outer = ml_collections.ConfigDict()  # the SGD of EntropySGD's anchors
+  c.optimizer.outer.learning_rate = 1.0
+  c.optimizer.outer.momentum = 0.0
+  c.optimizer.outer.decay_factor = 0.2
   c.optimizer.entropy = ml_collections.ConfigDict()  # arguments of transforms.entropy_sgd
   c.optimizer.entropy.inner_steps = 20  # 0 leaves the outer SGD alone
   c.optimizer.entropy.inner_learning_rate = 0.1
@@ -140,12 +151,14 @@ def default() -> ml_collections.ConfigDict:
   c.inference.rate = 1.0  # logits (or log temperature) for a robust accuracy that differs by 1
 
   c.evaluate = ml_collections.ConfigDict()  # on the test set, at the end
-  # pgd20x5: 20 steps, 5 restarts; margin100x5: the same on the margin; also autoattack,
-  # autoattack_plus and autoattack_rand
-  c.evaluate.attacks = ('fgsm', 'pgd20', 'pgd20x5')
+  # 20 steps of PGD; 100 on the margin with 5 restarts; 20 at each of eight scales of the logits; 100
+  # on the margin of own and dummy logits, where there are any. Also pgd20x5, fgsm, autoattack,
+  # autoattack_plus and autoattack_rand, and AutoAttack's parts by name: apgd-t, fab-t, square, ….
+  c.evaluate.attacks = ('pgd20', 'margin100x5', 'scales_pgd20', 'dummies_pgd100')
   # What AutoAttack's search computes in: 'bfloat16' is faster where the hardware has it, and counts
   # only what the model as it is confirms; '' is as the model.
   c.evaluate.search_dtype = ''
+  c.evaluate.norm = c.attack.get_oneway_ref('norm')  # or another: 'linf', 'l2' or 'l1'
   c.evaluate.epsilon_255 = c.attack.get_oneway_ref('epsilon_255')
   c.evaluate.step_size_255 = c.attack.get_oneway_ref('step_size_255')
   c.evaluate.num_examples = 0  # the first of the test set; 0 is all

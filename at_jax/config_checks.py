@@ -22,8 +22,10 @@ _FREE_FIELDS = ('evaluate.', 'validate.batch_size', 'validate.every_epochs', 'ch
 
 _CHOICES = {
     'attack.norm': ('linf', 'l2'),
+    'attack.start': ('uniform', 'beside'),
     'dataset.augment': ('crop', 'autoaugment'),
     'dummy.attack_logits': ('raw', 'folded'),
+    'evaluate.norm': ('linf', 'l2', 'l1'),
     'evaluate.search_dtype': ('', 'bfloat16'),
     'finetune.anchor': anchored.ANCHORS,
     'finetune.batch_norm': ('shared', 'dual'),
@@ -41,6 +43,7 @@ _CHOICES = {
     'weights.form': ('tanh', 'sigmoid', 'discrete'),
     'weights.kind': ('none', 'geometry', 'margin', 'class_wise'),
     'weights.on': ('fit', 'regulariser', 'both'),
+    'weights.schedule': ('stages', 'linear'),
 }
 _WHOLE = {  # field: smallest value
     'attack.num_steps': 1, 'batch_size': 1, 'calibration.start_epoch': 1,
@@ -56,15 +59,15 @@ _POSITIVE = ('attack.step_size_255', 'calibration.beta_base', 'calibration.radiu
              'calibration.temperature_base', 'consistency_temperature', 'dummy.alpha',
              'evaluate.step_size_255', 'finetune.decay_factor', 'finetune.learning_rate',
              'inference.rate', 'optimizer.decay_factor', 'optimizer.entropy.inner_learning_rate',
-             'optimizer.learning_rate', 'weights.base', 'weights.slope')
+             'optimizer.learning_rate', 'optimizer.outer.decay_factor',
+             'optimizer.outer.learning_rate', 'weights.base', 'weights.slope')
 _NOT_NEGATIVE = ('awp_gamma', 'beta', 'finetune.anchor_weight', 'finetune.warmup_epochs',
                  'optimizer.entropy.gamma', 'optimizer.entropy.noise',
                  'optimizer.entropy.scoping', 'optimizer.weight_decay')
-_RADII = ('attack.epsilon_255', 'evaluate.epsilon_255')
 _SHARES = ('dummy.adversarial_weight', 'dummy.benign_weight', 'finetune.delta', 'finetune.initial',
            'finetune.tolerance', 'optimizer.fair_threshold')
 _SHARES_BELOW_ONE = ('optimizer.ema_decay', 'optimizer.entropy.momentum', 'optimizer.fair_decay',
-                     'optimizer.momentum')
+                     'optimizer.momentum', 'optimizer.outer.momentum')
 _HAVE_REGULARISER = ('trades', 'gair_trades', 'mart', 'consistency', 'finetune')
 
 
@@ -96,12 +99,17 @@ def check(config: ml_collections.ConfigDict) -> None:
     _require(flat, name, flat[name] >= least, f'use a whole number of at least {least}')
   for name in _POSITIVE:
     _require(flat, name, 0 < flat[name] < math.inf, 'use a number above 0')
-  # The L2 ball of a 3072-dimensional image reaches further than 255, so only L∞ has a largest radius.
-  largest = 255 if flat['attack.norm'] == 'linf' else math.inf
-  for name in _RADII:
-    _require(flat, name, 0 < flat[name] <= largest,
-             'use a radius above 0' + (', of at most 255' if largest == 255 else '')
-             + ' (8.0 means 8/255)')
+  for part in ('attack', 'evaluate'):
+    # The L2 ball of a 3072-dimensional image reaches further than 255: only L∞ has a largest radius.
+    bounded = flat[f'{part}.norm'] == 'linf'
+    name = f'{part}.epsilon_255'
+    _require(flat, name, 0 < flat[name] <= (255 if bounded else math.inf),
+             f'use a radius above 0{", of at most 255" * bounded} (8.0 means 8/255)')
+  for name in ('epsilon_255', 'step_size_255'):
+    _require(flat, f'evaluate.{name}', flat['evaluate.norm'] == flat['attack.norm']
+             or flat[f'evaluate.{name}'] != flat[f'attack.{name}'],
+             f'it is that of training, whose norm is {flat["attack.norm"]}: set it for '
+             f'evaluate.norm = {flat["evaluate.norm"]}')
   for name in _SHARES:
     _require(flat, name, 0 <= flat[name] <= 1, 'use a share between 0 and 1')
   for name in _SHARES_BELOW_ONE:
@@ -114,8 +122,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name in flat['evaluate.attacks']:
     if not protocols.known(name):
       raise errors.UserError('config.evaluate.attacks', name,
-                             'use fgsm, pgd20 (20 steps), pgd20x5 (5 restarts of 20 steps), '
-                             'margin100x5, scale10_pgd20, scales_pgd20, dummies_pgd100, autoattack '
+                             'use pgd20 (20 steps), pgd20x5 (5 restarts of 20 steps), '
+                             'margin100x5, scales_pgd20, dummies_pgd100, autoattack, apgd-t '
                              'or another name of at_jax/protocols.py')
   usable = [name for name in flat['evaluate.attacks'] if flat['dummy.enabled']
             or not all(map(protocols.knows_dummies, protocols.expand(name)))]
@@ -147,6 +155,9 @@ def _check_method(flat: dict) -> None:
            "there is no attack to stop: use (), or another loss than 'standard'")
   _require(flat, 'attack.friendly_taus', all(isinstance(tau, int) and tau >= 0 for tau in taus),
            'use whole numbers of at least 0')
+  _require(flat, 'attack.start', flat['attack.start'] == 'uniform' or '.' in flat['loss']
+           or flat['loss'] in ('pgd_at', 'consistency'),
+           f"the attack of {flat['loss']} has a start of its own: use 'uniform'")
   both = flat['optimizer.swa_start_epoch'] and flat['optimizer.ema_decay']
   _require(flat, 'optimizer.swa_start_epoch', not both,
            'one average is kept: set optimizer.ema_decay or this to 0')
@@ -154,6 +165,15 @@ def _check_method(flat: dict) -> None:
            f'nothing would be averaged: use one below epochs = {flat["epochs"]}')
   loss, kind = flat['loss'], flat['weights.kind']
   _require(flat, 'weights.lam', flat['weights.lam'] > -math.inf, 'use a number; inf is no weights')
+  lams, changes = flat['weights.later_lams'], flat['weights.lam_epochs']
+  _require(flat, 'weights.lam_epochs', len(changes) == len(lams) and changes == sorted(changes),
+           'use epochs in rising order, as many as weights.later_lams')
+  _require(flat, 'weights.later_lams', not lams or flat['weights.schedule'] == 'stages',
+           "λ is on a line: use (), or weights.schedule = 'stages'")
+  _require(flat, 'weights.later_lams', all(lam > -math.inf for lam in lams), 'use numbers')
+  _require(flat, 'weights.lam_first', math.isfinite(flat['weights.lam_first']), 'use a number')
+  _require(flat, 'weights.lam', flat['weights.schedule'] == 'stages'
+           or math.isfinite(flat['weights.lam']), 'a line ends at a number')
   _require(flat, 'weights.bias', math.isfinite(flat['weights.bias']), 'use a number')
   if loss == 'gair_trades':
     _require(flat, 'weights.kind', kind == 'geometry',

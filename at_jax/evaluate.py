@@ -16,6 +16,7 @@ import numpy as np
 from at_jax import autoattack
 from at_jax import calibration
 from at_jax import data
+from at_jax import inference
 from at_jax import inner
 from at_jax import network as network_lib
 from at_jax import protocols
@@ -191,12 +192,12 @@ def evaluate(
 
   components, warnings, states = {}, {}, []
 
-  def under_autoattack(version: str, attacked_logits: Callable, among: np.ndarray,
+  def under_autoattack(choice: autoattack.Choice, attacked_logits: Callable, among: np.ndarray,
                        title: str) -> np.ndarray:
     lower = search and (
         search.deployed if attacked_logits is network.deployed else search.logits)
     found, state = autoattack.run(
-        attacked_logits, variables, split, key, version=version, norm=norm, epsilon=epsilon,
+        attacked_logits, variables, split, key, choice=choice, norm=norm, epsilon=epsilon,
         batch_size=batch_size, title=title, search=lower, state_dir=state_dir, progress=progress)
     warnings[title] = found.warnings
     states.extend([] if state is None else [state])
@@ -208,10 +209,10 @@ def evaluate(
 
   def under(name: str, attacked_logits: Callable, among: np.ndarray, title: str) -> np.ndarray:
     spec = protocols.parse(name)
-    if isinstance(spec, str):
+    if isinstance(spec, autoattack.Choice):
       return under_autoattack(spec, attacked_logits, among, title)
     attack = protocols.attack(spec, norm=norm, epsilon=epsilon, step_size=step_size)
-    logits = network.logits if spec.knows_dummies else attacked_logits
+    logits = _both_halves(network) if spec.knows_dummies else attacked_logits
     for restart in range(spec.restarts):
       running = title if spec.restarts == 1 else f'{title} ({restart + 1} of {spec.restarts})'
       among = run(jax.random.fold_in(key, restart), attack=attack, among=among,
@@ -237,7 +238,19 @@ def evaluate(
                 split.labels, num_classes)
 
 
+@functools.cache
+def _both_halves(network: network_lib.Network) -> Callable[[Any, Array], Array]:
+  """All logits of a head with dummies, as what is deployed has them: folded they are its logits."""
+  def changed(variables: Any, x: Array) -> Array:
+    out = network.logits(variables, x)
+    if inference.NAME not in variables:
+      return out
+    return inference.change(out, variables[inference.NAME], network.fold)
+
+  return changed
+
+
 def _is_authors(name: str) -> bool:
   """DUCAT's authors report attacks on the cross-entropy, and AutoAttack."""
   spec = protocols.parse(name)
-  return isinstance(spec, str) or spec is not None and spec.loss == 'cross_entropy'
+  return isinstance(spec, autoattack.Choice) or spec is not None and spec.loss == 'cross_entropy'

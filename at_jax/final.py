@@ -107,7 +107,7 @@ def _attacked(run: run_lib.Run, variables: dict[str, Any], title: str,
 
   return evaluate_lib.evaluate(
       run.network, variables, split, run.keys['evaluate'], names=c.evaluate.attacks,
-      norm=c.attack.norm, epsilon=c.evaluate.epsilon_255 / 255,
+      norm=c.evaluate.norm, epsilon=c.evaluate.epsilon_255 / 255,
       step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
       search=run_lib.search_network(run),
       has_dummies=c.dummy.enabled, state_dir=workdir / 'evaluation', progress=progress)

@@ -4,6 +4,7 @@ It is part of the model: `network.deployed` applies what stands under `NAME` in 
 every attack of an evaluation sees it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,18 +34,22 @@ def no_change(num_classes: int) -> dict[str, np.ndarray]:
   return {'bias': np.zeros(num_classes, np.float32), 'scale': np.ones(num_classes, np.float32)}
 
 
-def change(logits: Array, by_class: dict[str, Array]) -> Array:
+def change(logits: Array, by_class: dict[str, Array],
+           fold: Callable[[Array], Array] = lambda logits: logits) -> Array:
   """z + (s − 1)(z − z̄) + b, which decides as s · (z − z̄) + b does.
 
-  z̄ is the example's mean logit: a softmax does not fix it, so a scale must not depend on it.
-  Written as a difference, a scale of 1 and a bias of 0 leave every bit as it was.
+  z̄ is the example's mean deployed logit: a softmax does not fix it, so a scale must not depend on
+  it. Written as a difference, a scale of 1 and a bias of 0 leave every bit as it was. A dummy is
+  changed as its class is; s > 0 keeps the larger of the two the larger, so it is the same whether
+  the logits are folded before or after.
 
   Args:
-    logits: f32[B, C], as they would be deployed.
+    logits: f32[B, C], as they would be deployed; or f32[B, 2C] of a head with dummies.
     by_class: b and s, as `no_change` gives them; a temperature is 1/s.
+    fold: from these logits to those that would be deployed.
 
   Returns:
-    f32[B, C].
+    Logits of the same shape.
 
   Example:
     >>> by_class = {'bias': jnp.array([0., .5]), 'scale': jnp.array([1., 2.])}
@@ -53,8 +58,10 @@ def change(logits: Array, by_class: dict[str, Array]) -> Array:
 
   Source: ours; a bias by class: Menon et al., Long-tail Learning via Logit Adjustment, 2021.
   """
-  apart = logits - jnp.mean(logits, axis=-1, keepdims=True)
-  return logits + (by_class['scale'] - 1) * apart + by_class['bias']
+  scale, bias = (jnp.tile(by_class[name], logits.shape[-1] // len(by_class[name]))
+                 for name in ('scale', 'bias'))
+  apart = logits - jnp.mean(fold(logits), axis=-1, keepdims=True)
+  return logits + (scale - 1) * apart + bias
 
 
 def favour(by_class: dict[str, Any], accuracy: np.ndarray, *, kind: str,

@@ -64,12 +64,17 @@ def schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> optax
 
   Source: the usual definitions.
   """
-  o = config.optimizer
+  o, sgd = config.optimizer, _sgd(config)
   if o.schedule == 'cosine':
     epochs = config.finetune.start_epoch if config.loss == 'finetune' else config.epochs
-    return optax.cosine_decay_schedule(o.learning_rate, max(round(epochs * steps_per_epoch), 1))
-  return optax.piecewise_constant_schedule(
-      o.learning_rate, {round(epoch * steps_per_epoch): o.decay_factor for epoch in o.decay_epochs})
+    return optax.cosine_decay_schedule(sgd.learning_rate, max(round(epochs * steps_per_epoch), 1))
+  falls = {round(epoch * steps_per_epoch): sgd.decay_factor for epoch in o.decay_epochs}
+  return optax.piecewise_constant_schedule(sgd.learning_rate, falls)
+
+
+def _sgd(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The rates of the SGD that moves what is evaluated."""
+  return config.optimizer.outer if config.optimizer.name == 'entropy_sgd' else config.optimizer
 
 
 def tuning_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> optax.Schedule:
@@ -112,7 +117,7 @@ def optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Schedule, 
   # Decay is added to the gradient before any momentum, on every parameter, as PyTorch's SGD does;
   # under EntropySGD to the inner gradients, as in its released code.
   decay = optax.add_decayed_weights(o.weight_decay)
-  parts = [optax.sgd(learning_rate, momentum=o.momentum)]
+  parts = [optax.sgd(learning_rate, momentum=_sgd(config).momentum)]
   if o.ema_decay:
     parts.append(transforms.ema(o.ema_decay))
   if o.swa_start_epoch:

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -90,9 +91,17 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
     tau = weights.by_epoch(epoch, first, changes)
   if config.loss == 'finetune' and config.finetune.regulator == 'boundary':
     tau = jnp.asarray(config.finetune.tau, jnp.int32)
+  lam = _lam(config.weights, epoch, config.epochs) if config.weights.kind == 'geometry' else None
   return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau,
                               jnp.asarray(epoch >= _calibrated_from(config)),
-                              jnp.asarray(epoch >= config.dataset.autoaugment_start_epoch))
+                              jnp.asarray(epoch >= config.dataset.autoaugment_start_epoch), lam)
+
+
+def _lam(w: ml_collections.ConfigDict, epoch: int, epochs: int) -> jax.Array:
+  if w.schedule == 'linear':
+    return weights.linear(epoch + 1, first=w.lam_first, last=w.lam, epochs=epochs)
+  changes = dict(zip(w.lam_epochs, w.later_lams, strict=True))
+  return jnp.asarray(weights.by_epoch(epoch, w.lam, changes), jnp.float32)
 
 
 def recipe(run: run_lib.Run, phase: str) -> step_lib.Recipe:
@@ -116,7 +125,10 @@ def recipe(run: run_lib.Run, phase: str) -> step_lib.Recipe:
         autoaugment=c.dataset.augment == 'autoaugment')
   tunes = c.loss == 'finetune'
   kind = f'{c.loss}_{c.finetune.distance}' if tunes else c.loss
-  attack = _INNER.get(kind, inner.uniform)(
+  kind_of_attack = _INNER.get(kind, inner.uniform)
+  if c.attack.start == 'beside':  # allowed where it would else be uniform
+    kind_of_attack = inner.beside
+  attack = kind_of_attack(
       norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
       step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps)
   recipe = step_lib.Recipe(
@@ -163,8 +175,7 @@ def _weigh(config: ml_collections.ConfigDict) -> Any:
   if w.kind == 'none':
     return None
   options = {
-      'geometry': dict(num_steps=config.attack.num_steps, lam=w.lam, form=w.form,
-                       normalized=w.normalized),
+      'geometry': dict(num_steps=config.attack.num_steps, form=w.form, normalized=w.normalized),
       'margin': dict(bias=w.bias, slope=w.slope),
       'class_wise': dict(base=w.base),
   }

@@ -4,13 +4,14 @@
 |---|---|
 | `fgsm` | one step of size ε from the input itself |
 | `pgd20`, `pgd20x5` | PGD on the cross-entropy, 20 steps; 5 restarts |
-| `margin100x5` | on the margin, which does not fade where a method keeps cross-entropy's gradient small |
+| `margin100x5` | on the margin, which stays where a method keeps cross-entropy's gradient small |
 | `scale10_pgd20` | on the cross-entropy of logits times 10, in the form that does not underflow |
 | `masking10_pgd20` | the same as it is usually written: a diagnostic of masked gradients |
 | `dummy0.25_pgd100` | on the margin over a class and its dummy, λ = .25; only with dummy classes |
 | `dummysoft_pgd100` | on the margin of logsumexp over a class and its dummy; likewise |
 | `scales_pgd20`, `dummies_pgd100` | all `SCALES`; all `WEIGHTS` and `dummysoft` |
 | `autoattack`, `autoattack_plus`, `autoattack_rand` | AutoAttack |
+| `apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square` | a part of it, on all examples |
 """
 
 import re
@@ -56,14 +57,14 @@ class Spec(NamedTuple):
     return self.loss.startswith('dummy')
 
 
-def parse(name: str) -> Spec | str | None:
+def parse(name: str) -> Spec | autoattack.Choice | None:
   """Reads the name of one attack.
 
   Args:
     name: a row of this module's table, but for the sweeps.
 
   Returns:
-    A `Spec`; for AutoAttack its version ('standard', 'plus', 'rand'); None for no such name.
+    A `Spec`; for AutoAttack an `autoattack.Choice`; None for no such name.
 
   Example:
     >>> parse('pgd20x5').restarts
@@ -75,8 +76,8 @@ def parse(name: str) -> Spec | str | None:
   """
   if name == 'fgsm':
     return Spec(1, random_start=False)
-  if name in autoattack.VERSIONS:
-    return autoattack.VERSIONS[name]
+  if name in autoattack.CHOICES:
+    return autoattack.CHOICES[name]
   match = _PGD.fullmatch(str(name))
   if match is None:
     return None

@@ -67,11 +67,13 @@ class EpochValues(NamedTuple):
     tau: i32[], of friendly PGD; None for an attack that does not stop early.
     calibrated: bool[], factors by class count; before, each is exactly 1.
     autoaugmented: bool[], AutoAugment has begun, for a recipe that has it.
+    lam: f32[], λ of `weighting.geometry`; None for other weights.
   """
   weighted: Array | bool = True
   tau: Array | None = None
   calibrated: Array | bool = True
   autoaugmented: Array | bool = True
+  lam: Array | None = None
 
 
 class Recipe(NamedTuple):
@@ -216,7 +218,9 @@ def train_step(
     if recipe.weigh is not None:
       evidence = weighting.Evidence(examples.kappa, recipe.network.fold(outcome.logits), examples.y,
                                     counts.accuracy if counts else None)
-      w = jnp.where(values.weighted, recipe.weigh(evidence, axis_name=axis_name), 1)
+      schedule = {} if values.lam is None else {'lam': values.lam}
+      w = jnp.where(values.weighted,
+                    recipe.weigh(evidence, axis_name=axis_name, **schedule), 1)
     betas = None if by_class.beta is None else by_class.beta[examples.y]
     loss = objectives.mean_loss(outcome, w, weights_on=recipe.weights_on, beta=recipe.beta,
                                 betas=betas)

@@ -30,14 +30,14 @@ class Evidence(NamedTuple):
   class_accuracy: Array | None
 
 
-def geometry(evidence: Evidence, *, num_steps: int, lam: float, form: str, normalized: bool,
+def geometry(evidence: Evidence, *, num_steps: int, lam: float | Array, form: str, normalized: bool,
              axis_name: str | None) -> Array:
   """GAIRAT's weights, by κ.
 
   Args:
     evidence: of the step.
     num_steps: of the attack.
-    lam: λ of `weights.geometry`.
+    lam: λ of `weights.geometry`; traced.
     form: of `weights.geometry`.
     normalized: scale them to mean 1 over the global batch.
     axis_name: the axis over devices, or None.

@@ -196,6 +196,31 @@ def class_weights(
   return normalize(class_scale(1 - robust_accuracy, base=base)[y], axis_name=axis_name)
 
 
+def linear(epoch: int | Array, *, first: float, last: float, epochs: int) -> Array:
+  """A schedule on a line, first − (epoch/epochs)·(first − last).
+
+  GAIRAT's linear λ, which the released code takes up after the burn-in; there `first` is +∞ unless
+  it is set, and λ not a number.
+
+  Args:
+    epoch: the epoch that runs, counted from 1; traced if it is an array.
+    first: the value before the first epoch, finite.
+    last: the value in the last.
+    epochs: how many there are.
+
+  Returns:
+    f32[].
+
+  Example:
+    >>> print(*[linear(epoch, first=1., last=-1., epochs=100) for epoch in (30, 50, 100)])
+    0.4 0.0 -1.0
+
+  Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, its released
+  code.
+  """
+  return jnp.asarray(first - epoch / epochs * (first - last), jnp.float32)
+
+
 def by_epoch(epoch: int | Array, first: float, changes: Mapping[int, float]) -> Array:
   """A schedule in stages: `first`, and from each epoch in `changes` on the value there.
 

@@ -6,9 +6,9 @@
   :cifar100 and :mnist are the same method on other data, :cifar100-small and so on cut down.
 
 Source: Wang et al., DUCAT, arXiv 2410.12671, and its released code: 130 epochs, the first 104 plain
-PGD-AT over 2C outputs, one more before the learning rate falls to .001; weights .25, 1, 1. The authors choose their best checkpoint by PGD-10 on the
-test set; here it is chosen on 1,000 images held out of the training set, by the deployed model.
-PreActResNet-18 and bfloat16 are ours.
+PGD-AT over 2C outputs, one more before the learning rate falls to .001; weights .25, 1, 1. The
+authors choose their best checkpoint by PGD-10 on the test set; here it is chosen on 1,000 images
+held out of the training set, by the deployed model. PreActResNet-18 and bfloat16 are ours.
 Published (reported): clean 88.81, PGD-10 65.10, AutoAttack 58.61, all under the authors' protocol;
 29.52 under an attack that knows the dummy classes (arXiv 2603.29182).
 Measured, :small, seed 0, the first 1,000 test images, two cores: clean 38.7, PGD-20 21.0, margin

@@ -3,6 +3,7 @@
   python -m at_jax.main --config=configs/entropy_sgd_cifar10.py
   python -m at_jax.main --config=configs/entropy_sgd_cifar10.py:l2
   python -m at_jax.main --config=configs/entropy_sgd_cifar10.py:small   minutes on two cores
+  Anywhere else it is one field, --config.optimizer.name=entropy_sgd.
   :cifar100 and :mnist are the same method on other data, :cifar100-small and so on cut down.
 
 Source: Kanai et al., Relationship Between Nonsmoothness in Adversarial Training, Constraints of
@@ -27,8 +28,7 @@ def get_config(arg: str = ''):
   c = config_lib.default()
   c.model.dtype = 'bfloat16'
   c.epochs, c.optimizer.name = 200, 'entropy_sgd'
-  c.optimizer.learning_rate, c.optimizer.momentum = 1.0, 0.0
-  c.optimizer.decay_factor, c.optimizer.decay_epochs = .2, (80, 140)
+  c.optimizer.decay_epochs = (80, 140)
   if 'l2' in arg.split('-'):
     c.attack.norm, c.attack.epsilon_255, c.attack.step_size_255 = 'l2', 128.0, 15.0
   if 'mnist' in arg.split('-'):

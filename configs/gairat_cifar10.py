@@ -11,6 +11,7 @@ checkpoint on held-out training images are ours.
 Published, WRN-32-10: clean 85.75, PGD-20 57.81; AutoAttack (reported) 42.48, and 33.4 for
 ResNet-18, below PGD-AT's 44.9. A guarded example's logits stay small, so read a logit-scaled or
 margin attack, not PGD alone.
+Other schedules of λ: --config.weights.later_lams and lam_epochs, or weights.schedule=linear.
 Measured, :small, seed 0, the first 1,000 test images, two cores: clean 49.8, PGD-20 29.4, margin
 PGD-100 × 5 20.0, scaled PGD-20 19.3, worst case 19.0 (results/small_cifar10). The whole form: not
 yet.

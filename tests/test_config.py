@@ -84,6 +84,13 @@ QUICK = f'--config={ROOT}/configs/quickstart.py:smoke'
     ([QUICK, '--config.dataset.validation_size=5000'], ['validation_size']),
     ([QUICK, '--config.optimizer.learning_rate=-.1'], ['learning_rate']),
     ([QUICK, '--config.optimizer.decay_epochs=(5, 3)'], ['decay_epochs']),
+    ([QUICK, '--config.weights.later_lams=(-2.,)'], ['weights.lam_epochs', 'as many']),
+    ([QUICK, '--config.weights.later_lams=(-2.,)', '--config.weights.lam_epochs=(3,)',
+      '--config.weights.schedule=linear'], ['weights.later_lams', "schedule = 'stages'"]),
+    ([QUICK, '--config.weights.schedule=linear', '--config.weights.lam=inf'], ['weights.lam']),
+    ([QUICK, '--config.evaluate.norm=l2'], ['evaluate.epsilon_255', 'norm is linf']),
+    ([QUICK, '--config.evaluate.norm=l2', '--config.evaluate.epsilon_255=128.'],
+     ['evaluate.step_size_255']),
     # the data
     ([QUICK, '--config.dataset.name=nowhere.npz'], ['nowhere.npz']),
     # evaluation of nothing

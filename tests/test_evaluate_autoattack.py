@@ -28,9 +28,9 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-  def brief(*arguments, version, **options):
+  def brief(*arguments, version, attacks, **options):
     # Two of the four attacks, few steps: enough for what is around them.
-    names = {'standard': ('apgd-ce', 'square')}.get(version)
+    names = attacks or {'standard': ('apgd-ce', 'square')}.get(version)
     return full(*arguments, version=version, attacks=names, num_steps=3, num_queries=10, **options)
 
   full = attacks.autoattack
@@ -63,9 +63,10 @@ def report(has_dummies=False, **options):
 
 
 def test_names():
-  assert protocols.parse('autoattack') == 'standard'
-  assert protocols.parse('autoattack_plus') == 'plus'
-  assert protocols.parse('autoattack_rand') == 'rand'
+  assert protocols.parse('autoattack') == ('standard', None)
+  assert protocols.parse('autoattack_plus') == ('plus', None)
+  assert protocols.parse('autoattack_rand') == ('rand', None)
+  assert protocols.parse('fab-t') == ('standard', ('fab-t',))
   assert protocols.parse('autoattak') is None
 
 
@@ -97,6 +98,17 @@ def test_l1_runs_and_has_all_components():
 
 
 @pytest.mark.long
+def test_a_part_is_run_by_its_name():
+  found = report(names=('apgd-ce', 'square', 'autoattack'))
+  stands = found.components['autoattack']
+  assert list(stands) == ['apgd-ce', 'square']  # in `short`
+  # Its draws are the ensemble's, of which Square attacks what is left.
+  assert found.robust['apgd-ce'].mean() < found.clean.mean()
+  np.testing.assert_array_equal(found.robust['apgd-ce'], stands['apgd-ce'])
+  np.testing.assert_array_equal(found.robust['apgd-ce'] & found.robust['square'],
+                                found.robust['autoattack'])
+
+
 @pytest.mark.parametrize('version', ['autoattack_rand', 'autoattack_plus'])
 def test_the_other_versions(version):
   found = report(names=(version,))
@@ -156,7 +168,7 @@ def test_a_killed_evaluation_goes_on_and_a_stale_state_is_not_used(tmp_path, mon
   # Another radius or another model: another file.
   assert report(state_dir=tmp_path, epsilon=.11).states != (state,)
   network, variables = linear()
-  settings = dict(version='standard')
+  settings = dict(choice=autoattack.Choice('standard'))
   name = lambda v: autoattack.identity(network.deployed, v, SPLIT, KEY, settings)
   assert name(variables) != name({'params': variables['params'].at[0, 0].add(1e-7)})
 

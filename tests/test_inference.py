@@ -10,6 +10,7 @@ import pytest
 from at_jax import autoattack
 from at_jax import config as config_lib
 from at_jax import data
+from at_jax import dummy
 from at_jax import evaluate
 from at_jax import inference
 from at_jax import inner
@@ -103,9 +104,10 @@ def test_nothing_better_is_no_change():
   assert validation.fit(run, variables) == (variables, None)
 
 
-def wrapped():
-  model = models.SmallCNN(num_outputs=10, features=(4,), hidden=(), padding='SAME')
-  network = network_lib.wrap(model, has_dummies=False)
+def wrapped(has_dummies=False):
+  model = models.SmallCNN(num_outputs=20 if has_dummies else 10, features=(4,), hidden=(),
+                          padding='SAME')
+  network = network_lib.wrap(model, has_dummies=has_dummies)
   test = data.load('digits').test
   split = data.Split(test.images[:40], test.labels[:40])
   return network, network.init(jax.random.key(0), data.to_unit(split.images)), split
@@ -142,6 +144,20 @@ def test_attacks_go_through_the_change(field):
   key, settings = jax.random.key(0), {}
   assert (autoattack.identity(network.deployed, changed, split, key, settings)
           != autoattack.identity(network.deployed, variables, split, key, settings))
+
+
+def test_what_an_attack_that_knows_of_dummies_sees_is_what_is_deployed():
+  network, variables, split = wrapped(has_dummies=True)
+  by_class = {'bias': np.linspace(0, 1, 10, dtype=np.float32),
+              'scale': np.linspace(.5, 2, 10, dtype=np.float32)}
+  changed, x = variables | {'inference': by_class}, data.to_unit(split.images)
+  seen = evaluate._both_halves(network)(changed, x)
+  z = np.asarray(network.logits(variables, x), np.float64)
+  centre = np.maximum(z[:, :10], z[:, 10:]).mean(axis=1, keepdims=True)
+  by_hand = [z[:, c] + (by_class['scale'][c % 10] - 1) * (z[:, c] - centre[:, 0])
+             + by_class['bias'][c % 10] for c in range(20)]
+  np.testing.assert_allclose(seen, np.stack(by_hand, axis=1), atol=1e-4)
+  np.testing.assert_allclose(dummy.fold(seen), network.deployed(changed, x), atol=1e-4)
 
 
 def test_no_change_is_the_deployed_model_to_the_bit():
