@@ -141,6 +141,12 @@ def test_what_may_change_between_runs_of_a_workdir():
                       'model.normalize': ((.5,), (.3,))}.items():
     assert list(config_checks.conflicts(before, before | {name: value})) == [name]
   assert not config_checks.conflicts(before, before | {'inference.kind': 'bias'})
+  # What neither reads: λ counts with the weights it belongs to, and so does turning them on.
+  assert not config_checks.conflicts(before, before | {'weights.lam': 0., 'optimizer.outer.momentum':
+                                                       .5, 'finetune.tau': 3})
+  weighted = before | {'weights.kind': 'geometry'}
+  assert list(config_checks.conflicts(weighted, weighted | {'weights.lam': 0.})) == ['weights.lam']
+  assert list(config_checks.conflicts(before, weighted)) == ['weights.kind']
   older = {name: value for name, value in before.items() if name != 'dataset.pad'}
   assert not config_checks.conflicts(older, before)  # made when there was no such field
   assert list(config_checks.conflicts(older, before | {'dataset.pad': 2})) == ['dataset.pad']

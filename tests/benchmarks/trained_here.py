@@ -2,12 +2,14 @@
 
   python tests/benchmarks/trained_here.py --reference=PATH --config=configs/pgd_at_cifar10.py:small \
     --workdir=results/small_cifar10/pgd_at_cifar10-0
-  the same with --norm=l2 --epsilon_255=128
+  the same with --norm=l2 --epsilon_255=128, and with --alone
 
 The best checkpoint of the run is attacked, on the first --n test images, here and, with the same
 weights in PyTorch, by PATH: a checkout of github.com/fra31/auto-attack, commit a392200. Needs the
 packages of at_jax[peers]. The logits of the two must agree to 1e-4 first. What is printed, and
-written to --output, is as in trades_mnist.py beside this file.
+written to --output, is as in trades_mnist.py beside this file: what stands after each component in
+turn. With --alone every component gets all images that are classified correctly, so that the later
+ones have something to find.
 """
 
 import argparse
@@ -74,6 +76,23 @@ def load(asked) -> tuple[run_lib.Run, dict]:
   return run, settle.settler(run)(saved.state)
 
 
+def _alone(stands: dict[str, np.ndarray], begin: int) -> dict[str, list[int]]:
+  fell = {name: stands['clean'] & ~after for name, after in stands.items()}
+  fell['clean'] = ~stands['clean']
+  return {name: (begin + np.flatnonzero(mask)).tolist() for name, mask in fell.items()}
+
+
+def show_alone(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+  """Prints what stands under each component by itself, and the images on which the two differ."""
+  print(f'{"alone":8s} {"ours":>8s} {"theirs":>8s} differ')
+  for name in theirs:
+    print(f'{name:8s} {ours[name].mean():8.2%} {theirs[name].mean():8.2%} '
+          f'{(ours[name] != theirs[name]).sum():6d}')
+    for which, only in (('ours', theirs[name] & ~ours[name]), ('theirs', ours[name] & ~theirs[name])):
+      if only.any():
+        print(f'{"":8s} fallen to {which} only: {np.flatnonzero(only).tolist()}')
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--reference', required=True)
@@ -84,6 +103,7 @@ def main() -> None:
   parser.add_argument('--n', type=int, default=500)
   parser.add_argument('--batch_size', type=int, default=250)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--alone', action='store_true', help='each component on all images')
   parser.add_argument('--output', help='a JSON file for the verdicts and the seconds')
   arguments = parser.parse_args()
   try:
@@ -102,23 +122,28 @@ def main() -> None:
   epsilon = arguments.epsilon_255 / 255
   result = attacks.autoattack(
       jax.tree_util.Partial(run.network.deployed, variables), x, y, jax.random.key(arguments.seed),
-      epsilon=epsilon, norm=arguments.norm, batch_size=arguments.batch_size)
-  right = trades_mnist.is_right(net, x, y)
-  after, seconds = {'clean': right}, {}
-  for name, stands, spent in trades_mnist.reference(
-      arguments.reference, net, x, y, epsilon=epsilon, batch_size=arguments.batch_size,
-      seed=arguments.seed, standing=right, names=trades_mnist.COMPONENTS,
-      norm=_NORMS[arguments.norm]):
-    after[name], seconds[name] = stands, round(spent, 1)
+      epsilon=epsilon, norm=arguments.norm, batch_size=arguments.batch_size,
+      cascade=not arguments.alone)
+  theirs, seconds = {'clean': trades_mnist.is_right(net, x, y)}, {}
+  calls = [(name,) for name in trades_mnist.COMPONENTS]
+  for names in calls if arguments.alone else [trades_mnist.COMPONENTS]:
+    for name, stands, spent in trades_mnist.reference(
+        arguments.reference, net, x, y, epsilon=epsilon, batch_size=arguments.batch_size,
+        seed=arguments.seed, standing=theirs['clean'], names=names, norm=_NORMS[arguments.norm]):
+      theirs[name], seconds[name] = stands, round(spent, 1)
+  ours = {'clean': result.clean, **result.components}
+  fallen = _alone if arguments.alone else trades_mnist.fallen
   found = {'first': 0, 'n': len(y), 'norm': arguments.norm, 'epsilon': epsilon,
-           'seed': arguments.seed, 'batch_size': arguments.batch_size,
+           'seed': arguments.seed, 'batch_size': arguments.batch_size, 'alone': arguments.alone,
            'versions': records.versions(),
-           'ours': {'fell': trades_mnist.fallen({'clean': result.clean, **result.components}, 0),
+           'ours': {'fell': fallen(ours, 0),
                     'seconds': {k: round(s, 1) for k, s in result.seconds.items()},
                     'warnings': list(result.warnings)},
-           'reference': {'torch': torch.__version__, 'seconds': seconds,
-                         'fell': trades_mnist.fallen(after, 0)}}
-  trades_mnist.show([found])
+           'reference': {'torch': torch.__version__, 'seconds': seconds, 'fell': fallen(theirs, 0)}}
+  if arguments.alone:
+    show_alone(ours, theirs)
+  else:
+    trades_mnist.show([found])
   if arguments.output:
     records.write_json(pathlib.Path(arguments.output), found)
 
