@@ -7,7 +7,8 @@ import tempfile
 import hypothesis
 import pytest
 
-collect_ignore = ['benchmarks']  # commands, not tests
+# Commands, not tests.
+collect_ignore = ['benchmarks', 'authors/make_reference.py', 'authors/released.py']
 
 # The same examples in every run.
 hypothesis.settings.register_profile('default', deadline=None, derandomize=True)
