@@ -14,12 +14,10 @@ from at_jax import config as config_lib
 from at_jax import config_checks
 from at_jax import errors
 from at_jax import main
-from at_jax import objectives
 from at_jax import phases
 from at_jax import run as run_lib
 from at_jax import sharding
 from at_jax import step as step_lib
-from at_jax import weights as weights_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 AXES = {
@@ -226,45 +224,6 @@ def test_infinite_lambda_is_no_weights():
   c.weights.lam = np.inf
   expected = after('none', 'trades', 'C', 'sgd', 0.)
   np.testing.assert_allclose(take_two_steps(c)[0], expected, atol=1e-7)
-
-
-def test_gair_trades_at_infinite_lambda_is_trades():
-  w = weights_lib.geometry(np.arange(3), num_steps=2, lam=np.inf)
-  np.testing.assert_array_equal(w, 1)
-  x, x_adv, y = np.eye(4)[:2], np.eye(4), np.array([0, 1])
-  forward = lambda x, batch_stats: (x, batch_stats)
-  shared = objectives.gair_trades(forward, {}, x, x_adv, y)
-  alone = objectives.trades(forward, {}, x, x_adv[:2], y)
-  mean = functools.partial(objectives.mean_loss, weights_on='regulariser', beta=6.)
-  np.testing.assert_allclose(mean(shared, jnp.ones(2)), mean(alone, None), rtol=1e-6)
-  np.testing.assert_allclose(mean(shared, jnp.zeros(2)), np.mean(shared.fit)
-                             + 6 * np.mean(shared.complement), rtol=1e-6)
-
-
-@pytest.mark.parametrize('loss', ['trades', 'mart', 'consistency', 'gair_trades'])
-def test_no_dummy_weight_is_hard_labels_on_the_doubled_head(loss):
-  rng = np.random.default_rng(0)
-  views = 2 if loss == 'consistency' else 1
-  z, z_adv = rng.normal(size=(2, 4 * views, 6)).astype(np.float32)
-  if loss == 'gair_trades':
-    z_adv = rng.normal(size=(8, 6)).astype(np.float32)
-  y = np.arange(4 * views) % 3
-  forward = lambda x, batch_stats: (x, batch_stats)
-  objective = getattr(objectives, loss)
-  if loss == 'consistency':
-    objective = functools.partial(objective, temperature=.5)
-  ducat = functools.partial(objectives.ducat, benign_weight=0., adversarial_weight=0., alpha=1.)
-  plain = objective(forward, {}, z, z_adv, y)
-  with_ducat = objective(forward, {}, z, z_adv, y, ducat=ducat)
-  ce = lambda z: -jax.nn.log_softmax(z)[np.arange(len(y)), y]
-  fit_of = {'trades': ce(z), 'gair_trades': ce(z)}.get(loss, ce(z_adv[:len(y)]))
-  boost = plain.fit - fit_of  # of MART; 0 else
-  hard = .5 * (ce(z) + ce(z_adv[:len(y)])) + boost
-  np.testing.assert_allclose(with_ducat.fit, hard, rtol=1e-5)
-  np.testing.assert_array_equal(with_ducat.regulariser, plain.regulariser)
-  p = jax.nn.softmax(z_adv)
-  wrong = np.max(np.where(np.eye(6, dtype=bool)[y], 0, p[:len(y)]), axis=1)
-  np.testing.assert_allclose(boost, -np.log(1.0001 - wrong) if loss == 'mart' else 0, atol=1e-5)
 
 
 def test_no_perturbation_is_none():
