@@ -175,6 +175,23 @@ def test_only_dummy_aware_attacks_find_the_way_past_a_class_to_its_dummy(monkeyp
   assert not report.worst_case.any()
 
 
+def test_ours_looks_at_the_deployed_logits_and_the_authors_protocol_at_the_raw_ones():
+  # Again on the mean of 16 pixels. Class 0 is flat at −2, its dummy above it falls along m to −1.2 at
+  # .95, class 1 is at −1. Down the deployed logit, which is the dummy's, is the way to class 1; the
+  # raw cross-entropy of label 0 rises with the dummy, the other way, and there it is recovered as 0.
+  def logits(variables, x):
+    m = x.reshape(len(x), -1).mean(axis=1)
+    return jnp.stack([jnp.full_like(m, -2.), jnp.full_like(m, -1.), 4 * (.65 - m),
+                      jnp.full_like(m, -99.)], axis=-1)
+  network = network_lib.Network(None, logits, lambda v, x: dummy.fold(logits(v, x)), None,
+                                dummy.fold)
+  split = data.Split(np.full((3, 4, 4, 1), round(.45 * 255), np.uint8), np.zeros(3, np.int32))
+  report = run(network, {'params': jnp.zeros(())}, split, jax.random.key(0), has_dummies=True,
+               names=['pgd4'], epsilon=.5, step_size=.2)
+  assert report.clean.all()
+  assert not report.robust['pgd4'].any() and report.authors['pgd4'].all()
+
+
 def test_neither_batch_size_nor_order_changes_a_verdict():
   digits = data.load('digits').test
   weights = jax.random.normal(jax.random.key(1), (64, 10))
