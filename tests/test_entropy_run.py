@@ -21,7 +21,7 @@ from at_jax import transforms
 
 pytestmark = pytest.mark.usefixtures('hastily_compiled')
 
-# With a gradient of 1 and η' = .1 the inner steps are a − .1, a − .2, a − .3, and μ ← .75μ + .25w is
+# With a gradient of 1 and η' = .1 the inner steps reach a − .1, a − .2, a − .3, and μ ← .75μ + .25w
 # a − .025, a − .06875, a − .1265625: so far the anchor falls in a cycle, times the outer rate.
 FALL = {2: .06875, 3: .1265625}
 
@@ -63,9 +63,9 @@ def test_schedules_count_outer_steps(schedule, rates):
                              rtol=1e-5)
 
 
-@pytest.mark.parametrize('fields', [dict(name='sgd'), dict(name='entropy_sgd', inner_steps=0)], ids=str)
-def test_without_cycles_they_count_steps(fields):
-  c = config_of(fields.pop('inner_steps', 3), decay_epochs=(1,), decay_factor=.5, **fields)
+@pytest.mark.parametrize('name, inner_steps', [('sgd', 3), ('entropy_sgd', 0)])
+def test_without_cycles_they_count_steps(name, inner_steps):
+  c = config_of(inner_steps, name=name, decay_epochs=(1,), decay_factor=.5)
   found, learning_rate = evaluated(c, 4, steps_per_epoch=2)
   np.testing.assert_allclose(found, [-1, -2, -2.5, -3])
   np.testing.assert_allclose([learning_rate(step) for step in range(4)], [1, 1, .5, .5])
@@ -161,8 +161,9 @@ def test_in_mid_cycle_the_anchor_is_evaluated(whole):
   for end, found in zip(ends, whole.variables):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), found['params'],
                  whole.states[end // 3 * 3].params)
-    gap = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), found['params'], whole.states[end].params)
-    assert max(jax.tree.leaves(gap)) > 1e-3  # not the point of the chain
+    gaps = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), found['params'],
+                        whole.states[end].params)
+    assert max(jax.tree.leaves(gaps)) > 1e-3  # not the point of the chain
 
 
 def test_its_statistics_are_estimated_again(whole):

@@ -149,9 +149,9 @@ def test_a_sweep_is_reported_part_by_part_and_in_its_worst_case():
 
 def test_only_dummy_aware_attacks_find_the_way_past_a_class_to_its_dummy(monkeypatch):
   monkeypatch.setattr(loops, 'writes_out', lambda: False)  # compiles sooner
-  # On the mean m of 16 pixels, from 0 to 1; a random start leaves m about where it was. Class 0 is on
-  # top, and flat, until .9; its dummy falls all the way; class 1 is above both from .925 on. So the
-  # deployed logits have no gradient, and the raw cross-entropy of label 0 only that of the dummy,
+  # On the mean m of 16 pixels, from 0 to 1; a random start leaves m about where it was. Class 0 is
+  # on top, and flat, until .9; its dummy falls all the way; class 1 is above both from .925 on. So
+  # the deployed logits have no gradient, and the raw cross-entropy of label 0 only the dummy's,
   # upwards, which is away from .925. Only to push the dummy down leads there.
   def logits(variables, x):
     m = x.reshape(len(x), -1).mean(axis=1)
@@ -166,7 +166,7 @@ def test_only_dummy_aware_attacks_find_the_way_past_a_class_to_its_dummy(monkeyp
   stands = {name: bool(verdicts.all()) for name, verdicts in report.robust.items()}
   assert stands == {
       'pgd20': True, 'margin20': True, 'dummies_pgd20': False, 'dummysoft_pgd20': False,
-      # 1 − λ of the push is against the dummy; at λ = 1 all of it is against class 0, which is flat.
+      # 1 − λ of the push is against the dummy; at λ = 1 all of it is against the flat class 0.
       'dummy0_pgd20': False, 'dummy0.25_pgd20': False, 'dummy0.5_pgd20': False,
       'dummy0.75_pgd20': False, 'dummy1_pgd20': True}
   assert not any(verdicts.any() for name, verdicts in report.robust.items() if not stands[name])
@@ -176,9 +176,9 @@ def test_only_dummy_aware_attacks_find_the_way_past_a_class_to_its_dummy(monkeyp
 
 
 def test_ours_looks_at_the_deployed_logits_and_the_authors_protocol_at_the_raw_ones():
-  # Again on the mean of 16 pixels. Class 0 is flat at −2, its dummy above it falls along m to −1.2 at
-  # .95, class 1 is at −1. Down the deployed logit, which is the dummy's, is the way to class 1; the
-  # raw cross-entropy of label 0 rises with the dummy, the other way, and there it is recovered as 0.
+  # Again on the mean of 16 pixels. Class 0 is flat at −2, its dummy above it falls along m to −1.2
+  # at .95, class 1 is at −1. Down the deployed logit, which is the dummy's, is the way to class 1;
+  # the raw cross-entropy of label 0 rises with the dummy, the other way, where 0 is recovered.
   def logits(variables, x):
     m = x.reshape(len(x), -1).mean(axis=1)
     return jnp.stack([jnp.full_like(m, -2.), jnp.full_like(m, -1.), 4 * (.65 - m),

@@ -22,7 +22,7 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 
 
 def forward(x, batch_stats):
-  """A network whose logits are its inputs, and whose statistics are the batches that it has seen."""
+  """A network whose logits are its inputs, and whose statistics are the batches that it saw."""
   return x, (*batch_stats, x)
 
 

@@ -1,5 +1,4 @@
-"""Margins that know dummy classes, worked by hand: how much pushes against a class, how much against
-its dummy."""
+"""Margins that know dummy classes, by hand: what pushes against a class and against its dummy."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +43,7 @@ def test_the_name_of_an_attack_carries_its_weight():
 
 
 def test_soft_margin_pushes_against_both_halves_in_proportion():
-  # e^z = (3, 2 | 1, 4) with C = 2 and y = 0: s_0 = ln(3 + 1), s_1 = ln(2 + 4), their margin ln(6/4).
+  # e^z = (3, 2 | 1, 4) with C = 2, y = 0: s_0 = ln(3 + 1), s_1 = ln(2 + 4), their margin ln(6/4).
   # Of each s the gradient is each output's share of its sum: 3/4 and 1/4, 2/6 and 4/6.
   z = jnp.log(jnp.array([[3., 2., 1., 4.]]))
   value, slope = jax.value_and_grad(lambda z: losses.soft_dummy_margin(z, Y)[0])(z)
