@@ -12,6 +12,7 @@ from at_jax import dummy
 from at_jax import evaluate
 from at_jax import network as network_lib
 from at_jax import protocols
+from at_jax.attacks import loops
 
 
 def linear_network(has_dummies):
@@ -146,20 +147,49 @@ def test_a_sweep_is_reported_part_by_part_and_in_its_worst_case():
   assert set(report.authors) == {'pgd3'}
 
 
-def test_only_the_dummy_aware_attack_finds_the_way_past_a_dummy():
-  # On x from 0 to 1: class 0 loses to its dummy beyond .4, and both to class 1 beyond .9. The start
-  # .45 is the dummy's, where class 0 falls no further: its raw cross-entropy has little to climb.
-  # By hand: with ε = .5 the point .95 is within reach, and z_1 − max(z_0, z_2) > 0 only there.
+def test_only_dummy_aware_attacks_find_the_way_past_a_class_to_its_dummy(monkeypatch):
+  monkeypatch.setattr(loops, 'writes_out', lambda: False)  # compiles sooner
+  # On the mean m of 16 pixels, from 0 to 1; a random start leaves m about where it was. Class 0 is
+  # on top, and flat, until .9; its dummy falls all the way; class 1 is above both from .925 on. So
+  # the deployed logits have no gradient, and the raw cross-entropy of label 0 only the dummy's,
+  # upwards, which is away from .925. Only to push the dummy down leads there.
   def logits(variables, x):
-    x = x.reshape(-1)
-    return jnp.stack([-60 * x, 20 * (x - .9), jnp.minimum(0., 5 * (.9 - x)),
-                      jnp.full_like(x, -99.)], axis=-1)
+    m = x.reshape(len(x), -1).mean(axis=1)
+    return jnp.stack([jnp.minimum(0., 40 * (.9 - m)), jnp.full_like(m, -1.), -4 * m,
+                      jnp.full_like(m, -99.)], axis=-1)
   network = network_lib.Network(None, logits, lambda v, x: dummy.fold(logits(v, x)), None,
                                 dummy.fold)
-  split = one_pixel([round(.45 * 255)] * 3, [0] * 3)
+  split = data.Split(np.full((3, 4, 4, 1), round(.45 * 255), np.uint8), np.zeros(3, np.int32))
   report = run(network, {'params': jnp.zeros(())}, split, jax.random.key(0), has_dummies=True,
-               names=['dummy0_pgd20'], epsilon=.5, step_size=.1)
-  assert report.clean.all() and not report.robust['dummy0_pgd20'].any()
+               names=['pgd20', 'margin20', 'dummies_pgd20'], epsilon=.5, step_size=.1)
+  assert report.clean.all()
+  stands = {name: bool(verdicts.all()) for name, verdicts in report.robust.items()}
+  assert stands == {
+      'pgd20': True, 'margin20': True, 'dummies_pgd20': False, 'dummysoft_pgd20': False,
+      # 1 − λ of the push is against the dummy; at λ = 1 all of it is against the flat class 0.
+      'dummy0_pgd20': False, 'dummy0.25_pgd20': False, 'dummy0.5_pgd20': False,
+      'dummy0.75_pgd20': False, 'dummy1_pgd20': True}
+  assert not any(verdicts.any() for name, verdicts in report.robust.items() if not stands[name])
+  assert set(report.authors) == {'pgd20'}
+  assert all(verdicts.all() for verdicts in report.authors.values())
+  assert not report.worst_case.any()
+
+
+def test_ours_looks_at_the_deployed_logits_and_the_authors_protocol_at_the_raw_ones():
+  # Again on the mean of 16 pixels. Class 0 is flat at −2, its dummy above it falls along m to −1.2
+  # at .95, class 1 is at −1. Down the deployed logit, which is the dummy's, is the way to class 1;
+  # the raw cross-entropy of label 0 rises with the dummy, the other way, where 0 is recovered.
+  def logits(variables, x):
+    m = x.reshape(len(x), -1).mean(axis=1)
+    return jnp.stack([jnp.full_like(m, -2.), jnp.full_like(m, -1.), 4 * (.65 - m),
+                      jnp.full_like(m, -99.)], axis=-1)
+  network = network_lib.Network(None, logits, lambda v, x: dummy.fold(logits(v, x)), None,
+                                dummy.fold)
+  split = data.Split(np.full((3, 4, 4, 1), round(.45 * 255), np.uint8), np.zeros(3, np.int32))
+  report = run(network, {'params': jnp.zeros(())}, split, jax.random.key(0), has_dummies=True,
+               names=['pgd4'], epsilon=.5, step_size=.2)
+  assert report.clean.all()
+  assert not report.robust['pgd4'].any() and report.authors['pgd4'].all()
 
 
 def test_neither_batch_size_nor_order_changes_a_verdict():

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from at_jax import attacks
 from at_jax import data
 from at_jax import errors
 from at_jax import inner
@@ -128,23 +129,59 @@ def test_the_attack_has_no_collective():
   assert clean == one == six > 0
 
 
-def test_ducat_learns_from_both_and_folds_when_asked():
-  weights = dict(benign_weight=.25, adversarial_weight=1., alpha=1.)
-  ducat = functools.partial(objectives.ducat, **weights)
-  train = data.load('digits').train
-  index = np.arange(16)
-  after = []
-  for folded in (False, True):
-    recipe = make(objective=ducat, folded=folded, outputs=20)
-    state = step_lib.init(recipe.network, recipe.optimizer, jax.random.key(0),
-                          data.to_unit(train.images[:1]))
-    step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
-    state, metrics = step(state, train.images[:16], train.labels[:16], index, jax.random.key(1))
-    assert metrics.finite and int(state.step) == 1
-    after.append(state.params)
-  # Both heads' halves move, and the attacked logits make a difference.
-  head = jax.tree.leaves(jax.tree.map(lambda a, b: np.max(np.abs(a - b)), *after))
-  assert max(head) > 0
+def test_ducat_learns_both_halves_of_the_head_from_clean_and_adversarial_examples():
+  # The attack is a stand-in, so that x' is known; the weights are unequal, and so are the terms.
+  ducat = functools.partial(objectives.ducat, benign_weight=.25, adversarial_weight=1., alpha=2.)
+  stand_in = lambda logits_fn, x, y, key, index: attacks.AttackResult(1 - x, y < 0, y, 0. * y)
+  model = models.SmallCNN(num_outputs=20, features=(4,), hidden=(), padding='SAME', batch_norm=True)
+  recipe = make(objective=ducat)._replace(network=network_lib.wrap(model, has_dummies=True),
+                                          attack=stand_in, pad=0, flip=False)
+  images = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 1), dtype=np.uint8)
+  x, rows = data.to_unit(images), np.arange(16)
+  init = jax.jit(functools.partial(step_lib.init, recipe.network, recipe.optimizer))
+  state = init(jax.random.key(0), x)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  z, _ = jax.jit(recipe.network.train)(variables, jnp.concatenate([x, 1 - x]))  # in one pass
+  # Every other label is what the deployed model says of x', and of some of them the dummy says it.
+  on_top = np.argmax(z[16:], axis=1)
+  y = (on_top + rows % 2) % 10
+  assert (on_top[::2] >= 10).any() and (on_top[::2] < 10).any()
+  step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
+  found, metrics = step(state, images, y, rows, jax.random.key(1))
+  assert metrics.accuracy == .5
+  # ½[CE(f(x), t_b) + α·CE(f(x'), t_a)] in NumPy: the clean target gives a quarter to the dummy,
+  # output y + 10, the adversarial one everything.
+  p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+  own, dummy, adversarial_dummy = p[rows, y], p[rows, y + 10], p[16 + rows, y + 10]
+  loss = -(.75 * np.log(own) + .25 * np.log(dummy) + 2 * np.log(adversarial_dummy)) / 2
+  np.testing.assert_allclose(metrics.loss, loss.mean(), rtol=1e-5)
+  # The gradient of a cross-entropy in the logits is p − t, and its mean is that of the head's bias.
+  targets = np.zeros((32, 20))
+  targets[rows, y], targets[rows, y + 10], targets[16 + rows, y + 10] = .75, .25, 1.
+  slope = (p[:16] - targets[:16] + 2 * (p[16:] - targets[16:])).mean(axis=0) / 2
+  before, after = state.params['fc1']['bias'], found.params['fc1']['bias']
+  np.testing.assert_allclose(after, before - .1 * (slope + 5e-4 * before), atol=1e-6)
+  moved = np.abs(after - before)
+  assert moved[:10].max() > 1e-3 and moved[10:].max() > 1e-3  # both halves move
+
+
+def test_the_attack_sees_the_folded_logits_when_asked():
+  def seen(folded):
+    widths = []
+
+    def stand_in(logits_fn, x, y, key, index):
+      widths.append(logits_fn(x).shape[-1])
+      return attacks.AttackResult(x, y < 0, y, 0. * y)
+    recipe = make(folded=folded, outputs=20)._replace(attack=stand_in)
+    x = jnp.zeros((2, 8, 8, 1), jnp.uint8)
+    state = jax.eval_shape(functools.partial(step_lib.init, recipe.network, recipe.optimizer),
+                           jax.random.key(0), x / 255)
+    jax.eval_shape(functools.partial(step_lib.train_step, recipe=recipe), state, x, jnp.arange(2),
+                   jnp.arange(2), jax.random.key(0))
+    return widths
+
+  # Ten classes and their ten dummies, or the ten that are deployed.
+  assert seen(False) == [20] and seen(True) == [10]
 
 
 def test_the_update_is_that_of_sgd_by_hand():

@@ -35,9 +35,9 @@ def trades(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array,
 
   Example:
     >>> f = lambda x, batch_stats: (x, batch_stats)
-    >>> found = trades(f, {}, jnp.array([[2., 0.]]), jnp.array([[0., 2.]]), jnp.array([0]))
+    >>> found = trades(f, {}, jnp.array([[2., 0.]]), jnp.array([[0., 1.]]), jnp.array([0]))
     >>> print(f'{found.fit[0]:.4f} {found.regulariser[0]:.4f}')
-    0.1269 1.5232
+    0.1269 0.8287
 
   Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
   algorithm 1; with DUCAT: Wang et al., arXiv 2410.12671 (2024), its released code.
@@ -64,10 +64,10 @@ def gair_trades(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: A
 
   Example:
     >>> f = lambda x, batch_stats: (x, batch_stats)
-    >>> x, x_adv = jnp.array([[2., 0.]]), jnp.array([[0., 2.], [2., 0.]])
+    >>> x, x_adv = jnp.array([[2., 0.]]), jnp.array([[0., 1.], [1., 1.]])
     >>> found = gair_trades(f, {}, x, x_adv, jnp.array([0]))
     >>> print(f'{found.regulariser[0]:.4f} {found.complement[0]:.4f}')
-    1.5232 0.0000
+    0.8287 0.3278
 
   Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, its released
   code for robust self-training (GAIR-RST), here without unlabelled data.
@@ -100,9 +100,9 @@ def mart(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *
 
   Example:
     >>> f = lambda x, batch_stats: (x, batch_stats)
-    >>> found = mart(f, {}, jnp.array([[2., 0.]]), jnp.array([[0., 2.]]), jnp.array([0]))
+    >>> found = mart(f, {}, jnp.array([[2., 0.]]), jnp.array([[0., 1.]]), jnp.array([0]))
     >>> print(f'{found.fit[0]:.3f} {found.regulariser[0]:.4f}')
-    4.253 0.1816
+    2.626 0.0988
 
   Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
   2020, section 3; with DUCAT: Wang et al., arXiv 2410.12671 (2024), its released code.

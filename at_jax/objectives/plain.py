@@ -92,10 +92,11 @@ def ducat(
 
   Example:
     >>> f = lambda x, batch_stats: (x, batch_stats)
-    >>> zeros = jnp.zeros((1, 4))
-    >>> print(ducat(f, {}, zeros, zeros, jnp.array([0]), benign_weight=.25, adversarial_weight=1.,
-    ...             alpha=1.).fit)
-    [1.3862944]
+    >>> x, x_adv = jnp.array([[2., 0., 1., 0.]]), jnp.array([[0., 0., 3., 0.]])
+    >>> found = ducat(f, {}, x, x_adv, jnp.array([0]), benign_weight=.25, adversarial_weight=1.,
+    ...               alpha=1.)
+    >>> print(f'{found.fit[0]:.4f}')
+    0.4415
 
   Source: Wang et al., DUCAT, arXiv 2410.12671 (2024), and its released code.
   """
