@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from at_jax.attacks import loops
+from at_jax.attacks.callables import as_partial  # a part of what steppers offer
 
 Array = jax.Array
 LogitsFn = Callable[..., Array]
@@ -108,26 +109,6 @@ def check_examples(x: Array, y: Array) -> None:
     raise ValueError(f'x has dtype {x.dtype}: convert it, x.astype(float32) / 255 for images')
   if y.shape != x.shape[:1]:
     raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}')
-
-
-def as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
-  """Wraps a function so that it may be an argument of a compiled one, its arrays traced.
-
-  Args:
-    logits_fn: any callable.
-
-  Returns:
-    It, if it is a `jax.tree_util.Partial` already, else one around it.
-
-  Example:
-    >>> as_partial(jnp.sin)(0.)
-    Array(0., dtype=float32, weak_type=True)
-
-  Source: ours.
-  """
-  if isinstance(logits_fn, jax.tree_util.Partial):
-    return logits_fn
-  return jax.tree_util.Partial(logits_fn)
 
 
 def one_by_one(logits_fn: LogitsFn, x: Array, keys: Array) -> Array:
