@@ -102,7 +102,7 @@ def drain(
   Source: ours, the batching being that of serving engines; random models: the code of AutoAttack's
   authors.
   """
-  num_steps, advance = steps_at_once(stepper), _advance(stepper.differentiates)
+  num_steps, advance = steps_at_once(stepper), _advance(stepper.differentiates, tuple(devices))
   work, search_fn, verify_fn = devices_lib.copy((work, search_fn, verify_fn), devices)
   if seats is None:
     nobody = np.full(batch_size, -1)
@@ -137,9 +137,13 @@ def drain(
 
 
 @functools.cache
-def _advance(differentiates: bool):
+def _advance(differentiates: bool, devices: tuple[jax.Device, ...]):
+  def advance(logits_fn, problem, state, *, stepper, num_steps):
+    steps = functools.partial(steppers.take_steps, stepper=stepper, num_steps=num_steps)
+    return devices_lib.apart(steps, devices)(logits_fn, problem, state)
+
   # This runs on the host, at the top level, where options for the compiler may be given.
-  return jax.jit(steppers.take_steps, static_argnames=('stepper', 'num_steps'),
+  return jax.jit(advance, static_argnames=('stepper', 'num_steps'),
                  compiler_options=loops.compiler_options(differentiates))
 
 
