@@ -54,6 +54,7 @@ def run(
     search: Callable[[Any, Array], Array] | None = None,
     state_dir: pathlib.Path | None = None,
     progress: Callable[[str, int, int, float], None] = lambda *_: None,
+    warn: Callable[[str], None] | None = None,
 ) -> tuple[attacks.AutoAttackResult, pathlib.Path | None]:
   """Runs AutoAttack on logits of a network; killed, the same call goes on where it was.
 
@@ -73,6 +74,7 @@ def run(
     search: what is searched on instead of `logits`, which then only confirms.
     state_dir: where the state is written, as it goes; None for nowhere.
     progress: called with what is running, its runs over, their number, and the accuracy so far.
+    warn: as that of `attacks.autoattack`.
 
   Returns:
     The result, and the file its state was written to.
@@ -98,7 +100,7 @@ def run(
         jax.tree_util.Partial(apply, variables), data.to_unit(split.images), split.labels, key,
         epsilon=epsilon, norm=norm, **choice._asdict(), batch_size=batch_size, state_path=path,
         search_fn=None if search is None else jax.tree_util.Partial(search, variables),
-        progress=show)
+        progress=show, warn=warn)
   except (saves.OtherEvaluation, zipfile.BadZipFile) as error:
     raise errors.UserError('workdir', str(path), f'{error}; remove this file, to begin that attack '
                            'again') from error

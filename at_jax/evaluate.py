@@ -153,6 +153,7 @@ def evaluate(
     search: network_lib.Network | None = None,
     state_dir: pathlib.Path | None = None,
     progress: Progress = lambda *_: None,
+    warn: Callable[[str, str], None] | None = None,
 ) -> Report:
   """Runs attacks on the deployed model and, for one with dummy classes, the authors' protocol.
 
@@ -179,6 +180,8 @@ def evaluate(
       finds counts only where `network` is fooled too.
     state_dir: where AutoAttack keeps its state, for a killed evaluation to go on; None for nowhere.
     progress: called with what is running, the examples done, their number, and the accuracy so far.
+    warn: called with what is running and each reason to doubt its number as soon as it is known; by
+      default `warnings.warn`.
 
   Returns:
     A `Report`.
@@ -198,7 +201,8 @@ def evaluate(
         search.deployed if attacked_logits is network.deployed else search.logits)
     found, state = autoattack.run(
         attacked_logits, variables, split, key, choice=choice, norm=norm, epsilon=epsilon,
-        batch_size=batch_size, title=title, search=lower, state_dir=state_dir, progress=progress)
+        batch_size=batch_size, title=title, search=lower, state_dir=state_dir, progress=progress,
+        warn=warn and functools.partial(warn, title))
     warnings[title] = found.warnings
     states.extend([] if state is None else [state])
     if attacked_logits is network.deployed:

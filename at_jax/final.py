@@ -110,7 +110,8 @@ def _attacked(run: run_lib.Run, variables: dict[str, Any], title: str,
       norm=c.evaluate.norm, epsilon=c.evaluate.epsilon_255 / 255,
       step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
       search=run_lib.search_network(run),
-      has_dummies=c.dummy.enabled, state_dir=workdir / 'evaluation', progress=progress)
+      has_dummies=c.dummy.enabled, state_dir=workdir / 'evaluation', progress=progress,
+      warn=lambda name, line: records.warn(f'{title}, {name}: {line}'))
 
 
 def _remove_states(directory: pathlib.Path, states: list[pathlib.Path]) -> None:

@@ -178,6 +178,17 @@ class Metrics:
     self._events.close()
 
 
+def warn(line: str) -> None:
+  """Shows a warning on stderr at once, above the progress bar that may be there.
+
+  Args:
+    line: without a line's end.
+
+  Source: ours.
+  """
+  tqdm.tqdm.write(f'warning: {line}', file=sys.stderr)
+
+
 class Progress:
   """How far long work has come: a bar on a terminal, a line now and then elsewhere.
 

@@ -41,7 +41,7 @@ class State(NamedTuple):
   sparsity: Array       # L1: the share of entries to move, and
   moved: Array          # how many entries differed from x at the last check
   kappa: Array
-  blind: Array          # gradients that were zero in every entry
+  blind: Array          # gradients that were zero in every entry, or not finite in some
   rose: Array           # whether the loss ever rose above that of the run's start
 
 
@@ -94,7 +94,7 @@ def apgd(
 
   Raises:
     ValueError: for an unknown norm, fewer than one step, `large_start` in another norm or with one
-      step, integer inputs, x and y of different lengths.
+      step, and for inputs, classes or radii that are none, or logits that are not [B, C].
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -116,7 +116,8 @@ def apgd(
     widest = problem.epsilon * (3 if large_start else 1)
     state = state._replace(x=jax.vmap(lambda start, x, radius: _project(
         start, x, radius, problem.bounds, norm))(start, problem.x, widest))
-  state = steppers.resume(steppers.as_partial(logits_fn), problem, state, stepper=attack)
+  model = steppers.prepare(logits_fn, problem, random=eot > 0)
+  state = steppers.resume(model, problem, state, stepper=attack)
   best = steppers.where(state.found, (state.x_adv, state.loss_adv), (state.x_best, state.loss_best))
   return AttackResult(best[0], state.found, state.kappa, best[1])
 
@@ -163,14 +164,14 @@ def stepper(
             problem.x, problem.key, problem.epsilon)
 
   def step(logits_fn, problem: steppers.Problem, state: State) -> State:
-    gradient, value, logits = gradients.of_loss(
+    gradient, blind, value, logits = gradients.of_loss(
         logits_fn, problem, state.x, state.count, loss=loss, targeted=targeted, eot=eot)
     wrong = ~steppers.is_correct(logits, problem.y)
 
-    def update(state, x, epsilon, gradient, value, wrong):
+    def update(state, x, epsilon, gradient, blind, value, wrong):
       stage = schedule.row(table, state.count, x.dtype)
       radius = epsilon * stage.radius
-      state = _record(state, stage, x, gradient, value, wrong)
+      state = _record(state, stage, gradient, blind, value, wrong)
       state = _open(state, stage, x, radius, value, norm, large_start)
       state, gradient = check(state, stage, x, radius, gradient)
       moved = move(state, stage, x, radius, gradient, problem.bounds, norm)
@@ -179,7 +180,7 @@ def stepper(
         moved = jnp.where(stage.last, again, moved)
       return state._replace(x=moved, x_old=state.x, count=state.count + 1)
 
-    return jax.vmap(update)(state, problem.x, problem.epsilon, gradient, value, wrong)
+    return jax.vmap(update)(state, problem.x, problem.epsilon, gradient, blind, value, wrong)
 
   return steppers.Stepper(init, step, len(table.first))
 
@@ -213,7 +214,7 @@ def _project(point, x, epsilon, bounds, norm) -> Array:
   return jnp.clip(x + getattr(balls, norm).project(point - x, epsilon), low, high)
 
 
-def _record(state, stage, x, gradient, value, wrong) -> State:
+def _record(state, stage, gradient, blind, value, wrong) -> State:
   """Keeps what this gradient's point is worth: one example."""
   better = stage.first | (value > state.loss_best)
   hit = wrong & (stage.radius == 1)
@@ -227,7 +228,7 @@ def _record(state, stage, x, gradient, value, wrong) -> State:
       rises=state.rises + (value > state.loss_last),
       loss_last=value,
       kappa=state.kappa + ~wrong,
-      blind=state.blind + jnp.all(gradient == 0),
+      blind=state.blind + blind,
       rose=state.rose | (~stage.first & (value > state.loss_best)))
 
 

@@ -9,14 +9,18 @@ import functools
 import os
 import time
 from typing import NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from at_jax.attacks import checks
+from at_jax.attacks import consistency
 from at_jax.attacks import devices as devices_lib
 from at_jax.attacks import ensemble
+from at_jax.attacks import inputs
+from at_jax.attacks import keys
 from at_jax.attacks import refill
 from at_jax.attacks import saves
 from at_jax.attacks import steppers
@@ -86,6 +90,8 @@ def autoattack(
     state_path: str | os.PathLike | None = None,
     save_every: float = 60.,
     progress: Callable[[Progress], None] | None = None,
+    channel_axis: int = -1,
+    warn: Callable[[str], None] | None = None,
 ) -> AutoAttackResult:
   """Robust accuracy by an ensemble: an example is robust if no attack of the version changes its class.
 
@@ -101,7 +107,8 @@ def autoattack(
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]; with version='rand' it is called for each example
       by itself as `logits_fn(x, key)`.
-    x: f32[N, ...], inputs within `bounds`; for Square [N, H, W, C], [N, H, W] or [N, D].
+    x: f32[N, ...], inputs within `bounds`; for Square [N, H, W, C], [N, H, W], [N, D] or, with
+      `channel_axis`, [N, C, H, W].
     y: i32[N], true classes.
     key: a PRNG key.
     epsilon: radius, a number or f32[N].
@@ -111,8 +118,8 @@ def autoattack(
       square; each once.
     batch_size: how many examples are attacked side by side.
     bounds: the smallest and the largest value an input may take.
-    index: i32[N], what each example folds into `key`; by default its place in x. Several processes
-      share an evaluation by a part of the examples for each, with their places in the whole.
+    index: i32[N], what each example folds into `key`, each once; by default its place in x. Several
+      processes share an evaluation by a part of the examples for each, with their places in the whole.
     num_steps: of APGD and FAB. Published numbers are with 100.
     num_queries: of Square. Published numbers are with 5,000.
     cascade: attack only what the attacks before left robust; else every attack gets all examples
@@ -121,10 +128,14 @@ def autoattack(
       logits_fn confirms is counted.
     devices: over which the examples of a batch are spread, its size rounded up to a multiple of
       their number; by default all of this process. With one, arrays stay where they are.
-    state_path: a file to write the state to. If it exists the evaluation goes on from it, with the
+    state_path: a file to write the state to; its folder is made. If it exists the evaluation goes on from it, with the
       same batch size as rounded up: a multiple of both numbers of devices lets their number change.
     save_every: seconds between writes.
     progress: called with a `Progress` after every compiled call.
+    channel_axis: where Square finds the channels: -1 if last, or if there are none; 1 for
+      [N, C, H, W].
+    warn: called with each of the warnings as soon as it is known, those about the model before any
+      attack begins; by default `warnings.warn`.
 
   Returns:
     An `AutoAttackResult` of numpy arrays.
@@ -132,8 +143,9 @@ def autoattack(
   Raises:
     ValueError: for an unknown norm or version, an attack that is unknown or named twice, a batch
       size below 1, no examples, integer inputs, inputs beyond the bounds or of a shape that Square
-      cannot take, x and y of different lengths, `search_fn` with version='rand', or a state file
-      of another evaluation.
+      cannot take, classes, radii or an index that are none or not one an example, outputs that are
+      not [B, C], `search_fn` with version='rand', or a state file of another evaluation.
+    OSError: if the state cannot be written, before anything is attacked.
     zipfile.BadZipFile: for a damaged state file.
 
   Example:
@@ -149,10 +161,12 @@ def autoattack(
   """
   names = ensemble.choose(attacks, version, norm)
   problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds)
-  _check(problem, names, bounds, batch_size)
+  _check(problem, names, bounds, batch_size, channel_axis)
+  saves.prove(state_path)
   devices = tuple(devices or jax.local_devices())
   batch_size = devices_lib.round_up(min(batch_size, len(problem.x)), devices)
-  index = np.arange(len(problem.x)) if index is None else np.asarray(index)
+  index = np.asarray(inputs.indices(index, len(problem.x), once=True))
+  key = keys.threefry(key)
   random = version == 'rand'
   if random and search_fn is not None:
     raise ValueError("search_fn needs a model whose answers are final: leave it out with "
@@ -162,65 +176,77 @@ def autoattack(
   search_fn = verify_fn if search_fn is None else steppers.as_partial(search_fn)
   ask = functools.partial(_in_batches, verify_fn, index, key, batch_size=batch_size,
                           devices=devices, random=random)
-
-  logits = ask(problem.x)
+  logits, notes = ask(problem.x), []
+  inputs.check_logits(logits.shape, len(problem.x))
+  inputs.check_classes('y', problem.y, logits.shape[1])
   clean = np.asarray(steppers.is_correct(jnp.asarray(logits), problem.y))
-  notes = checks.check_classes(logits.shape[1], names, ensemble.aims(norm, version))
-  if random:
-    notes += checks.check_outputs(logits, y)
-  else:  # not compiled: what Python or NumPy draw would be drawn once and be part of the program
-    notes += checks.check_model(logits_fn, problem.x[:batch_size], problem.y[:batch_size])
-  passes = ensemble.plan(names, norm, version, logits.shape[1], num_steps, num_queries)
+
+  def tell(lines: Sequence[str]) -> None:
+    notes.extend(lines)
+    for line in lines:
+      warnings.warn(line, stacklevel=3) if warn is None else warn(line)
+
+  tell(checks.check_classes(logits.shape[1], names, ensemble.aims(norm, version)))
+  tell(checks.check_outputs(logits, y, names))
+  if 'square' in names:
+    tell(checks.check_channels(problem.x.shape, channel_axis))
+  if not random:
+    some = max(batch_size, 2)  # for one alone has no company
+    tell(consistency.check(logits_fn, problem.x[:some], problem.y[:some], logits[:some]))
+  passes = ensemble.plan(names, norm, version, logits.shape[1], num_steps, num_queries, channel_axis)
   # The likeliest other classes first, as the clean input sees them.
   targets = np.argsort(-logits, axis=1, kind='stable')[:, min(1, logits.shape[1] - 1):]
   work = refill.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
                      problem.epsilon, problem.bounds)
+  apart += ('channels first',) if channel_axis == 1 else ()
   mark = saves.mark(work, clean, (names, norm, version, batch_size, num_steps, num_queries, cascade,
                                   *apart))
   record, seats, items = saves.reopen(state_path, mark, clean, np.asarray(problem.x), len(names))
   save = saves.saver(state_path, mark, save_every)
+  last = {one.name: number for number, one in enumerate(passes)}
   for number, one in enumerate(passes):
-    if number < record.passed:
-      continue
-    row = names.index(one.name)
-    fell = record.fell
-    if not cascade and seats is None and one.name not in [p.name for p in passes[:number]]:
-      fell[:] = ~clean
-    if items is None:
-      items = np.array([(i, run) for run in one.runs for i in np.flatnonzero(~fell)])
-    if seats is not None:
-      seats = refill.restore(work, seats, stepper=one.stepper)
-    began, spent = time.monotonic(), record.seconds[row]
-    for seats in refill.drain(search_fn, verify_fn, work, items, fell, record.x, record.signs[row],
-                              stepper=one.stepper, batch_size=batch_size, devices=devices,
-                              seats=seats, random=random):
-      record.seconds[row] = spent + time.monotonic() - began
+    row, fell = names.index(one.name), record.fell
+    if number >= record.passed:
+      if not cascade and seats is None and one.name not in [p.name for p in passes[:number]]:
+        fell[:] = ~clean
+      if items is None:
+        items = np.array([(i, run) for run in one.runs for i in np.flatnonzero(~fell)])
+      if seats is not None:
+        seats = saves.restore(state_path, work, seats, stepper=one.stepper)
+      began, spent = time.monotonic(), record.seconds[row]
+      for seats in refill.drain(search_fn, verify_fn, work, items, fell, record.x,
+                                record.signs[row], stepper=one.stepper, batch_size=batch_size,
+                                devices=devices, seats=seats, random=random):
+        record.seconds[row] = spent + time.monotonic() - began
+        save(record, seats, items)
+        if progress is not None:
+          over = seats.taken - int((seats.example >= 0).sum())
+          progress(Progress(one.name, over, len(items), float(np.mean(~fell)),
+                            float(record.seconds[row])))
+      record.verdicts[row] = ~fell
+      record, seats, items = record._replace(passed=number + 1), None, None
       save(record, seats, items)
-      if progress is not None:
-        over = seats.taken - int((seats.example >= 0).sum())
-        progress(Progress(one.name, over, len(items), float(np.mean(~fell)),
-                          float(record.seconds[row])))
-    record.verdicts[row] = ~fell
-    record, seats, items = record._replace(passed=number + 1), None, None
-    save(record, seats, items)
-  notes += checks.check_end(ask(record.x), clean & ~record.verdicts.all(axis=0))
-  return _conclude(record, clean, names, cascade, notes)
+    if number == last[one.name]:  # said while the others run, and again if it is resumed
+      attacked, blind, rose = record.signs[row]
+      tell(checks.check_gradients(one.name, int(attacked.sum()), int(blind.sum()),
+                                  int((attacked & ~rose).sum()), names))
+  tell(checks.check_end(ask(record.x), clean & ~record.verdicts.all(axis=0)))
+  tell(checks.check_square(_standing(record, clean, names, cascade)))
+  return AutoAttackResult(
+      record.x, clean & record.verdicts.all(axis=0), clean,
+      dict(zip(names, record.verdicts, strict=True)), tuple(notes),
+      dict(zip(names, record.seconds.tolist(), strict=True)))
 
 
-def _check(problem, names, bounds, batch_size) -> None:
+def _check(problem, names, bounds, batch_size, channel_axis) -> None:
   """Raises for what would go wrong without a word, or only after hours."""
-  x, (low, high) = problem.x, bounds
-  if not len(x):
+  if not len(problem.x):
     raise ValueError('x has no examples')
   if batch_size < 1:
     raise ValueError(f'batch_size = {batch_size}: use a whole number above 0')
   if 'square' in names:
-    image_shape(x.shape[1:])
-  # What only rounding took out is let through; attacks clip it.
-  slack = lambda bound: 1e-5 * (1 + abs(bound))
-  if bool(((x < low - slack(low)) | (x > high + slack(high))).any()):
-    raise ValueError(f'x reaches from {float(x.min()):.3g} to {float(x.max()):.3g}, beyond '
-                     f'{low:g}..{high:g}: give bounds=, or normalise inside logits_fn')
+    image_shape(problem.x.shape[1:], channel_axis)
+  inputs.check_bounds(problem.x, bounds)
 
 
 @functools.partial(jax.jit, static_argnames='random')
@@ -241,17 +267,10 @@ def _in_batches(logits_fn, index, key, x, *, batch_size: int, devices, random: b
                          for batch in batches])[:len(x)]
 
 
-def _conclude(record, clean, names, cascade, notes) -> AutoAttackResult:
-  robust = clean & record.verdicts.all(axis=0)
-  # Where every attack had all examples, Square is compared with all others, not just those before.
+def _standing(record, clean, names, cascade) -> dict[str, float]:
+  """Robust accuracy after each attack; where every one had all examples, Square counts as the last."""
   told, standing = {}, clean
   for name in names if cascade else sorted(names, key=lambda name: name == 'square'):
     standing = standing & record.verdicts[names.index(name)]
     told[name] = standing.mean()
-  notes += checks.check_square(told)
-  for name, (attacked, blind, rose) in zip(names, record.signs, strict=True):
-    notes += checks.check_gradients(
-        name, int(attacked.sum()), int(blind.sum()), int((attacked & ~rose).sum()), names)
-  return AutoAttackResult(
-      record.x, robust, clean, dict(zip(names, record.verdicts, strict=True)), tuple(notes),
-      dict(zip(names, record.seconds.tolist(), strict=True)))
+  return told

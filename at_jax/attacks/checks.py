@@ -4,23 +4,21 @@ They are warnings and not errors because each has an innocent explanation; a num
 of them unexplained should not be believed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from at_jax.attacks import consistency
 
 Array = jax.Array
 _SQUARE_MARGIN = .002
 _SHARE = .01
+_MOST_CHANNELS = 4  # of an image that is looked at, not of what a layer gives
 
 
 def check_model(logits_fn, x: Array, y: Array) -> tuple[str, ...]:
-  """Looks at the model's outputs on clean inputs.
-
-  Is it random: five calls, counts of right answers differ, or logits of norm 1 by more than 1e-4? Are
-  the outputs probabilities? Are they finite? Does an output depend on the other inputs of the batch?
-  Are logits so far apart that cross-entropy's gradient is zero in this precision?
+  """Looks at the model's outputs on clean inputs: `check_outputs` and `consistency.check`.
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C].
@@ -31,46 +29,70 @@ def check_model(logits_fn, x: Array, y: Array) -> tuple[str, ...]:
     Warnings; none if nothing is odd.
 
   Example:
-    >>> print(check_model(lambda x: jax.nn.softmax(x), jnp.eye(3), jnp.arange(3))[0])
+    >>> print(check_model(jax.nn.softmax, np.eye(3), np.arange(3))[0])
     the outputs are probabilities: attack the logits, before the softmax, or add square
 
-  Source: Croce et al., RobustBench, 2021, and the checks of AutoAttack's authors; batch dependence,
-  non-finite and saturated outputs: ours.
+  Source: as `check_outputs` and `consistency.check`.
   """
-  passes = np.stack([np.asarray(logits_fn(x), np.float64) for _ in range(5)])
-  logits = passes[0]
-  warnings, keep = check_outputs(logits, y), np.isfinite(logits).all(axis=-1)
-  if not keep.any():
-    return warnings
-  # A random model's outputs differ in any company.
-  random = _randomness(passes[:, keep], np.asarray(y)[keep])
-  return warnings + tuple(random or _batch_dependence(logits_fn, x, logits, keep))
+  return check_outputs(logits_fn(x), y) + consistency.check(logits_fn, x, y)
 
 
-def check_outputs(logits: np.ndarray, y: Array) -> tuple[str, ...]:
-  """The part of `check_model` that one pass is enough for, so that it serves random models too.
+def check_outputs(
+    logits: np.ndarray, y: Array, ran: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+  """Looks at one pass: are the outputs finite, probabilities, far apart or all the same?
+
+  Of logits too far apart cross-entropy's gradient is zero in this precision.
 
   Args:
     logits: f32[B, C], of clean inputs.
     y: i32[B].
+    ran: the attacks that are run, so as to advise others.
 
   Returns:
     Warnings; none if nothing is odd.
 
   Example:
-    >>> print(*check_outputs(np.array([[np.nan, 1.], [0., 1.5]]), np.array([1, 1])))
-    1 of 2 clean inputs give logits that are not finite; they count as misclassified
+    >>> print(check_outputs(np.array([[np.nan, 1.], [0., 1.5]]), np.array([1, 1]))[0][:78])
+    1 of 2 clean inputs give logits that are not finite; they count as misclassifi
 
-  Source: as `check_model`.
+  Source: probabilities: Croce et al., RobustBench, 2021; the others: ours.
   """
   logits, y = np.asarray(logits, np.float64), np.asarray(y)
   keep, warnings = np.isfinite(logits).all(axis=-1), []
   if not keep.all():
     warnings.append(f'{(~keep).sum()} of {len(keep)} clean inputs give logits that are not finite; '
-                    'they count as misclassified')
+                    'they count as misclassified: mend the model, or leave them out')
   if keep.any():
-    warnings += _probabilities(logits[keep]) + _saturation(logits[keep], y[keep])
+    warnings += _probabilities(logits[keep], ran) + _saturation(logits[keep], y[keep], ran)
   return tuple(warnings)
+
+
+def check_channels(shape: tuple[int, ...], channel_axis: int) -> tuple[str, ...]:
+  """Says if channels seem to lie on another axis than Square is told.
+
+  Args:
+    shape: (B, ...), of the inputs.
+    channel_axis: -1 or 1.
+
+  Returns:
+    Warnings.
+
+  Example:
+    >>> print(*check_channels((8, 3, 32, 32), -1))
+    inputs of shape (8, 3, 32, 32) look like channels first: give square channel_axis=1
+
+  Source: ours.
+  """
+  if len(shape) != 4:
+    return ()
+  first, last = (size <= _MOST_CHANNELS < min(others) for size, others in (
+      (shape[1], shape[2:]), (shape[3], shape[1:3])))
+  if first and channel_axis == -1:
+    return (f'inputs of shape {shape} look like channels first: give square channel_axis=1',)
+  if last and channel_axis == 1:
+    return (f'inputs of shape {shape} look like channels last: give square channel_axis=-1',)
+  return ()
 
 
 def check_classes(
@@ -111,7 +133,8 @@ def check_gradients(
   Args:
     name: the attack.
     attacked: how many examples it attacked to the end of a run.
-    blind: for how many of them a gradient, at any step of any run, was zero everywhere.
+    blind: for how many of them a gradient, at any step of any run, was zero everywhere, or not
+      finite somewhere, which is made zero.
     flat: for how many the loss never rose above a start's, in no run, and which did not fall.
     ran: the attacks that were run, so as to advise others.
 
@@ -124,9 +147,8 @@ def check_gradients(
 
   Source: ours, after the check of the start by AutoAttack's authors.
   """
-  others = [other for other in ('apgd-dlr', 'apgd-t', 'square') if other not in ran]
-  cure = ('add ' + ' and '.join(others) if others else
-          'trust square, with more num_queries, and pgd on losses.scaled')
+  cure = _add(('apgd-dlr', 'apgd-t', 'square'), ran,
+              'trust square, with more num_queries, and pgd on losses.scaled')
   told = {'zero gradients': blind, 'the loss never rose': flat}
   return tuple(f'{name}: {what} on {100 * count / attacked:.1f} % of examples; {cure}'
                for what, count in told.items() if attacked and count / attacked > _SHARE)
@@ -165,7 +187,7 @@ def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:
     Warnings.
 
   Example:
-    >>> print(*check_square({'apgd-ce': .6, 'square': .5}))
+    >>> print(check_square({'apgd-t': .6, 'fab-t': .6, 'square': .5})[0])
     square took 10.0 % that the gradients did not find: are they masked? raise num_queries, add fab
 
   Source: AutoAttack's authors' checks.
@@ -178,26 +200,24 @@ def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:
   if gain <= _SQUARE_MARGIN:
     return ()
   return (f'square took {100 * gain:.1f} % that the gradients did not find: are they masked? '
-          'raise num_queries, add fab',)
+          f'raise num_queries, {_add(("apgd-t", "fab"), names, "trust square alone")}',)
 
 
-def _randomness(passes: np.ndarray, y: np.ndarray) -> list[str]:
-  unit = passes / (np.linalg.norm(passes, axis=-1, keepdims=True) + 1e-10)
-  spread = max(np.linalg.norm(a - b, axis=-1).max() for a in unit for b in unit)
-  right = {int((logits.argmax(axis=-1) == y).sum()) for logits in passes}
-  if len(right) == 1 and spread <= 1e-4:
-    return []
-  return ["the model is random: use version='rand', with a model that takes a key"]
+def _add(wanted: tuple[str, ...], ran: Sequence[str], otherwise: str) -> str:
+  """Advice to run attacks as well, those that are not run already."""
+  missing = [name for name in wanted if name not in ran]
+  return 'add ' + ' and '.join(missing) if missing else otherwise
 
 
-def _probabilities(logits: np.ndarray) -> list[str]:
+def _probabilities(logits: np.ndarray, ran: tuple[str, ...]) -> list[str]:
   in_range = logits.max() < 1 + 1e-5 and logits.min() > -1e-5
   if in_range and np.all(np.abs(logits.sum(axis=-1) - 1) < 1e-5):
-    return ['the outputs are probabilities: attack the logits, before the softmax, or add square']
+    cure = _add(('square',), ran, 'trust square')
+    return [f'the outputs are probabilities: attack the logits, before the softmax, or {cure}']
   return []
 
 
-def _saturation(logits: np.ndarray, y: np.ndarray) -> list[str]:
+def _saturation(logits: np.ndarray, y: np.ndarray, ran: tuple[str, ...]) -> list[str]:
   others = np.where(np.arange(logits.shape[-1]) == y[:, None], -np.inf, logits).max(axis=-1)
   lead = logits[np.arange(len(y)), y] - others
   # exp(-88) is the smallest normal float32: beyond it the gradient of cross-entropy is zero.
@@ -206,28 +226,15 @@ def _saturation(logits: np.ndarray, y: np.ndarray) -> list[str]:
   # pulls away from it to zero. A few such inputs are ordinary, and attacks without a scale find
   # what there is; where most are such, it is the scale of the model.
   deaf, warnings = np.mean(lead > 24 * np.log(2)), []
+  free = [name for name in ('apgd-dlr', 'apgd-t') if name in ran]  # their losses have no scale
+  cure = f'trust {" and ".join(free)}' if free else 'add apgd-dlr or apgd-t'
   if dead > _SHARE:
     warnings.append(f'logits lead by more than 88 on {100 * dead:.1f} % of inputs: cross-entropy has '
-                    'no gradient there; add apgd-dlr or apgd-t, whose loss has no scale')
+                    f'no gradient there; {cure}, whose loss has no scale')
   elif deaf > .5:
     warnings.append(f'logits lead by more than 16.6 on {100 * deaf:.1f} % of inputs: cross-entropy '
-                    'has no pull away from the true class there; trust apgd-dlr and apgd-t')
+                    f'has no pull away from the true class there; {cure}')
   if np.median(spread) < 1e-5:
     warnings.append('logits differ by less than 1e-5: gradients are lost to rounding; scale them '
-                    'up, or add square')
+                    f'up, or {_add(("square",), ran, "trust square")}')
   return warnings
-
-
-def _batch_dependence(logits_fn, x: Array, logits: np.ndarray, keep: np.ndarray) -> list[str]:
-  if len(x) < 2:
-    return []
-  # The same inputs in other company: the first half replaced by copies of the last example.
-  half = len(x) // 2
-  mixed = jnp.concatenate([jnp.broadcast_to(x[-1:], x[:half].shape), x[half:]])
-  again, keep = np.asarray(logits_fn(mixed), np.float64)[half:], keep[half:]
-  if not keep.any():
-    return []
-  scale = np.abs(logits[half:][keep]).max() + 1e-10
-  if np.abs(again - logits[half:])[keep].max() / scale < 1e-3:
-    return []
-  return ['an output depends on the rest of the batch: is BatchNorm in training mode?']

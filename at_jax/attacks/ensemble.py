@@ -75,7 +75,9 @@ def aims(norm, version) -> int:
   return 5 if norm == 'l1' and version == 'standard' else 9
 
 
-def plan(names, norm, version, num_classes, num_steps, num_queries) -> list[Pass]:
+def plan(
+    names, norm, version, num_classes, num_steps, num_queries, channel_axis=-1
+) -> list[Pass]:
   """What to run, one stepper at a time.
 
   Args:
@@ -85,6 +87,7 @@ def plan(names, norm, version, num_classes, num_steps, num_queries) -> list[Pass
     num_classes: C; there are at most C − 1 targets.
     num_steps: of APGD and FAB.
     num_queries: of Square.
+    channel_axis: of Square.
 
   Returns:
     A list of `Pass`; an attack has one or more in a row.
@@ -110,7 +113,8 @@ def plan(names, norm, version, num_classes, num_steps, num_queries) -> list[Pass
       'fab': lambda: [(walk(targeted=False), range(1)),
                       (walk(targeted=False, random_start=True), range(1, restarts))],
       'fab-t': lambda: [(walk(targeted=True), range(min(9, others)))],
-      'square': lambda: [(square_stepper(norm=norm, num_queries=num_queries), range(1))],
+      'square': lambda: [(square_stepper(norm=norm, num_queries=num_queries,
+                                         channel_axis=channel_axis), range(1))],
   }
   return [Pass(name, stepper, tuple(runs))
           for name in names for stepper, runs in plans[name]() if len(runs)]

@@ -24,7 +24,7 @@ class State(NamedTuple):
   x_adv: Array       # the nearest misclassified point so far
   distance: Array    # how far it is, +inf before there is one
   x: Array
-  blind: Array       # gradients that were zero in every entry
+  blind: Array       # gradients that were zero in every entry, or not finite in some
 
 
 def fab(
@@ -67,8 +67,8 @@ def fab(
     the negated distance of the nearest one however far, −inf if there was none; `kappa` is 0.
 
   Raises:
-    ValueError: for an unknown norm, fewer than one step, a random start without a key, integer inputs,
-      x and y of different lengths.
+    ValueError: for an unknown norm, fewer than one step, a random start without a key; for
+      inputs, classes or radii that are none, or logits that are not [B, C].
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -88,7 +88,8 @@ def fab(
   problem = steppers.make_problem(x, y, jax.random.key(0) if key is None else key, epsilon=epsilon,
                                   bounds=bounds, target=target, index=index)
   state = steppers.begin(problem, stepper=attack)
-  state = steppers.resume(steppers.as_partial(logits_fn), problem, state, stepper=attack)
+  model = steppers.prepare(logits_fn, problem)
+  state = steppers.resume(model, problem, state, stepper=attack)
   point = steppers.where(state.found, state.x_adv, problem.x)
   return AttackResult(point, state.found, jnp.zeros_like(state.count), -state.distance)
 
@@ -134,6 +135,7 @@ def stepper(
   def step(logits_fn, problem: steppers.Problem, state: State) -> State:
     linearise = _towards_target if targeted else functools.partial(_towards_nearest, norm=norm)
     gap, normal = linearise(logits_fn, problem, state.x)
+    blind = gradients.is_blind(normal)
     gap, normal = gradients.finite((gap, normal))
     move = functools.partial(_move, bounds=problem.bounds, norm=norm)
     x = jax.vmap(move)(state.x, problem.x, normal, gap)
@@ -145,7 +147,7 @@ def stepper(
     return State(state.count + 1, distance <= problem.epsilon,
                  steppers.where(nearer, x, state.x_adv), distance,
                  steppers.where(wrong, back, x),
-                 state.blind + gradients.is_zero(normal))
+                 state.blind + blind)
 
   return steppers.Stepper(init, step, num_steps)
 

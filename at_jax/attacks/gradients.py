@@ -15,7 +15,7 @@ Array = jax.Array
 def of_loss(
     logits_fn: steppers.LogitsFn, problem: steppers.Problem, x: Array, count: Array, *,
     loss: Callable[..., Array], targeted: bool, eot: int,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
   """The gradient of a loss with respect to x, each example's own.
 
   Args:
@@ -28,8 +28,8 @@ def of_loss(
     eot: passes to average over, 0 for a model that is not random.
 
   Returns:
-    The gradient f32[B, ...], zero where it is not finite; the losses f32[B] and the logits
-    f32[B, C], with `eot` those of the last pass.
+    The gradient f32[B, ...], zero where it is not finite; whether it `is_blind`, bool[B]; the losses
+    f32[B] and the logits f32[B, C], with `eot` those of the last pass.
 
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, and the authors' code.
@@ -44,7 +44,7 @@ def of_loss(
   differentiate = jax.grad(objective, has_aux=True)
   if not eot:
     gradient, (value, logits) = differentiate(x, None)
-    return finite(gradient), value, logits
+    return finite(gradient), is_blind(gradient), value, logits
 
   def one_pass(carry):
     n, total, _, _ = carry
@@ -57,7 +57,8 @@ def of_loss(
            jnp.zeros(value.shape, value.dtype), jnp.zeros(logits.shape, logits.dtype))
   # The value and the logits are the last pass's alone, as in the reference.
   _, total, value, logits = loops.repeat(one_pass, empty, eot)
-  return finite(total / eot), value, logits
+  gradient = total / eot
+  return finite(gradient), is_blind(gradient), value, logits
 
 
 def finite(tree: Any) -> Any:
@@ -78,19 +79,23 @@ def finite(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0), tree)
 
 
-def is_zero(gradient: Array) -> Array:
-  """Whether the gradient of an example is zero in every entry.
+def is_blind(gradient: Array) -> Array:
+  """Whether the gradient of an example does not show where to go.
+
+  That is one that is zero in every entry, or has an entry that is not a number or infinite: `finite`
+  makes a zero of that one, so the attack goes on, but without all of the direction.
 
   Args:
-    gradient: f32[B, ...].
+    gradient: f32[B, ...], before `finite`.
 
   Returns:
     bool[B].
 
   Example:
-    >>> print(is_zero(jnp.array([[0., 0.], [0., 1.]])))
-    [ True False]
+    >>> print(is_blind(jnp.array([[0., 0.], [0., 1.], [jnp.nan, 1.]])))
+    [ True False  True]
 
   Source: ours.
   """
-  return jnp.all(gradient == 0, axis=tuple(range(1, gradient.ndim)))
+  axes = tuple(range(1, gradient.ndim))
+  return jnp.all(gradient == 0, axis=axes) | ~jnp.all(jnp.isfinite(gradient), axis=axes)

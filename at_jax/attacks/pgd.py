@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from at_jax.attacks import balls
 from at_jax.attacks import gradients
+from at_jax.attacks import inputs
+from at_jax.attacks import keys
 from at_jax.attacks import loops
 from at_jax.attacks import losses
 from at_jax.attacks import steppers
@@ -96,8 +98,8 @@ def pgd(
     An `AttackResult`; with restarts, of the run that was kept.
 
   Raises:
-    ValueError: for an unknown norm, fewer than one step or restart, integer inputs, or x and y of
-      different lengths.
+    ValueError: for an unknown norm, fewer than one step or restart, integer inputs, classes or a
+      radius that are none, an index of another length, or logits that are not [B, C].
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -115,9 +117,11 @@ def pgd(
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
   _check(x, y, num_steps, norm, restarts)
+  inputs.check_radius(epsilon, len(x))
   # Its arrays are then arguments of the compiled program, not constants in it.
   logits_fn = steppers.as_partial(logits_fn)
-  index = jnp.arange(len(x)) if index is None else jnp.asarray(index)
+  inputs.check_model(logits_fn, x, y=y)
+  index, key = inputs.indices(index, len(x)), keys.threefry(key)
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)
   if tau is not None:
@@ -137,8 +141,7 @@ def pgd(
 
   if restarts == 1:
     return run(key)
-  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(restarts))
-  return _keep_best(jax.vmap(run)(keys), targeted=targeted)
+  return _keep_best(jax.vmap(run)(keys.fold(key, jnp.arange(restarts))), targeted=targeted)
 
 
 def fgsm(
@@ -191,9 +194,8 @@ def beside(x: Array, key: Array, *, scale: float = .001, index: Array | None = N
   Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
   algorithm 1.
   """
-  index = jnp.arange(len(x)) if index is None else jnp.asarray(index)
-  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
-  return x + scale * jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
+  draw = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))
+  return x + scale * draw(keys.fold(key, inputs.indices(index, len(x))))
 
 
 def _check(x: Array, y: Array, num_steps: int, norm: str, restarts: int) -> None:
@@ -204,7 +206,7 @@ def _check(x: Array, y: Array, num_steps: int, norm: str, restarts: int) -> None
     raise ValueError(f'num_steps = {num_steps}: use a whole number above 0')
   if restarts < 1:
     raise ValueError(f'restarts = {restarts}: use a whole number above 0')
-  steppers.check_examples(x, y)
+  inputs.check_examples(x, y)
 
 
 class _State(NamedTuple):
@@ -226,9 +228,8 @@ def _into(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array
 @functools.partial(jax.jit, static_argnames=('norm', 'draw'))
 def _begin(x, begin, key, index, epsilon, bounds, tau, momentum, *, norm, draw) -> _State:
   if draw:
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
     sample = functools.partial(getattr(balls, norm).sample, shape=x.shape[1:])
-    begin = x + jax.vmap(lambda k, e: sample(k, epsilon=e))(keys, epsilon)
+    begin = x + jax.vmap(lambda k, e: sample(k, epsilon=e))(keys.fold(key, index), epsilon)
   return _State(_into(norm, begin, x, epsilon, bounds), jnp.zeros(len(x), jnp.int32), tau,
                 None if momentum is None else jnp.zeros_like(x))
 

@@ -18,8 +18,9 @@ from at_jax.attacks import loops
 from at_jax.attacks import steppers
 
 Array = jax.Array
-# What is noted of every example: it was attacked; in one of its runs a gradient was zero
-# everywhere; it fell, or in one of its runs the loss rose above the start's, if it has a loss at all.
+# What is noted of every example: it was attacked; in one of its runs a gradient was zero everywhere,
+# or not finite somewhere; it fell, or in one of its runs the loss rose above the start's, if it has a
+# loss at all.
 SIGNS = ('attacked', 'blind', 'rose')
 
 
@@ -31,7 +32,7 @@ class Work(NamedTuple):
     y: i32[N].
     targets: i32[N, R], for targeted attacks the class of each run.
     index: i32[N], what each example folds into `key`.
-    key: a PRNG key.
+    key: a PRNG key of threefry (`keys.threefry`).
     epsilon: f32[N].
     bounds: the smallest and the largest value of an input.
   """
@@ -101,7 +102,7 @@ def drain(
   Source: ours, the batching being that of serving engines; random models: the code of AutoAttack's
   authors.
   """
-  num_steps, advance = steps_at_once(stepper), _advance(stepper.differentiates)
+  num_steps, advance = steps_at_once(stepper), _advance(stepper.differentiates, tuple(devices))
   work, search_fn, verify_fn = devices_lib.copy((work, search_fn, verify_fn), devices)
   if seats is None:
     nobody = np.full(batch_size, -1)
@@ -136,9 +137,13 @@ def drain(
 
 
 @functools.cache
-def _advance(differentiates: bool):
+def _advance(differentiates: bool, devices: tuple[jax.Device, ...]):
+  def advance(logits_fn, problem, state, *, stepper, num_steps):
+    steps = functools.partial(steppers.take_steps, stepper=stepper, num_steps=num_steps)
+    return devices_lib.apart(steps, devices)(logits_fn, problem, state)
+
   # This runs on the host, at the top level, where options for the compiler may be given.
-  return jax.jit(steppers.take_steps, static_argnames=('stepper', 'num_steps'),
+  return jax.jit(advance, static_argnames=('stepper', 'num_steps'),
                  compiler_options=loops.compiler_options(differentiates))
 
 
@@ -153,11 +158,18 @@ def restore(work: Work, seats: Seats, *, stepper: steppers.Stepper) -> Seats:
   Returns:
     The `Seats` that `drain` goes on from.
 
+  Raises:
+    ValueError: if these are not the arrays of such a state.
+
   Source: ours.
   """
   admit = functools.partial(_admit, stepper=stepper)
   nobody = np.zeros(len(seats.example), bool)
   _, state = jax.eval_shape(admit, work, seats.example, seats.run, nobody, nobody, None)
+  looks = lambda leaves: [(leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves]
+  wanted, found = looks(jax.tree.leaves(state)), looks(seats.state)
+  if found != wanted:
+    raise ValueError(f'{len(found)} arrays, which are not the {len(wanted)} of {type(state).__module__}')
   leaves = [jnp.asarray(leaf) for leaf in seats.state]
   return seats._replace(state=jax.tree.unflatten(jax.tree.structure(state), leaves))
 
@@ -199,11 +211,11 @@ def _fill(seats: Seats, items: np.ndarray, fell: np.ndarray):
 
 @functools.partial(jax.jit, static_argnames='stepper')
 def _admit(work: Work, example, run, fresh, empty, state, *, stepper):
-  keys = jax.vmap(lambda index, run: jax.random.fold_in(jax.random.fold_in(work.key, index), run))
+  fold = jax.vmap(lambda index, run: jax.random.fold_in(jax.random.fold_in(work.key, index), run))
   column = jnp.minimum(run, work.targets.shape[1] - 1)
   problem = steppers.Problem(
       work.x[example], work.y[example], work.targets[example, column],
-      keys(work.index[example], run), work.epsilon[example], work.bounds)
+      fold(work.index[example], run), work.epsilon[example], work.bounds)
   new = stepper.init(problem)
   state = new if state is None else steppers.where(fresh, new, state)
   # An empty seat counts as finished, so that its steps change nothing.

@@ -31,7 +31,7 @@ def save(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
   Source: ours.
   """
   path = pathlib.Path(path)
-  part = path.with_name(path.name + '.part')
+  part = _part(path)
   with open(part, 'wb') as file:
     np.savez(file, **arrays)
     file.flush()
@@ -67,8 +67,39 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray] | None:
     raise zipfile.BadZipFile(f'{path} is damaged') from error
 
 
+def prove(path: str | os.PathLike | None) -> None:
+  """Raises now what `save` would raise after a minute's or an hour's work; makes the folder.
+
+  Args:
+    path: a file, or None.
+
+  Raises:
+    OSError: if it cannot be written.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   prove(f'{folder}/new/state.npz')
+
+  Source: ours.
+  """
+  if path is None:
+    return
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise IsADirectoryError(f'{path} is a folder: name a file in it')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = _part(path)
+  part.write_bytes(b'')
+  part.unlink()
+
+
+def _part(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(path.name + '.part')
+
+
 class OtherEvaluation(ValueError):
-  """The state file is that of other examples, options or another model."""
+  """The state file is that of other examples, options, another model or another version of this code."""
 
 
 class Record(NamedTuple):
@@ -95,7 +126,7 @@ def reopen(path, mark, clean, x, num_attacks):
     A `Record`, `Seats` (their state a list of arrays) or None, items or None.
 
   Raises:
-    OtherEvaluation: if the file has another mark.
+    OtherEvaluation: if the file has another mark, or arrays of another layout.
     zipfile.BadZipFile: if it is damaged, or not all of its arrays are there.
 
   Source: ours.
@@ -110,7 +141,10 @@ def reopen(path, mark, clean, x, num_attacks):
     if str(saved['mark']) != mark:
       raise OtherEvaluation(
           f'{path} is the state of another evaluation: remove it or use another path')
+    layout = [np.shape(array) for array in record]
     record = Record(*(saved[name] for name in Record._fields))._replace(passed=int(saved['passed']))
+    if [np.shape(array) for array in record] != layout:
+      raise _other_version(path, 'a record of other shapes')
     if 'items' not in saved:
       return record, None, None
     leaves = [saved[f'leaf{i}'] for i in range(sum(name.startswith('leaf') for name in saved))]
@@ -118,6 +152,34 @@ def reopen(path, mark, clean, x, num_attacks):
     return record, seats, saved['items']
   except KeyError as error:
     raise zipfile.BadZipFile(f'{path} is damaged: {error} is missing') from error
+
+
+def restore(path, work, seats, *, stepper):
+  """`refill.restore` of what `reopen` gave.
+
+  Args:
+    path: the file.
+    work: the examples.
+    seats: their state a list of arrays.
+    stepper: the attack.
+
+  Returns:
+    The `Seats` to go on from.
+
+  Raises:
+    OtherEvaluation: if the arrays are not those of this stepper.
+
+  Source: ours.
+  """
+  try:
+    return refill.restore(work, seats, stepper=stepper)
+  except ValueError as error:
+    raise _other_version(path, error) from error
+
+
+def _other_version(path, reason) -> OtherEvaluation:
+  return OtherEvaluation(f'{path} was written by another version of the attack ({reason}): remove it or '
+                         'use another path')
 
 
 def saver(path, mark, save_every):

@@ -3,12 +3,14 @@
 import functools
 import math
 from typing import NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from at_jax.attacks import balls
+from at_jax.attacks import checks
 from at_jax.attacks import losses
 from at_jax.attacks import steppers
 from at_jax.attacks import windows
@@ -39,6 +41,7 @@ def square(
     p_init: float = .8,
     bounds: tuple[float, float] = (0., 1.),
     index: Array | None = None,
+    channel_axis: int = -1,
 ) -> AttackResult:
   """Square attack: changes the best point in a random square, keeps what is better.
 
@@ -62,6 +65,8 @@ def square(
     p_init: the share of the image that the first squares cover, in 0..1. Static.
     bounds: the smallest and the largest value an input may take.
     index: i32[B], what each example folds into `key`; by default its place in the batch.
+    channel_axis: 1 for images f32[B, C, H, W], which are attacked as the same ones with channels last
+      would be; -1 for all others. Images that look as if they needed another are warned of. Static.
 
   Returns:
     An `AttackResult`: the best point; `loss` is its margin, `kappa` the queries that left the example
@@ -69,7 +74,7 @@ def square(
 
   Raises:
     ValueError: for another norm, fewer than one query, p_init out of its range, inputs that are no
-      images, integer inputs, x and y of different lengths.
+      images, classes or radii that are none, or logits that are not [B, C].
 
   Example:
     >>> dark = lambda x: jnp.stack([-x.sum((1, 2)), x.sum((1, 2)) - 8.], axis=1)
@@ -82,21 +87,27 @@ def square(
   random search, 2020, section 3; its constants, and L1, as in the code of AutoAttack's authors; a
   square for each example: ours.
   """
-  attack = stepper(norm=norm, num_queries=num_queries, p_init=p_init)
+  attack = stepper(norm=norm, num_queries=num_queries, p_init=p_init, channel_axis=channel_axis)
   problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, index=index)
   state = steppers.begin(problem, stepper=attack)
-  state = steppers.resume(steppers.as_partial(logits_fn), problem, state, stepper=attack)
+  model = steppers.prepare(logits_fn, problem)
+  for line in checks.check_channels(problem.x.shape, channel_axis):
+    warnings.warn(line, stacklevel=2)
+  state = steppers.resume(model, problem, state, stepper=attack)
   return AttackResult(state.x_adv, state.found, state.count - state.found, state.margin)
 
 
 @functools.cache
-def stepper(*, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8) -> steppers.Stepper:
+def stepper(
+    *, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8, channel_axis: int = -1
+) -> steppers.Stepper:
   """Square as a stepper, a query a step; the options are those of `square`.
 
   Args:
     norm: 'linf', 'l2' or 'l1'.
     num_queries: at least 1, after the start.
     p_init: in 0..1.
+    channel_axis: -1 or 1.
 
   Returns:
     A `Stepper`; the same object for the same options.
@@ -116,19 +127,23 @@ def stepper(*, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8) 
     raise ValueError(f'num_queries = {num_queries}: use a whole number above 0')
   if not 0 < p_init <= 1:
     raise ValueError(f'p_init = {p_init}: use a number above 0, at most 1')
+  if channel_axis not in (-1, 1):
+    raise ValueError(f'channel_axis = {channel_axis}: use -1 for [B, H, W, C], 1 for [B, C, H, W]')
 
   def init(problem: steppers.Problem) -> State:
-    image_shape(problem.x.shape[1:])
+    image_shape(problem.x.shape[1:], channel_axis)
     b = len(problem.x)
     return State(jnp.zeros(b, jnp.int32), jnp.zeros(b, bool), problem.x,
                  jnp.full(b, -jnp.inf, problem.x.dtype))
 
   def step(logits_fn, problem: steppers.Problem, state: State) -> State:
-    shape = image_shape(problem.x.shape[1:])
+    shape = image_shape(problem.x.shape[1:], channel_axis)
     table = sides(num_queries, p_init, shape[0] * shape[1])
     propose = _propose if norm == 'linf' else functools.partial(_propose_moved, norm=norm)
     propose = functools.partial(propose, table=table, shape=shape, bounds=problem.bounds)
-    x = jax.vmap(propose)(state.x_adv, problem.x, problem.key, problem.epsilon, state.count)
+    images = (jnp.moveaxis(x, channel_axis, -1) for x in (state.x_adv, problem.x))
+    x = jax.vmap(propose)(*images, problem.key, problem.epsilon, state.count)
+    x = jnp.moveaxis(x, -1, channel_axis)
     logits = logits_fn(x)
     margin, wrong = losses.margin(logits, problem.y), ~steppers.is_correct(logits, problem.y)
     # The best point is wrong already only where a verifying model did not agree: there the next
@@ -163,13 +178,15 @@ def sides(num_queries: int, p_init: float, num_pixels: int) -> list[int]:
   return [0] + [max(round(math.sqrt(p_init / 2 ** n * num_pixels)), 1) for n in halved]
 
 
-def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-  """One example's (height, width, channels); raises ValueError where it has more axes."""
+def image_shape(shape: tuple[int, ...], channel_axis: int = -1) -> tuple[int, int, int]:
+  """One example's (height, width, channels); raises ValueError where it has other axes."""
   if len(shape) > 3:
     raise ValueError(f'an example has shape {shape}: Square needs [H, W, C], [H, W] or [D]; '
                      'leave it out, attacks=(...)')
+  if channel_axis == 1 and len(shape) < 3:
+    raise ValueError(f'channel_axis = 1: an example has shape {shape}, not [C, H, W]; use -1')
   if len(shape) == 3:
-    return shape
+    return (*shape[1:], shape[0]) if channel_axis == 1 else shape
   return (shape + (1,)) if len(shape) == 2 else (1, int(np.prod(shape)), 1)
 
 

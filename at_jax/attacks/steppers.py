@@ -13,7 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from at_jax.attacks import inputs
+from at_jax.attacks import keys
 from at_jax.attacks import loops
+from at_jax.attacks.callables import as_partial  # a part of what steppers offer
 
 Array = jax.Array
 LogitsFn = Callable[..., Array]
@@ -73,7 +76,8 @@ def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None
     A `Problem`.
 
   Raises:
-    ValueError: for integer inputs, or x and y of different lengths.
+    ValueError: for integer inputs, classes that are none, a radius below 0, and where x, y, epsilon
+      and index do not belong together.
 
   Example:
     >>> problem = make_problem(jnp.zeros((2, 3)), jnp.array([0, 1]), jax.random.key(0), epsilon=.1)
@@ -83,51 +87,36 @@ def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None
   Source: ours.
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
-  check_examples(x, y)
-  index = jnp.arange(len(x)) if index is None else jnp.asarray(index)
-  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
+  inputs.check_examples(x, y)
+  inputs.check_radius(epsilon, len(x))
+  index = inputs.indices(index, len(x))
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   low, high = bounds
   bounds = jnp.asarray(low, x.dtype), jnp.asarray(high, x.dtype)
-  return Problem(x, y, y if target is None else jnp.asarray(target), keys, epsilon, bounds)
+  return Problem(x, y, y if target is None else jnp.asarray(target), keys.fold(key, index), epsilon,
+                 bounds)
 
 
-def check_examples(x: Array, y: Array) -> None:
-  """Raises unless inputs and classes can be attacked.
-
-  Args:
-    x: f32[B, ...].
-    y: i32[B].
-
-  Raises:
-    ValueError: for integer inputs, or x and y of different lengths.
-
-  Source: ours.
-  """
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise ValueError(f'x has dtype {x.dtype}: convert it, x.astype(float32) / 255 for images')
-  if y.shape != x.shape[:1]:
-    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}')
-
-
-def as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
-  """Wraps a function so that it may be an argument of a compiled one, its arrays traced.
+def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.tree_util.Partial:
+  """A model as an argument of compiled functions, looked at before an attack begins.
 
   Args:
     logits_fn: any callable.
+    problem: what is attacked.
+    random: whether the model takes an example and a key.
 
   Returns:
-    It, if it is a `jax.tree_util.Partial` already, else one around it.
+    A `jax.tree_util.Partial`.
 
-  Example:
-    >>> as_partial(jnp.sin)(0.)
-    Array(0., dtype=float32, weak_type=True)
+  Raises:
+    ValueError: if it gives no logits [B, C], or there are classes it has no logit for.
 
   Source: ours.
   """
-  if isinstance(logits_fn, jax.tree_util.Partial):
-    return logits_fn
-  return jax.tree_util.Partial(logits_fn)
+  model = as_partial(logits_fn)
+  asked = jax.tree_util.Partial(one_by_one, model, keys=problem.key) if random else model
+  inputs.check_model(asked, problem.x, y=problem.y, target=problem.target)
+  return model
 
 
 def one_by_one(logits_fn: LogitsFn, x: Array, keys: Array) -> Array:

@@ -90,6 +90,9 @@ def from_torch(
 
 
 def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  if not isinstance(state_dict, Mapping):
+    raise errors.UserError('state_dict', type(state_dict).__name__, 'give a mapping from names to '
+                           'arrays, such as model.state_dict()')
   for key in _WRAPPED:
     if isinstance(state_dict.get(key), Mapping):
       return _unwrap(state_dict[key])

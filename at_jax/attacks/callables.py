@@ -1,0 +1,166 @@
+"""Models as arguments of compiled functions, which have to notice when the weights have changed.
+
+jit compares by `==` what it is not given as an array, and an object that holds its weights is equal to
+itself whatever they have become: a program compiled for it would go on with those it had then.
+"""
+
+from collections.abc import Callable, Iterator
+import functools
+import types
+from typing import Any
+from typing import NamedTuple
+import zlib
+
+import jax
+import numpy as np
+
+Array = jax.Array
+_DEPTH = 5  # how many objects deep arrays are looked for
+
+
+def as_partial(logits_fn: Callable[..., Array]) -> jax.tree_util.Partial:
+  """Wraps a model so that it may be an argument of a compiled function.
+
+  Where the callable is a pytree (modules of Equinox and flax.nnx), a method of one or a `partial`, its
+  arrays are split off and traced: other weights then compile nothing anew. Any other is compiled for
+  the arrays that are found in it, among its attributes or in what a function refers to, and again
+  when they are others. Lists that a function refers to are not looked into.
+
+  Args:
+    logits_fn: any callable.
+
+  Returns:
+    It, if it is a `jax.tree_util.Partial` around a function already, else one around it.
+
+  Raises:
+    ValueError: if what is no array in a pytree cannot be compared with that of another call.
+
+  Example:
+    >>> as_partial(jax.numpy.sin)(0.)
+    Array(0., dtype=float32, weak_type=True)
+    >>> as_partial(functools.partial(jax.numpy.add, jax.numpy.ones(2))).args
+    ([Array([1., 1.], dtype=float32)],)
+
+  Source: ours.
+  """
+  if isinstance(logits_fn, jax.tree_util.Partial):
+    inner = as_partial(logits_fn.func)
+    if inner.func is logits_fn.func:
+      return logits_fn
+    return jax.tree_util.Partial(_call, inner, *logits_fn.args, **logits_fn.keywords)
+  if isinstance(logits_fn, functools.partial):
+    return _split((as_partial(logits_fn.func), logits_fn.args, logits_fn.keywords), _call_curried)
+  owner, method = logits_fn, _call
+  if isinstance(logits_fn, types.MethodType):
+    owner, method = logits_fn.__self__, logits_fn.__func__
+  if any(map(_is_array, jax.tree.leaves(owner))):
+    return _split(owner, method)
+  if _is_plain(logits_fn):
+    return jax.tree_util.Partial(logits_fn)
+  return jax.tree_util.Partial(_Kept(owner, method))
+
+
+class _Apart(NamedTuple):
+  """A function of a pytree, and the pytree without its arrays, which come as the first argument."""
+  apply: Callable[..., Array]
+  treedef: Any
+  rest: tuple  # (type, leaf), None in the place of an array; with its type, for 1 == 1.0 == True
+
+  def __call__(self, arrays: list[Array], *args, **kwargs) -> Array:
+    left = iter(arrays)
+    leaves = [next(left) if told is None else told[1] for told in self.rest]
+    leaves = [leaf.value if isinstance(leaf, _Kept) else leaf for leaf in leaves]
+    return self.apply(jax.tree.unflatten(self.treedef, leaves), *args, **kwargs)
+
+
+def _split(tree: Any, apply: Callable[..., Array]) -> jax.tree_util.Partial:
+  leaves, treedef = jax.tree.flatten(tree)
+  if not _hashes(treedef):
+    raise ValueError(
+        f'logits_fn has fields in {type(tree).__name__} that cannot be compared with those of another '
+        'call: pass jax.tree_util.Partial(f, arrays), f a function of the arrays and x')
+  keep = lambda leaf: leaf if _is_plain(leaf) else _Kept(leaf)
+  rest = tuple(None if _is_array(leaf) else (type(leaf), keep(leaf)) for leaf in leaves)
+  return jax.tree_util.Partial(_Apart(apply, treedef, rest), list(filter(_is_array, leaves)))
+
+
+class _Kept:
+  """A callable that is the same as another if it is that object and holds the same arrays."""
+
+  def __init__(self, value: Any, method: Callable[..., Array] | None = None):
+    self.value, self.method = value, method or _call
+    self._arrays = tuple(_hidden(value))  # kept alive, for an identity means nothing after its end
+    # What NumPy holds may be written to.
+    contents = (zlib.crc32(a.tobytes()) for a in self._arrays if isinstance(a, np.ndarray))
+    self._known = id(value), self.method, tuple(map(id, self._arrays)), tuple(contents)
+
+  def __call__(self, *args, **kwargs) -> Array:
+    return self.method(self.value, *args, **kwargs)
+
+  def __eq__(self, other: Any) -> bool:
+    return isinstance(other, _Kept) and self._known == other._known
+
+  def __hash__(self) -> int:
+    return hash(self._known)
+
+
+def _call(model, *args, **kwargs):
+  return model(*args, **kwargs)
+
+
+def _call_curried(parts, *args, **kwargs):
+  function, first, keywords = parts
+  return function(*first, *args, **(keywords | kwargs))
+
+
+def _hidden(value: Any, depth: int = _DEPTH, seen: set[int] | None = None) -> Iterator[Array]:
+  """The arrays inside of what is no pytree."""
+  seen = set() if seen is None else seen
+  if not depth or id(value) in seen or isinstance(value, (type, types.ModuleType)):
+    return
+  seen.add(id(value))
+  if isinstance(value, types.FunctionType):
+    # A list may be one that the function adds to at every call.
+    inside = [other for other in _mentioned(value, depth == _DEPTH) if not isinstance(other, list)]
+    inside = [leaf for leaf in jax.tree.leaves(inside) if callable(leaf) or _is_array(leaf)]
+  elif isinstance(value, functools.partial):
+    inside = [value.func, value.args, value.keywords]
+  else:
+    inside = [getattr(value, '__self__', None), *dict(getattr(value, '__dict__', ())).values()]
+  for leaf in jax.tree.leaves(inside):
+    if _is_array(leaf):
+      yield leaf
+    else:
+      yield from _hidden(leaf, depth - 1, seen)
+
+
+def _mentioned(function: types.FunctionType, top: bool) -> Iterator[Any]:
+  """What a function closes over and, at the top, the objects that it knows as global names."""
+  for cell in function.__closure__ or ():
+    try:
+      yield cell.cell_contents
+    except ValueError:  # not assigned yet
+      continue
+  for name in function.__code__.co_names if top else ():
+    other = function.__globals__.get(name)
+    if not isinstance(other, types.FunctionType):  # or the search would go through whole libraries
+      yield other
+
+
+def _is_array(leaf: Any) -> bool:
+  if isinstance(leaf, np.ndarray):
+    return leaf.dtype.kind not in 'OSUMm'
+  return isinstance(leaf, jax.Array)
+
+
+def _is_plain(value: Any) -> bool:
+  """Whether jit may compare it as it is."""
+  return _hashes(value) and next(_hidden(value), None) is None
+
+
+def _hashes(value: Any) -> bool:
+  try:
+    hash(value)
+  except TypeError:
+    return False
+  return True

@@ -1,0 +1,194 @@
+"""What an attack refuses, in one line that names the field, its value and the remedy.
+
+Values can be looked at only outside of jit, vmap and the like; there, and only there, they are.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def check_examples(x: Array, y: Array) -> None:
+  """Raises unless inputs and classes can be attacked.
+
+  Args:
+    x: f32[B, ...].
+    y: i32[B].
+
+  Raises:
+    ValueError: for integer inputs, classes that are no integers or below 0, or x and y of different
+      lengths.
+
+  Source: ours.
+  """
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f'x has dtype {x.dtype}: convert it, x.astype(float32) / 255 for images')
+  if y.shape != x.shape[:1]:
+    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}')
+  check_classes('y', y)
+
+
+def check_classes(name: str, classes: Array, num_classes: int | None = None) -> None:
+  """Raises unless these are numbers of classes.
+
+  Args:
+    name: of the argument.
+    classes: i32[B].
+    num_classes: C, where it is known.
+
+  Raises:
+    ValueError: for other dtypes, and for numbers below 0 or not below C.
+
+  Example:
+    >>> check_classes('y', jnp.array([0, 3]), 4)
+
+  Source: ours.
+  """
+  if not jnp.issubdtype(classes.dtype, jnp.integer):
+    raise ValueError(f'{name} has dtype {classes.dtype}: use integers, argmax(y, axis=-1) for one-hot '
+                     'rows')
+  if not _is_known(classes) or not classes.size:
+    return
+  lowest, highest = int(np.min(classes)), int(np.max(classes))
+  if lowest < 0 or (num_classes is not None and highest >= num_classes):
+    several = 'count up from 0' if num_classes is None else f'are 0..{num_classes - 1}'
+    raise ValueError(f'{name} reaches from {lowest} to {highest}: classes {several}; leave out '
+                     'examples without one')
+
+
+def check_radius(epsilon: Any, num_examples: int) -> None:
+  """Raises unless this is a radius, or one an example.
+
+  Args:
+    epsilon: a number or f32[B]; infinite for FAB.
+    num_examples: B.
+
+  Raises:
+    ValueError: for another shape, and for numbers below 0 or NaN.
+
+  Example:
+    >>> check_radius(8 / 255, 2)
+
+  Source: ours.
+  """
+  if np.shape(epsilon) not in ((), (1,), (num_examples,)):
+    raise ValueError(f'epsilon has shape {np.shape(epsilon)}: use a number, or one per example of x, '
+                     f'{(num_examples,)}')
+  if _is_known(epsilon) and not np.all(np.asarray(epsilon) >= 0):
+    raise ValueError(f'epsilon = {np.min(epsilon)}: use a number of at least 0, 8/255 for example')
+
+
+def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
+  """Raises unless inputs are within their bounds, but for what rounding took out: attacks clip that.
+
+  Args:
+    x: f32[B, ...].
+    bounds: the smallest and the largest value of an input.
+
+  Raises:
+    ValueError: for inputs beyond them.
+
+  Example:
+    >>> check_bounds(jnp.array([0., 1.0000001]), (0., 1.))
+
+  Source: ours.
+  """
+  low, high = bounds
+  slack = lambda bound: 1e-5 * (1 + abs(bound))
+  if bool(((x < low - slack(low)) | (x > high + slack(high))).any()):
+    raise ValueError(f'x reaches from {float(x.min()):.3g} to {float(x.max()):.3g}, beyond '
+                     f'{low:g}..{high:g}: give bounds=, or normalise inside logits_fn')
+
+
+def indices(index: Array | None, num_examples: int, once: bool = False) -> Array:
+  """What each example folds into a key.
+
+  Args:
+    index: i32[B], or None for the places in the batch.
+    num_examples: B.
+    once: whether no two may have the same.
+
+  Returns:
+    i32[B].
+
+  Raises:
+    ValueError: for another shape or dtype and, with `once`, for numbers that come twice.
+
+  Example:
+    >>> print(indices(None, 2), indices([4, 7], 2, once=True))
+    [0 1] [4 7]
+
+  Source: ours.
+  """
+  index = jnp.arange(num_examples) if index is None else jnp.asarray(index)
+  if index.shape != (num_examples,) or not jnp.issubdtype(index.dtype, jnp.integer):
+    raise ValueError(f'index has shape {index.shape} and dtype {index.dtype}: use one integer per '
+                     f'example of x, {(num_examples,)}')
+  if once and _is_known(index):
+    values, counts = np.unique(np.asarray(index), return_counts=True)
+    if counts.max(initial=1) > 1:
+      raise ValueError(f'index has {values[counts.argmax()]} more than once: examples of one index '
+                       'draw alike; use arange(len(x)), or the places in a larger set')
+  return index
+
+
+def check_logits(shape: tuple[int, ...], num_examples: int) -> None:
+  """Raises unless these are logits of several classes for each example.
+
+  Args:
+    shape: of what the model gave.
+    num_examples: that it was given.
+
+  Raises:
+    ValueError: for any shape but [B, C], C of at least 2.
+
+  Example:
+    >>> check_logits((2, 10), 2)
+
+  Source: ours.
+  """
+  if len(shape) == 2 and shape[0] == num_examples and shape[1] > 1:
+    return
+  cure = 'return one row per example, one column per class'
+  if shape in ((num_examples,), (num_examples, 1)):
+    cure = 'for one logit z of two classes return stack([0 * z, z], axis=-1) of shape [B, 2]'
+  raise ValueError(f'logits_fn gives shape {tuple(shape)} for {num_examples} examples: {cure}')
+
+
+def check_model(logits_fn: jax.tree_util.Partial, x: Array, **classes: Array) -> None:
+  """Raises unless the model gives logits, and those of all classes named.
+
+  The model is traced for it, once for all calls, and not compiled. Under a transformation, where
+  classes cannot be looked at, nothing is done.
+
+  Args:
+    logits_fn: from f32[B, ...] to logits f32[B, C].
+    x: f32[B, ...].
+    **classes: i32[B] each, by the names of the arguments.
+
+  Raises:
+    ValueError: as `check_logits` and `check_classes`.
+
+  Example:
+    >>> check_model(jax.tree_util.Partial(lambda x: x), jnp.ones((1, 2)), y=jnp.array([1]))
+
+  Source: ours.
+  """
+  if not all(map(_is_known, (x, *classes.values()))):
+    return
+  shape = _answer.eval_shape(logits_fn, x).shape
+  check_logits(shape, len(x))
+  for name, numbers in classes.items():
+    check_classes(name, numbers, shape[1])
+
+
+_answer = jax.jit(lambda logits_fn, x: logits_fn(x))
+
+
+def _is_known(value: Any) -> bool:
+  """Whether a value can be looked at here: under a transformation, or on another machine, not."""
+  return not isinstance(value, jax.core.Tracer) and getattr(value, 'is_fully_addressable', True)

@@ -1,0 +1,186 @@
+"""Models that keep their weights inside themselves are attacked with the weights they have now."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax import attacks
+from at_jax.attacks import callables
+
+KEY = jax.random.key(0)
+RANDOM = np.random.default_rng(3)
+X = RANDOM.uniform(size=(6, 4)).astype(np.float32)
+OLD, NEW = (RANDOM.normal(size=(4, 3)).astype(np.float32) for _ in range(2))
+Y = jnp.zeros(6, int)
+
+
+class Plain:
+  """As someone writes a model without any library."""
+
+  def __init__(self, w):
+    self.w = w
+
+  def __call__(self, x):
+    return x @ self.w
+
+  forward = __call__
+
+
+class Nested:
+
+  def __init__(self, w):
+    self.layer = Plain(w)
+
+  def __call__(self, x):
+    return self.layer(x)
+
+
+def nnx(w):
+  nnx_lib = pytest.importorskip('flax.nnx')
+
+  class Net(nnx_lib.Module):
+
+    def __init__(self):
+      self.w = nnx_lib.Param(jnp.array(w))
+
+    def __call__(self, x):
+      return x @ self.w[...]
+
+    forward = __call__
+
+  return Net()
+
+
+def set_nnx(net, w):
+  net.w[...] = w
+
+
+def set_attribute(net, w):
+  net.w = w
+
+
+def set_numpy(net, w):
+  net.w[:] = w
+
+
+def set_nested(net, w):
+  net.layer.w = w
+
+
+# What is attacked, made from what holds the weights: the object, what it offers and what is around it.
+KINDS = {
+    'nnx': (nnx, set_nnx, lambda net: net),
+    'a method of nnx': (nnx, set_nnx, lambda net: net.forward),
+    'Partial of nnx': (nnx, set_nnx, jax.tree_util.Partial),
+    'partial of nnx': (nnx, set_nnx, functools.partial),
+    'a function around nnx': (nnx, set_nnx, lambda net: lambda x: net(x)),
+    'an object': (Plain, set_attribute, lambda net: net),
+    'a method of an object': (Plain, set_attribute, lambda net: net.forward),
+    'partial of a method': (Plain, set_attribute, lambda net: functools.partial(net.forward)),
+    'NumPy written to': (lambda w: Plain(w.copy()), set_numpy, lambda net: net),
+    'an object in an object': (Nested, set_nested, lambda net: net),
+}
+
+
+def attack(logits_fn):
+  return attacks.pgd(logits_fn, X, Y, KEY, epsilon=.2, step_size=.05, num_steps=3)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_weights_changed_in_place_are_seen(kind):
+  make, change, wrap = KINDS[kind]
+  net = make(OLD)
+  logits_fn = wrap(net)
+  before = attack(logits_fn)
+  change(net, NEW)
+  for found, w in ((before, OLD), (attack(logits_fn), NEW)):
+    fresh = attack(jax.tree_util.Partial(lambda w, x: x @ w, w))
+    np.testing.assert_allclose(found.x, fresh.x, atol=1e-6)
+    np.testing.assert_allclose(found.loss, fresh.loss, atol=1e-5)
+  assert np.abs(before.loss - found.loss).max() > .1
+
+
+def test_autoattack_sees_them_too():
+  net = nnx(OLD)
+  run = lambda model: attacks.autoattack(
+      model, X, jnp.argmax(model(X), -1), KEY, epsilon=.2, attacks=('apgd-ce',), num_steps=3)
+  run(net)
+  set_nnx(net, NEW)
+  changed, fresh = run(net), run(nnx(NEW))
+  np.testing.assert_array_equal(changed.robust, fresh.robust)
+  np.testing.assert_array_equal(changed.x, fresh.x)
+  assert changed.clean.all() and 0 < changed.robust.sum() < len(X)
+
+
+GLOBAL = Plain(OLD)
+
+
+def test_a_global_name_that_means_another_model_is_noticed(monkeypatch):
+  logits_fn = lambda x: GLOBAL(x)
+  before = attack(logits_fn).loss
+  monkeypatch.setitem(globals(), 'GLOBAL', Plain(NEW))
+  np.testing.assert_allclose(attack(logits_fn).loss, attack(Plain(NEW)).loss, atol=1e-6)
+  assert np.abs(attack(logits_fn).loss - before).max() > .1
+
+
+def test_a_module_is_traced_once_for_many_weights():
+  nnx_lib, traces = pytest.importorskip('flax.nnx'), []
+
+  class Net(nnx_lib.Module):
+
+    def __init__(self):
+      self.w = nnx_lib.Param(jnp.array(OLD))
+
+    def __call__(self, x):
+      traces.append(1)
+      return x @ self.w[...]
+
+  net = Net()
+  attack(net)
+  first = len(traces)
+  for scale in range(5):
+    net.w[...] = OLD * scale
+    attack(net)
+  attack(Net())
+  assert len(traces) == first
+
+
+def test_equinox_modules_of_a_batch_are_attacked_with_what_is_no_array():
+  eqx = pytest.importorskip('equinox')
+
+  class Net(eqx.Module):
+    w: jax.Array
+    activation: object   # a function is a leaf too, and so are the two below
+    drop: eqx.nn.Dropout
+    steps: int
+
+    def __call__(self, x):
+      out = self.drop(self.activation(x @ self.w))
+      return out if self.steps == 1 else 0 * out
+
+  make = lambda w: Net(jnp.array(w), jnp.tanh, eqx.nn.Dropout(.5, inference=True), 1)
+  for w in (OLD, NEW):
+    expected = attack(jax.tree_util.Partial(lambda w, x: jnp.tanh(x @ w), w))
+    np.testing.assert_allclose(attack(make(w)).x, expected.x, atol=1e-6)
+  assert callables.as_partial(make(OLD)).func == callables.as_partial(make(NEW)).func
+
+
+def test_a_linen_module_bound_to_its_variables():
+  nn = pytest.importorskip('flax.linen')
+  bind = lambda w: nn.Dense(3, use_bias=False).bind({'params': {'kernel': w}})
+  for w in (OLD, NEW):
+    np.testing.assert_allclose(attack(bind(w)).loss, attack(Plain(w)).loss, atol=1e-6)
+
+
+def test_what_is_left_as_it_was():
+  partial = jax.tree_util.Partial(lambda w, x: x @ w, OLD)
+  assert callables.as_partial(partial) is partial
+  assert callables.as_partial(jnp.sin).func is jnp.sin and not callables.as_partial(jnp.sin).args
+  # Equal parts are one program: a fresh partial of the same function compiles nothing.
+  parts = [callables.as_partial(functools.partial(jnp.add, w)) for w in (OLD, NEW)]
+  assert jax.tree.structure(parts[0]) == jax.tree.structure(parts[1])
+  true, one = (callables.as_partial(functools.partial(jnp.sum, keepdims=k)) for k in (True, 1))
+  assert jax.tree.structure(true) != jax.tree.structure(one)

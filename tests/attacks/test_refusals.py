@@ -1,0 +1,126 @@
+"""What cannot be attacked is refused before anything is computed, in one line with the remedy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax import attacks
+from at_jax import errors
+from at_jax import models
+from at_jax.attacks import saves
+from at_jax.models import importers
+from tests.attacks import test_autoattack
+
+KEY = jax.random.key(0)
+W = np.random.RandomState(0).normal(size=(4, 3)).astype(np.float32)
+X, Y = np.full((5, 4), .5, np.float32), np.arange(5) % 3
+model = lambda x: x @ W
+ATTACKS = {
+    'pgd': lambda *arguments, **options: attacks.pgd(
+        *arguments, step_size=.1, num_steps=2, **options),
+    'apgd': lambda *arguments, **options: attacks.apgd(*arguments, num_steps=2, **options),
+    'fab': lambda *arguments, **options: attacks.fab(*arguments, num_steps=2, **options),
+    'square': lambda *arguments, **options: attacks.square(*arguments, num_queries=2, **options),
+    'autoattack': lambda *arguments, **options: attacks.autoattack(
+        *arguments, num_steps=2, num_queries=2, **options),
+}
+WRONG = [
+    (dict(epsilon=-.1), 'epsilon = -0.1.*at least 0'),
+    (dict(epsilon=float('nan')), 'epsilon = nan'),
+    (dict(epsilon=np.full(5, .1) * [1, 1, -1, 1, 1]), 'epsilon = -0.1'),
+    (dict(epsilon=np.full(3, .1)), r'epsilon has shape \(3,\)'),
+    (dict(y=Y - 1), 'y reaches from -1 to 1'),
+    (dict(y=Y + 1), r'y reaches from 1 to 3: classes are 0\.\.2'),
+    (dict(y=Y.astype(np.float32)), 'y has dtype float32: use integers'),
+    (dict(logits_fn=lambda x: x.sum(1)), r'gives shape \(5,\).*stack'),
+    (dict(logits_fn=lambda x: x.sum(1, keepdims=True)), r'gives shape \(5, 1\).*stack'),
+    (dict(logits_fn=lambda x: (x @ W)[:, :, None]), r'one column per class'),
+    (dict(index=np.arange(4)), r'index has shape \(4,\)'),
+    (dict(index=np.arange(6)), r'index has shape \(6,\)'),
+    (dict(index=np.arange(5.)), 'dtype float32'),
+]
+
+
+@pytest.mark.parametrize('name', ATTACKS)
+@pytest.mark.parametrize('wrong, said', WRONG, ids=lambda value: value if isinstance(value, str) else '')
+def test_what_makes_no_sense_is_named(name, wrong, said):
+  given = dict(logits_fn=model, y=Y, epsilon=.1) | wrong
+  logits_fn, y = given.pop('logits_fn'), given.pop('y')
+  with pytest.raises(ValueError, match=said) as caught:
+    ATTACKS[name](logits_fn, X, y, KEY, **given)
+  assert '\n' not in str(caught.value)
+
+
+def test_targets_are_looked_at_and_so_is_a_random_model():
+  with pytest.raises(ValueError, match='target reaches from 3 to 3'):
+    attacks.fab(model, X, Y, epsilon=.1, num_steps=1, target=np.full(5, 3))
+  with pytest.raises(ValueError, match='y reaches'):
+    attacks.apgd(lambda x, key: x @ W, X, Y + 1, KEY, epsilon=.1, num_steps=1, eot=2)
+
+
+def test_an_index_may_come_twice_but_for_an_evaluation():
+  # A last batch that is filled up with repeats is attacked all the same.
+  twice = np.array([0, 1, 2, 3, 3])
+  attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=.1, num_steps=1, index=twice)
+  with pytest.raises(ValueError, match='index has 3 more than once'):
+    attacks.autoattack(model, X, Y, KEY, epsilon=.1, index=twice)
+
+
+def test_what_is_not_known_yet_is_let_through():
+  run = jax.jit(lambda epsilon, y: attacks.pgd(
+      model, X, y, KEY, epsilon=epsilon, step_size=.1, num_steps=1).success)
+  assert run(.1, Y).shape == (5,)
+
+
+def test_a_state_s_folder_is_made_and_a_file_that_cannot_be_is_refused_at_once(tmp_path):
+  logits_fn, x, y = test_autoattack.network()
+  run = lambda path, model=logits_fn: attacks.autoattack(
+      model, x, y, KEY, epsilon=.1, state_path=path, attacks=('square',), num_queries=1)
+  run(tmp_path / 'new' / 'one' / 'state.npz')
+  assert [p.name for p in (tmp_path / 'new' / 'one').iterdir()] == ['state.npz']
+
+  def never(x):
+    raise AssertionError('the model was asked')
+
+  (tmp_path / 'file').touch()
+  for path in (tmp_path / 'file' / 'state.npz', tmp_path / 'new'):
+    with pytest.raises(OSError):
+      run(path, never)
+
+
+class Killed(Exception):
+  """Ends an evaluation with examples in their seats."""
+
+
+@pytest.mark.parametrize('change', ['a leaf less', 'a leaf of another shape', 'a sign less'])
+def test_a_state_of_another_layout_is_refused_in_one_line(tmp_path, change):
+  logits_fn, x, y = test_autoattack.network()
+  path = tmp_path / 'state.npz'
+
+  def kill(progress):
+    raise Killed
+
+  run = lambda **options: attacks.autoattack(
+      logits_fn, x, y, KEY, epsilon=.1, state_path=path, save_every=0., attacks=('square',),
+      num_queries=25, **options)
+  with pytest.raises(Killed):
+    run(progress=kill)
+  arrays = saves.load(path)
+  if change == 'a leaf less':
+    del arrays['leaf3']
+  elif change == 'a sign less':
+    arrays['signs'] = arrays['signs'][:, :2]
+  else:
+    arrays['leaf3'] = arrays['leaf3'][:, None]
+  saves.save(path, arrays)
+  with pytest.raises(saves.OtherEvaluation, match='another version.*remove it') as caught:
+    run()
+  assert '\n' not in str(caught.value)
+
+
+def test_weights_that_are_no_state_dict():
+  with pytest.raises(errors.UserError, match='give a mapping from names to arrays'):
+    importers.from_torch(models.SmallCNN(num_outputs=2), [W], (28, 28, 1))
+  with pytest.raises(errors.UserError, match='give a mapping'):
+    importers.from_torch(models.SmallCNN(num_outputs=2), None, (28, 28, 1))
