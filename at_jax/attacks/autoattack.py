@@ -171,10 +171,8 @@ def autoattack(
   else:  # not compiled: what Python or NumPy draw would be drawn once and be part of the program
     notes += checks.check_model(logits_fn, problem.x[:batch_size], problem.y[:batch_size])
   passes = ensemble.plan(names, norm, version, logits.shape[1], num_steps, num_queries)
-  # The likeliest other classes first, as the clean input sees them.
-  targets = np.argsort(-logits, axis=1, kind='stable')[:, min(1, logits.shape[1] - 1):]
-  work = refill.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
-                     problem.epsilon, problem.bounds)
+  work = refill.Work(problem.x, problem.y, jnp.asarray(ensemble.targets(logits)),
+                     jnp.asarray(index), key, problem.epsilon, problem.bounds)
   mark = saves.mark(work, clean, (names, norm, version, batch_size, num_steps, num_queries, cascade,
                                   *apart))
   record, seats, items = saves.reopen(state_path, mark, clean, np.asarray(problem.x), len(names))
