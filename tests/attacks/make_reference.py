@@ -2,9 +2,9 @@
 
   python tests/attacks/make_reference.py --reference=PATH
 
-PATH is a checkout of github.com/fra31/auto-attack, commit a392200; torch is needed too. The model is
-a two-layer network with weights that `small_network` in test_reference.py draws again, so that
-nothing but numbers is kept.
+PATH is a checkout of github.com/fra31/auto-attack, commit a392200; torch is needed too. The model of
+most is a two-layer network with weights that `small_network` in test_reference.py draws again.
+Nothing but numbers is kept, and the options with which the reference calls its attacks.
 """
 
 import argparse
