@@ -128,8 +128,9 @@ def autoattack(
       logits_fn confirms is counted.
     devices: over which the examples of a batch are spread, its size rounded up to a multiple of
       their number; by default all of this process. With one, arrays stay where they are.
-    state_path: a file to write the state to; its folder is made. If it exists the evaluation goes on from it, with the
-      same batch size as rounded up: a multiple of both numbers of devices lets their number change.
+    state_path: a file to write the state to; its folder is made. If it exists the evaluation goes on
+      from it, with the same batch size as rounded up: a multiple of both numbers of devices lets
+      their number change.
     save_every: seconds between writes.
     progress: called with a `Progress` after every compiled call.
     channel_axis: where Square finds the channels: -1 if last, or if there are none; 1 for
@@ -194,10 +195,8 @@ def autoattack(
     some = max(batch_size, 2)  # for one alone has no company
     tell(consistency.check(logits_fn, problem.x[:some], problem.y[:some], logits[:some]))
   passes = ensemble.plan(names, norm, version, logits.shape[1], num_steps, num_queries, channel_axis)
-  # The likeliest other classes first, as the clean input sees them.
-  targets = np.argsort(-logits, axis=1, kind='stable')[:, min(1, logits.shape[1] - 1):]
-  work = refill.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
-                     problem.epsilon, problem.bounds)
+  work = refill.Work(problem.x, problem.y, jnp.asarray(ensemble.targets(logits)),
+                     jnp.asarray(index), key, problem.epsilon, problem.bounds)
   apart += ('channels first',) if channel_axis == 1 else ()
   mark = saves.mark(work, clean, (names, norm, version, batch_size, num_steps, num_queries, cascade,
                                   *apart))

@@ -3,6 +3,8 @@
 import functools
 from typing import NamedTuple
 
+import numpy as np
+
 from at_jax.attacks import losses
 from at_jax.attacks import steppers
 from at_jax.attacks.apgd import stepper as apgd_stepper
@@ -73,6 +75,25 @@ def aims(norm, version) -> int:
   Source: the versions of the authors' code.
   """
   return 5 if norm == 'l1' and version == 'standard' else 9
+
+
+def targets(logits: np.ndarray) -> np.ndarray:
+  """The classes that apgd-t and fab-t go to, one after the other: from the second likeliest on down.
+
+  Args:
+    logits: f32[N, C], of the clean inputs.
+
+  Returns:
+    i64[N, C - 1]; with a single class there is no other, and it is i64[N, 1] of that one.
+
+  Example:
+    >>> print(targets(np.array([[1., 3., 2., 0.]])))
+    [[2 0 3]]
+
+  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+  Parameter-free Attacks, 2020, section 5, and the authors' code.
+  """
+  return np.argsort(-logits, axis=1, kind='stable')[:, min(1, logits.shape[1] - 1):]
 
 
 def plan(

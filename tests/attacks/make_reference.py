@@ -2,12 +2,13 @@
 
   python tests/attacks/make_reference.py --reference=PATH
 
-PATH is a checkout of github.com/fra31/auto-attack, commit a392200; torch is needed too. The model is
-a two-layer network with weights that `small_network` in test_reference.py draws again, so that
-nothing but numbers is kept.
+PATH is a checkout of github.com/fra31/auto-attack, commit a392200; torch is needed too. The model of
+most is a two-layer network with weights that `small_network` in test_reference.py draws again.
+Nothing but numbers is kept, and the options with which the reference calls its attacks.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import sys
@@ -84,8 +85,15 @@ def main() -> None:
     numbers[f'projection {norm}'] = project(points, normals, values).tolist()
   moves = torch.tensor(random.randn(40, 12))
   numbers['projection l1 box'] = (moves + autopgd_base.L1_projection(points, moves, 1.)).tolist()
-  for norm in ('L2', 'L1'):
-    numbers[f'square {norm.lower()}'] = _square(torch, norm, {'L2': .5, 'L1': 6.}[norm])
+  for norm, epsilon in (('Linf', .1), ('L2', .5), ('L1', 6.)):
+    numbers[f'square {norm.lower()}'] = _square(torch, norm, epsilon)
+    for size in (28, 32):
+      numbers[f'sides {norm.lower()} {size}'] = _sides(torch, norm, size)
+  numbers |= _starts(torch)
+  numbers['targets'] = _targets(torch)
+  for version in ('standard', 'plus', 'rand'):
+    for norm in ('Linf', 'L2', 'L1'):
+      numbers[f'version {version} {norm}'] = _runs(torch, version, norm)
   pathlib.Path(__file__).with_name('reference.json').write_text(json.dumps(_short(numbers)))
 
 
@@ -103,6 +111,9 @@ def _square(torch, norm, epsilon, size=11, channels=2, queries=30):
     return torch.tensor([places[-1]])
 
   def random_choice(shape):
+    if norm == 'Linf':  # first a sign a column and channel, then one a channel
+      draws.append(random.choice(signs, size=shape).ravel().tolist())
+      return torch.tensor(draws[-1]).reshape(shape)
     draws[-1][:0] = random.uniform(size=channels).tolist()
     drawn = [signs[draw >= .5] for draw in draws[-1][:channels]]
     return torch.tensor(drawn).reshape(shape)
@@ -121,6 +132,107 @@ def _square(torch, norm, epsilon, size=11, channels=2, queries=30):
   attack.init_hyperparam(image)
   attack.attack_single_run(image, torch.tensor([0]))
   return {'x': x.tolist(), 'places': places, 'draws': draws, 'start': points[0], 'end': points[-1]}
+
+
+def _sides(torch, norm, size):
+  """The sides of the squares in 5,000 queries, as [query, side] wherever they change."""
+  from autoattack import AutoAttack
+  attack, highest = AutoAttack(None, norm=norm, eps=1., device='cpu', verbose=False).square, []
+  attack.random_int = lambda low, high: highest.append(high) or torch.tensor([0])
+  attack.margin_and_loss = lambda *_: (torch.ones(1), torch.ones(1))
+  torch.rand = torch.zeros
+  image = torch.zeros(1, 1, size, size)
+  attack.init_hyperparam(image)
+  attack.attack_single_run(image, torch.tensor([0]))
+  # A square begins at a place drawn from 0 to what is left of a row; in L2 and L1 there are two.
+  sides = [size - high for high in highest[::2 if norm == 'Linf' else 4]]
+  assert len(sides) == 5000
+  return [[n, side] for n, side in enumerate(sides) if n == 0 or side != sides[n - 1]]
+
+
+def _starts(torch):
+  """What is drawn for the random starts of APGD and FAB, and where these begin."""
+  from autoattack import autopgd_base
+  from autoattack import fab_pt
+  random = np.random.RandomState(4)
+  x, uniform = (random.uniform(size=(4, 1, 3, 4)) for _ in range(2))
+  normal = random.randn(*x.shape)
+  torch.rand = lambda shape: torch.tensor(uniform).reshape(shape)
+  torch.randn = torch.randn_like = lambda _: torch.tensor(normal)
+  weights, points = torch.tensor(random.randn(12, 3)), []
+
+  def model(point):
+    points.append(point.tolist())
+    return point.reshape(len(point), -1) @ weights
+
+  image, found = torch.tensor(x), {'x': x.tolist(), 'uniform': uniform.tolist(),
+                                   'normal': normal.tolist()}
+  y = model(image).argmax(1)
+  for norm, epsilon in (('Linf', .3), ('L2', .9), ('L1', 2.)):
+    options = dict(norm=norm, eps=epsilon, n_iter=1, device='cpu')
+    attack = autopgd_base.APGDAttack(model, **options)
+    attack.init_hyperparam(image)
+    points.clear()
+    attack.attack_single_run(image, y)
+    found[f'apgd {norm}'] = points[0]
+    if norm == 'L1':
+      points.clear()
+      attack.decr_eps_pgd(image, y, [3 * epsilon, 2 * epsilon, epsilon], [1, 1, 1])
+      found[f'apgd {norm} large'] = points[0]
+    points.clear()
+    fab_pt.FABAttack_PT(model, **options).attack_single_run(image, y, use_rand_start=True)
+    found[f'fab {norm}'] = points[1]  # after the image itself
+  return {'starts': found}
+
+
+def _targets(torch):
+  """Logits of 12 classes, and the classes that the targeted attacks go to one after the other."""
+  from autoattack import AutoAttack
+  logits, targets = torch.tensor(np.random.RandomState(3).randn(20, 12)), []
+  # The images are the logits; nothing is moved, so that all are attacked every time.
+  attack = AutoAttack(lambda x: x, norm='Linf', eps=1., device='cpu', seed=0, verbose=False)
+  attack = attack.apgd_targeted
+  attack.attack_single_run = lambda x, y: targets.append(attack.y_target.tolist()) or (
+      x, torch.ones(len(x)), None, x)
+  attack.perturb(logits, logits.argmax(1))
+  return {'logits': logits.tolist(), 'targets': np.transpose(targets).tolist()}
+
+
+def _runs(torch, version, norm):
+  """The runs that a version makes: [attack, how, how often in a row]."""
+  from autoattack import AutoAttack
+  whole = AutoAttack(lambda x: x.reshape(len(x), -1), norm=norm, eps=1., device='cpu', seed=0,
+                     version=version, verbose=False)
+  runs, x = [], torch.tensor(np.random.RandomState(3).randn(2, 1, 3, 4))
+  stays = lambda x: (x, torch.ones(len(x)), None, x)
+
+  def climb(attack):
+    how = lambda steps: {'loss': attack.loss, 'steps': steps, 'passes': attack.eot_iter}
+
+    def run(x, y):
+      runs.append(['apgd', how(attack.n_iter)])
+      return stays(x)
+
+    def run_larger(x, y, radii, steps):
+      runs.append(['apgd', how(sum(steps)) | {'radii': radii, 'lengths': steps}])
+      return stays(x)
+
+    attack.attack_single_run, attack.decr_eps_pgd = run, run_larger
+
+  def walk(x, y, use_rand_start, is_targeted):
+    runs.append(['fab', {'steps': whole.fab.n_iter, 'targeted': is_targeted,
+                         'random start': use_rand_start}])
+    return x
+
+  def search(x, y):
+    runs.append(['square', {'queries': whole.square.n_queries, 'p': whole.square.p_init}])
+    return None, x
+
+  climb(whole.apgd)
+  climb(whole.apgd_targeted)
+  whole.fab.attack_single_run, whole.square.attack_single_run = walk, search
+  whole.run_standard_evaluation(x, whole.model(x).argmax(1))
+  return [[*run, len(list(same))] for run, same in itertools.groupby(runs)]
 
 
 def _short(value):

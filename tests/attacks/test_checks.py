@@ -21,17 +21,45 @@ def run(logits_fn, x, y, *, epsilon=.1, names=('apgd-ce', 'square'), **options):
 def test_few_classes(num_classes):
   logits_fn, x, y = network(num_classes)
   names = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
-  result = run(logits_fn, x, y, names=names)
+  # A radius at which random starts take nothing, of 8 classes less than the gradients do, so that an
+  # attack whose loss has no slope for so few classes would stand out.
+  result = run(logits_fn, x, y, names=names, epsilon=.06, cascade=False)
   assert list(result.components) == list(names)
+  took = {name: int((result.clean & ~stands).sum()) for name, stands in result.components.items()}
+  assert 0 < took['square'] <= max(took.values()) < len(x)
+  assert min(took[name] for name in names[:-1]) >= max(took.values()) - 1, took
   assert any(f'{num_classes} classes' in warning for warning in result.warnings)
   assert np.isfinite(result.x).all()
 
 
+def test_what_few_classes_maximise():
+  # By hand. Of 2 classes DLR is the margin, of 3 it is -(z_y - rival) / (3 - 1).
+  dlr, targeted_dlr = attacks.losses.dlr, attacks.losses.targeted_dlr
+  two, three = jnp.array([[3., 1.], [1., 3.]]), jnp.array([[3., 1., 2.]] * 3)
+  zeros, places = jnp.zeros(2, int), jnp.arange(3)
+  np.testing.assert_allclose(dlr(two, zeros), [-2, 2])
+  np.testing.assert_allclose(dlr(three, places), [-.5, 1, .5])
+  # Below 4 classes the targeted one is z_t - z_y, so its slope is 1 at t and -1 at y.
+  np.testing.assert_allclose(targeted_dlr(two, zeros, zeros + 1), [-2, 2])
+  np.testing.assert_allclose(targeted_dlr(three, places, jnp.array([1, 2, 0])), [-2, 1, 1])
+  slope = lambda logits, *classes: jax.grad(lambda z: targeted_dlr(z, *classes).sum())(logits)
+  np.testing.assert_array_equal(slope(two, zeros, zeros + 1), [[-1, 1], [-1, 1]])
+  np.testing.assert_array_equal(
+      slope(three, places, jnp.array([1, 2, 0])), [[-1, 1, 0], [0, -1, 1], [1, 0, -1]])
+  np.testing.assert_array_equal(
+      jax.grad(lambda z: dlr(z, zeros).sum())(two), [[-1, 1], [-1, 1]])
+
+
 @pytest.mark.parametrize('shape', [(12,), (4, 3), (6, 2, 1)])
-def test_one_example_of_any_shape(shape):
+def test_one_example_of_any_shape_falls_to_each_attack_alone(shape):
   logits_fn, x, y = network(shape=shape, n=1)
-  result = attacks.autoattack(logits_fn, x, y, KEY, epsilon=.9, **QUICK)
-  assert not result.robust[0]
+  # Twice as far as the nearest misclassified point that FAB knows of, at .123; APGD's start, the
+  # first point that it counts, is not yet one.
+  assert attacks.apgd(logits_fn, x, y, KEY, epsilon=.25, num_steps=1).kappa >= 1
+  result = run(logits_fn, x, y, epsilon=.25, names=None, cascade=False, num_queries=200)
+  assert result.clean[0]
+  assert {name: bool(stands[0]) for name, stands in result.components.items()} == {
+      'apgd-ce': False, 'apgd-t': False, 'fab-t': False, 'square': False}
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])

@@ -13,6 +13,7 @@ from at_jax.attacks import steppers
 from at_jax.attacks.apgd import stepper as apgd_stepper
 
 KEY = jax.random.key(1)
+pytestmark = pytest.mark.usefixtures('hastily_compiled')
 SHORT = {
     'pgd': lambda *arguments, epsilon: attacks.pgd(
         *arguments, epsilon=epsilon, step_size=epsilon / 3, num_steps=6),
@@ -21,6 +22,10 @@ SHORT = {
     'square': functools.partial(attacks.square, num_queries=20),
     'square l1': functools.partial(attacks.square, norm='l1', num_queries=20),
     'apgd l1': functools.partial(attacks.apgd, norm='l1', num_steps=9),
+    'apgd l2': functools.partial(attacks.apgd, norm='l2', num_steps=4),
+    'fab l2': functools.partial(attacks.fab, norm='l2', num_steps=3),
+    'fab l1': functools.partial(attacks.fab, norm='l1', num_steps=3),
+    'square l2': functools.partial(attacks.square, norm='l2', num_queries=20),
 }
 
 
@@ -38,7 +43,7 @@ def test_a_robustness_curve_in_one_compiled_call(name):
   logits_fn, x, y = network()
   attack = lambda epsilon: SHORT[name](logits_fn, x, y, KEY, epsilon=epsilon).success
   with jax.enable_x64(True):  # in float32, rounding may decide an example
-    x, radii = x.astype(float), jnp.array([.02, .1, .3]) * (3 if 'l1' in name else 1)
+    x, radii = x.astype(float), jnp.array([.02, .1, .3]) * {'l1': 3, 'l2': 2}.get(name[-2:], 1)
     curve = jax.jit(jax.vmap(attack))(radii)
     np.testing.assert_array_equal(curve, [attack(epsilon) for epsilon in radii])
   assert 0 < curve.sum() < curve.size

@@ -39,12 +39,19 @@ SLICE = 1000
 
 
 def load_networks(weights: str) -> tuple[Any, TorchSmallCNN]:
-  """(variables of `models.SmallCNN`, the PyTorch network); both have equal logits."""
+  """(variables of `models.SmallCNN`, the PyTorch network); exits unless their logits agree to 1e-5."""
   state = torch.load(weights, map_location='cpu')
   net = TorchSmallCNN().eval()
   net.load_state_dict({name.split('.', 1)[1]: value for name, value in state.items()})
   arrays = {name: value.numpy() for name, value in state.items()}
-  return importers.from_torch(models.SmallCNN(num_outputs=10), arrays, (28, 28, 1)), net
+  variables = importers.from_torch(models.SmallCNN(num_outputs=10), arrays, (28, 28, 1))
+  x = np.random.default_rng(0).uniform(size=(64, 28, 28, 1)).astype(np.float32)
+  with torch.no_grad(), jax.default_matmul_precision('highest'):
+    theirs = net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    apart = np.abs(theirs - np.asarray(apply(variables, x))).max()
+  if not apart <= 1e-5:  # nor if it is no number
+    sys.exit(f'the logits of the two networks differ by {apart}: this is another network')
+  return variables, net
 
 
 def apply(variables, x):

@@ -1,0 +1,118 @@
+"""Options that meet: losses, norms, restarts and radii in pairs, and the caller's scan and pmap."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax import attacks
+from at_jax.attacks import losses
+from tests.attacks import test_composition
+from tests.attacks import test_pgd
+from tests.attacks import test_projections
+
+KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures('hastily_compiled')
+
+
+def plane():
+  """A linear model of two classes, class 1's weights, and points of class 1 well within the bounds."""
+  w = np.random.default_rng(3).normal(size=(4, 3)).astype(np.float32)
+  x = np.random.default_rng(4).uniform(.3, .7, (5, 4, 3)).astype(np.float32)
+  return functools.partial(test_pgd.linear, w), w, x, jnp.ones(5, int)
+
+
+def test_apgd_climbs_the_margin():
+  # The margin is −2 w·x; its maximum over the L∞ ball is at x − ε·sign(w), where the first step ends.
+  model, w, x, y = plane()
+  result = attacks.apgd(model, x, y, KEY, epsilon=.1, num_steps=4, loss=losses.margin)
+  np.testing.assert_allclose(result.x, x - .1 * np.sign(w), atol=1e-6)
+  np.testing.assert_allclose(result.loss, -2 * (result.x * w).sum((1, 2)), atol=1e-5)
+
+
+def test_fgsm_in_l2_is_one_step_along_the_gradient():
+  # The maximum of a linear loss over the L2 ball is x + ε·gradient/‖gradient‖.
+  model, w, x, y = plane()
+  result = attacks.fgsm(model, x, y, epsilon=.2, norm='l2')
+  np.testing.assert_allclose(result.x, x - .2 * w / np.linalg.norm(w), atol=1e-6)
+
+
+def into_l1_ball_and_box(move, x, epsilon):
+  """The nearest point: as much is taken off every entry as makes what fits add up to ε."""
+  room = np.where(move > 0, 1 - x, x)
+  rest = lambda shrink: np.clip(np.abs(move) - shrink, 0, room)
+  fits = rest(0).sum() <= epsilon
+  shrink = 0 if fits else test_projections.bisect(lambda t: epsilon - rest(t).sum(), 0, 5)
+  return x + np.sign(move) * rest(shrink)
+
+
+def test_momentum_in_l1_agrees_with_a_loop_over_examples():
+  # As in test_pgd.py, algorithm 1 of Dong et al. in NumPy; a step moves the entry where the sum of
+  # gradients is largest among those that the bounds let move.
+  mu = .5
+  with jax.enable_x64(True):
+    x, y = np.random.default_rng(3).uniform(size=(6, 5)), np.array([0, 1, 2, 0, 1, 2])
+    attack = functools.partial(
+        attacks.pgd, test_pgd.quadratic, x, y, KEY, epsilon=.8, step_size=.2, num_steps=7, norm='l1',
+        random_start=False)
+    result, plain = attack(momentum=mu), attack()
+  expected = []
+  for clean, label in zip(x, y):
+    point, velocity = clean, 0
+    for _ in range(7):
+      s = point.sum()
+      logits = np.array([s, 2 * (point ** 2).sum() - .5, np.sin(3 * s)])
+      p = np.exp(logits) / np.exp(logits).sum()
+      slopes = np.stack([np.ones(5), 4 * point, np.full(5, 3 * np.cos(3 * s))])
+      gradient = (p - np.eye(3)[label]) @ slopes
+      velocity = mu * velocity + gradient / np.abs(gradient).sum()
+      room = np.where(velocity > 0, 1 - point, point)
+      entry = np.argmax(np.where(room > 1e-12, np.abs(velocity), 0))
+      moved = point + .2 * np.sign(velocity[entry]) * (np.arange(5) == entry)
+      point = into_l1_ball_and_box(moved - clean, clean, .8)
+    expected.append(point)
+  np.testing.assert_allclose(result.x, expected, atol=1e-9)
+  assert np.abs(result.x - plain.x).max() > 1e-3
+
+
+def test_targeted_restarts_keep_a_success_then_the_lowest_loss():
+  x = jax.random.uniform(jax.random.key(5), (64, 2, 2, 1))
+  goal = jnp.arange(64) % 3
+  attack = functools.partial(attacks.pgd, test_pgd.quadratic, x, goal, targeted=True, epsilon=.15,
+                             step_size=.05, num_steps=2)
+  kept = attack(KEY, restarts=4)
+  single = [attack(jax.random.fold_in(KEY, r)) for r in range(4)]
+  reached = np.stack([run.success for run in single])
+  assert (reached.any(0) > reached.all(0)).any() and not reached.any(0).all()  # all three cases
+  np.testing.assert_array_equal(kept.success, reached.any(0))
+  assert (np.argmax(test_pgd.quadratic(kept.x), -1) == goal)[kept.success].all()
+  eligible = np.where(reached | ~reached.any(0), np.stack([run.loss for run in single]), np.inf)
+  np.testing.assert_allclose(kept.loss, eligible.min(0), atol=1e-6)
+
+
+SHORT = {
+    'pgd': lambda *arguments, index: attacks.pgd(
+        *arguments, epsilon=.1, step_size=.03, num_steps=3, index=index),
+    'apgd': functools.partial(attacks.apgd, epsilon=.1, num_steps=3),
+    'fab': functools.partial(attacks.fab, epsilon=.1, num_steps=3, random_start=True),
+    'square': functools.partial(attacks.square, epsilon=.1, num_queries=20),
+}
+
+
+@pytest.mark.parametrize('name', SHORT)
+def test_the_caller_s_scan_and_pmap_change_nothing(name):
+  logits_fn, x, y = test_composition.network()
+  attack = lambda x, y, index: SHORT[name](logits_fn, x, y, KEY, index=index)
+  with jax.enable_x64(True):
+    batch = x[:4].astype(float), y[:4], jnp.arange(4)
+    whole = attack(*batch)
+    halves = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), batch)
+    _, scanned = jax.jit(lambda halves: jax.lax.scan(
+        lambda count, half: (count + 1, attack(*half)), 0, halves))(halves)
+    mapped = jax.pmap(attack, devices=jax.local_devices()[:1])(*(leaf[None] for leaf in batch))
+    assert np.abs(whole.x - batch[0]).max() > .01
+    for other in (scanned, mapped):
+      for one, expected in zip(other, whole, strict=True):
+        np.testing.assert_allclose(one.reshape(expected.shape), expected, atol=1e-9)
