@@ -15,7 +15,6 @@ from at_jax import attacks
 from at_jax.attacks import ensemble
 from at_jax.attacks import gradients
 from at_jax.attacks import loops
-from at_jax.attacks import losses
 from at_jax.attacks import schedule
 from at_jax.attacks import steppers
 from at_jax.attacks.apgd import stepper as apgd_stepper
