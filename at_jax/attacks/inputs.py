@@ -53,7 +53,8 @@ def check_classes(name: str, classes: Array, num_classes: int | None = None) -> 
                      'rows')
   if not _is_known(classes) or not classes.size:
     return
-  lowest, highest = int(np.min(classes)), int(np.max(classes))
+  classes = np.asarray(classes)  # before any arithmetic, which jit would trace
+  lowest, highest = int(classes.min()), int(classes.max())
   if lowest < 0 or (num_classes is not None and highest >= num_classes):
     several = 'count up from 0' if num_classes is None else f'are 0..{num_classes - 1}'
     raise ValueError(f'{name} reaches from {lowest} to {highest}: classes {several}; leave out '
@@ -79,7 +80,7 @@ def check_radius(epsilon: Any, num_examples: int) -> None:
     raise ValueError(f'epsilon has shape {np.shape(epsilon)}: use a number, or one per example of x, '
                      f'{(num_examples,)}')
   if _is_known(epsilon) and not np.all(np.asarray(epsilon) >= 0):
-    raise ValueError(f'epsilon = {np.min(epsilon)}: use a number of at least 0, 8/255 for example')
+    raise ValueError(f'epsilon = {np.asarray(epsilon).min()}: use a number of at least 0, 8/255 for example')
 
 
 def check_bounds(x: Array, bounds: tuple[float, float]) -> None:

@@ -20,8 +20,8 @@ def fold(key: Array, index: Array) -> Array:
     B keys, of threefry.
 
   Example:
-    >>> fold(jax.random.key(0, impl='rbg'), jnp.arange(3)).dtype
-    key<fry>[]
+    >>> fold(jax.random.key(0, impl='rbg'), jnp.arange(3)).shape
+    (3,)
 
   Source: ours.
   """

@@ -70,6 +70,14 @@ def test_what_is_not_known_yet_is_let_through():
   run = jax.jit(lambda epsilon, y: attacks.pgd(
       model, X, y, KEY, epsilon=epsilon, step_size=.1, num_steps=1).success)
   assert run(.1, Y).shape == (5,)
+  # Classes that are known inside jit are looked at there too.
+  for y in (jnp.asarray(Y), jnp.asarray(Y - 1)):
+    run = jax.jit(lambda epsilon: attacks.fgsm(model, X, y, epsilon=epsilon).success)
+    if y.min() < 0:
+      with pytest.raises(ValueError, match='y reaches from -1'):
+        run(.1)
+    else:
+      assert run(.1).shape == (5,)
 
 
 def test_a_state_s_folder_is_made_and_a_file_that_cannot_be_is_refused_at_once(tmp_path):

@@ -1,0 +1,35 @@
+"""Reasons to doubt an evaluation's numbers are shown while it runs, each once."""
+
+from at_jax import attacks
+from at_jax import evaluate
+from at_jax import records
+from tests import test_evaluate_autoattack
+
+
+def test_each_is_said_once_under_the_name_of_what_runs(monkeypatch, capsys, recwarn):
+  full, events = attacks.autoattack, []
+
+  def brief(*arguments, progress, **options):
+    told = lambda now: (events.append('runs'), progress(now))
+    return full(*arguments, attacks=('apgd-ce',), num_steps=2, progress=told, **options)
+
+  monkeypatch.setattr(attacks, 'autoattack', brief)
+  network, variables = test_evaluate_autoattack.linear()
+  logits = lambda variables, x: 1e4 * network.deployed(variables, x)
+  logits.__name__ = 'deployed'
+
+  def warn(name, line):
+    events.append((name, line))
+    records.warn(f'{name}: {line}')
+
+  report = evaluate.evaluate(
+      network._replace(deployed=logits), variables, test_evaluate_autoattack.SPLIT,
+      test_evaluate_autoattack.KEY, names=('autoattack',), norm='linf', epsilon=.1, step_size=.05,
+      batch_size=8, has_dummies=False, warn=warn)
+  told = [event for event in events if event != 'runs']
+  assert told == [('autoattack', line) for line in report.warnings['autoattack']]
+  assert 'logits lead by more than 88' in events[0][1] and 'runs' in events
+  shown = capsys.readouterr()
+  assert shown.err == ''.join(f'warning: {name}: {line}\n' for name, line in told)
+  assert not shown.out
+  assert not [w for w in recwarn if 'logits lead' in str(w.message)]
