@@ -1,6 +1,7 @@
 """What cannot be attacked is refused before anything is computed, in one line with the remedy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
