@@ -15,7 +15,8 @@ TRAIN = [
     'tqdm>=4.60',
 ]
 DATA = ['tensorflow-datasets>=4.9.10', 'array-record>=0.5', 'pillow>=10', 'scikit-learn>=1.4']
-DEV = ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100']
+# Equinox and Haiku are what the attacks have to take models of.
+DEV = ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'equinox', 'dm-haiku']
 
 setuptools.setup(
     name='at_jax',
@@ -34,6 +35,6 @@ setuptools.setup(
         'cuda12': ['jax[cuda12]>=0.7.2'],
         'tpu': ['jax[tpu]>=0.7.2'],
         'dev': DEV,
-        'peers': ['torch', 'foolbox', 'equinox', 'dm-haiku'],
+        'peers': ['torch', 'foolbox'],
     },
 )

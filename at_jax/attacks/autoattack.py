@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from at_jax.attacks import answers
 from at_jax.attacks import checks
-from at_jax.attacks import consistency
 from at_jax.attacks import devices as devices_lib
 from at_jax.attacks import ensemble
 from at_jax.attacks import inputs
@@ -193,7 +193,7 @@ def autoattack(
     tell(checks.check_channels(problem.x.shape, channel_axis))
   if not random:
     some = max(batch_size, 2)  # for one alone has no company
-    tell(consistency.check(logits_fn, problem.x[:some], problem.y[:some], logits[:some]))
+    tell(answers.check(logits_fn, problem.x[:some], problem.y[:some], logits[:some]))
   passes = ensemble.plan(names, norm, version, logits.shape[1], num_steps, num_queries, channel_axis)
   work = refill.Work(problem.x, problem.y, jnp.asarray(ensemble.targets(logits)),
                      jnp.asarray(index), key, problem.epsilon, problem.bounds)

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from at_jax.attacks import consistency
+from at_jax.attacks import answers
+
 
 Array = jax.Array
 _SQUARE_MARGIN = .002
@@ -18,7 +19,7 @@ _MOST_CHANNELS = 4  # of an image that is looked at, not of what a layer gives
 
 
 def check_model(logits_fn, x: Array, y: Array) -> tuple[str, ...]:
-  """Looks at the model's outputs on clean inputs: `check_outputs` and `consistency.check`.
+  """Looks at the model's outputs on clean inputs: `check_outputs` and `answers.check`.
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C].
@@ -32,9 +33,9 @@ def check_model(logits_fn, x: Array, y: Array) -> tuple[str, ...]:
     >>> print(check_model(jax.nn.softmax, np.eye(3), np.arange(3))[0])
     the outputs are probabilities: attack the logits, before the softmax, or add square
 
-  Source: as `check_outputs` and `consistency.check`.
+  Source: as `check_outputs` and `answers.check`.
   """
-  return check_outputs(logits_fn(x), y) + consistency.check(logits_fn, x, y)
+  return check_outputs(logits_fn(x), y) + answers.check(logits_fn, x, y)
 
 
 def check_outputs(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from at_jax import attacks
+from at_jax.attacks import answers
 from at_jax.attacks import checks
-from at_jax.attacks import consistency
 from at_jax.attacks import ensemble
 from tests.attacks import test_autoattack
 
@@ -46,8 +46,8 @@ def test_a_compiled_model_that_answers_otherwise_is_noticed():
 def test_rounding_is_no_other_answer():
   logits_fn, x, y = network()
   logits = np.asarray(logits_fn(x))
-  assert consistency.check(logits_fn, x, y, logits * (1 + 1e-5)) == ()
-  assert 'by 1 %' in consistency.check(logits_fn, x, y, logits * 1.01)[0]
+  assert answers.check(logits_fn, x, y, logits * (1 + 1e-5)) == ()
+  assert 'by 1 %' in answers.check(logits_fn, x, y, logits * 1.01)[0]
 
 
 def test_what_is_known_is_said_before_the_attacks_go_on():
@@ -95,7 +95,7 @@ def test_advice_names_what_is_missing():
   assert 'trust apgd-t, whose' in outputs(far, ('apgd-ce', 'apgd-t'))
   draws = iter(jax.random.split(KEY, 5))
   noisy = lambda x: jax.random.normal(next(draws), (3, 2))
-  assert 'apgd-ce and apgd-dlr' in consistency.check(noisy, same, np.zeros(3, int))[0]
+  assert 'apgd-ce and apgd-dlr' in answers.check(noisy, same, np.zeros(3, int))[0]
 
 
 @pytest.mark.parametrize('name', ['apgd-ce', 'fab-t'])
