@@ -11,7 +11,6 @@ import numpy as np
 
 from at_jax.attacks import answers
 
-
 Array = jax.Array
 _SQUARE_MARGIN = .002
 _SHARE = .01
