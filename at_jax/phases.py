@@ -175,7 +175,9 @@ def _weigh(config: ml_collections.ConfigDict) -> Any:
   if w.kind == 'none':
     return None
   options = {
-      'geometry': dict(num_steps=config.attack.num_steps, form=w.form, normalized=w.normalized),
+      # λ here is that of a step which is told of no epoch.
+      'geometry': dict(num_steps=config.attack.num_steps, lam=w.lam, form=w.form,
+                       normalized=w.normalized),
       'margin': dict(bias=w.bias, slope=w.slope),
       'class_wise': dict(base=w.base),
   }

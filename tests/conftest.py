@@ -1,7 +1,9 @@
 """Marks of the test suite, its cache of compiled programs, and hypothesis' seed."""
 
 import os
+import pathlib
 import shutil
+import sys
 import tempfile
 
 import hypothesis
@@ -36,6 +38,15 @@ def hastily_compiled():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs_are_let_go():
+  """Each compiled program maps memory some times; a process may do so 65,530 times, then it crashes."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if 'jax' in sys.modules and maps.exists() and len(maps.read_bytes().splitlines()) > 15_000:
+    sys.modules['jax'].clear_caches()
 
 
 def pytest_unconfigure() -> None:

@@ -63,6 +63,7 @@ def config_of(weights='none', loss='pgd_at', head='C', optimizer='sgd', awp=0.):
   c.epochs, c.attack.num_steps, c.attack.step_size_255 = 2, 1, 8.
   c.loss, c.awp_gamma, c.optimizer.name = loss, awp, optimizer
   c.optimizer.entropy.inner_steps = 2
+  c.optimizer.outer.update(learning_rate=c.optimizer.learning_rate, momentum=c.optimizer.momentum)
   c.dummy.enabled, c.dummy.start_epoch = head == '2C', 0
   c.weights.kind, c.weights.start_epoch = weights, 0
   c.weights.on = 'fit' if loss == 'pgd_at' else 'both'

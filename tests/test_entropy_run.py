@@ -29,8 +29,10 @@ FALL = {2: .06875, 3: .1265625}
 def config_of(inner_steps, **optimizer):
   """An outer SGD without momentum, and inner steps without momentum, noise, pull or decay."""
   c = config_lib.default()
-  c.optimizer.update(name='entropy_sgd', learning_rate=1., momentum=0., weight_decay=0.,
-                     decay_epochs=())
+  sgd = dict(learning_rate=1., momentum=0., decay_factor=.1)
+  sgd |= {name: optimizer.pop(name) for name in list(optimizer) if name in sgd}
+  c.optimizer.update(name='entropy_sgd', weight_decay=0., decay_epochs=(), **sgd)
+  c.optimizer.outer.update(sgd)  # with and without EntropySGD the same SGD
   c.optimizer.entropy.update(inner_steps=inner_steps, momentum=0., noise=0., gamma=0.)
   c.optimizer.update(optimizer)
   return c

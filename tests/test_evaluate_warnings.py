@@ -11,7 +11,8 @@ def test_each_is_said_once_under_the_name_of_what_runs(monkeypatch, capsys, recw
 
   def brief(*arguments, progress, **options):
     told = lambda now: (events.append('runs'), progress(now))
-    return full(*arguments, attacks=('apgd-ce',), num_steps=2, progress=told, **options)
+    options |= dict(attacks=('apgd-ce',), num_steps=2)
+    return full(*arguments, progress=told, **options)
 
   monkeypatch.setattr(attacks, 'autoattack', brief)
   network, variables = test_evaluate_autoattack.linear()
