@@ -9,7 +9,9 @@ and its released code: β 5, b = 0, s = 2, weights after 76 of 120 epochs, learn
 75, 90 and 100, weight decay 3.5e-3. PreActResNet-18, bfloat16 and the choice of the best checkpoint
 on held-out training images are ours.
 Published (reported, ResNet-18): AutoAttack 50.6.
-Measured: not yet.
+Measured, :small, seed 0, the first 1,000 test images, two cores: clean 53.8, PGD-20 28.3, margin
+PGD-100 × 5 23.4, scaled PGD-20 23.5, worst case 23.3 (results/small_cifar10). The whole form: not
+yet.
 """
 
 from at_jax import config as config_lib
