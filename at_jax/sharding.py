@@ -86,6 +86,9 @@ def _over_devices(steps: Callable, recipe: step_lib.Recipe) -> Callable:
     devices = jax.local_device_count()
     shares = np.asarray(order).reshape(len(order), devices, -1).swapaxes(0, 1)
     state, metrics = mapped(state, images, labels, shares, key, values)
+    if devices > 1 and jax.default_backend() == 'cpu':
+      # There the devices are threads: those of a step in flight may wait for those of the next.
+      jax.block_until_ready(state)
     return state, jax.tree.map(lambda leaf: leaf[0], metrics)
 
   return call

@@ -109,7 +109,8 @@ def test_a_part_is_run_by_its_name():
                                 found.robust['autoattack'])
 
 
-@pytest.mark.parametrize('version', ['autoattack_rand', 'autoattack_plus'])
+@pytest.mark.parametrize('version', [
+    'autoattack_rand', pytest.param('autoattack_plus', marks=pytest.mark.long)])
 def test_the_other_versions(version):
   found = report(names=(version,))
   assert found.robust[version].mean() < found.clean.mean()

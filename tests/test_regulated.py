@@ -92,6 +92,7 @@ print(np.max(np.abs(one[0] - four[0])), max(jax.tree.leaves(gaps)), sorted(set(o
 '''
 
 
+@pytest.mark.long
 def test_four_devices_keep_the_radii_of_one():
   apart, of_parameters, values = test_step.in_four_devices(_FOUR_DEVICES).split(' ', 2)
   assert float(apart) == 0 and float(of_parameters) < 1e-3
