@@ -303,9 +303,11 @@ def conflicts(before: dict, now: dict) -> dict[str, tuple]:
   # What a field that is newer than the run would have been: its default leaves things as they were.
   default = config_lib.flatten(config_lib.default().to_dict())
   before = {name: value for name, value in default.items() if name in now} | before
-  read = lambda name: any(
-      reads(flat) for start, reads in _READ_IF.items() if name.startswith(start)
-      for flat in (before, now)) or not name.startswith(tuple(_READ_IF))
+
+  def read(name: str) -> bool:
+    conditions = [reads for start, reads in _READ_IF.items() if name.startswith(start)]
+    return not conditions or any(reads(flat) for reads in conditions for flat in (before, now))
+
   changed = {
       name: (before.get(name), now.get(name))
       for name in sorted(before.keys() | now.keys())
