@@ -90,7 +90,7 @@ def drain(
     x_adv: f32[N, ...]. Written to where an example falls.
     signs: bool[3, N], of `SIGNS`. Written to when a run ends.
     stepper: the attack.
-    batch_size: B, a multiple of the number of devices.
+    batch_size: of this many seats, a multiple of the number of devices, `num_seats` are set up.
     devices: that the seats are divided among.
     seats: where to go on, as yielded before; None to begin.
     random: whether the model is, and takes an example and a key; asked at the end of a run, it is
@@ -105,7 +105,7 @@ def drain(
   num_steps, advance = steps_at_once(stepper), _advance(stepper.differentiates, tuple(devices))
   work, search_fn, verify_fn = devices_lib.copy((work, search_fn, verify_fn), devices)
   if seats is None:
-    nobody = np.full(batch_size, -1)
+    nobody = np.full(num_seats(len(items), batch_size, devices), -1)
     seats = Seats(nobody, np.zeros_like(nobody), None, 0)
   problem = None
   while True:
@@ -172,6 +172,31 @@ def restore(work: Work, seats: Seats, *, stepper: steppers.Stepper) -> Seats:
     raise ValueError(f'{len(found)} arrays, which are not the {len(wanted)} of {type(state).__module__}')
   leaves = [jnp.asarray(leaf) for leaf in seats.state]
   return seats._replace(state=jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
+def num_seats(num_items: int, batch_size: int, devices: Sequence[jax.Device]) -> int:
+  """B: the whole batch, or as many eighths of it as a short list fills.
+
+  An empty seat costs as much as a taken one, and each attack compiles its own program in any case;
+  eighths, because an evaluation in parts would else compile one for each number that is left.
+
+  Args:
+    num_items: M, that are to be attacked.
+    batch_size: the most seats, a multiple of the number of devices.
+    devices: that the seats are divided among.
+
+  Returns:
+    A multiple of the number of devices.
+
+  Example:
+    >>> cpu = jax.local_devices()[:1]
+    >>> num_seats(1000, 250, cpu), num_seats(134, 250, cpu), num_seats(1, 250, cpu)
+    (250, 160, 32)
+
+  Source: ours.
+  """
+  eighth = devices_lib.round_up(-(-batch_size // 8), devices)
+  return min(batch_size, max(-(-num_items // eighth), 1) * eighth)
 
 
 def steps_at_once(stepper: steppers.Stepper) -> int:

@@ -79,3 +79,14 @@ def test_a_refilled_batch_is_compiled_no_more_often_and_waits_for_nobody():
   waiting = [min(n, 24 - at) for n, at in zip(free, taken)]
   assert np.diff(taken).tolist() == waiting[:-1]
   assert any(0 < n < 4 for n in waiting)
+
+
+def test_a_short_list_is_given_no_more_seats_than_it_fills():
+  # 3 examples, a batch of 16: its eighths are of 2, so that 4 seats hold them; the draws, and so who
+  # falls, are those of any other batch.
+  logits_fn, x, y = test_autoattack.network(n=3)
+  seats, fell = drain(logits_fn, x, y, STEPPERS['square'], batch_size=16, epsilon=.05)
+  assert {len(one.example) for one in seats} == {4}
+  seats, as_fell = drain(logits_fn, x, y, STEPPERS['square'], batch_size=2, epsilon=.05)
+  assert {len(one.example) for one in seats} == {2}
+  np.testing.assert_array_equal(fell, as_fell)
