@@ -8,8 +8,12 @@ The weights are those that TRADES' authors released; published for them, all 10,
 commit a392200. Needs the packages of at_jax[peers], PyTorch among them, which reads the weights.
 
 A slice leaves a file of verdicts in --output: which images fell to which component, here and, with
---reference, there. Killed, the same command goes on where it was, and a slice that has its verdicts
-is not run again. What it prints, on how many images the two differ too, is over all files of the
+--reference, there, and the seconds of each. Killed, the same command goes on where it was, and a slice
+that has its verdicts is not run again. Both attack with the same ε, batch size, number of threads and
+CPUs. The reference checks the model, some forward passes, before every component, which is counted;
+what ours spends on compiling is told apart, unless the slice was resumed. The draws differ, so that an
+image at the edge may fall to one and not to the other. Only a quiet machine gives times worth keeping:
+the load average at the start stands beside them. What it prints, on how many images the two differ too, is over all files of the
 same weights, images and options. --images is a name or an .npz of at_jax.data; MNIST lies in another
 order in TFDS than in its own files, whose indices are other people's.
 """
@@ -17,6 +21,7 @@ order in TFDS than in its own files, whose indices are other people's.
 import argparse
 from collections.abc import Iterator
 import hashlib
+import os
 import pathlib
 import sys
 import time
@@ -127,8 +132,9 @@ def run_slice(arguments, number: int, variables, net, split: data.Split, same: d
               'ours': _ours(arguments, number, variables, x, y, begin)}
     records.write_json(path, found)
   if arguments.reference:
-    theirs = found.setdefault('reference', {'torch': torch.__version__, 'seconds': {}, 'fell': {
-        'clean': _indices(~is_right(net, x, y), begin)}})
+    theirs = found.setdefault('reference', {
+        'torch': torch.__version__, 'threads': arguments.threads, 'load': round(os.getloadavg()[0], 1),
+        'seconds': {}, 'fell': {'clean': _indices(~is_right(net, x, y), begin)}})
     names = tuple(name for name in COMPONENTS if name not in theirs['fell'])
     standing = _standing(theirs['fell'], begin, len(y))[COMPONENTS[-1]]
     for name, after, seconds in reference(
@@ -146,9 +152,11 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
   folder.mkdir(parents=True, exist_ok=True)
   state = folder / f'{number:02d}-{arguments.seed}.npz'
 
-  shown = [0.]
+  resumed, load = state.exists(), round(os.getloadavg()[0], 1)
+  shown, compiling = [0.], Compiling()
 
   def progress(now: attacks.Progress) -> None:
+    compiling.told(now)
     if time.monotonic() - shown[0] > 10:
       shown[0] = time.monotonic()
       print(f'slice {number}, {now.attack}: {now.done} of {now.total} runs, standing '
@@ -159,9 +167,31 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
       epsilon=arguments.epsilon, batch_size=arguments.batch_size, state_path=state,
       index=begin + np.arange(len(y)), progress=progress)
   state.unlink()
-  return {'fell': fallen({'clean': result.clean, **result.components}, begin),
-          'seconds': {name: round(s, 1) for name, s in result.seconds.items()},
-          'warnings': list(result.warnings)}
+  tenths = lambda seconds: {name: round(s, 1) for name, s in seconds.items()}
+  found = {'fell': fallen({'clean': result.clean, **result.components}, begin),
+           'seconds': tenths(result.seconds), 'warnings': list(result.warnings),
+           'threads': arguments.threads, 'load': load}
+  return found if resumed else found | {'compiling': tenths(compiling.seconds)}
+
+
+class Compiling:
+  """The seconds that XLA has spent on compiling, by the attack that it was for.
+
+  Tracing is not among them: jax reports the parts of a function besides the whole.
+  """
+
+  def __init__(self):
+    self.seconds, self._heard = dict.fromkeys(COMPONENTS, 0.), []
+    jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+  def _hear(self, event: str, seconds: float, **_) -> None:
+    if event == '/jax/core/compile/backend_compile_duration':
+      self._heard.append((time.monotonic(), seconds))
+
+  def told(self, now: attacks.Progress) -> None:
+    """What was heard since this attack began was for it."""
+    began = time.monotonic() - now.seconds
+    self.seconds[now.attack] = sum(seconds for at, seconds in self._heard if at > began)
 
 
 def fallen(stands: dict[str, np.ndarray], begin: int) -> dict[str, list[int]]:
@@ -206,6 +236,30 @@ def show(slices: list[dict[str, Any]]) -> None:
         print(f'{"":8s} fallen to {which} only: {places[only].tolist()}')
 
 
+def show_times(slices: list[dict[str, Any]]) -> None:
+  """Prints the seconds of each component and their ratios, of slices that both ran in one go."""
+  timed = [s for s in slices if 'compiling' in s['ours'] and set(COMPONENTS) <= set(
+      s.get('reference', {}).get('seconds', {}))]
+  if not timed:
+    return
+  load = lambda which: ', '.join(str(s[which]['load']) for s in timed)
+  print(f'seconds, {sum(s["n"] for s in timed)} images, {timed[0]["ours"]["threads"]} threads, load '
+        f'{load("ours")} at the start of ours and {load("reference")} of theirs')
+  print(f'{"":8s} {"ours":>8s} {"compiled":>8s} {"theirs":>8s} {"ours / theirs":>15s} {"compiled":>8s}')
+  total = np.zeros(3)
+  for name in (*COMPONENTS, 'whole'):
+    if name in COMPONENTS:
+      spent = np.sum([(s['ours']['seconds'][name],
+                       s['ours']['seconds'][name] - s['ours']['compiling'][name],
+                       s['reference']['seconds'][name]) for s in timed], axis=0)
+      total += spent
+    else:
+      spent = total
+    ours, compiled, theirs = spent
+    print(f'{name:8s} {ours:8.1f} {compiled:8.1f} {theirs:8.1f} {ours / max(theirs, .1):15.2f} '
+          f'{compiled / max(theirs, .1):8.2f}')
+
+
 def _after(slices: list[dict[str, Any]], which: str) -> dict[str, np.ndarray]:
   each = [_standing(s[which]['fell'], s['first'], s['n']) for s in slices]
   return {name: np.concatenate([e[name] for e in each]) for name in ('clean', *COMPONENTS)}
@@ -228,7 +282,11 @@ def main() -> None:
   parser.add_argument('--epsilon', type=float, default=.3)
   parser.add_argument('--batch_size', type=int, default=250)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
   arguments = parser.parse_args()
+  # XLA takes as many threads as the process has CPUs, and is started by the first array.
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:arguments.threads])
+  torch.set_num_threads(arguments.threads)
   variables, net = load_networks(arguments.weights)
   split = data.load(arguments.images).test
   same = identity(arguments, variables, split)
@@ -236,7 +294,9 @@ def main() -> None:
     run_slice(arguments, number, variables, net, split, same)
   files = sorted(pathlib.Path(arguments.output).glob('[0-9]*.json'))
   slices = [records.read_json(path) for path in files]
-  show([s for s in slices if all(s[name] == value for name, value in same.items())])
+  slices = [s for s in slices if all(s[name] == value for name, value in same.items())]
+  show(slices)
+  show_times(slices)
 
 
 if __name__ == '__main__':
