@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "${1:-}" = --all ]; then
   shift
+  export JAX_DISABLE_MOST_OPTIMIZATIONS=0  # programs as users have them
   (source launch/environment.sh .venv-oldest all-cpu,dev 'jax==0.7.2' 'jaxlib==0.7.2' 'flax==0.11.2'
    python -m pytest -q -m oldest tests)
   source launch/environment.sh .venv-peers all-cpu,dev,peers

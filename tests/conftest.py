@@ -29,15 +29,20 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(JAX_COMPILATION_CACHE_DIR=_MADE[0],
                       JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.1',
                       JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1')
+  # Nearly all of the time of a tiny program is compiling, so most optimizations are left out.
+  os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 
 @pytest.fixture(scope='module')
-def hastily_compiled():
-  """Programs without most optimizations: nearly all of the time of a tiny one is compiling."""
+def fully_compiled():
+  """Programs as users have them, in this process and in the commands it starts."""
   import jax  # not before its cache of programs has been named
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  hastily = os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '0')
+    jax.config.update('jax_disable_most_optimizations', False)
+    yield
+    jax.config.update('jax_disable_most_optimizations', hastily)
 
 
 @pytest.fixture(scope='module', autouse=True)

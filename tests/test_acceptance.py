@@ -14,7 +14,7 @@ from at_jax import main
 from at_jax import run as run_lib
 from at_jax import train
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures('fully_compiled')]
 CONFIG = f'--config={pathlib.Path(__file__).parent.parent}/configs/quickstart.py'
 
 

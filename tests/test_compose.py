@@ -46,7 +46,7 @@ QUICK = [
 
 
 @pytest.fixture(scope='module', autouse=True)
-def tiny(tmp_path_factory, hastily_compiled):
+def tiny(tmp_path_factory):
   """16 images of 4×4 in 3 classes, which is one step an epoch."""
   rng = np.random.default_rng(0)
   path = tmp_path_factory.mktemp('data') / 'tiny.npz'

@@ -16,7 +16,6 @@ CONFIGS = sorted(ROOT.glob('configs/*.py'))
 
 @pytest.mark.oldest
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.usefixtures('hastily_compiled')
 def test_every_config_takes_two_steps(path, tmp_path, capsys):
   code = main.main([f'--config={path}:smoke', f'--workdir={tmp_path}'])
   assert code == 0, capsys.readouterr().err

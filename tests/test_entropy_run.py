@@ -19,7 +19,6 @@ from at_jax import run as run_lib
 from at_jax import train
 from at_jax import transforms
 
-pytestmark = pytest.mark.usefixtures('hastily_compiled')
 
 # With a gradient of 1 and η' = .1 the inner steps reach a − .1, a − .2, a − .3, and μ ← .75μ + .25w
 # a − .025, a − .06875, a − .1265625: so far the anchor falls in a cycle, times the outer rate.
@@ -100,7 +99,7 @@ def test_an_average_of_ends_of_epochs_begins_at_the_end_of_its_epoch(name, inner
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, hastily_compiled):
+def whole(tmp_path_factory):
   """Two epochs of four steps in cycles of three, so that both end in the middle of a cycle."""
   rng, path = np.random.default_rng(0), tmp_path_factory.mktemp('run')
   images, labels = rng.integers(0, 256, (24, 4, 4, 1), dtype=np.uint8), np.arange(24) % 3

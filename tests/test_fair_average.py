@@ -17,7 +17,6 @@ RUN = (f'--config={ROOT}/configs/quickstart.py:smoke', '--config.dummy.enabled=F
        '--config.optimizer.fair_decay=.5')
 
 
-pytestmark = pytest.mark.usefixtures('hastily_compiled')
 
 
 def train(workdir, *arguments):

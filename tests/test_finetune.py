@@ -34,7 +34,7 @@ SMOKE = f'--config={ROOT}/configs/finetune_cifar10.py'
 
 
 @pytest.fixture(scope='module', autouse=True)
-def tiny(tmp_path_factory, hastily_compiled):
+def tiny(tmp_path_factory):
   """24 images of 4×4 in 3 classes, 8 of them held out: two steps of 8 an epoch."""
   rng = np.random.default_rng(0)
   path = tmp_path_factory.mktemp('data') / 'tiny.npz'

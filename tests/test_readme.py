@@ -7,10 +7,12 @@ import types
 
 import jax
 import numpy as np
+import pytest
 
 from at_jax import main
 from at_jax.analysis import table
 
+pytestmark = pytest.mark.usefixtures('fully_compiled')
 README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text(encoding='utf-8')
 
 CODE = re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL)

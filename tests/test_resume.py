@@ -13,6 +13,7 @@ import pytest
 
 from at_jax import main
 
+pytestmark = pytest.mark.usefixtures('fully_compiled')
 ROOT = pathlib.Path(__file__).parent.parent
 QUICK = f'--config={ROOT}/configs/quickstart.py:smoke'
 # 26 steps of two phases on a tiny network, a checkpoint every third.

@@ -17,7 +17,6 @@ from at_jax import run as run_lib
 from at_jax import step as step_lib
 from tests import test_losses as slow
 
-pytestmark = pytest.mark.usefixtures('hastily_compiled')
 
 EPSILON = 8 / 255  # the default
 Y = np.arange(8) % 3

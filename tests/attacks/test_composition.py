@@ -13,7 +13,6 @@ from at_jax.attacks import steppers
 from at_jax.attacks.apgd import stepper as apgd_stepper
 
 KEY = jax.random.key(1)
-pytestmark = pytest.mark.usefixtures('hastily_compiled')
 SHORT = {
     'pgd': lambda *arguments, epsilon: attacks.pgd(
         *arguments, epsilon=epsilon, step_size=epsilon / 3, num_steps=6),

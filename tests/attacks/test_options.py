@@ -14,7 +14,6 @@ from tests.attacks import test_pgd
 from tests.attacks import test_projections
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('hastily_compiled')
 
 
 def plane():

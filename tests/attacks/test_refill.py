@@ -13,7 +13,6 @@ from at_jax.attacks.square import stepper as square_stepper
 from tests.attacks import test_autoattack
 
 KEY = jax.random.key(3)
-pytestmark = pytest.mark.usefixtures('hastily_compiled')
 STEPPERS = {
     'square': square_stepper(num_queries=25),
     'apgd': apgd_stepper(norm='linf', num_steps=8),

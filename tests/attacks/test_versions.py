@@ -21,7 +21,6 @@ from at_jax.attacks.apgd import stepper as apgd_stepper
 from tests.attacks import test_reference
 
 KEY, NUMBERS, LOSSES = jax.random.key(0), test_reference.NUMBERS, test_reference.LOSSES
-pytestmark = pytest.mark.usefixtures('hastily_compiled')
 
 
 def tell(monkeypatch):
