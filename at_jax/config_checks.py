@@ -1,7 +1,4 @@
-"""What is wrong with a configuration, said in one line before anything is read or written.
-
-Also, in which fields it may differ from that of the run that it goes on with.
-"""
+"""What is wrong with a configuration, said in one line before anything is read or written."""
 
 import inspect
 import math
@@ -15,28 +12,6 @@ from at_jax import errors
 from at_jax import models
 from at_jax import objectives
 from at_jax import protocols
-
-# A change of these leaves the parameters after any step as they were, so a run may resume with it.
-_FREE_FIELDS = ('evaluate.', 'validate.batch_size', 'validate.every_epochs', 'checkpoint.',
-                'inference.', 'log_every_steps', 'dataset.data_dir')
-
-# Which fields a run reads only under a condition on others; a field by its beginning.
-_READ_IF = {
-    'beta': lambda flat: _may_regularise(flat['loss']),
-    'calibration.': lambda flat: any(flat[f'calibration.{name}']
-                                     for name in ('radius', 'beta', 'temperature')),
-    'consistency_temperature': lambda flat: flat['loss'] == 'consistency',
-    'dataset.autoaugment_': lambda flat: flat['dataset.augment'] == 'autoaugment',
-    'dummy.': lambda flat: flat['dummy.enabled'],
-    'finetune.': lambda flat: flat['loss'] == 'finetune',
-    'optimizer.decay_factor': lambda flat: flat['optimizer.name'] == 'sgd',
-    'optimizer.entropy.': lambda flat: flat['optimizer.name'] == 'entropy_sgd',
-    'optimizer.fair_': lambda flat: flat['optimizer.fair_decay'] > 0,
-    'optimizer.learning_rate': lambda flat: flat['optimizer.name'] == 'sgd',
-    'optimizer.momentum': lambda flat: flat['optimizer.name'] == 'sgd',
-    'optimizer.outer.': lambda flat: flat['optimizer.name'] == 'entropy_sgd',
-    'weights.': lambda flat: flat['weights.kind'] != 'none',
-}
 
 _CHOICES = {
     'attack.norm': ('linf', 'l2'),
@@ -204,7 +179,7 @@ def _check_method(flat: dict) -> None:
     return
   _require(flat, 'weights.kind', loss != 'standard',
            "there is no attack to weigh by: use 'none', or another loss than 'standard'")
-  _require(flat, 'weights.on', flat['weights.on'] == 'fit' or _may_regularise(loss),
+  _require(flat, 'weights.on', flat['weights.on'] == 'fit' or may_regularise(loss),
            f"{loss} has no regulariser: use 'fit'")
   _require(flat, 'weights.start_epoch', flat['weights.start_epoch'] < flat['epochs'],
            f'the weights would never count: use one below epochs = {flat["epochs"]}')
@@ -213,7 +188,7 @@ def _check_method(flat: dict) -> None:
 def _check_classes(flat: dict) -> None:
   """What CFA and a modified inference need."""
   _require(flat, 'calibration.beta', not flat['calibration.beta']
-           or flat['loss'] == 'standard' or _may_regularise(flat['loss']),
+           or flat['loss'] == 'standard' or may_regularise(flat['loss']),
            f'{flat["loss"]} has no regulariser whose β could follow: use False')
   for name in ('radius', 'beta', 'temperature'):
     if not flat[f'calibration.{name}']:
@@ -268,52 +243,24 @@ def _check_finetune(flat: dict) -> None:
            "the network has no BatchNorm: use 'shared', or model.batch_norm = True")
 
 
-def _may_regularise(loss: str) -> bool:
-  """Whether a loss has a regulariser; what one from elsewhere has is not known before it is run."""
+def may_regularise(loss: str) -> bool:
+  """Whether a loss has a regulariser; what one from elsewhere has is not known before it is run.
+
+  Args:
+    loss: the field of the configuration.
+
+  Returns:
+    False if `config.beta` weighs nothing.
+
+  Example:
+    >>> may_regularise('trades'), may_regularise('pgd_at'), may_regularise('mine.smoothed')
+    (True, False, True)
+
+  Source: ours.
+  """
   return loss in _HAVE_REGULARISER or '.' in loss
 
 
 def _require(flat: dict, name: str, fine: bool, remedy: str) -> None:
   if not fine:
     raise errors.UserError(f'config.{name}', flat[name], remedy)
-
-
-def conflicts(before: dict, now: dict) -> dict[str, tuple]:
-  """The fields in which a run cannot go on from another: those that change the trajectory.
-
-  Evaluation, inference, logging and checkpointing may change; of validation how often it comes and
-  its batch, for scores must stay comparable. So may what neither run reads, as the teacher's fields
-  where nothing is fine-tuned. `epochs` may grow where the schedule does not depend on it; for
-  'cosine' it may not.
-
-  Args:
-    before: `config.flatten` of the configuration that the work directory was made with.
-    now: `flatten` of the present one.
-
-  Returns:
-    `{field: (value before, value now)}`, empty if the run may go on.
-
-  Example:
-    >>> flat = config_lib.flatten(config_lib.default().to_dict())
-    >>> conflicts(flat, flat | {'seed': 1, 'evaluate.batch_size': 2, 'finetune.tau': 3})
-    {'seed': (0, 1)}
-
-  Source: ours.
-  """
-  # What a field that is newer than the run would have been: its default leaves things as they were.
-  default = config_lib.flatten(config_lib.default().to_dict())
-  before = {name: value for name, value in default.items() if name in now} | before
-
-  def read(name: str) -> bool:
-    conditions = [reads for start, reads in _READ_IF.items() if name.startswith(start)]
-    return not conditions or any(reads(flat) for reads in conditions for flat in (before, now))
-
-  changed = {
-      name: (before.get(name), now.get(name))
-      for name in sorted(before.keys() | now.keys())
-      if before.get(name) != now.get(name) and not name.startswith(_FREE_FIELDS) and read(name)
-  }
-  old, new = changed.get('epochs', (0, 0))
-  if old and new and new > old and now.get('optimizer.schedule') == 'piecewise':
-    changed.pop('epochs', None)
-  return changed

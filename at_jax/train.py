@@ -14,7 +14,6 @@ import numpy as np
 
 from at_jax import checkpoints
 from at_jax import config as config_lib
-from at_jax import config_checks
 from at_jax import data
 from at_jax import errors
 from at_jax import final
@@ -25,6 +24,7 @@ from at_jax import run as run_lib
 from at_jax import settle as settle_lib
 from at_jax import sharding
 from at_jax import step as step_lib
+from at_jax import trajectory
 from at_jax import validation
 
 
@@ -90,8 +90,8 @@ def _open(config: ml_collections.ConfigDict,
   run = run_lib.build(config)
   before = records.read_json(workdir / 'config.json')
   if before is not None:
-    changed = config_checks.conflicts(config_lib.flatten(before),
-                                      config_lib.flatten(config.to_dict()))
+    changed = trajectory.conflicts(config_lib.flatten(before),
+                                   config_lib.flatten(config.to_dict()))
     if changed:
       told = ', '.join(f'config.{name} was {old!r} and is {new!r}'
                        for name, (old, new) in changed.items())

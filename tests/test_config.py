@@ -7,8 +7,8 @@ import pytest
 
 from at_jax import command_line
 from at_jax import config as config_lib
-from at_jax import config_checks
 from at_jax import main
+from at_jax import trajectory
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/*.py'))
@@ -133,24 +133,24 @@ def test_what_may_change_between_runs_of_a_workdir():
   before = config_lib.flatten(config_lib.default().to_dict())
   free = before | {'evaluate.batch_size': 7, 'validate.batch_size': 3, 'epochs': 200,
                    'log_every_steps': 1, 'dataset.data_dir': 'elsewhere', 'checkpoint.keep': 9}
-  assert not config_checks.conflicts(before, free)
+  assert not trajectory.conflicts(before, free)
   for name, value in {'seed': 1, 'epochs': 100, 'attack.epsilon_255': 4., 'dataset.pad': 2,
                       'optimizer.learning_rate': .2, 'model.name': 'SmallCNN',
                       'validate.num_steps': 3,  # the best of scores of two kinds is no best
                       'model.normalize': ((.5,), (.3,))}.items():
-    assert list(config_checks.conflicts(before, before | {name: value})) == [name]
-  assert not config_checks.conflicts(before, before | {'inference.kind': 'bias'})
+    assert list(trajectory.conflicts(before, before | {name: value})) == [name]
+  assert not trajectory.conflicts(before, before | {'inference.kind': 'bias'})
   # What neither reads: λ counts with the weights it belongs to, and so does turning them on.
-  assert not config_checks.conflicts(before, before | {'weights.lam': 0., 'optimizer.outer.momentum':
+  assert not trajectory.conflicts(before, before | {'weights.lam': 0., 'optimizer.outer.momentum':
                                                        .5, 'finetune.tau': 3})
   weighted = before | {'weights.kind': 'geometry'}
-  assert list(config_checks.conflicts(weighted, weighted | {'weights.lam': 0.})) == ['weights.lam']
-  assert list(config_checks.conflicts(before, weighted)) == ['weights.kind']
+  assert list(trajectory.conflicts(weighted, weighted | {'weights.lam': 0.})) == ['weights.lam']
+  assert list(trajectory.conflicts(before, weighted)) == ['weights.kind']
   older = {name: value for name, value in before.items() if name != 'dataset.pad'}
-  assert not config_checks.conflicts(older, before)  # made when there was no such field
-  assert list(config_checks.conflicts(older, before | {'dataset.pad': 2})) == ['dataset.pad']
+  assert not trajectory.conflicts(older, before)  # made when there was no such field
+  assert list(trajectory.conflicts(older, before | {'dataset.pad': 2})) == ['dataset.pad']
   cosine = before | {'optimizer.schedule': 'cosine'}  # whose every step depends on the last epoch
-  assert list(config_checks.conflicts(cosine, cosine | {'epochs': 200})) == ['epochs']
+  assert list(trajectory.conflicts(cosine, cosine | {'epochs': 200})) == ['epochs']
 
 
 def test_a_users_own_arrays_train(tmp_path, capsys):

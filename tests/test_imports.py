@@ -16,8 +16,8 @@ LAYERS = (
      'forms'},
     {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records',
      'anchored', 'branches', 'optimizers', 'regulated'},
-    {'autoattack', 'protocols', 'evaluate', 'analysis', 'config_checks', 'command_line', 'run',
-     'phases', 'settle', 'validation', 'finetune', 'final', 'train'},
+    {'autoattack', 'protocols', 'evaluate', 'analysis', 'config_checks', 'trajectory', 'command_line',
+     'run', 'phases', 'settle', 'validation', 'finetune', 'final', 'train'},
     {'main'},
 )
 HEAVY = ('flax', 'optax', 'absl', 'orbax', 'ml_collections', 'tensorflow', 'tensorflow_datasets',
