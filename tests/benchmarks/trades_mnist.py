@@ -226,7 +226,13 @@ def show(slices: list[dict[str, Any]]) -> None:
     return
   ours, theirs = _after(beside, 'ours'), _after(beside, 'reference')
   places = np.concatenate([s['first'] + np.arange(s['n']) for s in beside])
-  print(f'beside the reference, {len(places)} images')
+  show_beside(f'beside the reference, {len(places)} images', ours, theirs, places)
+
+
+def show_beside(title: str, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray],
+                places: np.ndarray) -> None:
+  """Prints what stands here and there, from bool[N] by component, and the images that differ."""
+  print(title)
   print(f'{"":8s} {"ours":>8s} {"theirs":>8s} differ')
   for name, standing in ours.items():
     print(f'{name:8s} {standing.mean():8.2%} {theirs[name].mean():8.2%} '

@@ -82,17 +82,6 @@ def _alone(stands: dict[str, np.ndarray], begin: int) -> dict[str, list[int]]:
   return {name: (begin + np.flatnonzero(mask)).tolist() for name, mask in fell.items()}
 
 
-def show_alone(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
-  """Prints what stands under each component by itself, and the images on which the two differ."""
-  print(f'{"alone":8s} {"ours":>8s} {"theirs":>8s} differ')
-  for name in theirs:
-    print(f'{name:8s} {ours[name].mean():8.2%} {theirs[name].mean():8.2%} '
-          f'{(ours[name] != theirs[name]).sum():6d}')
-    for which, only in (('ours', theirs[name] & ~ours[name]), ('theirs', ours[name] & ~theirs[name])):
-      if only.any():
-        print(f'{"":8s} fallen to {which} only: {np.flatnonzero(only).tolist()}')
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--reference', required=True)
@@ -141,7 +130,7 @@ def main() -> None:
                     'warnings': list(result.warnings)},
            'reference': {'torch': torch.__version__, 'seconds': seconds, 'fell': fallen(theirs, 0)}}
   if arguments.alone:
-    show_alone(ours, theirs)
+    trades_mnist.show_beside(f'each alone, {len(y)} images', ours, theirs, np.arange(len(y)))
   else:
     trades_mnist.show([found])
   if arguments.output:
