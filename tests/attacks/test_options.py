@@ -62,11 +62,7 @@ def test_momentum_in_l1_agrees_with_a_loop_over_examples():
   for clean, label in zip(x, y):
     point, velocity = clean, 0
     for _ in range(9):
-      s = point.sum()
-      logits = np.array([s, 2 * (point ** 2).sum() - .5, np.sin(3 * s)])
-      p = np.exp(logits) / np.exp(logits).sum()
-      slopes = np.stack([np.ones(5), 4 * point, np.full(5, 3 * np.cos(3 * s))])
-      gradient = (p - np.eye(3)[label]) @ slopes
+      gradient = test_pgd.gradient_by_hand(point, label)
       velocity = mu * velocity + gradient / np.abs(gradient).sum()
       room = np.where(velocity > 0, 1 - point, point)
       entry = np.argmax(np.where(room > 1e-12, np.abs(velocity), 0))

@@ -78,10 +78,19 @@ def test_fgsm_is_one_step_of_epsilon_from_the_input(weights):
   np.testing.assert_allclose(result.x, x - .1 * jnp.sign(weights), atol=1e-6)
 
 
+def gradient_by_hand(point, label):
+  """That of the cross-entropy of `quadratic` at one point."""
+  s = point.sum()
+  logits = np.array([s, 2 * (point ** 2).sum() - .5, np.sin(3 * s)])
+  p = np.exp(logits) / np.exp(logits).sum()
+  slopes = np.stack([np.ones(5), 4 * point, np.full(5, 3 * np.cos(3 * s))])
+  return (p - np.eye(3)[label]) @ slopes
+
+
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
 @pytest.mark.parametrize('mu', [.5, 1.])
 def test_momentum_agrees_with_a_loop_over_examples(mu, norm):
-  # Algorithm 1 of Dong et al. in NumPy, with the gradient of `quadratic` worked out by hand.
+  # Algorithm 1 of Dong et al. in NumPy.
   with jax.enable_x64(True):
     x, y = np.random.default_rng(3).uniform(size=(6, 5)), np.array([0, 1, 2, 0, 1, 2])
     options = dict(epsilon=.2, step_size=.05, num_steps=9, norm=norm, random_start=False)
@@ -91,11 +100,7 @@ def test_momentum_agrees_with_a_loop_over_examples(mu, norm):
   for clean, label in zip(x, y):
     point, velocity = clean, 0
     for _ in range(9):
-      s = point.sum()
-      logits = np.array([s, 2 * (point ** 2).sum() - .5, np.sin(3 * s)])
-      p = np.exp(logits) / np.exp(logits).sum()
-      slopes = np.stack([np.ones(5), 4 * point, np.full(5, 3 * np.cos(3 * s))])
-      gradient = (p - np.eye(3)[label]) @ slopes
+      gradient = gradient_by_hand(point, label)
       velocity = mu * velocity + gradient / np.abs(gradient).sum()
       unit = np.sign(velocity) if norm == 'linf' else velocity / np.linalg.norm(velocity)
       delta = point + .05 * unit - clean
