@@ -18,7 +18,7 @@ for name in mart consistency awp fat gair_fat gair_trades mail_at mail_trades du
     ducat_consistency ducat_aware classwise finetune; do
   rows+=("${name}_cifar10:small-0")
 done
-for row in pgd_at_cifar10:{ema,swa} entropy_sgd_cifar10:l2 classwise_cifar10:trades \
+for row in pgd_at_cifar10:{ema,swa,l2} entropy_sgd_cifar10:l2 classwise_cifar10:trades \
     finetune_cifar10:{radius,controller,dual}; do
   rows+=("$row-small-0")
 done

@@ -2,7 +2,8 @@
 
 DIR holds a folder METHOD-SEED for each run, with its results.json and verdicts.npz. A row is a method:
 mean ± standard deviation over its seeds, in percent, of the best checkpoint's deployed model; and
-McNemar's test of its worst-case verdicts against those of the reference method, seed by seed.
+McNemar's test of its worst-case verdicts against those of the reference method, seed by seed. Runs
+that were evaluated in other balls are another table.
 """
 
 import argparse
@@ -66,19 +67,53 @@ def read(directory: pathlib.Path) -> dict[str, dict[int, Run]]:
   return runs
 
 
-def table(runs: dict[str, dict[int, Run]], *, against: str) -> str:
-  """The runs as a Markdown table.
+def threat(results: dict[str, Any]) -> str:
+  """The ball in which a run was evaluated.
 
   Args:
-    runs: of `read`.
-    against: the method that the others are paired with.
+    results: results.json.
 
   Returns:
-    Lines of text. The last column counts, over all seeds that both have, the test examples on which
-    only the method stands and those on which only the reference does, and gives the largest p.
+    Norm and radius, in 255ths.
+
+  Example:
+    >>> threat({'config': {'evaluate': {'norm': 'l2', 'epsilon_255': 128.}}})
+    'L2, 128/255'
 
   Source: ours.
   """
+  c = results['config']
+  # Runs from before an evaluation could have a norm of its own had the attack's.
+  norm = c['evaluate'].get('norm') or c['attack']['norm']
+  return f'{norm.upper().replace("INF", "∞")}, {c["evaluate"]["epsilon_255"]:g}/255'
+
+
+def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
+  """The runs as Markdown tables, one for each ball.
+
+  Args:
+    runs: of `read`; all seeds of a method are of one ball.
+    against: the method that the others are paired with; where it is not among those of a ball,
+      another form of it, AGAINST-FORM, is.
+
+  Returns:
+    `{threat: lines of text}`, the ball with most methods first. The last column counts, over all
+    seeds that both have, the test examples on which only the method stands and those on which only
+    the reference does, and gives the largest p.
+
+  Source: ours.
+  """
+  balls: dict[str, dict[str, dict[int, Run]]] = {}
+  for method, seeds in runs.items():
+    balls.setdefault(threat(next(iter(seeds.values())).results), {})[method] = seeds
+  found = {}
+  for ball, methods in sorted(balls.items(), key=lambda item: -len(item[1])):
+    forms = [method for method in sorted(methods) if method.partition('-')[0] == against]
+    found[ball] = _table(methods, (forms or [against])[0])
+  return found
+
+
+def _table(runs: dict[str, dict[int, Run]], against: str) -> str:
   head = ['method', 'seeds', *(name for name, _ in _COLUMNS), 'worst class', f'against {against}']
   lines = [head, ['---'] * len(head)]
   order = lambda item: -np.mean([run.results['worst_case'] for run in item[1].values()])
@@ -116,7 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f'at_jax: DIR = {asked.directory}: no METHOD-SEED/results.json in it; name the folder of '
           'several runs', file=sys.stderr)
     return 2
-  print(table(runs, against=asked.against))
+  print('\n\n'.join(f'{ball}:\n\n{text}'
+                    for ball, text in tables(runs, against=asked.against).items()))
   return 0
 
 

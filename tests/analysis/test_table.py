@@ -19,9 +19,10 @@ def test_mcnemar_is_the_sign_test():
     paired.mcnemar(first, second[:3])
 
 
-def write(directory, stands, **robust):
+def write(directory, stands, norm='linf', **robust):
   directory.mkdir()
-  results = {'clean': .5, 'robust': robust, 'authors': {}, 'worst_case': float(np.mean(stands))}
+  results = {'clean': .5, 'robust': robust, 'authors': {}, 'worst_case': float(np.mean(stands)),
+             'config': {'evaluate': {'norm': norm, 'epsilon_255': 8.}}}
   (directory / 'results.json').write_text(json.dumps(results))
   np.savez(directory / 'verdicts.npz', labels=np.array([0, 0, 1, 1]),
            **{'best/worst_case': np.array(stands, bool)})
@@ -39,7 +40,7 @@ def test_the_table_of_three_runs(tmp_path, capsys):
   (tmp_path / 'going-0').mkdir()  # a run that is not over
   assert table.main([str(tmp_path), '--against=plain']) == 0
   lines = [[cell.strip() for cell in line.split('|')[1:-1]]
-           for line in capsys.readouterr().out.splitlines()]
+           for line in capsys.readouterr().out.splitlines()[2:]]
   head, _, other, third, plain = lines
   # By hand: mean (.75 + .25)/2, deviation √(2·.25²) = 35.4 %; worst class (.5 + 0)/2; seed 0 gains
   # two examples and loses none, p = 2·2⁻² = .5; seed 1 has no partner.
@@ -48,6 +49,22 @@ def test_the_table_of_three_runs(tmp_path, capsys):
   assert (at['worst class'], at['against plain']) == ('25.0 ± 35.4', '+2 −0, p ≤ 0.5')
   assert dict(zip(head, third))['against plain'] == ''
   assert dict(zip(head, plain))['PGD-20'] == '25.0' and dict(zip(head, plain))['AutoAttack'] == ''
+
+
+def test_another_ball_is_another_table_with_its_own_reference(tmp_path):
+  write(tmp_path / 'plain-0', [1, 0, 0, 0])
+  write(tmp_path / 'other-0', [1, 1, 0, 0])
+  write(tmp_path / 'plain-l2-0', [0, 0, 0, 0], norm='l2')
+  write(tmp_path / 'other-l2-0', [1, 1, 1, 0], norm='l2')
+  write(tmp_path / 'other-l1-0', [1, 1, 1, 1], norm='l1')
+  found = table.tables(table.read(tmp_path), against='plain')
+  assert list(found) == ['L∞, 8/255', 'L2, 8/255', 'L1, 8/255']
+  last = {ball: [line.split('|')[-2].strip() for line in text.splitlines()]
+          for ball, text in found.items()}
+  assert last['L∞, 8/255'] == ['against plain', '---', '+1 −0, p ≤ 1', '']
+  # p of three gained and none lost is 2·2⁻³.
+  assert last['L2, 8/255'] == ['against plain-l2', '---', '+3 −0, p ≤ 0.25', '']
+  assert last['L1, 8/255'] == ['against plain', '---', '']
 
 
 def test_an_empty_folder_is_said_in_a_line(tmp_path, capsys):
