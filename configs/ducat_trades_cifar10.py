@@ -9,7 +9,9 @@ ducat_cifar10.py. Its plain phase has CE(f(x'), y) beside the KL, probably a sli
 (ours). PreActResNet-18, bfloat16 and the choice of the best checkpoint on held-out training images
 are ours.
 Published: none that could be read for this row.
-Measured: not yet.
+Measured, :small, seed 0, the first 1,000 test images, two cores: clean 34.9, PGD-20 23.1, margin
+PGD-100 × 5 18.9, scaled PGD-20 18.2, dummy-aware 18.7, authors' PGD-20 24.4, worst case 18.2
+(results/small_cifar10). The whole form: not yet.
 """
 
 from at_jax import config as config_lib
