@@ -37,10 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def fully_compiled():
   """Programs as users have them, in this process and in the commands it starts."""
   import jax  # not before its cache of programs has been named
-  hastily = os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1'
+  hastily = jax.config.read('jax_disable_most_optimizations')
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '0')
     jax.config.update('jax_disable_most_optimizations', False)
+    if hastily:
+      jax.clear_caches()  # of programs that other modules share with these
     yield
     jax.config.update('jax_disable_most_optimizations', hastily)
 

@@ -129,6 +129,15 @@ def test_defaults_of_the_command_line():
   assert asked.config.evaluate.epsilon_255 == 4  # follows the attack's, on the command line too
 
 
+@pytest.mark.parametrize('form', ['l2', 'l2-small', 'l2-mnist'])
+def test_in_l2_entropy_sgd_has_the_attack_of_its_reference(form):
+  attack, evaluate = zip(*((asked.attack.to_dict(), asked.evaluate.to_dict()) for asked in (
+      command_line.parse([f'--config={ROOT}/configs/{name}_cifar10.py:{form}']).config
+      for name in ('pgd_at', 'entropy_sgd'))))
+  assert attack[0] == attack[1] and evaluate[0] == evaluate[1]
+  assert attack[0]['norm'] == evaluate[0]['norm'] == 'l2'
+
+
 def test_what_may_change_between_runs_of_a_workdir():
   before = config_lib.flatten(config_lib.default().to_dict())
   free = before | {'evaluate.batch_size': 7, 'validate.batch_size': 3, 'epochs': 200,
@@ -141,8 +150,8 @@ def test_what_may_change_between_runs_of_a_workdir():
     assert list(trajectory.conflicts(before, before | {name: value})) == [name]
   assert not trajectory.conflicts(before, before | {'inference.kind': 'bias'})
   # What neither reads: λ counts with the weights it belongs to, and so does turning them on.
-  assert not trajectory.conflicts(before, before | {'weights.lam': 0., 'optimizer.outer.momentum':
-                                                       .5, 'finetune.tau': 3})
+  assert not trajectory.conflicts(before, before | {
+      'weights.lam': 0., 'optimizer.outer.momentum': .5, 'finetune.tau': 3})
   weighted = before | {'weights.kind': 'geometry'}
   assert list(trajectory.conflicts(weighted, weighted | {'weights.lam': 0.})) == ['weights.lam']
   assert list(trajectory.conflicts(before, weighted)) == ['weights.kind']

@@ -17,8 +17,6 @@ RUN = (f'--config={ROOT}/configs/quickstart.py:smoke', '--config.dummy.enabled=F
        '--config.optimizer.fair_decay=.5')
 
 
-
-
 def train(workdir, *arguments):
   assert main.main([*RUN, f'--workdir={workdir}', *arguments]) == 0
   return json.loads((workdir / 'results.json').read_text())

@@ -92,7 +92,7 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
   """The runs as Markdown tables, one for each ball.
 
   Args:
-    runs: of `read`; all seeds of a method are of one ball.
+    runs: of `read`.
     against: the method that the others are paired with; where it is not among those of a ball,
       another form of it, AGAINST-FORM, is.
 
@@ -105,7 +105,8 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
   """
   balls: dict[str, dict[str, dict[int, Run]]] = {}
   for method, seeds in runs.items():
-    balls.setdefault(threat(next(iter(seeds.values())).results), {})[method] = seeds
+    for seed, run in seeds.items():
+      balls.setdefault(threat(run.results), {}).setdefault(method, {})[seed] = run
   found = {}
   for ball, methods in sorted(balls.items(), key=lambda item: -len(item[1])):
     forms = [method for method in sorted(methods) if method.partition('-')[0] == against]

@@ -100,8 +100,8 @@ def autoattack(
   or against 5 classes. 'plus' adds APGD on DLR and FAB, with 5 restarts. 'rand' is for random
   models: APGD on cross-entropy and on DLR, 20 passes a gradient; one pass at the end decides.
 
-  Each attack starts from the clean input of what is still robust. Examples are attacked in batches
-  of a fixed size; one that falls leaves at once and the next takes its seat. What an example draws
+  Each attack starts from the clean input of what is still robust. Examples are attacked in one batch
+  at a time; one that falls leaves at once and the next takes its seat. What an example draws
   depends on `key` and its index alone.
 
   Args:
@@ -116,7 +116,7 @@ def autoattack(
     version: 'standard', 'plus' or 'rand'.
     attacks: names of attacks to run instead of the version's: apgd-ce, apgd-dlr, apgd-t, fab, fab-t,
       square; each once.
-    batch_size: how many examples are attacked side by side.
+    batch_size: how many examples are attacked side by side, at most.
     bounds: the smallest and the largest value an input may take.
     index: i32[N], what each example folds into `key`, each once; by default its place in x. Several
       processes share an evaluation by a part of the examples for each, with their places in the whole.

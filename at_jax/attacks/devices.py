@@ -109,6 +109,31 @@ def round_up(batch_size: int, devices: Sequence[jax.Device]) -> int:
   return -(-batch_size // len(devices)) * len(devices)
 
 
+def num_seats(num_items: int, batch_size: int, devices: Sequence[jax.Device]) -> int:
+  """The size of a batch for a list: the whole, or as many eighths of it as a short list fills.
+
+  An empty seat costs as much as a taken one. Eighths, because each size is a program of its own, and an
+  evaluation in parts would else compile one for each number of examples that is left.
+
+  Args:
+    num_items: M, that are to be attacked.
+    batch_size: the largest, a multiple of the number of devices.
+    devices: over which it is divided.
+
+  Returns:
+    A multiple of their number.
+
+  Example:
+    >>> cpu = jax.local_devices()[:1]
+    >>> num_seats(1000, 250, cpu), num_seats(134, 250, cpu), num_seats(1, 250, cpu)
+    (250, 160, 32)
+
+  Source: ours.
+  """
+  eighth = round_up(-(-batch_size // 8), devices)
+  return min(batch_size, max(-(-num_items // eighth), 1) * eighth)
+
+
 def _sharding(devices: Sequence[jax.Device], spec: PartitionSpec) -> NamedSharding:
   return NamedSharding(_mesh(devices), spec)
 

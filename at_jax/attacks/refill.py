@@ -1,4 +1,4 @@
-"""Runs a stepper over any number of examples in one batch of fixed size, refilled as seats come free.
+"""Runs a stepper over any number of examples in one batch, refilled as seats come free.
 
 An example that has fallen leaves at once, also in the middle of its attack, and the next one takes its
 seat: no step is spent on an example whose fate is known, and nothing is compiled again.
@@ -90,7 +90,8 @@ def drain(
     x_adv: f32[N, ...]. Written to where an example falls.
     signs: bool[3, N], of `SIGNS`. Written to when a run ends.
     stepper: the attack.
-    batch_size: of this many seats, a multiple of the number of devices, `num_seats` are set up.
+    batch_size: the most seats, a multiple of the number of devices; `devices.num_seats` says how many
+      are set up.
     devices: that the seats are divided among.
     seats: where to go on, as yielded before; None to begin.
     random: whether the model is, and takes an example and a key; asked at the end of a run, it is
@@ -105,9 +106,9 @@ def drain(
   num_steps, advance = steps_at_once(stepper), _advance(stepper.differentiates, tuple(devices))
   work, search_fn, verify_fn = devices_lib.copy((work, search_fn, verify_fn), devices)
   if seats is None:
-    nobody = np.full(num_seats(len(items), batch_size, devices), -1)
+    nobody = np.full(devices_lib.num_seats(len(items), batch_size, devices), -1)
     seats = Seats(nobody, np.zeros_like(nobody), None, 0)
-  problem = None
+  seats, problem = _divisible(seats, devices), None
   while True:
     example, run, taken, fresh = _fill(seats, items, fell)
     if not np.any(example >= 0):
@@ -174,31 +175,6 @@ def restore(work: Work, seats: Seats, *, stepper: steppers.Stepper) -> Seats:
   return seats._replace(state=jax.tree.unflatten(jax.tree.structure(state), leaves))
 
 
-def num_seats(num_items: int, batch_size: int, devices: Sequence[jax.Device]) -> int:
-  """B: the whole batch, or as many eighths of it as a short list fills.
-
-  An empty seat costs as much as a taken one, and each attack compiles its own program in any case;
-  eighths, because an evaluation in parts would else compile one for each number that is left.
-
-  Args:
-    num_items: M, that are to be attacked.
-    batch_size: the most seats, a multiple of the number of devices.
-    devices: that the seats are divided among.
-
-  Returns:
-    A multiple of the number of devices.
-
-  Example:
-    >>> cpu = jax.local_devices()[:1]
-    >>> num_seats(1000, 250, cpu), num_seats(134, 250, cpu), num_seats(1, 250, cpu)
-    (250, 160, 32)
-
-  Source: ours.
-  """
-  eighth = devices_lib.round_up(-(-batch_size // 8), devices)
-  return min(batch_size, max(-(-num_items // eighth), 1) * eighth)
-
-
 def steps_at_once(stepper: steppers.Stepper) -> int:
   """How many steps one call makes before seats are looked at again.
 
@@ -217,6 +193,17 @@ def steps_at_once(stepper: steppers.Stepper) -> int:
   if not stepper.differentiates:
     return min(20, stepper.length)
   return 1 if loops.writes_out() else min(5, stepper.length)
+
+
+def _divisible(seats: Seats, devices: Sequence[jax.Device]) -> Seats:
+  """The same with empty seats added, where they were set up for another number of devices."""
+  more = devices_lib.round_up(len(seats.example), devices) - len(seats.example)
+  if not more:
+    return seats
+  longer = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], more, axis=0)])
+  return seats._replace(example=np.append(seats.example, np.full(more, -1)),
+                        run=np.append(seats.run, np.zeros(more, seats.run.dtype)),
+                        state=jax.tree.map(longer, seats.state))
 
 
 def _fill(seats: Seats, items: np.ndarray, fell: np.ndarray):

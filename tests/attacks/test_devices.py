@@ -25,7 +25,7 @@ dtype, n, sizes, names = json.loads(sys.argv[1])
 jax.config.update('jax_enable_x64', dtype == 'float64')
 assert jax.local_device_count() == 4
 found = test_devices.verdicts(dtype, n, sizes, names)
-print(json.dumps([found, test_devices.shares(dtype)]))
+print(json.dumps([found, test_devices.shares(dtype), test_devices.moved(dtype)]))
 '''
 NAMES = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
 
@@ -63,6 +63,28 @@ def shares(dtype):
   return [[shard.data.shape[0] for shard in seats.state.x.addressable_shards] for seats in calls]
 
 
+def moved(dtype):
+  """What falls of 7 examples when one device takes the first step of each, and four the others."""
+  logits_fn, x, y = problem(dtype, 7)
+  work = refill.Work(x, y, y[:, None], np.arange(7), test_autoattack.KEY, np.full(7, .05, dtype),
+                     (0., 1.))
+  items, stepper = np.array([(i, 0) for i in range(7)]), apgd_stepper(norm='linf', num_steps=4)
+
+  def begin(devices, fell, seats=None):
+    return refill.drain(*2 * [steppers.as_partial(logits_fn)], work, items, fell, np.array(x),
+                        np.zeros((3, 7), bool), stepper=stepper, batch_size=56, devices=devices,
+                        seats=seats)
+
+  alone, fell = np.zeros(7, bool), np.zeros(7, bool)
+  for seats in begin(jax.local_devices()[:1], alone):
+    pass
+  first = next(begin(jax.local_devices()[:1], fell))
+  assert len(first.example) == 7 and first.taken == 7
+  for seats in begin(jax.local_devices(), fell, jax.device_get(first)):
+    assert len(seats.example) == 8
+  return [alone.tolist(), fell.tolist()]
+
+
 def in_four_devices(*arguments):
   flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
   environment = os.environ | {
@@ -76,7 +98,8 @@ def in_four_devices(*arguments):
     (24, (7, 24), ('apgd-ce', 'square')),
     pytest.param(500, (1, 7, 64, 500), NAMES, marks=pytest.mark.long)])
 def test_no_verdict_depends_on_the_batch_or_on_the_devices_in_float64(n, sizes, names):
-  found, shares = in_four_devices('float64', n, sizes, names)
+  found, shares, (alone, across) = in_four_devices('float64', n, sizes, names)
+  assert alone == across and any(alone) and not all(alone)
   assert all(each == [2, 2, 2, 2] for each in shares) and len(shares) >= 5
   assert len(found) == 2 * len(sizes)
   first = next(iter(found.values()))
@@ -89,7 +112,7 @@ def test_in_float32_rounding_decides_one_example_in_500_at_most():
   # Two parts in a thousand are what is asked of the project; a difference can only be an example at
   # the edge, so its margin is shown.
   n, logits_fn, x, y = 500, *problem('float32', 500)
-  found, _ = in_four_devices('float32', n, (1, 7, 64, 500), NAMES)
+  found, *_ = in_four_devices('float32', n, (1, 7, 64, 500), NAMES)
   first = np.array(next(iter(found.values()))['square'])
   other = np.logical_or.reduce([np.array(each['square']) != first for each in found.values()])
   margins = np.asarray(attacks.losses.margin(logits_fn(x), y))
@@ -103,3 +126,9 @@ def test_one_device_leaves_arrays_where_they_are():
   assert devices_lib.spread(tree, jax.local_devices()[:1]) is tree
   assert devices_lib.copy(tree, jax.local_devices()[:1]) is tree
   assert devices_lib.round_up(5, [None] * 4) == 8
+
+
+@pytest.mark.parametrize('items, batch, number, seats', [
+    (3, 16, 1, 4), (3, 16, 4, 4), (5, 16, 4, 8), (16, 16, 4, 16), (99, 16, 1, 16), (0, 16, 1, 2)])
+def test_a_short_list_has_fewer_seats_that_divide_over_the_devices(items, batch, number, seats):
+  assert devices_lib.num_seats(items, batch, [None] * number) == seats

@@ -81,11 +81,12 @@ def test_a_refilled_batch_is_compiled_no_more_often_and_waits_for_nobody():
 
 
 def test_a_short_list_is_given_no_more_seats_than_it_fills():
-  # 3 examples, a batch of 16: its eighths are of 2, so that 4 seats hold them; the draws, and so who
+  # 7 examples, a batch of 32: its eighths are of 4, so that 8 seats hold them; the draws, and so who
   # falls, are those of any other batch.
-  logits_fn, x, y = test_autoattack.network(n=3)
-  seats, fell = drain(logits_fn, x, y, STEPPERS['square'], batch_size=16, epsilon=.05)
+  logits_fn, x, y = test_autoattack.network(n=7)
+  seats, fell = drain(logits_fn, x, y, STEPPERS['square'], batch_size=32)
+  assert {len(one.example) for one in seats} == {8}
+  seats, as_fell = drain(logits_fn, x, y, STEPPERS['square'], batch_size=4)
   assert {len(one.example) for one in seats} == {4}
-  seats, as_fell = drain(logits_fn, x, y, STEPPERS['square'], batch_size=2, epsilon=.05)
-  assert {len(one.example) for one in seats} == {2}
   np.testing.assert_array_equal(fell, as_fell)
+  assert 0 < fell.sum() < 7

@@ -7,7 +7,7 @@
 The best checkpoint of the run is attacked by the whole of 'standard', on the first --n test images, once
 for each of --sizes on one device and, where a batch has that many examples, on four (of the CPU, which
 plays four). Verdicts of every component are compared with those of the first evaluation. In float64
-they must be the same; in float32 rounding may decide at the edge, so what differs is listed with
+they must be the same, or the exit code is 1; in float32 rounding may decide at the edge, so what differs is listed with
 the margin, z_y − max_{j≠y} z_j, at the clean image and at the point that one of the two found. Needs
 nothing but at_jax, and hours where a batch is of one.
 """
@@ -15,6 +15,7 @@ nothing but at_jax, and hours where a batch is of one.
 import argparse
 import os
 import pathlib
+import sys
 
 os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} '
                            '--xla_force_host_platform_device_count=4').strip()
@@ -28,6 +29,7 @@ from at_jax import attacks
 from at_jax import checkpoints
 from at_jax import command_line
 from at_jax import data
+from at_jax import errors
 from at_jax import records
 from at_jax import run as run_lib
 from at_jax import settle
@@ -38,6 +40,8 @@ def model(asked, float64: bool):
   run = run_lib.build(asked.config)
   store = checkpoints.Checkpoints(asked.workdir / 'checkpoints', keep=1)
   saved, _ = store.best(jax.device_get(run_lib.init_state(run)))
+  if saved is None:
+    sys.exit(f'{asked.workdir} has no checkpoint that can be read')
   variables = jax.device_get(settle.settler(run)(saved.state))
   if float64:
     jax.config.update('jax_enable_x64', True)
@@ -82,8 +86,11 @@ def main() -> None:
   parser.add_argument('--float64', action='store_true')
   parser.add_argument('--output', help='a JSON file, written anew after each evaluation')
   arguments = parser.parse_args()
-  logits_fn, test = model(command_line.parse([
-      f'--config={arguments.config}', f'--workdir={arguments.workdir}']), arguments.float64)
+  try:
+    asked = command_line.parse([f'--config={arguments.config}', f'--workdir={arguments.workdir}'])
+    logits_fn, test = model(asked, arguments.float64)
+  except errors.UserError as mistake:
+    sys.exit(f'independence: {mistake}')
   x, y = np.asarray(data.to_unit(test.images[:arguments.n])), test.labels[:arguments.n]
   x = x.astype(np.float64 if arguments.float64 else np.float32)
   margin = lambda x, y: np.asarray(-attacks.losses.margin(logits_fn(x), y)) if len(x) else []
@@ -103,6 +110,8 @@ def main() -> None:
         print(f'{"":16s}image {i}, {name}: margin {before:.4f} clean, {after:.2e} at the point')
     if arguments.output:
       records.write_json(pathlib.Path(arguments.output), found)
+  if arguments.float64 and any(rows for told in found['differ'].values() for rows in told.values()):
+    sys.exit('in float64 no verdict may differ')
 
 
 if __name__ == '__main__':

@@ -9,13 +9,15 @@ commit a392200. Needs the packages of at_jax[peers], PyTorch among them, which r
 
 A slice leaves a file of verdicts in --output: which images fell to which component, here and, with
 --reference, there, and the seconds of each. Killed, the same command goes on where it was, and a slice
-that has its verdicts is not run again. Both attack with the same ε, batch size, number of threads and
-CPUs. The reference checks the model, some forward passes, before every component, which is counted;
-what ours spends on compiling is told apart, unless the slice was resumed. The draws differ, so that an
-image at the edge may fall to one and not to the other. Only a quiet machine gives times worth keeping:
-the load average at the start stands beside them. What it prints, on how many images the two differ too, is over all files of the
-same weights, images and options. --images is a name or an .npz of at_jax.data; MNIST lies in another
-order in TFDS than in its own files, whose indices are other people's.
+that has its verdicts is not run again. What it prints, on how many images the two differ too, is over
+all files of the same weights, images and options. --images is a name or an .npz of at_jax.data; MNIST
+lies in another order in TFDS than in its own files, whose indices are other people's.
+
+Both attack with the same ε, batch size and CPUs. The reference checks the model, some forward passes,
+before every component, which is counted; what ours spends on compiling is told apart. The draws
+differ, so that an image at the edge may fall to one and not to the other. Seconds are shown of slices
+that ours ran in one go, both with the same number of threads; only a quiet machine gives times worth
+keeping, and the load average at the start stands beside them.
 """
 
 import argparse
@@ -244,12 +246,14 @@ def show_beside(title: str, ours: dict[str, np.ndarray], theirs: dict[str, np.nd
 
 def show_times(slices: list[dict[str, Any]]) -> None:
   """Prints the seconds of each component and their ratios, of slices that both ran in one go."""
-  timed = [s for s in slices if 'compiling' in s['ours'] and set(COMPONENTS) <= set(
-      s.get('reference', {}).get('seconds', {}))]
+  threads = os.sched_getaffinity(0)
+  timed = [s for s in slices if 'compiling' in s['ours']
+           and set(COMPONENTS) <= set(s.get('reference', {}).get('seconds', {}))
+           and s['ours']['threads'] == s['reference']['threads'] == len(threads)]
   if not timed:
     return
   load = lambda which: ', '.join(str(s[which]['load']) for s in timed)
-  print(f'seconds, {sum(s["n"] for s in timed)} images, {timed[0]["ours"]["threads"]} threads, load '
+  print(f'seconds, {sum(s["n"] for s in timed)} images, {len(threads)} threads, load '
         f'{load("ours")} at the start of ours and {load("reference")} of theirs')
   print(f'{"":8s} {"ours":>8s} {"compiled":>8s} {"theirs":>8s} {"ours / theirs":>15s} {"compiled":>8s}')
   total = np.zeros(3)
