@@ -30,7 +30,8 @@ def digests(workdir, step):
 
 def command(workdir, form='', **fields):
   """A run on the tiny data: 4 epochs of two steps, the first of them clean."""
-  c = {'dataset.name': test_finetune.config_of.path, 'dataset.num_classes': 3, 'dataset.validation_size': 8,
+  c = {'dataset.name': test_finetune.config_of.path,
+       'dataset.num_classes': 3, 'dataset.validation_size': 8,
        'batch_size': 8, 'validate.batch_size': 8, 'evaluate.batch_size': 8, 'epochs': 4,
        'evaluate.num_examples': 8, 'model.width': 2} | fields
   return main.main([f'{SMOKE}:{form}smoke', f'--workdir={workdir}',

@@ -57,7 +57,8 @@ def calls(logits_fn, x, y, norm: str, module) -> dict[str, object]:
   flat = lambda a: torch.from_numpy(np.array(a).reshape(len(y), -1))
   points, planes = flat(x).repeat(2, 1), flat(normal).repeat(2, 1)
   offset = (points * planes).sum(1) - flat(gap)[:, 0].repeat(2)
-  return {'step': lambda: step(logits_fn, problem, state), 'projections': lambda: ours(x, x, normal, gap),
+  return {'step': lambda: step(logits_fn, problem, state),
+          'projections': lambda: ours(x, x, normal, gap),
           'theirs': lambda: project(points, planes, offset)}
 
 

@@ -1,15 +1,15 @@
-"""Whether AutoAttack's verdicts depend on the batch size or on the number of devices, on a real network.
+"""Whether AutoAttack's verdicts on a real network depend on the batch size or number of devices.
 
   python tests/benchmarks/independence.py --config=configs/pgd_at_cifar10.py:small \
     --workdir=results/small_cifar10/pgd_at_cifar10-0 --output=results/independence/float32.json
   the same with --float64
 
-The best checkpoint of the run is attacked by the whole of 'standard', on the first --n test images, once
-for each of --sizes on one device and, where a batch has that many examples, on four (of the CPU, which
-plays four). Verdicts of every component are compared with those of the first evaluation. In float64
-they must be the same, or the exit code is 1; in float32 rounding may decide at the edge, so what differs is listed with
-the margin, z_y − max_{j≠y} z_j, at the clean image and at the point that one of the two found. Needs
-nothing but at_jax, and hours where a batch is of one.
+The best checkpoint of the run is attacked by the whole of 'standard', on the first --n test images,
+once for each of --sizes on one device and, where a batch has that many examples, on four (of the CPU,
+which plays four). Verdicts of every component are compared with those of the first evaluation. In
+float64 they must be the same, or the exit code is 1; in float32 rounding may decide at the edge, so
+what differs is listed with the margin, z_y − max_{j≠y} z_j, at the clean image and at the point that
+one of the two found. Needs nothing but at_jax, and hours where a batch is of one.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Data sets that are small enough to make here, in the formats of their authors, and who serves them."""
+"""Data sets small enough to make here, in the formats of their authors, and who serves them."""
 
 import contextlib
 import gzip
