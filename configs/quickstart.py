@@ -1,4 +1,4 @@
-"""DUCAT on scikit-learn's digits: no network, no download, under two minutes on two cores.
+"""DUCAT on scikit-learn's digits: no network, no download, three minutes on two cores.
 
   python -m at_jax.main --config=configs/quickstart.py
 
