@@ -80,7 +80,8 @@ def check_radius(epsilon: Any, num_examples: int) -> None:
     raise ValueError(f'epsilon has shape {np.shape(epsilon)}: use a number, or one per example of x, '
                      f'{(num_examples,)}')
   if _is_known(epsilon) and not np.all(np.asarray(epsilon) >= 0):
-    raise ValueError(f'epsilon = {np.asarray(epsilon).min()}: use a number of at least 0, 8/255 for example')
+    raise ValueError(f'epsilon = {np.asarray(epsilon).min()}: use a number of at least 0, 8/255 for '
+                     'example')
 
 
 def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
@@ -160,7 +161,7 @@ def check_logits(shape: tuple[int, ...], num_examples: int) -> None:
   raise ValueError(f'logits_fn gives shape {tuple(shape)} for {num_examples} examples: {cure}')
 
 
-def check_model(logits_fn: jax.tree_util.Partial, x: Array, **classes: Array) -> None:
+def check_call(logits_fn: jax.tree_util.Partial, x: Array, **classes: Array) -> None:
   """Raises unless the model gives logits, and those of all classes named.
 
   The model is traced for it, once for all calls, and not compiled. Under a transformation, where
@@ -175,7 +176,7 @@ def check_model(logits_fn: jax.tree_util.Partial, x: Array, **classes: Array) ->
     ValueError: as `check_logits` and `check_classes`.
 
   Example:
-    >>> check_model(jax.tree_util.Partial(lambda x: x), jnp.ones((1, 2)), y=jnp.array([1]))
+    >>> check_call(jax.tree_util.Partial(lambda x: x), jnp.ones((1, 2)), y=jnp.array([1]))
 
   Source: ours.
   """

@@ -120,7 +120,7 @@ def pgd(
   inputs.check_radius(epsilon, len(x))
   # Its arrays are then arguments of the compiled program, not constants in it.
   logits_fn = steppers.as_partial(logits_fn)
-  inputs.check_model(logits_fn, x, y=y)
+  inputs.check_call(logits_fn, x, y=y)
   index, key = inputs.indices(index, len(x)), keys.threefry(key)
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)

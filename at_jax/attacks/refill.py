@@ -170,7 +170,8 @@ def restore(work: Work, seats: Seats, *, stepper: steppers.Stepper) -> Seats:
   looks = lambda leaves: [(leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves]
   wanted, found = looks(jax.tree.leaves(state)), looks(seats.state)
   if found != wanted:
-    raise ValueError(f'{len(found)} arrays, which are not the {len(wanted)} of {type(state).__module__}')
+    raise ValueError(
+        f'{len(found)} arrays, which are not the {len(wanted)} of {type(state).__module__}')
   leaves = [jnp.asarray(leaf) for leaf in seats.state]
   return seats._replace(state=jax.tree.unflatten(jax.tree.structure(state), leaves))
 

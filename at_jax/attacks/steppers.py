@@ -115,7 +115,7 @@ def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.
   """
   model = as_partial(logits_fn)
   asked = jax.tree_util.Partial(one_by_one, model, keys=problem.key) if random else model
-  inputs.check_model(asked, problem.x, y=problem.y, target=problem.target)
+  inputs.check_call(asked, problem.x, y=problem.y, target=problem.target)
   return model
 
 

@@ -19,17 +19,19 @@ import time
 
 import numpy as np
 
-import trained_here  # tunes the platform, and so comes before jax
+from at_jax import platform
+platform.tune()  # It has to come before jax.
+
 import jax
 import jax.numpy as jnp
 import torch
 
-from at_jax import command_line
 from at_jax import data
 from at_jax.attacks import hyperplane
 from at_jax.attacks import steppers
 from at_jax.attacks.fab import _towards_target
 from at_jax.attacks.fab import stepper as fab_stepper
+import best_checkpoint
 
 
 def seconds(call) -> float:
@@ -72,8 +74,7 @@ def main() -> None:
   arguments = parser.parse_args()
   sys.path.insert(0, arguments.reference)
   module = importlib.import_module('autoattack.fab_projections')
-  run, variables = trained_here.load(command_line.parse([
-      f'--config={arguments.config}', f'--workdir={arguments.workdir}']))
+  run, variables = best_checkpoint.load(arguments.config, arguments.workdir)
   test = run.dataset.test
   x = jnp.asarray(data.to_unit(test.images[:arguments.batch_size]))
   y = jnp.asarray(test.labels[:arguments.batch_size])

@@ -26,28 +26,20 @@ import jax
 import numpy as np
 
 from at_jax import attacks
-from at_jax import checkpoints
-from at_jax import command_line
 from at_jax import data
-from at_jax import errors
 from at_jax import records
 from at_jax import run as run_lib
-from at_jax import settle
+import best_checkpoint
 
 
-def model(asked, float64: bool):
+def model(config: str, workdir: str, float64: bool):
   """(logits function, test split) of a run's best checkpoint, computed in either precision."""
-  run = run_lib.build(asked.config)
-  store = checkpoints.Checkpoints(asked.workdir / 'checkpoints', keep=1)
-  saved, _ = store.best(jax.device_get(run_lib.init_state(run)))
-  if saved is None:
-    sys.exit(f'{asked.workdir} has no checkpoint that can be read')
-  variables = jax.device_get(settle.settler(run)(saved.state))
+  run, variables = best_checkpoint.load(config, workdir)
   if float64:
     jax.config.update('jax_enable_x64', True)
-    variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
-    asked.config.model.dtype = 'float64'
-    run = run_lib.build(asked.config)
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(variables))
+    run.config.model.dtype = 'float64'
+    run = run_lib.build(run.config)
   return jax.tree_util.Partial(run.network.deployed, variables), run.dataset.test
 
 
@@ -86,11 +78,7 @@ def main() -> None:
   parser.add_argument('--float64', action='store_true')
   parser.add_argument('--output', help='a JSON file, written anew after each evaluation')
   arguments = parser.parse_args()
-  try:
-    asked = command_line.parse([f'--config={arguments.config}', f'--workdir={arguments.workdir}'])
-    logits_fn, test = model(asked, arguments.float64)
-  except errors.UserError as mistake:
-    sys.exit(f'independence: {mistake}')
+  logits_fn, test = model(arguments.config, arguments.workdir, arguments.float64)
   x, y = np.asarray(data.to_unit(test.images[:arguments.n])), test.labels[:arguments.n]
   x = x.astype(np.float64 if arguments.float64 else np.float32)
   margin = lambda x, y: np.asarray(-attacks.losses.margin(logits_fn(x), y)) if len(x) else []

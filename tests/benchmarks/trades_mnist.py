@@ -21,7 +21,6 @@ keeping, and the load average at the start stands beside them.
 """
 
 import argparse
-from collections.abc import Iterator
 import hashlib
 import os
 import pathlib
@@ -40,8 +39,8 @@ from at_jax import data
 from at_jax import models
 from at_jax import records
 from at_jax.models import importers
+import verdicts
 
-COMPONENTS = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
 SLICE = 1000
 
 
@@ -64,50 +63,6 @@ def load_networks(weights: str) -> tuple[Any, TorchSmallCNN]:
 def apply(variables, x):
   """Logits of our network; a function of the module, so that it compiles once."""
   return models.SmallCNN(num_outputs=10).apply(variables, x)
-
-
-def reference(path: str, net, x, y, *, epsilon: float, batch_size: int, seed: int,
-              standing: np.ndarray, names: tuple[str, ...], norm: str = 'Linf'
-              ) -> Iterator[tuple[str, np.ndarray, float]]:
-  """Runs the authors' implementation one component after another, as it does by itself.
-
-  Args:
-    path: a checkout of it.
-    net: the PyTorch network.
-    x: f32[N, H, W, C].
-    y: i32[N].
-    epsilon: the radius.
-    batch_size: of its batches.
-    seed: of its draws, which are the same in every batch.
-    standing: bool[N], what to attack.
-    names: the components to run, in their order.
-    norm: 'Linf' or 'L2', as it calls them.
-
-  Yields:
-    The component, bool[N] what stands after it, and its seconds, in which its checks of the model,
-    some forward passes, are counted.
-  """
-  sys.path.insert(0, path)
-  from autoattack import AutoAttack
-  attack = AutoAttack(net, norm=norm, eps=epsilon, seed=seed, version='standard', verbose=False,
-                      device='cpu')
-  x, y = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(y).long()
-  standing = torch.from_numpy(standing.copy())
-  for name in names:
-    begun = time.perf_counter()
-    attack.attacks_to_run = [name]
-    if standing.any():
-      places = standing.nonzero().flatten()
-      _, labels = attack.run_standard_evaluation(x[places], y[places], bs=batch_size,
-                                                 return_labels=True)
-      standing[places] = labels == y[places]
-    yield name, standing.numpy().copy(), time.perf_counter() - begun
-
-
-def is_right(net, x, y) -> np.ndarray:
-  """bool[N], which images the PyTorch network classifies correctly."""
-  with torch.no_grad():
-    return net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).argmax(1).numpy() == y
 
 
 def identity(arguments, variables, split: data.Split) -> dict[str, Any]:
@@ -136,13 +91,13 @@ def run_slice(arguments, number: int, variables, net, split: data.Split, same: d
   if arguments.reference:
     theirs = found.setdefault('reference', {
         'torch': torch.__version__, 'threads': arguments.threads, 'load': round(os.getloadavg()[0], 1),
-        'seconds': {}, 'fell': {'clean': _indices(~is_right(net, x, y), begin)}})
-    names = tuple(name for name in COMPONENTS if name not in theirs['fell'])
-    standing = _standing(theirs['fell'], begin, len(y))[COMPONENTS[-1]]
-    for name, after, seconds in reference(
+        'seconds': {}, 'fell': {'clean': verdicts.indices(~verdicts.is_right(net, x, y), begin)}})
+    names = tuple(name for name in verdicts.COMPONENTS if name not in theirs['fell'])
+    standing = verdicts.standing_after(theirs['fell'], begin, len(y))[verdicts.COMPONENTS[-1]]
+    for name, after, seconds in verdicts.reference(
         arguments.reference, net, x, y, epsilon=arguments.epsilon, batch_size=arguments.batch_size,
         seed=arguments.seed, standing=standing, names=names):
-      theirs['fell'][name], theirs['seconds'][name] = _indices(standing & ~after, begin), round(
+      theirs['fell'][name], theirs['seconds'][name] = verdicts.indices(standing & ~after, begin), round(
           seconds, 1)
       standing = after
       records.write_json(path, found)
@@ -170,7 +125,7 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
       index=begin + np.arange(len(y)), progress=progress)
   state.unlink()
   tenths = lambda seconds: {name: round(s, 1) for name, s in seconds.items()}
-  found = {'fell': fallen({'clean': result.clean, **result.components}, begin),
+  found = {'fell': verdicts.fallen({'clean': result.clean, **result.components}, begin),
            'seconds': tenths(result.seconds), 'warnings': list(result.warnings),
            'threads': arguments.threads, 'load': load}
   return found if resumed else found | {'compiling': tenths(compiling.seconds)}
@@ -183,7 +138,7 @@ class Compiling:
   """
 
   def __init__(self):
-    self.seconds, self._heard = dict.fromkeys(COMPONENTS, 0.), []
+    self.seconds, self._heard = dict.fromkeys(verdicts.COMPONENTS, 0.), []
     jax.monitoring.register_event_duration_secs_listener(self._hear)
 
   def _hear(self, event: str, seconds: float, **_) -> None:
@@ -194,85 +149,6 @@ class Compiling:
     """What was heard since this attack began was for it."""
     began = time.monotonic() - now.seconds
     self.seconds[now.attack] = sum(seconds for at, seconds in self._heard if at > began)
-
-
-def fallen(stands: dict[str, np.ndarray], begin: int) -> dict[str, list[int]]:
-  """Which images of the test set fell to each, from bool[N], what stands after each in turn."""
-  fell, standing = {}, True
-  for name, after in stands.items():
-    fell[name], standing = _indices(standing & ~after, begin), after
-  return fell
-
-
-def _indices(mask: np.ndarray, begin: int) -> list[int]:
-  return (begin + np.flatnonzero(mask)).tolist()
-
-
-def _standing(fell: dict[str, list[int]], begin: int, n: int) -> dict[str, np.ndarray]:
-  """bool[n] after each component, from the indices that fell to it."""
-  standing, after = np.ones(n, bool), {}
-  for name in ('clean', *COMPONENTS):
-    standing[np.asarray(fell.get(name, []), int) - begin] = False
-    after[name] = standing.copy()
-  return after
-
-
-def show(slices: list[dict[str, Any]]) -> None:
-  """Prints what stands after each component, over all slices and over those with a reference."""
-  ours = _after(slices, 'ours')
-  print(f'{len(slices)} slices, {len(ours["clean"])} images')
-  for name, standing in ours.items():
-    print(f'{name:8s} {standing.mean():8.2%}')
-  beside = [s for s in slices if set(COMPONENTS) <= set(s.get('reference', {}).get('fell', {}))]
-  if not beside:
-    return
-  ours, theirs = _after(beside, 'ours'), _after(beside, 'reference')
-  places = np.concatenate([s['first'] + np.arange(s['n']) for s in beside])
-  show_beside(f'beside the reference, {len(places)} images', ours, theirs, places)
-
-
-def show_beside(title: str, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray],
-                places: np.ndarray) -> None:
-  """Prints what stands here and there, from bool[N] by component, and the images that differ."""
-  print(title)
-  print(f'{"":8s} {"ours":>8s} {"theirs":>8s} differ')
-  for name, standing in ours.items():
-    print(f'{name:8s} {standing.mean():8.2%} {theirs[name].mean():8.2%} '
-          f'{(standing != theirs[name]).sum():6d}')
-    for which, only in (('ours', theirs[name] & ~standing), ('theirs', standing & ~theirs[name])):
-      if only.any():
-        print(f'{"":8s} fallen to {which} only: {places[only].tolist()}')
-
-
-def show_times(slices: list[dict[str, Any]]) -> None:
-  """Prints the seconds of each component and their ratios, of slices that both ran in one go."""
-  threads = os.sched_getaffinity(0)
-  timed = [s for s in slices if 'compiling' in s['ours']
-           and set(COMPONENTS) <= set(s.get('reference', {}).get('seconds', {}))
-           and s['ours']['threads'] == s['reference']['threads'] == len(threads)]
-  if not timed:
-    return
-  load = lambda which: ', '.join(str(s[which]['load']) for s in timed)
-  print(f'seconds, {sum(s["n"] for s in timed)} images, {len(threads)} threads, load '
-        f'{load("ours")} at the start of ours and {load("reference")} of theirs')
-  print(f'{"":8s} {"ours":>8s} {"compiled":>8s} {"theirs":>8s} {"ours / theirs":>15s} {"compiled":>8s}')
-  total = np.zeros(3)
-  for name in (*COMPONENTS, 'whole'):
-    if name in COMPONENTS:
-      spent = np.sum([(s['ours']['seconds'][name],
-                       s['ours']['seconds'][name] - s['ours']['compiling'][name],
-                       s['reference']['seconds'][name]) for s in timed], axis=0)
-      total += spent
-    else:
-      spent = total
-    ours, compiled, theirs = spent
-    print(f'{name:8s} {ours:8.1f} {compiled:8.1f} {theirs:8.1f} {ours / max(theirs, .1):15.2f} '
-          f'{compiled / max(theirs, .1):8.2f}')
-
-
-def _after(slices: list[dict[str, Any]], which: str) -> dict[str, np.ndarray]:
-  each = [_standing(s[which]['fell'], s['first'], s['n']) for s in slices]
-  return {name: np.concatenate([e[name] for e in each]) for name in ('clean', *COMPONENTS)}
 
 
 def numbers(text: str) -> list[int]:
@@ -305,8 +181,8 @@ def main() -> None:
   files = sorted(pathlib.Path(arguments.output).glob('[0-9]*.json'))
   slices = [records.read_json(path) for path in files]
   slices = [s for s in slices if all(s[name] == value for name, value in same.items())]
-  show(slices)
-  show_times(slices)
+  verdicts.show(slices)
+  verdicts.show_times(slices)
 
 
 if __name__ == '__main__':

@@ -18,18 +18,17 @@ import sys
 
 import numpy as np
 
-import trades_mnist  # tunes the platform, and so comes before jax
+from at_jax import platform
+platform.tune()  # It has to come before jax.
+
 import jax
 import torch
 
 from at_jax import attacks
-from at_jax import checkpoints
-from at_jax import command_line
 from at_jax import data
-from at_jax import errors
 from at_jax import records
-from at_jax import run as run_lib
-from at_jax import settle
+import best_checkpoint
+import verdicts
 
 functional = torch.nn.functional
 _NORMS = {'linf': 'Linf', 'l2': 'L2'}
@@ -66,20 +65,10 @@ class TorchSmallCNN(torch.nn.Module):
     return x.permute(0, 2, 3, 1).flatten(1) @ self.fc1_kernel + self.fc1_bias
 
 
-def load(asked) -> tuple[run_lib.Run, dict]:
-  """A run and the variables of its best checkpoint."""
-  run = run_lib.build(asked.config)
-  store = checkpoints.Checkpoints(asked.workdir / 'checkpoints', keep=1)
-  saved, _ = store.best(jax.device_get(run_lib.init_state(run)))
-  if saved is None:
-    sys.exit(f'{asked.workdir} has no checkpoint that can be read')
-  return run, settle.settler(run)(saved.state)
-
-
 def _alone(stands: dict[str, np.ndarray], begin: int) -> dict[str, list[int]]:
   fell = {name: stands['clean'] & ~after for name, after in stands.items()}
   fell['clean'] = ~stands['clean']
-  return {name: (begin + np.flatnonzero(mask)).tolist() for name, mask in fell.items()}
+  return {name: verdicts.indices(mask, begin) for name, mask in fell.items()}
 
 
 def main() -> None:
@@ -95,11 +84,7 @@ def main() -> None:
   parser.add_argument('--alone', action='store_true', help='each component on all images')
   parser.add_argument('--output', help='a JSON file for the verdicts and the seconds')
   arguments = parser.parse_args()
-  try:
-    run, variables = load(command_line.parse([f'--config={arguments.config}',
-                                              f'--workdir={arguments.workdir}']))
-  except errors.UserError as mistake:
-    sys.exit(f'trained_here: {mistake}')
+  run, variables = best_checkpoint.load(arguments.config, arguments.workdir)
   test = run.dataset.test
   x, y = np.asarray(data.to_unit(test.images[:arguments.n])), test.labels[:arguments.n]
   net = TorchSmallCNN(variables, stem_stride=run.config.model.stem_stride).eval()
@@ -113,15 +98,15 @@ def main() -> None:
       jax.tree_util.Partial(run.network.deployed, variables), x, y, jax.random.key(arguments.seed),
       epsilon=epsilon, norm=arguments.norm, batch_size=arguments.batch_size,
       cascade=not arguments.alone)
-  theirs, seconds = {'clean': trades_mnist.is_right(net, x, y)}, {}
-  calls = [(name,) for name in trades_mnist.COMPONENTS]
-  for names in calls if arguments.alone else [trades_mnist.COMPONENTS]:
-    for name, stands, spent in trades_mnist.reference(
+  theirs, seconds = {'clean': verdicts.is_right(net, x, y)}, {}
+  calls = [(name,) for name in verdicts.COMPONENTS]
+  for names in calls if arguments.alone else [verdicts.COMPONENTS]:
+    for name, stands, spent in verdicts.reference(
         arguments.reference, net, x, y, epsilon=epsilon, batch_size=arguments.batch_size,
         seed=arguments.seed, standing=theirs['clean'], names=names, norm=_NORMS[arguments.norm]):
       theirs[name], seconds[name] = stands, round(spent, 1)
   ours = {'clean': result.clean, **result.components}
-  fallen = _alone if arguments.alone else trades_mnist.fallen
+  fallen = _alone if arguments.alone else verdicts.fallen
   found = {'first': 0, 'n': len(y), 'norm': arguments.norm, 'epsilon': epsilon,
            'seed': arguments.seed, 'batch_size': arguments.batch_size, 'alone': arguments.alone,
            'versions': records.versions(),
@@ -130,9 +115,9 @@ def main() -> None:
                     'warnings': list(result.warnings)},
            'reference': {'torch': torch.__version__, 'seconds': seconds, 'fell': fallen(theirs, 0)}}
   if arguments.alone:
-    trades_mnist.show_beside(f'each alone, {len(y)} images', ours, theirs, np.arange(len(y)))
+    verdicts.show_beside(f'each alone, {len(y)} images', ours, theirs, np.arange(len(y)))
   else:
-    trades_mnist.show([found])
+    verdicts.show([found])
   if arguments.output:
     records.write_json(pathlib.Path(arguments.output), found)
 
