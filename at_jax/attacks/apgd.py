@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from at_jax.attacks import balls
 from at_jax.attacks import gradients
+from at_jax.attacks import inputs
 from at_jax.attacks import losses
 from at_jax.attacks import schedule
 from at_jax.attacks import steppers
@@ -151,8 +152,7 @@ def stepper(
   """
   if norm not in ('linf', 'l2', 'l1'):
     raise ValueError(f'norm = {norm!r}: use one of linf, l2, l1')
-  if num_steps < 1:
-    raise ValueError(f'num_steps = {num_steps}: use a whole number above 0')
+  inputs.check_count('num_steps', num_steps)
   if large_start and (norm != 'l1' or num_steps < 2):
     raise ValueError("large_start needs norm='l1' and num_steps of at least 2")
   table = schedule.table(num_steps, norm, large_start)

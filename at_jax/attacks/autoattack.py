@@ -162,7 +162,7 @@ def autoattack(
   """
   names = ensemble.choose(attacks, version, norm)
   problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds)
-  _check(problem, names, bounds, batch_size, channel_axis)
+  _check(problem, names, batch_size, channel_axis)
   saves.prove(state_path)
   devices = tuple(devices or jax.local_devices())
   batch_size = devices_lib.round_up(min(batch_size, len(problem.x)), devices)
@@ -237,15 +237,13 @@ def autoattack(
       dict(zip(names, record.seconds.tolist(), strict=True)))
 
 
-def _check(problem, names, bounds, batch_size, channel_axis) -> None:
+def _check(problem, names, batch_size, channel_axis) -> None:
   """Raises for what would go wrong without a word, or only after hours."""
   if not len(problem.x):
     raise ValueError('x has no examples')
-  if batch_size < 1:
-    raise ValueError(f'batch_size = {batch_size}: use a whole number above 0')
+  inputs.check_count('batch_size', batch_size)
   if 'square' in names:
     image_shape(problem.x.shape[1:], channel_axis)
-  inputs.check_bounds(problem.x, bounds)
 
 
 @functools.partial(jax.jit, static_argnames='random')

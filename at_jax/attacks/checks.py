@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from at_jax.attacks import answers
+from at_jax.attacks import inputs
 
 Array = jax.Array
 _SQUARE_MARGIN = .002
@@ -28,13 +29,18 @@ def check_model(logits_fn, x: Array, y: Array) -> tuple[str, ...]:
   Returns:
     Warnings; none if nothing is odd.
 
+  Raises:
+    ValueError: if the outputs are no logits [B, C].
+
   Example:
     >>> print(check_model(jax.nn.softmax, np.eye(3), np.arange(3))[0])
     the outputs are probabilities: attack the logits, before the softmax, or add square
 
   Source: as `check_outputs` and `answers.check`.
   """
-  return check_outputs(logits_fn(x), y) + answers.check(logits_fn, x, y)
+  logits = logits_fn(x)
+  inputs.check_logits(np.shape(logits), len(x))
+  return check_outputs(logits, y) + answers.check(logits_fn, x, y)
 
 
 def check_outputs(

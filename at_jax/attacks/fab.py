@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from at_jax.attacks import gradients
 from at_jax.attacks import hyperplane
+from at_jax.attacks import inputs
 from at_jax.attacks import steppers
 from at_jax.attacks.pgd import AttackResult
 
@@ -120,8 +121,7 @@ def stepper(
   """
   if norm not in ('linf', 'l2', 'l1'):
     raise ValueError(f'norm = {norm!r}: use one of linf, l2, l1')
-  if num_steps < 1:
-    raise ValueError(f'num_steps = {num_steps}: use a whole number above 0')
+  inputs.check_count('num_steps', num_steps)
 
   def init(problem: steppers.Problem) -> State:
     b, dtype = len(problem.x), problem.x.dtype

@@ -28,7 +28,8 @@ def check_examples(x: Array, y: Array) -> None:
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f'x has dtype {x.dtype}: convert it, x.astype(float32) / 255 for images')
   if y.shape != x.shape[:1]:
-    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}')
+    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}; '
+                     'argmax(y, axis=-1) of one-hot rows')
   check_classes('y', y)
 
 
@@ -49,8 +50,7 @@ def check_classes(name: str, classes: Array, num_classes: int | None = None) -> 
   Source: ours.
   """
   if not jnp.issubdtype(classes.dtype, jnp.integer):
-    raise ValueError(f'{name} has dtype {classes.dtype}: use integers, argmax(y, axis=-1) for one-hot '
-                     'rows')
+    raise ValueError(f'{name} has dtype {classes.dtype}: use integers')
   if not _is_known(classes) or not classes.size:
     return
   classes = np.asarray(classes)  # before any arithmetic, which jit would trace
@@ -61,12 +61,13 @@ def check_classes(name: str, classes: Array, num_classes: int | None = None) -> 
                      'examples without one')
 
 
-def check_radius(epsilon: Any, num_examples: int) -> None:
+def check_radius(epsilon: Any, num_examples: int, name: str = 'epsilon') -> None:
   """Raises unless this is a radius, or one an example.
 
   Args:
     epsilon: a number or f32[B]; infinite for FAB.
     num_examples: B.
+    name: of the argument, if it is another length.
 
   Raises:
     ValueError: for another shape, and for numbers below 0 or NaN.
@@ -77,11 +78,30 @@ def check_radius(epsilon: Any, num_examples: int) -> None:
   Source: ours.
   """
   if np.shape(epsilon) not in ((), (1,), (num_examples,)):
-    raise ValueError(f'epsilon has shape {np.shape(epsilon)}: use a number, or one per example of x, '
+    raise ValueError(f'{name} has shape {np.shape(epsilon)}: use a number, or one per example of x, '
                      f'{(num_examples,)}')
   if _is_known(epsilon) and not np.all(np.asarray(epsilon) >= 0):
-    raise ValueError(f'epsilon = {np.asarray(epsilon).min()}: use a number of at least 0, 8/255 for '
+    raise ValueError(f'{name} = {np.asarray(epsilon).min()}: use a number of at least 0, 8/255 for '
                      'example')
+
+
+def check_count(name: str, number: Any) -> None:
+  """Raises unless this is a number of steps, restarts or the like.
+
+  Args:
+    name: of the argument.
+    number: at least 1.
+
+  Raises:
+    ValueError: for numbers below 1, and for what is no integer.
+
+  Example:
+    >>> check_count('num_steps', 20)
+
+  Source: ours.
+  """
+  if not isinstance(number, (int, np.integer)) or number < 1:
+    raise ValueError(f'{name} = {number}: use a whole number above 0')
 
 
 def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
@@ -92,18 +112,26 @@ def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
     bounds: the smallest and the largest value of an input.
 
   Raises:
-    ValueError: for inputs beyond them.
+    ValueError: for inputs beyond them, and for bounds of which the second is not the larger.
 
   Example:
     >>> check_bounds(jnp.array([0., 1.0000001]), (0., 1.))
 
   Source: ours.
   """
-  low, high = bounds
+  if not all(map(_is_known, bounds)):
+    return
+  low, high = map(float, bounds)
+  if not low < high:
+    raise ValueError(f'bounds = {(low, high)}: use the smallest and the largest value of an input')
+  if not _is_known(x) or not x.size:
+    return
+  x = np.asarray(x)  # before any arithmetic, which jit would trace
   slack = lambda bound: 1e-5 * (1 + abs(bound))
-  if bool(((x < low - slack(low)) | (x > high + slack(high))).any()):
-    raise ValueError(f'x reaches from {float(x.min()):.3g} to {float(x.max()):.3g}, beyond '
-                     f'{low:g}..{high:g}: give bounds=, or normalise inside logits_fn')
+  lowest, highest = x.min(), x.max()
+  if lowest < low - slack(low) or highest > high + slack(high):
+    raise ValueError(f'x reaches from {lowest:.3g} to {highest:.3g}, beyond {low:g}..{high:g}: '
+                     'give bounds=, or normalise inside logits_fn')
 
 
 def indices(index: Array | None, num_examples: int, once: bool = False) -> Array:

@@ -40,13 +40,20 @@ def threefry(key: Array) -> Array:
   Returns:
     A PRNG key.
 
+  Raises:
+    ValueError: it is no key.
+
   Example:
     >>> threefry(jax.random.key(0)) == jax.random.key(0)
     Array(True, dtype=bool)
 
   Source: ours.
   """
-  typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  dtype = getattr(key, 'dtype', None)
+  typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  if not (typed and key.ndim == 0) and not (dtype == jnp.uint32 and key.ndim == 1):
+    told = key if dtype is None else f'{dtype}{list(key.shape)}'
+    raise ValueError(f'key = {told}: use one such as jax.random.key(0)')
   words = jax.random.key_data(key) if typed else key
   if str(jax.random.key_impl(key)) == _THREEFRY if typed else len(words) == 2:
     return key

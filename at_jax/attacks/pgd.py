@@ -98,8 +98,9 @@ def pgd(
     An `AttackResult`; with restarts, of the run that was kept.
 
   Raises:
-    ValueError: for an unknown norm, fewer than one step or restart, integer inputs, classes or a
-      radius that are none, an index of another length, or logits that are not [B, C].
+    ValueError: for an unknown norm, fewer than one step or restart, inputs that are integers or
+      beyond the bounds, classes, a radius or a step size that are none, an index of another length,
+      or logits that are not [B, C].
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -116,8 +117,9 @@ def pgd(
   algorithm 1.
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
-  _check(x, y, num_steps, norm, restarts)
+  _check(x, y, num_steps, norm, restarts, bounds)
   inputs.check_radius(epsilon, len(x))
+  inputs.check_radius(step_size, len(x), 'step_size')
   # Its arrays are then arguments of the compiled program, not constants in it.
   logits_fn = steppers.as_partial(logits_fn)
   inputs.check_call(logits_fn, x, y=y)
@@ -198,15 +200,14 @@ def beside(x: Array, key: Array, *, scale: float = .001, index: Array | None = N
   return x + scale * draw(keys.fold(key, inputs.indices(index, len(x))))
 
 
-def _check(x: Array, y: Array, num_steps: int, norm: str, restarts: int) -> None:
+def _check(x: Array, y: Array, num_steps: int, norm: str, restarts: int, bounds) -> None:
   if not isinstance(getattr(balls, norm, None), balls.Ball):
     known = [name for name, value in vars(balls).items() if isinstance(value, balls.Ball)]
     raise ValueError(f'norm = {norm!r}: use one of {", ".join(known)}')
-  if num_steps < 1:
-    raise ValueError(f'num_steps = {num_steps}: use a whole number above 0')
-  if restarts < 1:
-    raise ValueError(f'restarts = {restarts}: use a whole number above 0')
+  inputs.check_count('num_steps', num_steps)
+  inputs.check_count('restarts', restarts)
   inputs.check_examples(x, y)
+  inputs.check_bounds(x, bounds)
 
 
 class _State(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 
 from at_jax.attacks import balls
 from at_jax.attacks import checks
+from at_jax.attacks import inputs
 from at_jax.attacks import losses
 from at_jax.attacks import steppers
 from at_jax.attacks import windows
@@ -123,8 +124,7 @@ def stepper(
   """
   if norm not in ('linf', 'l2', 'l1'):
     raise ValueError(f'norm = {norm!r}: use one of linf, l2, l1')
-  if num_queries < 1:
-    raise ValueError(f'num_queries = {num_queries}: use a whole number above 0')
+  inputs.check_count('num_queries', num_queries)
   if not 0 < p_init <= 1:
     raise ValueError(f'p_init = {p_init}: use a number above 0, at most 1')
   if channel_axis not in (-1, 1):

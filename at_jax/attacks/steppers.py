@@ -76,8 +76,8 @@ def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None
     A `Problem`.
 
   Raises:
-    ValueError: for integer inputs, classes that are none, a radius below 0, and where x, y, epsilon
-      and index do not belong together.
+    ValueError: for inputs that are integers or beyond the bounds, classes that are none, a radius
+      below 0, and where x, y, epsilon and index do not belong together.
 
   Example:
     >>> problem = make_problem(jnp.zeros((2, 3)), jnp.array([0, 1]), jax.random.key(0), epsilon=.1)
@@ -88,6 +88,7 @@ def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
   inputs.check_examples(x, y)
+  inputs.check_bounds(x, bounds)
   inputs.check_radius(epsilon, len(x))
   index = inputs.indices(index, len(x))
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)

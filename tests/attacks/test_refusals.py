@@ -36,6 +36,9 @@ WRONG = [
     (dict(logits_fn=lambda x: x.sum(1)), r'gives shape \(5,\).*stack'),
     (dict(logits_fn=lambda x: x.sum(1, keepdims=True)), r'gives shape \(5, 1\).*stack'),
     (dict(logits_fn=lambda x: (x @ W)[:, :, None]), r'one column per class'),
+    (dict(y=np.eye(5, 3)), r'y has shape \(5, 3\).*argmax'),
+    (dict(bounds=(.6, 1.)), r'x reaches from 0\.5 to 0\.5, beyond 0\.6\.\.1: give bounds'),
+    (dict(bounds=(1., 0.)), r'bounds = \(1\.0, 0\.0\)'),
     (dict(index=np.arange(4)), r'index has shape \(4,\)'),
     (dict(index=np.arange(6)), r'index has shape \(6,\)'),
     (dict(index=np.arange(5.)), 'dtype float32'),
@@ -50,6 +53,29 @@ def test_what_makes_no_sense_is_named(name, wrong, said):
   with pytest.raises(ValueError, match=said) as caught:
     ATTACKS[name](logits_fn, X, y, KEY, **given)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', ATTACKS)
+@pytest.mark.parametrize('key', [0, np.zeros(2), jax.random.split(KEY)])
+def test_what_is_no_key_is_named(name, key):
+  with pytest.raises(ValueError, match=r'key = .*jax\.random\.key\(0\)'):
+    ATTACKS[name](model, X, Y, key, epsilon=.1)
+
+
+@pytest.mark.parametrize('call, said', [
+    (lambda: attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=-.1, num_steps=2), 'step_size = -0.1'),
+    (lambda: attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=.1, num_steps=2.), 'num_steps = 2.0'),
+    (lambda: attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=.1, num_steps=2, restarts=0),
+     'restarts = 0'),
+    (lambda: attacks.apgd(model, X, Y, KEY, epsilon=.1, num_steps=0), 'num_steps = 0'),
+    (lambda: attacks.fab(model, X, Y, epsilon=.1, num_steps=1.5), 'num_steps = 1.5'),
+    (lambda: attacks.square(model, X, Y, KEY, epsilon=.1, num_queries=True - 1), 'num_queries = 0'),
+    (lambda: attacks.autoattack(model, X, Y, KEY, epsilon=.1, batch_size=8.), 'batch_size = 8.0'),
+    (lambda: attacks.checks.check_model(lambda x: x[:, :1], X, Y), 'one logit z of two classes'),
+])
+def test_numbers_of_steps_and_the_like_are_looked_at(call, said):
+  with pytest.raises(ValueError, match=said):
+    call()
 
 
 def test_targets_are_looked_at_and_so_is_a_random_model():
