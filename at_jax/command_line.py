@@ -51,9 +51,10 @@ def parse(arguments: Sequence[str]) -> Asked:
     raise errors.UserError('--config', '', USAGE)
   config_path, _, argument = paths[-1].partition(':')
   default = _load(pathlib.Path(config_path), paths[-1])
-  _check_names(arguments, config_lib.flatten(default.to_dict()))
+  known = config_lib.flatten(default.to_dict())
+  _check_names(arguments, known)
   # ml_collections wants --config before its fields; a user need not know.
-  values = _read(['at_jax.main', files[-1], *(a for a in arguments if a not in files)])
+  values = _read(['at_jax.main', files[-1], *(a for a in arguments if a not in files)], known)
   name = pathlib.Path(config_path).stem + (f'-{argument}' if argument else '')
   return Asked(values['config'].value, pathlib.Path(values['workdir'].value or f'runs/{name}'),
                values['mode'].value)
@@ -89,7 +90,7 @@ def _nearest_field(field: str, known: dict) -> str:
   return f'{hint}known: {", ".join(sorted(beside))}'
 
 
-def _read(argv: list[str]) -> flags.FlagValues:
+def _read(argv: list[str], known: dict | None = None) -> flags.FlagValues:
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
   flags.DEFINE_string('workdir', '', 'Where the run is kept.', flag_values=values)
@@ -100,6 +101,13 @@ def _read(argv: list[str]) -> flags.FlagValues:
   except errors.UserError:
     raise
   except Exception as error:  # absl and ml_collections raise many types for a user's mistake
+    for argument in argv:
+      name, _, value = argument.partition('=')
+      default = (known or {}).get(name.lstrip('-').removeprefix('config.'))
+      if default is not None and str(error).startswith(f'flag {argument}: '):
+        default = tuple(default) if isinstance(default, list) else default
+        kind = {int: 'whole number', bool: 'truth value'}.get(type(default), type(default).__name__)
+        raise errors.UserError(name, value, f'use a {kind}, such as {default!r}') from error
     told = [line for line in str(error).splitlines() if line.strip()]
     raise errors.UserError('command line', ' '.join(argv[1:]),
                            f'{told[-1] if told else type(error).__name__}; {USAGE}') from error

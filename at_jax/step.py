@@ -259,7 +259,9 @@ def _outcome(state: TrainState, examples: _Examples, recipe: Recipe,
     return logits, batch_stats
 
   options = {'reference': examples.reference} if recipe.anchored else {}
-  outcome = recipe.objective(forward, state.batch_stats, examples.x, examples.x_adv, y, **options)
+  outcome = objectives.check(
+      recipe.objective(forward, state.batch_stats, examples.x, examples.x_adv, y, **options),
+      recipe.objective, len(y), recipe.views)
   if temperature is not None:  # what weights and counts read are the network's own
     outcome = outcome._replace(logits=calibration_lib.temper(outcome.logits, y, 1 / temperature))
   return outcome

@@ -9,6 +9,7 @@ of `tf`. All else, and so the prepared set, is stock TFDS. Imported by `at_jax.d
 import contextlib
 import importlib.resources.abc
 import io
+import logging
 import sys
 import types
 import zipfile
@@ -97,6 +98,7 @@ def _prepare(builder):
   builder._generate_examples = lambda *args, **kwargs: _as_pil(stock(*args, **kwargs))
   # Not the copy in Google's cloud storage: it is in TFRecords and needs TensorFlow.
   config = tfds.download.DownloadConfig(try_download_gcs=False)
+  logging.getLogger('urllib3').setLevel(logging.ERROR)  # what it tries again, the line below says
   try:
     with _stand_ins(sys.modules[type(builder).__module__]):
       builder.download_and_prepare(download_config=config, file_format='array_record')
@@ -107,7 +109,7 @@ def _prepare(builder):
     remedy = (f'is not prepared in {folder} and could not be downloaded ({_brief(error)}): on a '
               f'machine with a network run `python -m at_jax.data {builder.name} '
               f'--data_dir={folder}` and copy the folder {builder.name} here; or take '
-              'dataset=digits, which needs no download')
+              "'digits', which needs no download")
     raise errors.UserError('dataset', builder.name, remedy) from error
 
 

@@ -15,6 +15,7 @@ from at_jax import errors
 from at_jax.objectives.outcome import Forward
 from at_jax.objectives.outcome import Objective
 from at_jax.objectives.outcome import Outcome
+from at_jax.objectives.outcome import check
 from at_jax.objectives.outcome import mean_loss
 from at_jax.objectives.paired import consistency
 from at_jax.objectives.paired import gair_trades
@@ -24,7 +25,7 @@ from at_jax.objectives.plain import ducat
 from at_jax.objectives.plain import pgd_at
 from at_jax.objectives.plain import standard
 
-__all__ = ['Forward', 'Objective', 'Outcome', 'consistency', 'ducat', 'gair_trades', 'mart',
+__all__ = ['Forward', 'Objective', 'Outcome', 'check', 'consistency', 'ducat', 'gair_trades', 'mart',
            'mean_loss', 'named', 'pgd_at', 'standard', 'trades']
 
 

@@ -1,6 +1,7 @@
 """What an objective returns, and the one number that a step minimises."""
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,51 @@ class Outcome(NamedTuple):
   logits: Array
   batch_stats: Any
   complement: Array | None = None
+
+
+def check(found: Any, objective: Callable, num_examples: int, views: int = 1) -> Outcome:
+  """Raises unless an objective returned what `mean_loss` can join.
+
+  A mean over the batch would pass for one number that all examples share, and no weight would count.
+
+  Args:
+    found: what it returned.
+    objective: the function, to be named.
+    num_examples: V·B, those it was given.
+    views: V.
+
+  Returns:
+    The same.
+
+  Raises:
+    errors.UserError: it is no `Outcome`, or not of the shapes that an `Outcome` has.
+
+  Example:
+    >>> mean = Outcome(jnp.float32(2), None, jnp.ones((3, 2)), {})
+    >>> check(mean, jnp.mean, 3)
+    Traceback (most recent call last):
+    at_jax.errors.UserError: config.loss = 'jax.numpy.mean': its fit has shape (): use (3,), one number per example
+
+  Source: ours.
+  """
+  while isinstance(objective, functools.partial):
+    objective = objective.func
+  name = f'{objective.__module__}.{getattr(objective, "__qualname__", objective)}'
+  if not isinstance(found, Outcome):
+    raise errors.UserError('config.loss', name, f'it returned {type(found).__name__}: return '
+                           'objectives.Outcome(fit, regulariser, logits, batch_stats)')
+  one_each, one_a_pair = (num_examples,), (num_examples // views,)
+  wanted = {'fit': one_each, 'regulariser': one_a_pair, 'complement': one_a_pair,
+            'logits': (*one_each, *jnp.shape(found.logits)[-1:])}
+  for part, shape in wanted.items():
+    numbers = getattr(found, part)
+    if numbers is None and part in ('regulariser', 'complement'):
+      continue
+    if jnp.shape(numbers) != shape:
+      raise errors.UserError('config.loss', name,
+                             f'its {part} has shape {jnp.shape(numbers)}: use {shape}, one number '
+                             'per example')
+  return found
 
 
 def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta: float,

@@ -88,7 +88,7 @@ def test_a_failed_download_is_explained_and_leaves_nothing(trouble, tmp_path, mo
   with sets.internet(monkeypatch, served, known):
     with pytest.raises(errors.UserError, match='python -m at_jax.data cifar100') as caught:
       data.load('cifar100', data_dir=tmp_path)
-  assert caught.value.field == 'dataset' and 'dataset=digits' in str(caught.value)
+  assert caught.value.field == 'dataset' and "'digits'" in str(caught.value)
   assert '\n' not in str(caught.value)
   assert not _prepared(tmp_path, 'cifar100')
   with sets.internet(monkeypatch, files):  # and the next attempt works
