@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 import json
 import pathlib
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -11,15 +10,13 @@ import ml_collections
 
 from at_jax import branches
 from at_jax import calibration
-from at_jax import checkpoints
 from at_jax import config as config_lib
 from at_jax import errors
 from at_jax import phases
-from at_jax import records
 from at_jax import regulated
 from at_jax import run as run_lib
-from at_jax import settle as settle_lib
 from at_jax import step as step_lib
+from at_jax import trained
 
 # What a run and the one it begins from must have in common; of the model all but its dtype.
 _SHARED = ('dataset.name', 'dataset.num_classes', 'dataset.validation_size', 'dummy.enabled')
@@ -56,32 +53,22 @@ def initial_state(run: run_lib.Run) -> step_lib.TrainState:
   if c.loss != 'finetune' or not c.finetune.source:
     return state
   before = _source_config(c)
-  store = checkpoints.Checkpoints(pathlib.Path(c.finetune.source) / 'checkpoints', keep=1)
   other = run_lib.build(before, dataset=run.dataset)
-  template = jax.device_get(run_lib.init_state(other))
-  found, said = store.best(template) if c.finetune.checkpoint == 'best' else (None, [])
-  if found is None:
-    found, more = store.newest(template)
-    said = said + more
-  for line in said:
-    print(f'{c.finetune.source}: {line}', file=sys.stderr)
+  found = trained.variables(other, pathlib.Path(c.finetune.source), c.finetune.checkpoint)
   if found is None:
     raise errors.UserError('config.finetune.source', c.finetune.source,
                            'none of its checkpoints can be read: name the folder of a trained run')
-  variables = _as(c, _plain(before, settle_lib.settler(other)(found.state)))
+  variables = _as(c, _plain(before, found))
   return state._replace(**variables, opt_state=run.optimizer.init(variables['params']))
 
 
 def _source_config(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The configuration of the run to begin from, if it fits."""
   source = c.finetune.source
-  told = records.read_json(pathlib.Path(source) / 'config.json')
-  if told is None:
+  before = trained.read_config(pathlib.Path(source))
+  if before is None:
     raise errors.UserError('config.finetune.source', source, 'there is no config.json in it: name '
                            'the work directory of a run')
-  before = config_lib.default()
-  before.model = ml_collections.ConfigDict(told['model'])
-  before.update({name: value for name, value in told.items() if name != 'model'})
   old, now = (config_lib.flatten(each.to_dict()) for each in (before, c))
   names = {name for name in old.keys() | now.keys() if name.startswith('model.')}
   for name in (*_SHARED, *sorted(names - {'model.dtype'})):

@@ -17,7 +17,7 @@ LAYERS = (
     {'network', 'objectives', 'inner', 'weighting', 'step', 'sharding', 'checkpoints', 'records',
      'anchored', 'branches', 'optimizers', 'regulated'},
     {'autoattack', 'protocols', 'evaluate', 'analysis', 'config_checks', 'trajectory', 'command_line',
-     'run', 'phases', 'settle', 'validation', 'finetune', 'final', 'train'},
+     'run', 'phases', 'settle', 'validation', 'trained', 'finetune', 'final', 'train'},
     {'main'},
 )
 HEAVY = ('flax', 'optax', 'absl', 'orbax', 'ml_collections', 'tensorflow', 'tensorflow_datasets',

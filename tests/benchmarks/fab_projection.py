@@ -1,6 +1,6 @@
 """Times FAB-T's projections, alone and as a share of its steps, and beside the authors' projections.
 
-  python tests/benchmarks/fab_projection.py --reference=PATH --config=configs/pgd_at_cifar10.py:small \
+  python tests/benchmarks/fab_projection.py --reference=PATH \
     --workdir=results/small_cifar10/pgd_at_cifar10-0
 
 A step of FAB-T projects the iterate and the clean input onto the linearised boundary. Timed are, on one
@@ -27,11 +27,11 @@ import jax.numpy as jnp
 import torch
 
 from at_jax import data
+from at_jax import trained
 from at_jax.attacks import hyperplane
 from at_jax.attacks import steppers
 from at_jax.attacks.fab import _towards_target
 from at_jax.attacks.fab import stepper as fab_stepper
-import best_checkpoint
 
 
 def seconds(call) -> float:
@@ -67,18 +67,16 @@ def calls(logits_fn, x, y, norm: str, module) -> dict[str, object]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--reference', required=True)
-  parser.add_argument('--config', required=True)
-  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--workdir', required=True, help='of a run')
   parser.add_argument('--batch_size', type=int, default=250)
   parser.add_argument('--repeats', type=int, default=15)
   arguments = parser.parse_args()
   sys.path.insert(0, arguments.reference)
   module = importlib.import_module('autoattack.fab_projections')
-  run, variables = best_checkpoint.load(arguments.config, arguments.workdir)
+  run, logits_fn = trained.load(arguments.workdir)
   test = run.dataset.test
   x = jnp.asarray(data.to_unit(test.images[:arguments.batch_size]))
   y = jnp.asarray(test.labels[:arguments.batch_size])
-  logits_fn = jax.tree_util.Partial(run.network.deployed, variables)
   print(f'batch {arguments.batch_size}, load {os.getloadavg()[0]:.1f}, milliseconds')
   print(f'{"":6s}{"step":>8s}{"projections":>13s}{"share":>8s}{"theirs":>9s}{"ours / theirs":>15s}')
   for norm in ('linf', 'l2', 'l1'):

@@ -1,7 +1,7 @@
 """Whether AutoAttack's verdicts on a real network depend on the batch size or number of devices.
 
-  python tests/benchmarks/independence.py --config=configs/pgd_at_cifar10.py:small \
-    --workdir=results/small_cifar10/pgd_at_cifar10-0 --output=results/independence/float32.json
+  python tests/benchmarks/independence.py --workdir=results/small_cifar10/pgd_at_cifar10-0 \
+    --output=results/independence/float32.json
   the same with --float64
 
 The best checkpoint of the run is attacked by the whole of 'standard', on the first --n test images,
@@ -29,18 +29,19 @@ from at_jax import attacks
 from at_jax import data
 from at_jax import records
 from at_jax import run as run_lib
-import best_checkpoint
+from at_jax import trained
 
 
-def model(config: str, workdir: str, float64: bool):
+def model(workdir: str, float64: bool):
   """(logits function, test split) of a run's best checkpoint, computed in either precision."""
-  run, variables = best_checkpoint.load(config, workdir)
+  run, logits_fn = trained.load(workdir)
   if float64:
     jax.config.update('jax_enable_x64', True)
-    variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(variables))
     run.config.model.dtype = 'float64'
+    variables, = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), logits_fn.args)
     run = run_lib.build(run.config)
-  return jax.tree_util.Partial(run.network.deployed, variables), run.dataset.test
+    logits_fn = jax.tree_util.Partial(run.network.deployed, variables)
+  return logits_fn, run.dataset.test
 
 
 def evaluations(logits_fn, x, y, arguments):
@@ -68,8 +69,7 @@ def difference(first, other, margin, x, y) -> dict[str, list]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--config', required=True)
-  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--workdir', required=True, help='of a run')
   parser.add_argument('--n', type=int, default=500)
   parser.add_argument('--sizes', type=lambda text: [int(n) for n in text.split(',')],
                       default=[500, 64, 7, 1], help='batch sizes; the first is compared with')
@@ -78,7 +78,7 @@ def main() -> None:
   parser.add_argument('--float64', action='store_true')
   parser.add_argument('--output', help='a JSON file, written anew after each evaluation')
   arguments = parser.parse_args()
-  logits_fn, test = model(arguments.config, arguments.workdir, arguments.float64)
+  logits_fn, test = model(arguments.workdir, arguments.float64)
   x, y = np.asarray(data.to_unit(test.images[:arguments.n])), test.labels[:arguments.n]
   x = x.astype(np.float64 if arguments.float64 else np.float32)
   margin = lambda x, y: np.asarray(-attacks.losses.margin(logits_fn(x), y)) if len(x) else []

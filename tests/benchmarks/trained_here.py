@@ -1,6 +1,6 @@
 """AutoAttack on a small network that was trained here, beside the authors' implementation.
 
-  python tests/benchmarks/trained_here.py --reference=PATH --config=configs/pgd_at_cifar10.py:small \
+  python tests/benchmarks/trained_here.py --reference=PATH \
     --workdir=results/small_cifar10/pgd_at_cifar10-0
   the same with --norm=l2 --epsilon_255=128, and with --alone
 
@@ -27,7 +27,7 @@ import torch
 from at_jax import attacks
 from at_jax import data
 from at_jax import records
-import best_checkpoint
+from at_jax import trained
 import verdicts
 
 functional = torch.nn.functional
@@ -74,8 +74,7 @@ def _alone(stands: dict[str, np.ndarray], begin: int) -> dict[str, list[int]]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--reference', required=True)
-  parser.add_argument('--config', required=True)
-  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--workdir', required=True, help='of a run')
   parser.add_argument('--norm', choices=tuple(_NORMS), default='linf')
   parser.add_argument('--epsilon_255', type=float, default=8.)
   parser.add_argument('--n', type=int, default=500)
@@ -84,18 +83,18 @@ def main() -> None:
   parser.add_argument('--alone', action='store_true', help='each component on all images')
   parser.add_argument('--output', help='a JSON file for the verdicts and the seconds')
   arguments = parser.parse_args()
-  run, variables = best_checkpoint.load(arguments.config, arguments.workdir)
+  run, logits_fn = trained.load(arguments.workdir)
   test = run.dataset.test
   x, y = np.asarray(data.to_unit(test.images[:arguments.n])), test.labels[:arguments.n]
-  net = TorchSmallCNN(variables, stem_stride=run.config.model.stem_stride).eval()
+  net = TorchSmallCNN(logits_fn.args[0], stem_stride=run.config.model.stem_stride).eval()
   with torch.no_grad():
     apart = np.abs(net(torch.from_numpy(x[:64].transpose(0, 3, 1, 2).copy())).numpy()
-                   - run.network.deployed(variables, x[:64])).max()
+                   - logits_fn(x[:64])).max()
   if apart > 1e-4:
     sys.exit(f'the logits of the two differ by {apart}: this is another network')
   epsilon = arguments.epsilon_255 / 255
   result = attacks.autoattack(
-      jax.tree_util.Partial(run.network.deployed, variables), x, y, jax.random.key(arguments.seed),
+      logits_fn, x, y, jax.random.key(arguments.seed),
       epsilon=epsilon, norm=arguments.norm, batch_size=arguments.batch_size,
       cascade=not arguments.alone)
   theirs, seconds = {'clean': verdicts.is_right(net, x, y)}, {}
