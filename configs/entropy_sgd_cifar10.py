@@ -16,7 +16,8 @@ training images are ours.
 Published: none that could be read. Beside it, plain SGD (AWP's logs, PGD-20, best): L∞ 81.70 clean,
 52.79 robust; L2 88.80, 69.15.
 Measured, :small, seed 0, the first 1,000 test images, two cores: clean 45.5, PGD-20 28.7, margin
-PGD-100 × 5 23.7, scaled PGD-20 23.2, worst case 23.2 (results/small_cifar10). The whole form: not
+PGD-100 × 5 23.7, scaled PGD-20 23.2, worst case 23.2; :l2-small: clean 56.6, PGD-20 40.5, margin
+PGD-100 × 5 37.9, scaled PGD-20 37.4, worst case 37.4 (results/small_cifar10). The whole form: not
 yet.
 """
 

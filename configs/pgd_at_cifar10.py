@@ -16,7 +16,8 @@ Published (reported, their network): clean 82.92, PGD-10 51.3, AutoAttack 46.74.
 best): clean 88.80, PGD-20 69.15.
 Measured, :small, seed 0, the first 1,000 test images, two cores: clean 48.0, PGD-20 30.6, margin
 PGD-100 × 5 26.7, scaled PGD-20 25.9, worst case 25.8; :ema-small: clean 47.2, PGD-20 29.7, margin
-PGD-100 × 5 26.7, scaled PGD-20 26.0, worst case 26.0; :swa-small: clean 47.9, PGD-20 31.0, margin
+PGD-100 × 5 26.7, scaled PGD-20 26.0, worst case 26.0; :l2-small: clean 60.2, PGD-20 43.3, margin
+PGD-100 × 5 40.3, scaled PGD-20 39.6, worst case 39.6; :swa-small: clean 47.9, PGD-20 31.0, margin
 PGD-100 × 5 26.7, scaled PGD-20 26.0, worst case 26.0 (results/small_cifar10). The whole form: not
 yet.
 """
