@@ -45,9 +45,19 @@ def test_the_example_of_pytorch_s_weights_runs(monkeypatch):
   np.testing.assert_array_equal(example['model'](np.zeros((1, 28, 28, 1))), np.full((1, 10), 7.))
 
 
+def test_the_example_of_a_run_s_model_runs(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  config = pathlib.Path(__file__).parent.parent / 'configs' / 'quickstart.py'
+  assert main.main([f'--config={config}:smoke', '--workdir=runs/quickstart']) == 0
+  capsys.readouterr()
+  exec("from at_jax import attacks\n" + CODE[4], {})
+  out = capsys.readouterr().out
+  assert out.count('True') + out.count('False') == 16
+
+
 def test_the_method_of_ones_own_trains(tmp_path, monkeypatch, capsys):
-  (tmp_path / 'mine.py').write_text(CODE[4])
-  (tmp_path / 'mine_cifar10.py').write_text(CODE[5])
+  (tmp_path / 'mine.py').write_text(CODE[5])
+  (tmp_path / 'mine_cifar10.py').write_text(CODE[6])
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(tmp_path)
   assert main.main(['--config=mine_cifar10.py:smoke', '--workdir=run']) == 0
@@ -56,6 +66,21 @@ def test_the_method_of_ones_own_trains(tmp_path, monkeypatch, capsys):
                     '--config.loss=mine.smothed']) == 2
   said = capsys.readouterr().err.splitlines()
   assert len(said) == 1 and 'config.loss' in said[0] and 'mine.smothed' in said[0]
+
+
+@pytest.mark.parametrize('returned, said', [
+    ('.9 * fit', 'it returned'), ('objectives.Outcome(fit.mean(), None, logits, batch_stats)', '()')])
+def test_a_method_that_returns_something_else_is_named(returned, said, tmp_path, monkeypatch, capsys):
+  right = 'objectives.Outcome(.9 * fit + .1 * flat, None, logits, batch_stats)'
+  assert right in CODE[5]
+  (tmp_path / 'other.py').write_text(CODE[5].replace(right, returned))
+  (tmp_path / 'other_cifar10.py').write_text(CODE[6].replace('mine', 'other'))
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.delitem(sys.modules, 'other', raising=False)
+  assert main.main(['--config=other_cifar10.py:smoke', '--workdir=run']) == 2
+  line, = [line for line in capsys.readouterr().err.splitlines() if line.startswith('at_jax: ')]
+  assert "config.loss = 'other.smoothed'" in line and said in line
 
 
 def test_every_config_is_in_the_table():
