@@ -118,8 +118,9 @@ def autoattack(
       square; each once.
     batch_size: how many examples are attacked side by side, at most.
     bounds: the smallest and the largest value an input may take.
-    index: i32[N], what each example folds into `key`, each once; by default its place in x. Several
-      processes share an evaluation by a part of the examples for each, with their places in the whole.
+    index: i32[N], what each example folds into `key`, each once; by default its place in x. Of a part
+      of a larger set, with the places there, the draws are those of the whole; `processes.autoattack`
+      deals out such parts.
     num_steps: of APGD and FAB. Published numbers are with 100.
     num_queries: of Square. Published numbers are with 5,000.
     cascade: attack only what the attacks before left robust; else every attack gets all examples
