@@ -98,7 +98,9 @@ def _prepare(builder):
   builder._generate_examples = lambda *args, **kwargs: _as_pil(stock(*args, **kwargs))
   # Not the copy in Google's cloud storage: it is in TFRecords and needs TensorFlow.
   config = tfds.download.DownloadConfig(try_download_gcs=False)
-  logging.getLogger('urllib3').setLevel(logging.ERROR)  # what it tries again, the line below says
+  retries = logging.getLogger('urllib3')
+  level = retries.level
+  retries.setLevel(logging.ERROR)  # if there is no network, one line says so
   try:
     with _stand_ins(sys.modules[type(builder).__module__]):
       builder.download_and_prepare(download_config=config, file_format='array_record')
@@ -111,6 +113,8 @@ def _prepare(builder):
               f'--data_dir={folder}` and copy the folder {builder.name} here; or take '
               "'digits', which needs no download")
     raise errors.UserError('dataset', builder.name, remedy) from error
+  finally:
+    retries.setLevel(level)
 
 
 def _as_pil(examples):

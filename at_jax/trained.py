@@ -27,9 +27,9 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
 
   Returns:
     The `Run`, with its configuration and data; and, of f32[B, H, W, C] in 0..1, the logits f32[B, C]
-    that the run's own evaluation attacked: of averaged weights where there are some, folded from
-    those of dummy classes, changed where the configuration's `inference` says so (which is fitted
-    anew).
+    of the model that it was trained to deploy, by its config.json: of averaged weights where there
+    are some, folded from those of dummy classes, changed where `inference` says so (which is fitted
+    anew). Its weights lie on the default device.
 
   Raises:
     errors.UserError: there is no run in it, or none of its checkpoints can be read; or its data are
@@ -55,7 +55,8 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
   if found is None:
     raise errors.UserError('workdir', str(workdir), 'none of its checkpoints can be read: name the '
                            'folder of a trained run')
-  return run, jax.tree_util.Partial(run.network.deployed, validation.fit(run, found)[0])
+  deployed = jax.device_put(validation.fit(run, found)[0])
+  return run, jax.tree_util.Partial(run.network.deployed, deployed)
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:

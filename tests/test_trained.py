@@ -3,12 +3,16 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
+from at_jax import checkpoints
 from at_jax import data
 from at_jax import errors
+from at_jax import inference
 from at_jax import main
+from at_jax import run as run_lib
 from at_jax import trained
 
 CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'quickstart.py'
@@ -18,8 +22,11 @@ CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'quickstart.py'
 def workdir(tmp_path_factory):
   """A model with dummy classes, an average of weights and a fitted change of its logits."""
   path = tmp_path_factory.mktemp('runs') / 'run'
-  assert main.main([f'--config={CONFIG}:smoke', f'--workdir={path}', '--config.inference.kind=bias',
-                    '--config.inference.rounds=1', '--config.optimizer.ema_decay=.5']) == 0
+  fields = {'inference.kind': 'bias', 'inference.rounds': 2, 'optimizer.ema_decay': .9, 'epochs': 4,
+            'batch_size': 173, 'dataset.validation_size': 100, 'evaluate.num_examples': 397,
+            'evaluate.batch_size': 397}
+  assert main.main([f'--config={CONFIG}:smoke', f'--workdir={path}',
+                    *(f'--config.{name}={value}' for name, value in fields.items())]) == 0
   return path
 
 
@@ -27,11 +34,20 @@ def workdir(tmp_path_factory):
 def test_its_answers_are_those_of_the_evaluation(workdir, checkpoint):
   run, model = trained.load(workdir, checkpoint=checkpoint)
   verdicts = np.load(workdir / 'verdicts.npz')
-  n = len(verdicts['labels'])
-  logits = np.asarray(model(data.to_unit(run.dataset.test.images[:n])))
-  assert logits.shape == (n, run.dataset.num_classes)
+  logits = np.asarray(model(data.to_unit(run.dataset.test.images)))
+  assert logits.shape == (397, run.dataset.num_classes)
   np.testing.assert_array_equal(logits.argmax(-1) == verdicts['labels'],
                                 verdicts[f'{checkpoint}/clean'])
+  assert verdicts[f'{checkpoint}/clean'].mean() > .12  # chance is .1
+  results = json.loads((workdir / 'results.json').read_text())
+  told = (results if checkpoint == 'best' else results['last'])['inference']
+  np.testing.assert_allclose(model.args[0][inference.NAME]['bias'], told['bias'], rtol=1e-6)
+  # Without the average that was kept beside the weights it would be another model.
+  raw = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).newest(
+      jax.device_get(run_lib.init_state(run)))[0].state.params
+  assert checkpoint == 'best' or any(
+      np.abs(a - b).max() > 1e-3
+      for a, b in zip(*map(jax.tree.leaves, (raw, model.args[0]['params'])), strict=True))
 
 
 def test_a_folder_without_a_run_is_said_in_a_line(workdir, tmp_path):

@@ -95,7 +95,7 @@ def apgd(
 
   Raises:
     ValueError: for an unknown norm, fewer than one step, `large_start` in another norm or with one
-      step, and for inputs, classes or radii that are none, or logits that are not [B, C].
+      step, and as `pgd` for inputs, bounds, classes, a key, radii and logits.
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])

@@ -68,8 +68,8 @@ def fab(
     the negated distance of the nearest one however far, −inf if there was none; `kappa` is 0.
 
   Raises:
-    ValueError: for an unknown norm, fewer than one step, a random start without a key; for
-      inputs, classes or radii that are none, or logits that are not [B, C].
+    ValueError: for an unknown norm, fewer than one step, a random start without a key; and as `pgd`
+      for inputs, bounds, classes, a key, radii and logits.
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])

@@ -109,7 +109,7 @@ def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
 
   Args:
     x: f32[B, ...].
-    bounds: the smallest and the largest value of an input.
+    bounds: the smallest and the largest value of an input, numbers or arrays that broadcast with x.
 
   Raises:
     ValueError: for inputs beyond them, and for bounds of which the second is not the larger.
@@ -121,17 +121,17 @@ def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
   """
   if not all(map(_is_known, bounds)):
     return
-  low, high = map(float, bounds)
-  if not low < high:
-    raise ValueError(f'bounds = {(low, high)}: use the smallest and the largest value of an input')
+  low, high = (np.asarray(bound, np.float64) for bound in bounds)
+  told = f'{low.min():g}..{high.max():g}'
+  if not np.all(low < high):
+    raise ValueError(f'bounds = {told}: use the smallest and the largest value of an input')
   if not _is_known(x) or not x.size:
     return
-  x = np.asarray(x)  # before any arithmetic, which jit would trace
-  slack = lambda bound: 1e-5 * (1 + abs(bound))
-  lowest, highest = x.min(), x.max()
-  if lowest < low - slack(low) or highest > high + slack(high):
-    raise ValueError(f'x reaches from {lowest:.3g} to {highest:.3g}, beyond {low:g}..{high:g}: '
-                     'give bounds=, or normalise inside logits_fn')
+  slack = lambda bound: max(1e-5, float(jnp.finfo(x.dtype).eps)) * (1 + np.abs(bound))
+  numbers = np.asarray(x).astype(np.float64)  # before any arithmetic, which jit would trace
+  if np.any((numbers < low - slack(low)) | (numbers > high + slack(high))):
+    raise ValueError(f'x reaches from {np.nanmin(numbers):.3g} to {np.nanmax(numbers):.3g}, beyond '
+                     f'{told}: give bounds=, or normalise inside logits_fn')
 
 
 def indices(index: Array | None, num_examples: int, once: bool = False) -> Array:

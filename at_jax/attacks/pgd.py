@@ -99,8 +99,8 @@ def pgd(
 
   Raises:
     ValueError: for an unknown norm, fewer than one step or restart, inputs that are integers or
-      beyond the bounds, classes, a radius or a step size that are none, an index of another length,
-      or logits that are not [B, C].
+      beyond the bounds, bounds the wrong way round, classes, a key, a radius or a step size that are
+      none, an index of another length, or logits that are not [B, C].
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])

@@ -6,6 +6,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from at_jax.attacks import inputs
 from at_jax.attacks import steppers
 from at_jax.attacks.autoattack import AutoAttackResult
 from at_jax.attacks.autoattack import autoattack as of_one_process
@@ -48,6 +49,7 @@ def autoattack(
 
   Raises:
     ValueError: as `attacks.autoattack`, and for fewer examples than processes.
+    RuntimeError: another process has failed, which says why.
 
   Example:
     >>> w = jax.numpy.array([[1., -1.], [-1., 1.]])
@@ -62,14 +64,26 @@ def autoattack(
   count, me, n = jax.process_count(), jax.process_index(), len(x)
   if n < count:
     raise ValueError(f'x has {n} examples for {count} processes: use as many processes at most')
-  own = slice(me, None, count)
-  index = np.arange(n) if index is None else np.asarray(index)
-  one_each = np.shape(epsilon) == (n,)
-  result = of_one_process(
-      logits_fn, np.asarray(x)[own], np.asarray(y)[own], key, index=index[own],
-      epsilon=np.asarray(epsilon)[own] if one_each else epsilon,
-      state_path=None if state_path is None else f'{os.fspath(state_path)}.{me}-of-{count}',
-      **options)
+  # A share can be in order where the whole is not: two of one index, radii for as many as it has.
+  problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=options.get('bounds', (0., 1.)))
+  index = np.asarray(inputs.indices(index, n, once=True))
+  own, result, mistake = slice(me, None, count), None, None
+  # The processes meet once before they part: to find each other they have seconds, and the shares
+  # may end minutes apart.
+  _all(np.zeros(()))
+  try:
+    result = of_one_process(
+        logits_fn, np.asarray(problem.x)[own], np.asarray(problem.y)[own], key, index=index[own],
+        epsilon=np.asarray(problem.epsilon)[own],
+        state_path=None if state_path is None else f'{os.fspath(state_path)}.{me}-of-{count}',
+        **options)
+  except Exception as error:  # whatever it is, the others must not wait for this process
+    mistake = error
+  failed = np.flatnonzero(_all(np.array(mistake is not None)))
+  if mistake is not None:
+    raise mistake
+  if len(failed):
+    raise RuntimeError(f'of {count} processes, {failed.tolist()} failed: see what they say')
   return AutoAttackResult(
       _dealt_back(result.x, n), *(_dealt_back(v, n) for v in (result.robust, result.clean)),
       {name: _dealt_back(stands, n) for name, stands in result.components.items()},

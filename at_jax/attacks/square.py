@@ -75,7 +75,7 @@ def square(
 
   Raises:
     ValueError: for another norm, fewer than one query, p_init out of its range, inputs that are no
-      images, classes or radii that are none, or logits that are not [B, C].
+      images; and as `pgd` for inputs, bounds, classes, a key, radii and logits.
 
   Example:
     >>> dark = lambda x: jnp.stack([-x.sum((1, 2)), x.sum((1, 2)) - 8.], axis=1)

@@ -76,8 +76,9 @@ def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None
     A `Problem`.
 
   Raises:
-    ValueError: for inputs that are integers or beyond the bounds, classes that are none, a radius
-      below 0, and where x, y, epsilon and index do not belong together.
+    ValueError: for inputs that are integers or beyond the bounds, bounds the wrong way round, classes
+      or a key that are none, a radius below 0, and where x, y, epsilon and index do not belong
+      together.
 
   Example:
     >>> problem = make_problem(jnp.zeros((2, 3)), jnp.array([0, 1]), jax.random.key(0), epsilon=.1)

@@ -64,8 +64,7 @@ def check(found: Any, objective: Callable, num_examples: int, views: int = 1) ->
     raise errors.UserError('config.loss', name, f'it returned {type(found).__name__}: return '
                            'objectives.Outcome(fit, regulariser, logits, batch_stats)')
   one_each, one_a_pair = (num_examples,), (num_examples // views,)
-  wanted = {'fit': one_each, 'regulariser': one_a_pair, 'complement': one_a_pair,
-            'logits': (*one_each, *jnp.shape(found.logits)[-1:])}
+  wanted = {'fit': one_each, 'regulariser': one_a_pair, 'complement': one_a_pair}
   for part, shape in wanted.items():
     numbers = getattr(found, part)
     if numbers is None and part in ('regulariser', 'complement'):
@@ -74,6 +73,9 @@ def check(found: Any, objective: Callable, num_examples: int, views: int = 1) ->
       raise errors.UserError('config.loss', name,
                              f'its {part} has shape {jnp.shape(numbers)}: use {shape}, one number '
                              'per example')
+  if jnp.ndim(found.logits) != 2 or len(found.logits) != num_examples:
+    raise errors.UserError('config.loss', name, f'its logits have shape {jnp.shape(found.logits)}: '
+                           f'return one row per example, {num_examples}')
   return found
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -18,59 +19,106 @@ from tests.attacks import test_devices
 _ONE_OF_SEVERAL = '''
 import json, sys
 import jax
-address, count, me, path = json.loads(sys.argv[1])
+address, count, me, late, path = json.loads(sys.argv[1])
 jax.config.update('jax_enable_x64', True)
 jax.distributed.initialize(address, count, me)
 from tests.attacks import test_processes
 assert jax.process_count() == count
-print(json.dumps(test_processes.found(test_processes.processes.autoattack, path)))
+print(json.dumps(test_processes.found(test_processes.processes.autoattack, path, late=me * late)))
 '''
 N = 9  # which two do not divide
 
 
-def found(attack, path=None):
-  """What an attack of the small network finds, in float64."""
-  logits_fn, x, y = test_devices.problem('float64', N)
+def found(attack, path=None, late=0.):
+  """What an attack of the small network finds, whose outputs are probabilities, which is warned of."""
+  logits_fn, x, y = test_devices.problem(jax.numpy.float_, N)
   y = np.where(np.arange(N) == 4, 1 - y.clip(0, 1), y)  # one that is wrong from the start
-  told = []
+  model = lambda x: jax.nn.softmax(logits_fn(x))
   result = attack(
-      logits_fn, x, y, test_autoattack.KEY, epsilon=np.linspace(.02, .08, N), batch_size=4,
-      attacks=('apgd-ce', 'square'), warn=told.append, state_path=path, **test_autoattack.QUICK)
+      model, x, y, test_autoattack.KEY, epsilon=np.linspace(.02, .08, N), batch_size=4,
+      attacks=('apgd-ce', 'square'), state_path=path, warn=lambda line: time.sleep(late),
+      **test_autoattack.QUICK)
   return {'x': np.asarray(result.x).tolist(), 'robust': result.robust.tolist(),
           'clean': result.clean.tolist(),
           'components': {name: stands.tolist() for name, stands in result.components.items()},
           'warnings': list(result.warnings), 'seconds': result.seconds}
 
 
-def test_two_processes_find_what_one_finds(tmp_path):
-  with jax.enable_x64(True):
-    expected = found(attacks.autoattack)
+def of_two(script, *arguments):
+  """(exit code, output, errors) of each of two processes."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
   environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(sys.path)}
   both = [subprocess.Popen(
-      [sys.executable, '-c', _ONE_OF_SEVERAL,
-       json.dumps([address, 2, me, str(tmp_path / 'state.npz')])],
-      text=True, stdout=subprocess.PIPE, env=environment) for me in range(2)]
-  answers = [json.loads(one.communicate(timeout=300)[0].splitlines()[-1]) for one in both]
+      [sys.executable, '-c', script, json.dumps([address, 2, me, *arguments])], text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) for me in range(2)]
+  try:
+    told = [one.communicate(timeout=300) for one in both]
+  finally:
+    for one in both:
+      one.kill()
+  return [(one.returncode, *lines) for one, lines in zip(both, told, strict=True)]
+
+
+# XLA's CPU gives processes 30 seconds to find each other; late is by how much the second one is.
+@pytest.mark.parametrize('late', [0., pytest.param(45., marks=pytest.mark.long)])
+def test_two_processes_find_what_one_finds(late, tmp_path):
+  with jax.enable_x64(True):
+    expected = found(attacks.autoattack)
+  answers = []
+  for code, out, err in of_two(_ONE_OF_SEVERAL, late, str(tmp_path / 'state.npz')):
+    assert code == 0, err
+    answers.append(json.loads(out.splitlines()[-1]))
   assert answers[0] == answers[1]
   for name in ('robust', 'clean', 'components'):
     assert answers[0][name] == expected[name]
   np.testing.assert_allclose(answers[0]['x'], expected['x'], rtol=0, atol=1e-12)
   assert any(expected['robust']) and not all(expected['robust']) and not all(expected['clean'])
+  # A share of its examples may give a process another reason to doubt, or one the less.
+  assert sum('probabilities' in line for line in expected['warnings']) == 1
+  assert sum('probabilities' in line for line in answers[0]['warnings']) == 1
   assert sorted(p.name for p in tmp_path.iterdir()) == ['state.npz.0-of-2', 'state.npz.1-of-2']
 
 
+_ONE_FAILS = '''
+import json, sys
+import jax, numpy as np
+address, count, me = json.loads(sys.argv[1])
+jax.distributed.initialize(address, count, me)
+from at_jax.attacks import processes
+
+def model(x):
+  if me == 1:
+    raise OSError('the disk is full')
+  return x
+
+processes.autoattack(model, np.eye(4, dtype=np.float32), np.arange(4), jax.random.key(0), epsilon=.1,
+                     attacks=('apgd-ce',), num_steps=2)
+'''
+
+
+def test_where_one_fails_the_other_does_not_wait_for_it():
+  (first, _, said), (second, _, cause) = of_two(_ONE_FAILS)
+  assert first != 0 and 'RuntimeError: of 2 processes, [1] failed' in said
+  assert second != 0 and 'OSError: the disk is full' in cause
+
+
 def test_alone_it_is_the_driver_itself_with_its_warnings():
-  expected = found(attacks.autoattack)
-  alone = found(processes.autoattack)
+  expected, alone = found(attacks.autoattack), found(processes.autoattack)
   assert alone.pop('seconds').keys() == expected.pop('seconds').keys()
-  assert alone == expected
+  assert alone == expected and expected['warnings']
 
 
-def test_too_few_examples_are_refused(monkeypatch):
-  monkeypatch.setattr(jax, 'process_count', lambda: 3)
-  with pytest.raises(ValueError, match='2 examples for 3 processes'):
-    processes.autoattack(lambda x: x, np.zeros((2, 2), np.float32), np.zeros(2, int),
-                         jax.random.key(0), epsilon=.1)
+@pytest.mark.parametrize('wrong, said', [
+    (dict(epsilon=np.full(2, .1)), r'epsilon has shape \(2,\)'),
+    (dict(epsilon=.1, index=np.array([0, 0, 1, 1])), 'index has 0 more than once'),
+    (dict(epsilon=.1, y=np.zeros(5, int)), r'y has shape \(5,\)'),
+    (dict(epsilon=.1, x=np.zeros((1, 2), np.float32)), '1 examples for 2 processes')])
+def test_arguments_are_looked_at_as_a_whole(wrong, said, monkeypatch):
+  # A share of each of the first two would be in order.
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  given = dict(x=np.zeros((4, 2), np.float32), y=np.zeros(4, int)) | wrong
+  x, y = given.pop('x'), given.pop('y')
+  with pytest.raises(ValueError, match=said):
+    processes.autoattack(lambda x: x, x, y, jax.random.key(0), **given)

@@ -8,6 +8,7 @@ import pytest
 from at_jax import attacks
 from at_jax import errors
 from at_jax import models
+from at_jax.attacks import inputs
 from at_jax.attacks import saves
 from at_jax.models import importers
 from tests.attacks import test_autoattack
@@ -38,7 +39,7 @@ WRONG = [
     (dict(logits_fn=lambda x: (x @ W)[:, :, None]), r'one column per class'),
     (dict(y=np.eye(5, 3)), r'y has shape \(5, 3\).*argmax'),
     (dict(bounds=(.6, 1.)), r'x reaches from 0\.5 to 0\.5, beyond 0\.6\.\.1: give bounds'),
-    (dict(bounds=(1., 0.)), r'bounds = \(1\.0, 0\.0\)'),
+    (dict(bounds=(1., 0.)), r'bounds = 1\.\.0: use'),
     (dict(index=np.arange(4)), r'index has shape \(4,\)'),
     (dict(index=np.arange(6)), r'index has shape \(6,\)'),
     (dict(index=np.arange(5.)), 'dtype float32'),
@@ -60,6 +61,20 @@ def test_what_makes_no_sense_is_named(name, wrong, said):
 def test_what_is_no_key_is_named(name, key):
   with pytest.raises(ValueError, match=r'key = .*jax\.random\.key\(0\)'):
     ATTACKS[name](model, X, Y, key, epsilon=.1)
+
+
+@pytest.mark.parametrize('x, bounds, fine', [
+    (jnp.array([[2.64, -2.1179]], jnp.bfloat16), (-2.1179, 2.64), True),  # as rounded
+    (np.array([[1.0001, 0.]]), (0., 1.), False),
+    (np.array([[np.nan, 255.]]), (0., 1.), False),
+    (np.array([[-1., 2.]]), (np.array([-1., 0.]), np.array([1., 2.])), True),  # a channel's own
+    (np.array([[-1., 2.]]), (np.array([0., 0.]), np.array([1., 2.])), False),
+    (np.array([[-9., 9.]]), (-np.inf, np.inf), True)])
+def test_bounds_are_as_wide_as_the_numbers_are_precise(x, bounds, fine):
+  if fine:
+    return inputs.check_bounds(x, bounds)
+  with pytest.raises(ValueError, match='x reaches from'):
+    inputs.check_bounds(x, bounds)
 
 
 @pytest.mark.parametrize('call, said', [

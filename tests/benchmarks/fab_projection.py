@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import torch
 
 from at_jax import data
+from at_jax import errors
 from at_jax import trained
 from at_jax.attacks import hyperplane
 from at_jax.attacks import steppers
@@ -73,7 +74,10 @@ def main() -> None:
   arguments = parser.parse_args()
   sys.path.insert(0, arguments.reference)
   module = importlib.import_module('autoattack.fab_projections')
-  run, logits_fn = trained.load(arguments.workdir)
+  try:
+    run, logits_fn = trained.load(arguments.workdir)
+  except errors.UserError as mistake:
+    sys.exit(f'fab_projection: {mistake}')
   test = run.dataset.test
   x = jnp.asarray(data.to_unit(test.images[:arguments.batch_size]))
   y = jnp.asarray(test.labels[:arguments.batch_size])

@@ -27,6 +27,7 @@ import numpy as np
 
 from at_jax import attacks
 from at_jax import data
+from at_jax import errors
 from at_jax import records
 from at_jax import run as run_lib
 from at_jax import trained
@@ -78,7 +79,10 @@ def main() -> None:
   parser.add_argument('--float64', action='store_true')
   parser.add_argument('--output', help='a JSON file, written anew after each evaluation')
   arguments = parser.parse_args()
-  logits_fn, test = model(arguments.workdir, arguments.float64)
+  try:
+    logits_fn, test = model(arguments.workdir, arguments.float64)
+  except errors.UserError as mistake:
+    sys.exit(f'independence: {mistake}')
   x, y = np.asarray(data.to_unit(test.images[:arguments.n])), test.labels[:arguments.n]
   x = x.astype(np.float64 if arguments.float64 else np.float32)
   margin = lambda x, y: np.asarray(-attacks.losses.margin(logits_fn(x), y)) if len(x) else []

@@ -26,6 +26,7 @@ import torch
 
 from at_jax import attacks
 from at_jax import data
+from at_jax import errors
 from at_jax import records
 from at_jax import trained
 import verdicts
@@ -83,7 +84,10 @@ def main() -> None:
   parser.add_argument('--alone', action='store_true', help='each component on all images')
   parser.add_argument('--output', help='a JSON file for the verdicts and the seconds')
   arguments = parser.parse_args()
-  run, logits_fn = trained.load(arguments.workdir)
+  try:
+    run, logits_fn = trained.load(arguments.workdir)
+  except errors.UserError as mistake:
+    sys.exit(f'trained_here: {mistake}')
   test = run.dataset.test
   x, y = np.asarray(data.to_unit(test.images[:arguments.n])), test.labels[:arguments.n]
   net = TorchSmallCNN(logits_fn.args[0], stem_stride=run.config.model.stem_stride).eval()
