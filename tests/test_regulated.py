@@ -13,6 +13,7 @@ from at_jax import inner
 from at_jax import regulated
 from at_jax import sharding
 from at_jax import step as step_lib
+from tests import scripts
 from tests import test_step
 
 N, DELTA = 8, .25
@@ -94,7 +95,7 @@ print(np.max(np.abs(one[0] - four[0])), max(jax.tree.leaves(gaps)), sorted(set(o
 
 @pytest.mark.long
 def test_four_devices_keep_the_radii_of_one():
-  apart, of_parameters, values = test_step.in_four_devices(_FOUR_DEVICES).split(' ', 2)
+  apart, of_parameters, values = scripts.in_four_devices(_FOUR_DEVICES).split(' ', 2)
   assert float(apart) == 0 and float(of_parameters) < 1e-3
   assert len(values.split(',')) > 2  # some stood and some fell
 

@@ -1,9 +1,6 @@
 """The training step: devices, collectives, and what it learns from."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +17,7 @@ from at_jax import network as network_lib
 from at_jax import objectives
 from at_jax import sharding
 from at_jax import step as step_lib
+from tests import scripts
 
 # Run in a process of its own, because the number of devices and float64 are set before jax starts.
 _FOUR_DEVICES = '''
@@ -82,20 +80,12 @@ def run(dtype, steps, form):
   return jax.device_get((state.params, state.batch_stats))
 
 
-def in_four_devices(script, *arguments):
-  """What a script prints in a process that sees four devices."""
-  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-  environment = os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': os.pathsep.join(sys.path)}
-  return subprocess.run([sys.executable, '-c', script, *arguments], check=True, text=True,
-                        stdout=subprocess.PIPE, env=environment).stdout
-
-
 @pytest.mark.parametrize('dtype, tolerance', [
     ('float64', 1e-10),  # 20 steps
     ('float32', 1e-6),  # one step: later, sign gradients turn rounding into pixels
 ])
 def test_four_devices_take_the_step_of_one(dtype, tolerance):
-  found = in_four_devices(_FOUR_DEVICES, dtype)
+  found = scripts.in_four_devices(_FOUR_DEVICES, dtype)
   gaps = {line.split()[0]: float(line.split()[1]) for line in found.splitlines()}
   assert set(gaps) == {'vmap', 'pmap'}
   assert max(gaps.values()) <= tolerance, gaps
@@ -125,7 +115,7 @@ def collectives(num_steps):
 
 def test_the_attack_has_no_collective():
   # Its steps are written out on the CPU, so one collective in it would show once a step.
-  clean, one, six = map(int, in_four_devices(_COLLECTIVES).split())
+  clean, one, six = map(int, scripts.in_four_devices(_COLLECTIVES).split())
   assert clean == one == six > 0
 
 

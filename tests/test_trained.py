@@ -55,6 +55,6 @@ def test_a_folder_without_a_run_is_said_in_a_line(workdir, tmp_path):
     trained.load(tmp_path)
   with pytest.raises(ValueError, match="checkpoint = 'newest': use 'best' or 'last'"):
     trained.load(workdir, checkpoint='newest')
-  (tmp_path / 'config.json').write_text(json.dumps(json.loads((workdir / 'config.json').read_text())))
+  (tmp_path / 'config.json').write_text((workdir / 'config.json').read_text())
   with pytest.raises(errors.UserError, match='none of its checkpoints can be read'):
     trained.load(tmp_path)

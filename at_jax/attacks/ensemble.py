@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from at_jax.attacks import inputs
 from at_jax.attacks import losses
 from at_jax.attacks import steppers
 from at_jax.attacks.apgd import stepper as apgd_stepper
@@ -47,10 +48,8 @@ def choose(attacks, version, norm) -> tuple[str, ...]:
 
   Source: ours.
   """
-  if norm not in ('linf', 'l2', 'l1'):
-    raise ValueError(f'norm = {norm!r}: use one of linf, l2, l1')
-  if version not in VERSIONS:
-    raise ValueError(f'version = {version!r}: use one of {", ".join(VERSIONS)}')
+  inputs.check_name('norm', norm, ('linf', 'l2', 'l1'))
+  inputs.check_name('version', version, tuple(VERSIONS))
   names = VERSIONS[version] if attacks is None else tuple(attacks)
   unknown = [name for name in names if name not in NAMES]
   if unknown or not names or len(set(names)) < len(names):

@@ -119,8 +119,7 @@ def stepper(
 
   Source: as `fab`.
   """
-  if norm not in ('linf', 'l2', 'l1'):
-    raise ValueError(f'norm = {norm!r}: use one of linf, l2, l1')
+  inputs.check_name('norm', norm, ('linf', 'l2', 'l1'))
   inputs.check_count('num_steps', num_steps)
 
   def init(problem: steppers.Problem) -> State:

@@ -3,6 +3,7 @@
 Values can be looked at only outside of jit, vmap and the like; there, and only there, they are.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -102,6 +103,26 @@ def check_count(name: str, number: Any) -> None:
   """
   if not isinstance(number, (int, np.integer)) or number < 1:
     raise ValueError(f'{name} = {number}: use a whole number above 0')
+
+
+def check_name(name: str, value: str, known: Sequence[str]) -> None:
+  """Raises unless this is one of a few names.
+
+  Args:
+    name: of the argument.
+    value: of it.
+    known: what it can be.
+
+  Raises:
+    ValueError: for any other, and lists them.
+
+  Example:
+    >>> check_name('norm', 'l2', ('linf', 'l2'))
+
+  Source: ours.
+  """
+  if value not in known:
+    raise ValueError(f'{name} = {value!r}: use one of {", ".join(known)}')
 
 
 def check_bounds(x: Array, bounds: tuple[float, float]) -> None:

@@ -201,9 +201,8 @@ def beside(x: Array, key: Array, *, scale: float = .001, index: Array | None = N
 
 
 def _check(x: Array, y: Array, num_steps: int, norm: str, restarts: int, bounds) -> None:
-  if not isinstance(getattr(balls, norm, None), balls.Ball):
-    known = [name for name, value in vars(balls).items() if isinstance(value, balls.Ball)]
-    raise ValueError(f'norm = {norm!r}: use one of {", ".join(known)}')
+  known = [name for name, value in vars(balls).items() if isinstance(value, balls.Ball)]
+  inputs.check_name('norm', norm, known)
   inputs.check_count('num_steps', num_steps)
   inputs.check_count('restarts', restarts)
   inputs.check_examples(x, y)

@@ -1,9 +1,6 @@
 """Several devices attack side by side, and none waits for another."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -15,6 +12,7 @@ from at_jax.attacks import steppers
 from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.fab import stepper as fab_stepper
 from at_jax.attacks.square import stepper as square_stepper
+from tests import scripts
 from tests.attacks import test_autoattack
 
 # Run in a process of its own, because the number of devices is set before jax starts.
@@ -55,9 +53,4 @@ def talks(name):
 
 @pytest.mark.parametrize('name', STEPPERS)
 def test_no_step_needs_another_device(name):
-  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-  environment = os.environ | {
-      'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(sys.path)}
-  found = subprocess.run([sys.executable, '-c', _FOUR_DEVICES, name], check=True, text=True,
-                         stdout=subprocess.PIPE, env=environment).stdout
-  assert json.loads(found) == []
+  assert json.loads(scripts.in_four_devices(_FOUR_DEVICES, name)) == []

@@ -1,9 +1,6 @@
 """The driver over several devices: verdicts do not depend on how many, nor on the batch size."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -14,6 +11,7 @@ from at_jax.attacks import devices as devices_lib
 from at_jax.attacks import refill
 from at_jax.attacks import steppers
 from at_jax.attacks.apgd import stepper as apgd_stepper
+from tests import scripts
 from tests.attacks import test_autoattack
 
 # Run in a process of its own, because the number of devices is set before jax starts.
@@ -86,12 +84,7 @@ def moved(dtype):
 
 
 def in_four_devices(*arguments):
-  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-  environment = os.environ | {
-      'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(sys.path)}
-  return json.loads(subprocess.run(
-      [sys.executable, '-c', _FOUR_DEVICES, json.dumps(arguments)], check=True, text=True,
-      stdout=subprocess.PIPE, env=environment).stdout)
+  return json.loads(scripts.in_four_devices(_FOUR_DEVICES, json.dumps(arguments)))
 
 
 @pytest.mark.parametrize('n, sizes, names', [

@@ -1,6 +1,5 @@
 """An evaluation whose process is killed, with no chance to tidy up, ends with the same verdicts."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from at_jax import attacks
+from tests import scripts
 from tests.attacks import test_autoattack
 
 _EVALUATION = '''
@@ -33,9 +33,8 @@ def run(folder):
 
 
 def start(folder):
-  environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
   return subprocess.Popen([sys.executable, '-c', _EVALUATION, folder], text=True,
-                          stdout=subprocess.PIPE, env=environment)
+                          stdout=subprocess.PIPE, env=scripts.environment())
 
 
 @pytest.mark.long  # six processes, each of which compiles

@@ -1,7 +1,6 @@
 """AutoAttack over several processes gives what one process gives."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from at_jax import attacks
 from at_jax.attacks import processes
+from tests import scripts
 from tests.attacks import test_autoattack
 from tests.attacks import test_devices
 
@@ -49,10 +49,9 @@ def of_two(script, *arguments):
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(sys.path)}
   both = [subprocess.Popen(
       [sys.executable, '-c', script, json.dumps([address, 2, me, *arguments])], text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) for me in range(2)]
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=scripts.environment()) for me in range(2)]
   try:
     told = [one.communicate(timeout=300) for one in both]
   finally:
