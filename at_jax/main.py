@@ -14,7 +14,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments: the command line without the program; by default this process's.
 
   Returns:
-    The exit code: 0, or 2 after one line that says what is wrong with what was asked for.
+    The exit code: 0, also after --help, or 2 after one line that says what is wrong with what was
+    asked for.
   """
   arguments = sys.argv[1:] if arguments is None else arguments
   missing = [name for name in _NEEDED if not _installed(name)]
@@ -25,8 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
   platform.tune()  # before jax is imported
   from absl import logging
   from at_jax import command_line
+  from at_jax import config
   from at_jax import errors
   logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of what is said in one line here
+  if {'--help', '-h'} & set(arguments):
+    print(f'{command_line.USAGE}\nEvery field, its default and its meaning: {config.__file__}')
+    return 0
   try:
     asked = command_line.parse(arguments)
     from at_jax import train

@@ -124,6 +124,13 @@ def test_missing_extras_are_named(missing, capsys, monkeypatch):
   assert missing in line and "pip install 'at_jax[train,data]'" in line
 
 
+def test_help_names_the_file_of_all_fields(capsys):
+  assert main.main(['--help']) == 0
+  told = capsys.readouterr().out
+  assert told.startswith('use python -m at_jax.main --config=')
+  assert 'c.attack.epsilon_255 = 8.0' in pathlib.Path(told.split()[-1]).read_text()
+
+
 def test_defaults_of_the_command_line():
   asked = command_line.parse([f'--config={ROOT}/configs/ducat_cifar100.py:small'])
   assert (str(asked.workdir), asked.mode) == ('runs/ducat_cifar100-small', 'train')
