@@ -47,10 +47,10 @@ def fully_compiled():
     jax.config.update('jax_disable_most_optimizations', hastily)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def programs_are_let_go():
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
   """Each compiled program maps memory some times; a process may do so 65,530 times, then it crashes."""
-  yield
+  if nextitem and nextitem.parent is item.parent and not item.get_closest_marker('long'):
+    return  # to look takes longer than many a test
   maps = pathlib.Path('/proc/self/maps')
   if 'jax' in sys.modules and maps.exists() and len(maps.read_bytes().splitlines()) > 15_000:
     sys.modules['jax'].clear_caches()
