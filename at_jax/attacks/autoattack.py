@@ -102,7 +102,7 @@ def autoattack(
 
   Each attack starts from the clean input of what is still robust. Examples are attacked in one batch
   at a time; one that falls leaves at once and the next takes its seat. What an example draws
-  depends on `key` and its index alone.
+  depends on `key`, the attack and its index alone.
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]; with version='rand' it is called for each example
@@ -114,8 +114,9 @@ def autoattack(
     epsilon: radius, a number or f32[N].
     norm: 'linf', 'l2' or 'l1'.
     version: 'standard', 'plus' or 'rand'.
-    attacks: names of attacks to run instead of the version's: apgd-ce, apgd-dlr, apgd-t, fab, fab-t,
-      square; each once.
+    attacks: names of attacks to run instead of the version's, with its restarts and targets: apgd-ce,
+      apgd-dlr, apgd-t, fab, fab-t, square; each once. (A list of one's own has five restarts in the
+      authors' code, as it has here with version='plus'.)
     batch_size: how many examples are attacked side by side, at most.
     bounds: the smallest and the largest value an input may take.
     index: i32[N], what each example folds into `key`, each once; by default its place in x. Of a part
@@ -146,7 +147,8 @@ def autoattack(
     ValueError: for an unknown norm or version, an attack that is unknown or named twice, a batch
       size below 1, no examples, integer inputs, inputs beyond the bounds or of a shape that Square
       cannot take, classes, radii or an index that are none or not one an example, outputs that are
-      not [B, C], `search_fn` with version='rand', or a state file of another evaluation.
+      not [B, C], `search_fn` or a model that takes no key with version='rand', or a state file of
+      another evaluation.
     OSError: if the state cannot be written, before anything is attacked.
     zipfile.BadZipFile: for a damaged state file.
 
@@ -173,6 +175,8 @@ def autoattack(
   if random and search_fn is not None:
     raise ValueError("search_fn needs a model whose answers are final: leave it out with "
                      "version='rand'")
+  if random:
+    inputs.check_call_with_key(logits_fn)
   apart = () if search_fn is None else ('search_fn',)
   verify_fn = steppers.as_partial(logits_fn)
   search_fn = verify_fn if search_fn is None else steppers.as_partial(search_fn)
@@ -201,20 +205,24 @@ def autoattack(
   apart += ('channels first',) if channel_axis == 1 else ()
   mark = saves.mark(work, clean, (names, norm, version, batch_size, num_steps, num_queries, cascade,
                                   *apart))
-  record, seats, items = saves.reopen(state_path, mark, clean, np.asarray(problem.x), len(names))
+  record, seats, items = saves.reopen(state_path, mark, clean, logits, np.asarray(problem.x),
+                                      len(names))
   save = saves.saver(state_path, mark, save_every)
   last = {one.name: number for number, one in enumerate(passes)}
   for number, one in enumerate(passes):
     row, fell = names.index(one.name), record.fell
+    # Two attacks that draw alike would be one attack more than once: a random model, for example, is
+    # asked anew after each.
+    mine = work._replace(key=jax.random.fold_in(key, ensemble.NAMES.index(one.name)))
     if number >= record.passed:
       if not cascade and seats is None and one.name not in [p.name for p in passes[:number]]:
         fell[:] = ~clean
       if items is None:
         items = np.array([(i, run) for run in one.runs for i in np.flatnonzero(~fell)])
       if seats is not None:
-        seats = saves.restore(state_path, work, seats, stepper=one.stepper)
+        seats = saves.restore(state_path, mine, seats, stepper=one.stepper)
       began, spent = time.monotonic(), record.seconds[row]
-      for seats in refill.drain(search_fn, verify_fn, work, items, fell, record.x,
+      for seats in refill.drain(search_fn, verify_fn, mine, items, fell, record.x,
                                 record.signs[row], stepper=one.stepper, batch_size=batch_size,
                                 devices=devices, seats=seats, random=random):
         record.seconds[row] = spent + time.monotonic() - began

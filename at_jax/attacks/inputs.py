@@ -3,7 +3,8 @@
 Values can be looked at only outside of jit, vmap and the like; there, and only there, they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import inspect
 from typing import Any
 
 import jax
@@ -153,6 +154,31 @@ def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
   if np.any((numbers < low - slack(low)) | (numbers > high + slack(high))):
     raise ValueError(f'x reaches from {np.nanmin(numbers):.3g} to {np.nanmax(numbers):.3g}, beyond '
                      f'{told}: give bounds=, or normalise inside logits_fn')
+
+
+def check_call_with_key(logits_fn: Callable[..., Any]) -> None:
+  """Raises unless a model can be called with an example and a key, as a random one is.
+
+  Args:
+    logits_fn: the model; one whose signature cannot be read passes.
+
+  Raises:
+    ValueError: if it takes one argument, or needs more than two.
+
+  Example:
+    >>> check_call_with_key(lambda x, key: x)
+
+  Source: ours.
+  """
+  try:
+    signature = inspect.signature(logits_fn)
+  except ValueError:  # a builtin
+    return
+  try:
+    signature.bind(None, None)
+  except TypeError as error:
+    raise ValueError(f"logits_fn cannot be called as (x, key), {error}: version='rand' gives a random "
+                     'model one example and a key') from error
 
 
 def indices(index: Array | None, num_examples: int, once: bool = False) -> Array:

@@ -103,7 +103,10 @@ def drain(
   Source: ours, the batching being that of serving engines; random models: the code of AutoAttack's
   authors.
   """
-  num_steps, advance = steps_at_once(stepper), _advance(stepper.differentiates, tuple(devices))
+  # What is found is confirmed after each step, or what a later one finds could hide it.
+  confirms = search_fn is not verify_fn and stepper.differentiates
+  num_steps = 1 if confirms else steps_at_once(stepper)
+  advance = _advance(stepper.differentiates, tuple(devices))
   work, search_fn, verify_fn = devices_lib.copy((work, search_fn, verify_fn), devices)
   if seats is None:
     nobody = np.full(devices_lib.num_seats(len(items), batch_size, devices), -1)

@@ -110,15 +110,17 @@ class Record(NamedTuple):
   verdicts: np.ndarray     # bool[A, N]
   signs: np.ndarray        # bool[A, 3, N], of `refill.SIGNS`
   seconds: np.ndarray      # f64[A]
+  leads: np.ndarray        # f64[N], `_leads`, by which the model is known again
 
 
-def reopen(path, mark, clean, x, num_attacks):
+def reopen(path, mark, clean, logits, x, num_attacks):
   """The record, the seats and the items of a state file, or those to begin with.
 
   Args:
     path: a file, or None.
     mark: what `mark` gave for this evaluation.
     clean: bool[N].
+    logits: f32[N, C], of the clean inputs.
     x: f32[N, ...].
     num_attacks: A.
 
@@ -126,14 +128,15 @@ def reopen(path, mark, clean, x, num_attacks):
     A `Record`, `Seats` (their state a list of arrays) or None, items or None.
 
   Raises:
-    OtherEvaluation: if the file has another mark, or arrays of another layout.
+    OtherEvaluation: if the file has another mark, or arrays of another layout, or its model's logits
+      were others by more than rounding makes them.
     zipfile.BadZipFile: if it is damaged, or not all of its arrays are there.
 
   Source: ours.
   """
   a = num_attacks
   signs = np.zeros((a, len(refill.SIGNS), len(x)), bool)
-  record = Record(0, ~clean, x.copy(), np.tile(clean, (a, 1)), signs, np.zeros(a))
+  record = Record(0, ~clean, x.copy(), np.tile(clean, (a, 1)), signs, np.zeros(a), _leads(logits))
   saved = None if path is None else load(path)
   if saved is None:
     return record, None, None
@@ -141,10 +144,14 @@ def reopen(path, mark, clean, x, num_attacks):
     if str(saved['mark']) != mark:
       raise OtherEvaluation(
           f'{path} is the state of another evaluation: remove it or use another path')
-    layout = [np.shape(array) for array in record]
+    layout, leads = [np.shape(array) for array in record], record.leads
     record = Record(*(saved[name] for name in Record._fields))._replace(passed=int(saved['passed']))
     if [np.shape(array) for array in record] != layout:
       raise _other_version(path, 'a record of other shapes')
+    # In bfloat16, on other devices, a logit may move by a hundredth; training moves most by far more.
+    if np.median(np.abs(leads - record.leads)) > .02 * np.median(np.abs(leads)):
+      raise OtherEvaluation(f'{path} is the state of an evaluation of another model: remove it or use '
+                            'another path')
     if 'items' not in saved:
       return record, None, None
     leaves = [saved[f'leaf{i}'] for i in range(sum(name.startswith('leaf') for name in saved))]
@@ -152,6 +159,13 @@ def reopen(path, mark, clean, x, num_attacks):
     return record, seats, saved['items']
   except KeyError as error:
     raise zipfile.BadZipFile(f'{path} is damaged: {error} is missing') from error
+
+
+def _leads(logits: np.ndarray) -> np.ndarray:
+  """f64[N], how far each one's first logit stands above the mean of all; 0 where that is no number."""
+  logits = np.asarray(logits, np.float64)
+  with np.errstate(invalid='ignore'):
+    return np.nan_to_num(logits[:, 0] - logits.mean(axis=1), posinf=0., neginf=0.)
 
 
 def restore(path, work, seats, *, stepper):
@@ -214,7 +228,9 @@ def saver(path, mark, save_every):
 
 
 def mark(work: refill.Work, clean: np.ndarray, options: tuple) -> str:
-  """A digest of everything that decides a result; of the model, what it says of clean inputs.
+  """A digest of everything that decides a result; of the model, which clean inputs it is right about.
+
+  What it says of them, to the bit, is no mark: other devices round it otherwise (see `reopen`).
 
   Args:
     work: the examples.

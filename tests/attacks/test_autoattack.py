@@ -116,6 +116,23 @@ def test_an_evaluation_killed_again_and_again_resumes_to_the_same_verdicts(tmp_p
       attacks.autoattack(logits_fn, x, y, KEY, state_path=tmp_path / 'state.npz', **same | other)
 
 
+def test_a_state_is_that_of_one_model(tmp_path):
+  # Two models that are right about the same examples, and of two classes, so with the same targets.
+  x, y = jnp.array([[.6, .4], [.3, .7], [.8, .1]]), jnp.array([0, 1, 0])
+
+  def run(scale, shift=0.):
+    return attacks.autoattack(
+        lambda x: x * scale + shift, x, y, KEY, epsilon=.15, attacks=('apgd-ce',),
+        state_path=tmp_path / 'state.npz', **QUICK)
+
+  robust = run(jnp.array([1., 1.])).robust
+  np.testing.assert_array_equal(robust, [False, True, True])  # half the lead is .1, .2, .35
+  with pytest.raises(saves.OtherEvaluation, match='of another model: remove it'):
+    run(jnp.array([1., 1.2]))
+  # Rounding, and what every logit has in common, make no other model of it.
+  np.testing.assert_array_equal(run(jnp.array([1., 1.001]), 5.).robust, robust)
+
+
 def test_a_damaged_file_is_not_read(tmp_path):
   saves.save(tmp_path / 'state.npz', {'x': np.arange(1000)})
   content = bytearray((tmp_path / 'state.npz').read_bytes())
@@ -129,7 +146,7 @@ def test_a_damaged_file_is_not_read(tmp_path):
       saves.load(tmp_path / 'state.npz')
   saves.save(tmp_path / 'state.npz', {'fell': np.arange(3)})
   with pytest.raises(zipfile.BadZipFile, match="damaged: 'mark' is missing"):
-    saves.reopen(tmp_path / 'state.npz', 'mark', np.ones(3, bool), np.zeros((3, 2)), 1)
+    saves.reopen(tmp_path / 'state.npz', 'mark', np.ones(3, bool), *2 * [np.zeros((3, 2))], 1)
 
 
 def test_search_low_verify_high_counts_what_is_confirmed():
@@ -170,10 +187,10 @@ def test_a_random_model_falls_to_an_attack_and_not_to_one_unlucky_pass(monkeypat
     logits = jnp.where(jax.random.bernoulli(key, .05), jnp.array([0., 1.]), jnp.array([1., 0.]))
     return logits + 0 * x.sum(axis=1, keepdims=True)
 
-  def run(order):
+  def run(order, names=('apgd-ce',)):
     return attacks.autoattack(
         flaky, jnp.full((200, 2), .5), jnp.zeros(200, int), KEY, epsilon=0., version='rand',
-        attacks=('apgd-ce',), num_steps=10, batch_size=50, index=order)
+        attacks=names, num_steps=10, batch_size=50, index=order)
 
   order = np.random.RandomState(0).permutation(200)
   whole, part = run(np.arange(200)), run(order)
@@ -182,6 +199,11 @@ def test_a_random_model_falls_to_an_attack_and_not_to_one_unlucky_pass(monkeypat
   np.testing.assert_array_equal(part.clean, whole.clean[order])
   np.testing.assert_array_equal(part.robust, whole.robust[order])
   assert 'the outputs are probabilities' in ' '.join(whole.warnings)
+  # What falls by chance to one attack is not what falls to another: of 200 about 9.5 fall to each,
+  # and to both of those that are attacked by both .5.
+  other = run(np.arange(200), ('apgd-dlr',))
+  fell = [found.clean & ~found.robust for found in (whole, other)]
+  assert min(map(np.sum, fell)) >= 4 and (fell[0] & fell[1]).sum() <= 3
 
 
 def test_odd_requests_are_refused_in_one_line():
@@ -192,7 +214,8 @@ def test_odd_requests_are_refused_in_one_line():
       (dict(batch_size=0), 'above 0'), (dict(x=3 * x), 'normalise inside'),
       (dict(bounds=(.5, 1.)), 'beyond 0.5..1'), (dict(x=x[..., None]), 'leave it out'),
       (dict(norm='l1', num_steps=1), 'at least 2'),
-      (dict(version='rand', search_fn=logits_fn), 'leave it out')):
+      (dict(version='rand', search_fn=logits_fn), 'leave it out'),
+      (dict(version='rand'), 'cannot be called as .x, key., too many positional arguments')):
     options = dict(x=x) | options
     with pytest.raises(ValueError, match=match):
       attacks.autoattack(logits_fn, y=y, key=KEY, epsilon=.1, **options)
