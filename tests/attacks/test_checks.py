@@ -122,6 +122,7 @@ def test_checks_name_what_is_wrong():
   assert 'rest of the batch' in check(lambda x: logits_fn(x - x.mean(0)), x, y)[0]
   assert 'no gradient' in check(lambda x: 1e4 * logits_fn(x), x, y)[0]
   assert 'rounding' in check(lambda x: 1e-7 * logits_fn(x), x, y)[0]
+  assert 'in common' in check(lambda x: logits_fn(x) + 1e7, x, y)[0]  # float32 knows it to a whole one
   draws = iter(jax.random.split(KEY, 9))
   noisy = lambda x: logits_fn(x) + jax.random.normal(next(draws), (12, 5))
   assert 'random' in check(noisy, x, y)[0]

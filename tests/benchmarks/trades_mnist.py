@@ -119,16 +119,19 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
       print(f'slice {number}, {now.attack}: {now.done} of {now.total} runs, standing '
             f'{now.accuracy:.1%}, {now.seconds:.0f} s', file=sys.stderr, flush=True)
 
+  begun = time.perf_counter()
   result = attacks.autoattack(
       jax.tree_util.Partial(apply, variables), x, y, jax.random.key(arguments.seed),
       epsilon=arguments.epsilon, batch_size=arguments.batch_size, state_path=state,
       index=begin + np.arange(len(y)), progress=progress)
+  # The clean pass, the checks of the model and the last pass, which the reference counts too.
+  rest = time.perf_counter() - begun - sum(result.seconds.values())
   state.unlink()
   tenths = lambda seconds: {name: round(s, 1) for name, s in seconds.items()}
   found = {'fell': verdicts.fallen({'clean': result.clean, **result.components}, begin),
-           'seconds': tenths(result.seconds), 'warnings': list(result.warnings),
+           'seconds': tenths(result.seconds | {'rest': rest}), 'warnings': list(result.warnings),
            'threads': arguments.threads, 'load': load}
-  return found if resumed else found | {'compiling': tenths(compiling.seconds)}
+  return found if resumed else found | {'compiling': tenths(compiling.by_attack())}
 
 
 class Compiling:
@@ -138,7 +141,7 @@ class Compiling:
   """
 
   def __init__(self):
-    self.seconds, self._heard = dict.fromkeys(verdicts.COMPONENTS, 0.), []
+    self._seconds, self._heard = dict.fromkeys(verdicts.COMPONENTS, 0.), []
     jax.monitoring.register_event_duration_secs_listener(self._hear)
 
   def _hear(self, event: str, seconds: float, **_) -> None:
@@ -148,7 +151,12 @@ class Compiling:
   def told(self, now: attacks.Progress) -> None:
     """What was heard since this attack began was for it."""
     began = time.monotonic() - now.seconds
-    self.seconds[now.attack] = sum(seconds for at, seconds in self._heard if at > began)
+    self._seconds[now.attack] = sum(seconds for at, seconds in self._heard if at > began)
+
+  def by_attack(self) -> dict[str, float]:
+    """The seconds of each, and 'rest', those that were for none."""
+    all_of_it = sum(seconds for _, seconds in self._heard)
+    return self._seconds | {'rest': all_of_it - sum(self._seconds.values())}
 
 
 def numbers(text: str) -> list[int]:

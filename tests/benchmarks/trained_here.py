@@ -13,8 +13,10 @@ ones have something to find.
 """
 
 import argparse
+import os
 import pathlib
 import sys
+import time
 
 import numpy as np
 
@@ -97,10 +99,13 @@ def main() -> None:
   if apart > 1e-4:
     sys.exit(f'the logits of the two differ by {apart}: this is another network')
   epsilon = arguments.epsilon_255 / 255
+  torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA takes
+  load, begun = round(os.getloadavg()[0], 1), time.perf_counter()
   result = attacks.autoattack(
       logits_fn, x, y, jax.random.key(arguments.seed),
       epsilon=epsilon, norm=arguments.norm, batch_size=arguments.batch_size,
       cascade=not arguments.alone)
+  rest = time.perf_counter() - begun - sum(result.seconds.values())
   theirs, seconds = {'clean': verdicts.is_right(net, x, y)}, {}
   calls = [(name,) for name in verdicts.COMPONENTS]
   for names in calls if arguments.alone else [verdicts.COMPONENTS]:
@@ -112,9 +117,10 @@ def main() -> None:
   fallen = _alone if arguments.alone else verdicts.fallen
   found = {'first': 0, 'n': len(y), 'norm': arguments.norm, 'epsilon': epsilon,
            'seed': arguments.seed, 'batch_size': arguments.batch_size, 'alone': arguments.alone,
-           'versions': records.versions(),
+           'versions': records.versions(), 'threads': torch.get_num_threads(), 'load': load,
            'ours': {'fell': fallen(ours, 0),
-                    'seconds': {k: round(s, 1) for k, s in result.seconds.items()},
+                    'seconds': {name: round(spent, 1)
+                                for name, spent in (result.seconds | {'rest': rest}).items()},
                     'warnings': list(result.warnings)},
            'reference': {'torch': torch.__version__, 'seconds': seconds, 'fell': fallen(theirs, 0)}}
   if arguments.alone:

@@ -121,16 +121,12 @@ def show_times(slices: list[dict[str, Any]]) -> None:
   print(f'seconds, {sum(s["n"] for s in timed)} images, {len(threads)} threads, load '
         f'{load("ours")} at the start of ours and {load("reference")} of theirs')
   print(f'{"":8s} {"ours":>8s} {"compiled":>8s} {"theirs":>8s} {"ours / theirs":>15s} {"compiled":>8s}')
-  total = np.zeros(3)
-  for name in (*COMPONENTS, 'whole'):
-    if name in COMPONENTS:
-      spent = np.sum([(s['ours']['seconds'][name],
-                       s['ours']['seconds'][name] - s['ours']['compiling'][name],
-                       s['reference']['seconds'][name]) for s in timed], axis=0)
-      total += spent
-    else:
-      spent = total
-    ours, compiled, theirs = spent
+  # Of the reference each component's seconds have the passes in them that here are the rest.
+  spent = {name: np.sum([(s['ours']['seconds'][name],
+                          s['ours']['seconds'][name] - s['ours']['compiling'][name],
+                          s['reference']['seconds'].get(name, 0.)) for s in timed], axis=0)
+           for name in (*COMPONENTS, 'rest')}
+  for name, (ours, compiled, theirs) in (spent | {'whole': sum(spent.values())}).items():
     print(f'{name:8s} {ours:8.1f} {compiled:8.1f} {theirs:8.1f} {ours / max(theirs, .1):15.2f} '
           f'{compiled / max(theirs, .1):8.2f}')
 
