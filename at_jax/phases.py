@@ -128,13 +128,16 @@ def recipe(run: run_lib.Run, phase: str) -> step_lib.Recipe:
   kind_of_attack = _INNER.get(kind, inner.uniform)
   if c.attack.start == 'beside':  # allowed where it would else be uniform
     kind_of_attack = inner.beside
+  folded = c.dummy.attack_logits == 'folded'
   attack = kind_of_attack(
       norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
-      step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps)
+      step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps,
+      # What κ counts is whether the deployed model stands, whatever is attacked.
+      decide=run.network.fold if c.dummy.enabled and not folded else None)
   recipe = step_lib.Recipe(
       run.network, run.tuner if tunes else run.optimizer,
       _objective(c, ducat_begun=phase != c.loss), attack,
-      attack_folded=c.dummy.attack_logits == 'folded', pad=c.dataset.pad, flip=c.dataset.flip,
+      attack_folded=folded, pad=c.dataset.pad, flip=c.dataset.flip,
       weigh=_weigh(c), weights_on=c.weights.on, beta=c.beta, awp_gamma=c.awp_gamma,
       views=2 if c.loss == 'consistency' else 1, steps_per_epoch=run.steps_per_epoch,
       calibration=_calibration(c), autoaugment=c.dataset.augment == 'autoaugment')

@@ -18,7 +18,8 @@ class Evidence(NamedTuple):
   With two views of each example, B counts views: each has its own κ and its own margin.
 
   Attributes:
-    kappa: i32[B], the attack's steps that the example withstood, by the logits that were attacked.
+    kappa: i32[B], the attack's steps that the example withstood, by the deployed decision: a dummy
+      class that is recovered is no fall, or soon nothing would withstand a step (ours).
     logits: f32[B, C], deployed, in train mode, at x'.
     y: i32[B].
     class_accuracy: f32[C], each class's robust accuracy on the training data of the last epoch;

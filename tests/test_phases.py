@@ -50,6 +50,15 @@ def test_lambda_follows_its_schedule_in_one_program(arguments, expected):
   assert len(traces) == 1
 
 
+def test_kappa_is_the_deployed_model_s():
+  c = parsed('ducat_cifar10.py:small', '--config.dataset.name=digits')
+  attack = phases.recipe(run_lib.build(c), 'pgd_at').attack
+  # Of all 20 logits each image has its class's dummy on top, wherever the attack goes.
+  x, y = jnp.full((3, 4, 4, 3), .5), jnp.array([0, 4, 9])
+  logits = lambda x: 3. * (jnp.arange(20) == y[:, None] + 10) + 0 * x.sum((1, 2, 3))[:, None]
+  np.testing.assert_array_equal(attack(logits, x, y, jax.random.key(0), None).kappa, 5)
+
+
 def test_entropy_sgd_is_one_field_of_any_configuration():
   theirs = parsed('entropy_sgd_cifar10.py:small').optimizer
   ours = parsed('pgd_at_cifar10.py:small', '--config.optimizer.name=entropy_sgd').optimizer

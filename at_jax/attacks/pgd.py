@@ -48,6 +48,7 @@ def pgd(
     norm: str = 'linf',
     loss: LossFn = losses.cross_entropy,
     loss_args: tuple[Array, ...] = (),
+    decide: Callable[[Array], Array] | None = None,
     bounds: tuple[float, float] = (0., 1.),
     random_start: bool = True,
     start: Array | None = None,
@@ -78,6 +79,8 @@ def pgd(
     loss: `(logits, y, *loss_args) -> f32[B]`, what is maximised (targeted: minimised). Static.
     loss_args: arrays that `loss` takes besides, one row an example (the clean logits, for TRADES).
       Traced; no gradient is taken with respect to them.
+    decide: from the logits that are attacked to those whose argmax is the model's answer, where these
+      are others (`dummy.fold` of a head with dummy classes); success, κ and τ go by it. Static.
     bounds: the smallest and the largest value an input may take.
     random_start: begin at a point drawn uniformly from the ball, else at x.
     start: f32[B, ...], begin there instead (projected into the ball first); `random_start` is then
@@ -130,7 +133,7 @@ def pgd(
     tau = jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
   if isinstance(momentum, (int, float)) and momentum == 0:
     momentum = None
-  static = dict(loss=loss, targeted=targeted)
+  static = dict(loss=loss, decide=decide, targeted=targeted)
 
   def run(key: Array) -> AttackResult:
     begin = x if start is None else start
@@ -234,10 +237,10 @@ def _begin(x, begin, key, index, epsilon, bounds, tau, momentum, *, norm, draw) 
                 None if momentum is None else jnp.zeros_like(x))
 
 
-@functools.partial(jax.jit, static_argnames=('num_steps', 'norm', 'loss', 'targeted'))
+@functools.partial(jax.jit, static_argnames=('num_steps', 'norm', 'loss', 'decide', 'targeted'))
 def _advance(
     logits_fn, state, x, y, epsilon, step_size, bounds, loss_args, momentum, *, num_steps, norm,
-    loss, targeted,
+    loss, decide, targeted,
 ) -> _State:
   sign = -1 if targeted else 1
 
@@ -248,7 +251,7 @@ def _advance(
   def step(state: _State) -> _State:
     gradient, logits = jax.grad(objective, has_aux=True)(state.x)
     gradient = gradients.finite(gradient)
-    stands = ~_succeeds(logits, y, targeted)
+    stands = ~_succeeds(logits, y, decide, targeted)
     velocity = state.velocity
     if velocity is not None:
       velocity = gradient = momentum * velocity + jax.vmap(_unit_l1)(gradient)
@@ -268,10 +271,10 @@ def _advance(
   return loops.repeat(step, state, num_steps)
 
 
-@functools.partial(jax.jit, static_argnames=('loss', 'targeted'))
-def _finish(logits_fn, state, y, loss_args, *, loss, targeted) -> AttackResult:
+@functools.partial(jax.jit, static_argnames=('loss', 'decide', 'targeted'))
+def _finish(logits_fn, state, y, loss_args, *, loss, decide, targeted) -> AttackResult:
   logits = logits_fn(state.x)
-  hit, value = _succeeds(logits, y, targeted), loss(logits, y, *loss_args)
+  hit, value = _succeeds(logits, y, decide, targeted), loss(logits, y, *loss_args)
   return AttackResult(state.x, hit, state.kappa, value)
 
 
@@ -286,8 +289,8 @@ def _per_example(values: Array, x: Array) -> Array:
   return values.reshape(values.shape + (1,) * (x.ndim - 1))
 
 
-def _succeeds(logits: Array, y: Array, targeted: bool) -> Array:
-  hit = steppers.is_correct(logits, y)
+def _succeeds(logits: Array, y: Array, decide, targeted: bool) -> Array:
+  hit = steppers.is_correct(logits if decide is None else decide(logits), y)
   return hit if targeted else ~hit
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from at_jax import attacks
+from at_jax import dummy
 from at_jax.attacks import balls
 from at_jax.attacks import loops
 
@@ -256,6 +257,23 @@ def test_epsilon_may_differ_between_examples(weights):
   found = attacks.pgd(functools.partial(linear, weights), x, jnp.ones(3, int), jax.random.key(0),
                       epsilon=radii, step_size=radii, num_steps=3).x
   np.testing.assert_allclose(found, x - radii[:, None, None, None] * jnp.sign(weights), atol=1e-6)
+
+
+def test_what_decides_counts_the_steps():
+  # Two classes and their dummies. x goes 0, .1, .2, .3, .4: from .2 on the dummy of class 0 leads, and
+  # from .3 on the other class does.
+  model = lambda x: jnp.concatenate([.15 - x, 3 * x - .71, x - .15, 0 * x - 9], axis=1)
+  attack = functools.partial(
+      attacks.pgd, model, jnp.zeros((1, 1)), jnp.array([0]), jax.random.key(0), epsilon=.4,
+      step_size=.1, random_start=False)
+  for num_steps, options, kappa, success in (
+      (3, {}, 2, True), (3, {'decide': dummy.fold}, 3, True), (2, {}, 2, True),
+      (2, {'decide': dummy.fold}, 2, False)):
+    found = attack(num_steps=num_steps, **options)
+    assert (found.kappa[0], found.success[0]) == (kappa, success), (num_steps, options)
+  # One step more from points where the decision is wrong, and it stays where it is.
+  np.testing.assert_allclose(attack(num_steps=6, tau=0).x, .2, atol=1e-6)
+  np.testing.assert_allclose(attack(num_steps=6, tau=0, decide=dummy.fold).x, .3, atol=1e-6)
 
 
 def test_draws_depend_on_the_index_alone():
