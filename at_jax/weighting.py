@@ -46,6 +46,12 @@ def geometry(evidence: Evidence, *, num_steps: int, lam: float | Array, form: st
   Returns:
     f32[B].
 
+  Example:
+    >>> seen = Evidence(jax.numpy.array([0, 10]), None, None, None)
+    >>> options = dict(num_steps=10, lam=-1., form='tanh', normalized=True)
+    >>> print(geometry(seen, **options, axis_name=None).round(2))
+    [2. 0.]
+
   Source: `weights.geometry_weights`.
   """
   w = weights.geometry(evidence.kappa, num_steps=num_steps, lam=lam, form=form)
@@ -64,6 +70,11 @@ def margin(evidence: Evidence, *, bias: float, slope: float, axis_name: str | No
   Returns:
     f32[B].
 
+  Example:
+    >>> seen = Evidence(None, jax.numpy.array([[0., 5.], [5., 0.]]), jax.numpy.array([0, 0]), None)
+    >>> print(margin(seen, bias=-.5, slope=10., axis_name=None).round(2))
+    [2.98 0.  ]
+
   Source: `weights.margin_weights`.
   """
   del axis_name
@@ -80,6 +91,11 @@ def class_wise(evidence: Evidence, *, base: float, axis_name: str | None) -> Arr
 
   Returns:
     f32[B].
+
+  Example:
+    >>> seen = Evidence(None, None, jax.numpy.array([0, 1]), jax.numpy.array([.1, .6]))
+    >>> print(class_wise(seen, base=.5, axis_name=None).round(2))
+    [1.22 0.78]
 
   Source: `weights.class_weights`.
   """
