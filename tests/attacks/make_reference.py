@@ -91,6 +91,7 @@ def main() -> None:
       numbers[f'sides {norm.lower()} {size}'] = _sides(torch, norm, size)
   numbers |= _starts(torch)
   numbers['targets'] = _targets(torch)
+  numbers['dlr'] = _dlr(torch)
   for version in ('standard', 'plus', 'rand'):
     for norm in ('Linf', 'L2', 'L1'):
       numbers[f'version {version} {norm}'] = _runs(torch, version, norm)
@@ -196,6 +197,24 @@ def _targets(torch):
       x, torch.ones(len(x)), None, x)
   attack.perturb(logits, logits.argmax(1))
   return {'logits': logits.tolist(), 'targets': np.transpose(targets).tolist()}
+
+
+def _dlr(torch):
+  """Both DLR losses where the prediction is right and wrong, close and far, and with ties."""
+  from autoattack import autopgd_base
+  random = np.random.RandomState(5)
+  logits = random.randn(30, 12) * 10. ** random.uniform(-3, 3, size=(30, 1))
+  logits[:3, 1] = logits[:3, 0]  # two alike, mostly amid the others
+  logits[3, :2] = logits[3].max()  # both on top
+  logits[4] = 1.  # all alike
+  y = np.where(np.arange(30) % 2, logits.argmax(1), random.randint(12, size=30))
+  target = (y + random.randint(1, 12, size=30)) % 12
+  attack = autopgd_base.APGDAttack_targeted(None, norm='Linf', eps=1., device='cpu')
+  attack.y_target = torch.tensor(target)
+  given = torch.tensor(logits), torch.tensor(y)
+  return {'logits': logits.tolist(), 'y': y.tolist(), 'target': target.tolist(),
+          'dlr': attack.dlr_loss(*given).tolist(),
+          'targeted': attack.dlr_loss_targeted(*given).tolist()}
 
 
 def _runs(torch, version, norm):

@@ -73,15 +73,25 @@ def test_apgd_follows_the_reference_step_by_step(norm, loss, large):
     trace.append(state.loss_best if count in begins else state.loss_last)
   numbers = NUMBERS[f'apgd {norm} {loss}' + ' large start' * large]
   # Where the prediction is wrong DLR has poles, and rounding decides on which side of one it lands:
-  # an example is followed until its loss first exceeds 1. Nine digits are kept in the file; two of
-  # them are lost in 100 steps.
-  follows = np.maximum.accumulate(numbers['losses'], axis=0) <= (np.inf if loss == 'ce' else 1)
+  # an example is followed until its loss first exceeds 1. The others have none. Nine digits are kept
+  # in the file; two of them are lost in 100 steps.
+  follows = np.maximum.accumulate(numbers['losses'], axis=0) <= (1 if loss == 'dlr' else np.inf)
   assert follows.mean() > .6
   trace, expected = (np.where(follows, t, 0) for t in (trace, numbers['losses']))
   np.testing.assert_allclose(trace, expected, rtol=0, atol=1e-6)
   best, expected = (np.where(follows[-1], t, 0) for t in (state.loss_best, numbers['best']))
   np.testing.assert_allclose(best, expected, rtol=0, atol=1e-6)
   np.testing.assert_array_equal(~state.found, numbers['correct'])
+
+
+def test_dlr_losses_are_the_reference_s():
+  numbers = {name: np.array(value) for name, value in NUMBERS['dlr'].items()}
+  given = numbers['logits'], numbers['y']
+  # Nine digits of the logits are kept, of which the ratio of two small differences loses some.
+  np.testing.assert_allclose(losses.dlr(*given), numbers['dlr'], rtol=1e-6)
+  np.testing.assert_allclose(
+      losses.targeted_dlr(*given, numbers['target']), numbers['targeted'], rtol=1e-6)
+  assert (numbers['dlr'] > 1).any() and (numbers['dlr'] < 0).any()
 
 
 @pytest.mark.parametrize('targeted', [True, False])
