@@ -133,7 +133,7 @@ def recipe(run: run_lib.Run, phase: str) -> step_lib.Recipe:
       norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
       step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps,
       # What κ counts is whether the deployed model stands, whatever is attacked.
-      decide=run.network.fold if c.dummy.enabled and not folded else None)
+      decide=None if folded else run.network.fold)
   recipe = step_lib.Recipe(
       run.network, run.tuner if tunes else run.optimizer,
       _objective(c, ducat_begun=phase != c.loss), attack,

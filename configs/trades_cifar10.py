@@ -5,8 +5,8 @@
   :cifar100 and :mnist are the same method on other data, :cifar100-small and so on cut down.
 
 Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019, and
-its released code: β 6, 76 epochs, ×.1 before the 75th, weight decay 2e-4. PreActResNet-18, bfloat16 and the
-choice of the best checkpoint on held-out training images are ours.
+its released code: β 6, 76 epochs, ×.1 before the 75th, weight decay 2e-4. PreActResNet-18,
+bfloat16 and the choice of the best checkpoint on held-out training images are ours.
 Published (reported, WRN-32-10): clean 84.58, PGD-20 55.53, AutoAttack 52.02; ResNet-18: AutoAttack
 48.1.
 Measured, :small, mean ± std of 3 seeds, the first 1,000 test images, two cores: clean 51.1 ± 1.5,

@@ -150,7 +150,7 @@ def stepper(
 
   Source: as `apgd`.
   """
-  inputs.check_name('norm', norm, ('linf', 'l2', 'l1'))
+  inputs.check_name('norm', norm, balls.NORMS)
   inputs.check_count('num_steps', num_steps)
   if large_start and (norm != 'l1' or num_steps < 2):
     raise ValueError("large_start needs norm='l1' and num_steps of at least 2")

@@ -172,10 +172,10 @@ def autoattack(
   index = np.asarray(inputs.indices(index, len(problem.x), once=True))
   key = keys.threefry(key)
   random = version == 'rand'
-  if random and search_fn is not None:
-    raise ValueError("search_fn needs a model whose answers are final: leave it out with "
-                     "version='rand'")
   if random:
+    if search_fn is not None:
+      raise ValueError("search_fn needs a model whose answers are final: leave it out with "
+                       "version='rand'")
     inputs.check_call_with_key(logits_fn)
   apart = () if search_fn is None else ('search_fn',)
   verify_fn = steppers.as_partial(logits_fn)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from at_jax.attacks import roots
 
 Array = jax.Array
+NORMS = ('linf', 'l2', 'l1')  # the names of the balls below
 
 
 class Ball(NamedTuple):

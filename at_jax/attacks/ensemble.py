@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from at_jax.attacks import balls
 from at_jax.attacks import inputs
 from at_jax.attacks import losses
 from at_jax.attacks import steppers
@@ -48,7 +49,7 @@ def choose(attacks, version, norm) -> tuple[str, ...]:
 
   Source: ours.
   """
-  inputs.check_name('norm', norm, ('linf', 'l2', 'l1'))
+  inputs.check_name('norm', norm, balls.NORMS)
   inputs.check_name('version', version, tuple(VERSIONS))
   names = VERSIONS[version] if attacks is None else tuple(attacks)
   unknown = [name for name in names if name not in NAMES]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from at_jax.attacks import balls
 from at_jax.attacks import gradients
 from at_jax.attacks import hyperplane
 from at_jax.attacks import inputs
@@ -119,7 +120,7 @@ def stepper(
 
   Source: as `fab`.
   """
-  inputs.check_name('norm', norm, ('linf', 'l2', 'l1'))
+  inputs.check_name('norm', norm, balls.NORMS)
   inputs.check_count('num_steps', num_steps)
 
   def init(problem: steppers.Problem) -> State:

@@ -204,8 +204,7 @@ def beside(x: Array, key: Array, *, scale: float = .001, index: Array | None = N
 
 
 def _check(x: Array, y: Array, num_steps: int, norm: str, restarts: int, bounds) -> None:
-  known = [name for name, value in vars(balls).items() if isinstance(value, balls.Ball)]
-  inputs.check_name('norm', norm, known)
+  inputs.check_name('norm', norm, balls.NORMS)
   inputs.check_count('num_steps', num_steps)
   inputs.check_count('restarts', restarts)
   inputs.check_examples(x, y)

@@ -122,7 +122,7 @@ def stepper(
 
   Source: as `square`.
   """
-  inputs.check_name('norm', norm, ('linf', 'l2', 'l1'))
+  inputs.check_name('norm', norm, balls.NORMS)
   inputs.check_count('num_queries', num_queries)
   if not 0 < p_init <= 1:
     raise ValueError(f'p_init = {p_init}: use a number above 0, at most 1')

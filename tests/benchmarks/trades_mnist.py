@@ -124,14 +124,12 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
       jax.tree_util.Partial(apply, variables), x, y, jax.random.key(arguments.seed),
       epsilon=arguments.epsilon, batch_size=arguments.batch_size, state_path=state,
       index=begin + np.arange(len(y)), progress=progress)
-  # The clean pass, the checks of the model and the last pass, which the reference counts too.
-  rest = time.perf_counter() - begun - sum(result.seconds.values())
+  seconds = verdicts.seconds(result, time.perf_counter() - begun)
   state.unlink()
-  tenths = lambda seconds: {name: round(s, 1) for name, s in seconds.items()}
   found = {'fell': verdicts.fallen({'clean': result.clean, **result.components}, begin),
-           'seconds': tenths(result.seconds | {'rest': rest}), 'warnings': list(result.warnings),
+           'seconds': seconds, 'warnings': list(result.warnings),
            'threads': arguments.threads, 'load': load}
-  return found if resumed else found | {'compiling': tenths(compiling.by_attack())}
+  return found if resumed else found | {'compiling': compiling.by_attack()}
 
 
 class Compiling:
@@ -156,7 +154,8 @@ class Compiling:
   def by_attack(self) -> dict[str, float]:
     """The seconds of each, and 'rest', those that were for none."""
     all_of_it = sum(seconds for _, seconds in self._heard)
-    return self._seconds | {'rest': all_of_it - sum(self._seconds.values())}
+    spent = self._seconds | {'rest': all_of_it - sum(self._seconds.values())}
+    return {name: round(seconds, 1) for name, seconds in spent.items()}
 
 
 def numbers(text: str) -> list[int]:

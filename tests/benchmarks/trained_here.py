@@ -105,7 +105,7 @@ def main() -> None:
       logits_fn, x, y, jax.random.key(arguments.seed),
       epsilon=epsilon, norm=arguments.norm, batch_size=arguments.batch_size,
       cascade=not arguments.alone)
-  rest = time.perf_counter() - begun - sum(result.seconds.values())
+  spent_here = verdicts.seconds(result, time.perf_counter() - begun)
   theirs, seconds = {'clean': verdicts.is_right(net, x, y)}, {}
   calls = [(name,) for name in verdicts.COMPONENTS]
   for names in calls if arguments.alone else [verdicts.COMPONENTS]:
@@ -119,9 +119,7 @@ def main() -> None:
            'seed': arguments.seed, 'batch_size': arguments.batch_size, 'alone': arguments.alone,
            'versions': records.versions(), 'threads': torch.get_num_threads(), 'load': load,
            'ours': {'fell': fallen(ours, 0),
-                    'seconds': {name: round(spent, 1)
-                                for name, spent in (result.seconds | {'rest': rest}).items()},
-                    'warnings': list(result.warnings)},
+                    'seconds': spent_here, 'warnings': list(result.warnings)},
            'reference': {'torch': torch.__version__, 'seconds': seconds, 'fell': fallen(theirs, 0)}}
   if arguments.alone:
     verdicts.show_beside(f'each alone, {len(y)} images', ours, theirs, np.arange(len(y)))

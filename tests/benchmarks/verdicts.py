@@ -55,6 +55,15 @@ def reference(path: str, net, x, y, *, epsilon: float, batch_size: int, seed: in
     yield name, standing.numpy().copy(), time.perf_counter() - begun
 
 
+def seconds(result, whole: float) -> dict[str, float]:
+  """Those of our components, and the 'rest' of the whole: clean pass, checks and last pass.
+
+  The reference's seconds of each component have these passes in them.
+  """
+  spent = result.seconds | {'rest': whole - sum(result.seconds.values())}
+  return {name: round(each, 1) for name, each in spent.items()}
+
+
 def is_right(net, x, y) -> np.ndarray:
   """bool[N], which images the PyTorch network classifies correctly."""
   with torch.no_grad():
@@ -121,7 +130,6 @@ def show_times(slices: list[dict[str, Any]]) -> None:
   print(f'seconds, {sum(s["n"] for s in timed)} images, {len(threads)} threads, load '
         f'{load("ours")} at the start of ours and {load("reference")} of theirs')
   print(f'{"":8s} {"ours":>8s} {"compiled":>8s} {"theirs":>8s} {"ours / theirs":>15s} {"compiled":>8s}')
-  # Of the reference each component's seconds have the passes in them that here are the rest.
   spent = {name: np.sum([(s['ours']['seconds'][name],
                           s['ours']['seconds'][name] - s['ours']['compiling'][name],
                           s['reference']['seconds'].get(name, 0.)) for s in timed], axis=0)
