@@ -7,9 +7,9 @@ cd "$(dirname "$0")/.."
 # Two workers: most of the time goes into compiling, which one process does on one core.
 if [ "${1:-}" = --all ]; then
   shift
-  export JAX_DISABLE_MOST_OPTIMIZATIONS=0  # programs as users have them
   (source launch/environment.sh .venv-oldest all-cpu,dev 'jax==0.7.2' 'jaxlib==0.7.2' 'flax==0.11.2'
-   python -m pytest -q -m oldest tests)
+   python -m pytest -q -n 2 -m oldest tests)
+  export JAX_DISABLE_MOST_OPTIMIZATIONS=0  # programs as users have them
   source launch/environment.sh .venv-peers all-cpu,dev,peers
   exec python -m pytest -q -n 2 --doctest-modules tests at_jax "$@"
 fi

@@ -12,11 +12,6 @@ from at_jax import errors
 from at_jax import models
 from at_jax.models import layers
 
-if hasattr(jax, 'enable_x64'):
-  enable_x64 = jax.enable_x64
-else:  # Before jax 0.8.
-  from jax.experimental import enable_x64
-
 CIFAR, TINY, MNIST, DIGITS = (32, 32, 3), (64, 64, 3), (28, 28, 1), (8, 8, 1)
 NORMALIZE = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 
@@ -93,7 +88,7 @@ def test_shapes_and_dtypes(name, image, other, dtype):
 
 @pytest.mark.parametrize('name', SMALL)
 def test_float64_throughout(name):
-  with enable_x64(True):
+  with jax.enable_x64(True):
     model = small(name, dtype=jnp.float64)
     variables = shapes(model, (8, 8, 3))
     x = jax.ShapeDtypeStruct((3, 8, 8, 3), jnp.float64)
@@ -150,7 +145,7 @@ def test_evaluation_needs_no_communication(name):
 
 @pytest.mark.parametrize('name', SMALL)
 def test_training_statistics_are_the_global_batch(name):
-  with enable_x64(True):
+  with jax.enable_x64(True):
     x = images(8, dtype=jnp.float64)
     alone = small(name, dtype=jnp.float64)
     shared = small(name, dtype=jnp.float64, axis_name='batch')

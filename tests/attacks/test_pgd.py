@@ -15,6 +15,11 @@ from at_jax import dummy
 from at_jax.attacks import balls
 from at_jax.attacks import loops
 
+if hasattr(jax, 'enable_x64'):
+  enable_x64 = jax.enable_x64
+else:  # Before jax 0.8.
+  from jax.experimental import enable_x64
+
 pytestmark = pytest.mark.oldest
 
 
@@ -92,7 +97,7 @@ def gradient_by_hand(point, label):
 @pytest.mark.parametrize('mu', [.5, 1.])
 def test_momentum_agrees_with_a_loop_over_examples(mu, norm):
   # Algorithm 1 of Dong et al. in NumPy.
-  with jax.enable_x64(True):
+  with enable_x64(True):
     x, y = np.random.default_rng(3).uniform(size=(6, 5)), np.array([0, 1, 2, 0, 1, 2])
     options = dict(epsilon=.2, step_size=.05, num_steps=9, norm=norm, random_start=False)
     attack = functools.partial(attacks.pgd, quadratic, x, y, jax.random.key(0), **options)
