@@ -1,14 +1,12 @@
 """Importance weights against published values, slow loops, and several devices."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from at_jax import weights
+from tests import scripts
 
 K = 10
 KAPPA = np.random.default_rng(0).integers(0, K + 1, 24)
@@ -113,9 +111,8 @@ def test_global_normalisation_under_vmap():
   assert np.abs(alone - parts).max() > .1
 
 
-ON_DEVICES = '''
+_FOUR_DEVICES = '''
 import jax
-jax.config.update('jax_num_cpu_devices', 4)
 import numpy as np
 from at_jax import weights
 kappa = np.arange(24) % 11
@@ -133,8 +130,7 @@ np.testing.assert_array_equal(ours[0], 1)
 
 
 def test_global_normalisation_under_pmap():
-  # In a process of its own: the number of devices is fixed once jax has started.
-  subprocess.run([sys.executable, '-c', ON_DEVICES], check=True, timeout=120)
+  scripts.in_four_devices(_FOUR_DEVICES)
 
 
 def test_schedules():

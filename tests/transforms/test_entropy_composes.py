@@ -1,8 +1,5 @@
 """EntropySGD with other transformations, through a checkpoint, in programs and on devices."""
 
-import subprocess
-import sys
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,6 +7,7 @@ import numpy as np
 import optax
 
 from at_jax import transforms
+from tests import scripts
 from test_entropy import gradients, KEY, PARAMS, run
 
 
@@ -117,9 +115,8 @@ def test_bfloat16_parameters_stay_so_and_state_can_be_donated():
   assert jax.tree.map(lambda leaf: leaf.dtype, (params, state)) == kinds
 
 
-ON_DEVICES = '''
+_FOUR_DEVICES = '''
 import jax
-jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_enable_x64', True)
 import jax.numpy as jnp, numpy as np, optax
 from at_jax import transforms
@@ -153,5 +150,4 @@ for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
 
 
 def test_devices_draw_the_same_noise_and_agree_with_one():
-  # In a process of its own: the number of devices is fixed once jax has started.
-  subprocess.run([sys.executable, '-c', ON_DEVICES], check=True, timeout=120)
+  scripts.in_four_devices(_FOUR_DEVICES)
