@@ -16,14 +16,16 @@ def run(logits_fn, x, y, *, epsilon=.1, names=('apgd-ce', 'square'), **options):
   return attacks.autoattack(logits_fn, x, y, KEY, epsilon=epsilon, attacks=names, **options)
 
 
-@pytest.mark.parametrize(
-    'num_classes', [2, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 4, 8))])
-def test_few_classes(num_classes):
+@pytest.mark.parametrize('norm, num_classes', [
+    ('linf', 2), *(pytest.param(norm, n, marks=pytest.mark.long)
+                   for norm in ('linf', 'l2', 'l1') for n in (2, 3, 4, 8) if (norm, n) != ('linf', 2))])
+def test_few_classes(norm, num_classes):
   logits_fn, x, y = network(num_classes)
   names = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
-  # A radius at which random starts take nothing, of 8 classes less than the gradients do, so that an
-  # attack whose loss has no slope for so few classes would stand out.
-  result = run(logits_fn, x, y, names=names, epsilon=.06, cascade=False)
+  # In L∞ a radius at which random starts take nothing, of 8 classes less than the gradients do, so that
+  # an attack whose loss has no slope for so few classes would stand out.
+  epsilon = {'linf': .06, 'l2': .15, 'l1': .4}[norm]
+  result = run(logits_fn, x, y, names=names, norm=norm, epsilon=epsilon, cascade=False)
   assert list(result.components) == list(names)
   took = {name: int((result.clean & ~stands).sum()) for name, stands in result.components.items()}
   assert 0 < took['square'] <= max(took.values()) < len(x)
