@@ -44,9 +44,10 @@ QUICK = [
     ('margin', 'mart', '2C', 'entropy_sgd', .05),
 ]
 # Each loss with each head, and of the other axes one value after the other.
-REDUCED = [pytest.param(AXES['weights'][(i + i // 4) % 4], loss, head, AXES['optimizer'][(i + i // 2) % 2],
-                        AXES['awp'][i // 2 % 2], marks=pytest.mark.long)
-           for i, (loss, head) in enumerate(itertools.product(AXES['loss'], AXES['head']))]
+REDUCED = [
+    pytest.param(AXES['weights'][(i + i // 4) % 4], loss, head, AXES['optimizer'][(i + i // 2) % 2],
+                 AXES['awp'][i // 2 % 2], marks=pytest.mark.long)
+    for i, (loss, head) in enumerate(itertools.product(AXES['loss'], AXES['head']))]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -244,7 +245,6 @@ def hard_labels(forward, batch_stats, x, x_adv, y):
 @pytest.mark.parametrize('loss', [
     'pgd_at', *(pytest.param(loss, marks=pytest.mark.long) for loss in AXES['loss'][1:])])
 def test_no_dummy_weight_in_a_config_is_hard_labels(loss):
-
   def after_one(change, **weights):
     c = config_of('none', loss, '2C')
     c.dummy.update(weights)
@@ -281,7 +281,8 @@ def test_no_inner_step_is_the_outer_optimizer_to_the_bit(weights, loss, head, op
   np.testing.assert_array_equal(take_steps(c)[0], after(weights, loss, head, 'sgd', awp))
 
 
-@pytest.mark.parametrize('weights, loss', [('geometry', 'trades'), ('class_wise', 'consistency')])
+@pytest.mark.parametrize('weights, loss', [
+    pytest.param('geometry', 'trades', marks=pytest.mark.long), ('class_wise', 'consistency')])
 def test_four_devices_take_the_step_of_one(weights, loss):
   c = config_of(weights, loss, '2C', 'sgd', .05)
   if weights == 'class_wise':

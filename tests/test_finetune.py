@@ -226,9 +226,10 @@ def composed(fields):
 
 
 @pytest.mark.parametrize('fields', [
-    dict(kind='geometry', on='both', swa=1),
-    dict(kind='margin', awp=.05), dict(optimizer='entropy_sgd'), dict(kind='class_wise', ema=.9)],
-    ids=lambda fields: '-'.join(map(str, fields.values())))
+    dict(kind='geometry', on='both', swa=1), dict(kind='margin', awp=.05),
+    pytest.param(dict(optimizer='entropy_sgd'), marks=pytest.mark.long),
+    pytest.param(dict(kind='class_wise', ema=.9), marks=pytest.mark.long),
+], ids=lambda fields: '-'.join(map(str, fields.values())))
 def test_it_composes(fields):
   params, evaluated = composed(tuple(fields.items()))
   assert np.isfinite(params).all() and np.isfinite(evaluated).all()
