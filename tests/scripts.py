@@ -13,6 +13,6 @@ def environment(num_devices: int = 1) -> dict[str, str]:
 
 
 def in_four_devices(script: str, *arguments: str) -> str:
-  """What a script prints in a process that sees four devices."""
-  return subprocess.run([sys.executable, '-c', script, *arguments], check=True, text=True,
+  """What a script prints in a process that sees four devices, which may wait for each other for ever."""
+  return subprocess.run([sys.executable, '-c', script, *arguments], check=True, text=True, timeout=400,
                         stdout=subprocess.PIPE, env=environment(4)).stdout

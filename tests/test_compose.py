@@ -7,7 +7,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from orbax.checkpoint import v1 as ocp
 import pytest
 
@@ -15,7 +14,6 @@ from at_jax import config as config_lib
 from at_jax import config_checks
 from at_jax import errors
 from at_jax import main
-from at_jax import objectives
 from at_jax import phases
 from at_jax import run as run_lib
 from at_jax import sharding
@@ -43,11 +41,6 @@ QUICK = [
     ('margin', 'consistency', '2C', 'entropy_sgd', .05),
     ('margin', 'mart', '2C', 'entropy_sgd', .05),
 ]
-# Each loss with each head, and of the other axes one value after the other.
-REDUCED = [
-    pytest.param(AXES['weights'][(i + i // 4) % 4], loss, head, AXES['optimizer'][(i + i // 2) % 2],
-                 AXES['awp'][i // 2 % 2], marks=pytest.mark.long)
-    for i, (loss, head) in enumerate(itertools.product(AXES['loss'], AXES['head']))]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -202,83 +195,6 @@ def test_what_makes_no_sense_by_class_is_refused_with_the_reason(fields, reason)
   c.update_from_flattened_dict(fields)
   with pytest.raises(errors.UserError, match=reason):
     config_checks.check(c)
-
-
-@pytest.mark.parametrize('weights, loss', [('geometry', 'pgd_at'), ('margin', 'trades')])
-def test_burn_in_is_training_without_weights_and_compiles_nothing_more(weights, loss):
-  traces = []
-
-  def counted(recipe):
-    weigh = recipe.weigh
-    def traced(*args, **options):
-      traces.append(1)
-      return weigh(*args, **options)
-    return recipe._replace(weigh=traced)
-
-  c = config_of(weights, loss)
-  c.weights.start_epoch = 1
-  assert not phases.begun(c, 0) and phases.begun(c, 1)
-  weighed, _ = take_steps(c, counted)
-  assert len(traces) == 1
-  off = step_lib.EpochValues(jnp.asarray(False))
-  np.testing.assert_allclose(take_steps(c, values=off)[0], after('none', loss, 'C', 'sgd', 0.),
-                             atol=1e-7)
-  assert np.max(np.abs(weighed - after('none', loss, 'C', 'sgd', 0.))) > 1e-6
-
-
-@pytest.mark.parametrize('weights, loss, head, optimizer, awp',
-                         [('geometry', 'trades', 'C', 'sgd', 0.), *REDUCED])
-def test_infinite_lambda_is_no_weights(weights, loss, head, optimizer, awp):
-  del weights
-  c = config_of('geometry', loss, head, optimizer, awp)
-  c.weights.lam = np.inf
-  np.testing.assert_allclose(take_steps(c)[0], after('none', loss, head, optimizer, awp), atol=1e-7)
-
-
-def hard_labels(forward, batch_stats, x, x_adv, y):
-  """The mean of two ordinary cross-entropies over all outputs of the head, in one pass."""
-  logits, batch_stats = forward(jnp.concatenate([x, x_adv]), batch_stats)
-  each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.concatenate([y, y]))
-  return objectives.Outcome(each.reshape(2, -1).mean(axis=0), None, logits[len(y):], batch_stats)
-
-
-@pytest.mark.parametrize('loss', [
-    'pgd_at', *(pytest.param(loss, marks=pytest.mark.long) for loss in AXES['loss'][1:])])
-def test_no_dummy_weight_in_a_config_is_hard_labels(loss):
-  def after_one(change, **weights):
-    c = config_of('none', loss, '2C')
-    c.dummy.update(weights)
-    state = take_steps(c, change, epochs=1)[1]
-    return state.params, state.batch_stats
-
-  def by_hand(recipe):
-    if loss == 'pgd_at':
-      return recipe._replace(objective=hard_labels)
-    # All that the config gives the objective stays, but for DUCAT's part.
-    return recipe._replace(objective=functools.partial(recipe.objective, ducat=hard_labels))
-
-  found = after_one(lambda recipe: recipe, benign_weight=0., adversarial_weight=0.)
-  # With the default weights, which an objective that takes none does not read.
-  expected = after_one(by_hand)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
-
-
-@pytest.mark.parametrize('weights, loss, head, optimizer, awp',
-                         [('geometry', 'mart', 'C', 'sgd', 0.), *REDUCED])
-def test_no_perturbation_is_none(weights, loss, head, optimizer, awp):
-  del awp
-  c = config_of(weights, loss, head, optimizer)
-  found, _ = take_steps(c, lambda recipe: recipe._replace(awp_gamma=jnp.array(0.)))
-  np.testing.assert_allclose(found, after(weights, loss, head, optimizer, 0.), atol=1e-7)
-
-
-@pytest.mark.parametrize('weights, loss, head, optimizer, awp',
-                         [('none', 'pgd_at', 'C', 'sgd', 0.), *REDUCED])
-def test_no_inner_step_is_the_outer_optimizer_to_the_bit(weights, loss, head, optimizer, awp):
-  del optimizer
-  c = config_of(weights, loss, head, 'entropy_sgd', awp)
-  c.optimizer.entropy.inner_steps = 0
-  np.testing.assert_array_equal(take_steps(c)[0], after(weights, loss, head, 'sgd', awp))
 
 
 @pytest.mark.parametrize('weights, loss', [

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 RUN = (f'--config={ROOT}/configs/quickstart.py:smoke', '--config.dummy.enabled=False',
        '--config.calibration.radius=True', '--config.batch_size=460', '--config.epochs=3',
        '--config.checkpoint.every_steps=1', '--config.checkpoint.keep=20',
-       '--config.optimizer.fair_decay=.5', "--config.evaluate.attacks=('pgd1',)")
+       '--config.optimizer.fair_decay=.5')
 
 
 def train(workdir, *arguments):

@@ -33,8 +33,7 @@ def command(workdir, form='', **fields):
   c = {'dataset.name': test_finetune.config_of.path,
        'dataset.num_classes': 3, 'dataset.validation_size': 8,
        'batch_size': 8, 'validate.batch_size': 8, 'evaluate.batch_size': 8, 'epochs': 4,
-       'evaluate.num_examples': 8, 'model.width': 2,
-       'evaluate.attacks': "('pgd1',)"} | fields
+       'evaluate.num_examples': 8, 'model.width': 2} | fields
   return main.main([f'{SMOKE}:{form}smoke', f'--workdir={workdir}',
                     *(f'--config.{name}={value}' for name, value in c.items())])
 

@@ -15,9 +15,9 @@ from at_jax import main
 
 pytestmark = pytest.mark.usefixtures('fully_compiled')
 ROOT = pathlib.Path(__file__).parent.parent
-QUICK = (f'--config={ROOT}/configs/quickstart.py:smoke', "--config.evaluate.attacks=('pgd1',)")
+QUICK = f'--config={ROOT}/configs/quickstart.py:smoke'
 # 26 steps of two phases on a tiny network, a checkpoint every third.
-LONGER = (*QUICK, '--config.batch_size=100', '--config.checkpoint.every_steps=3',
+LONGER = (QUICK, '--config.batch_size=100', '--config.checkpoint.every_steps=3',
           '--config.log_every_steps=1')
 
 
@@ -40,25 +40,25 @@ def steps_logged(workdir):
 
 def test_more_epochs_go_on_to_the_same_bits(tmp_path, capsys):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  assert main.main([*QUICK, f'--workdir={whole}']) == 0
-  fewer = [*QUICK, f'--workdir={parts}', '--config.dummy.start_epoch=0']
-  assert main.main([*QUICK, f'--workdir={whole}', '--config.seed=1']) == 2  # another run's folder
+  assert main.main([QUICK, f'--workdir={whole}']) == 0
+  fewer = [QUICK, f'--workdir={parts}', '--config.dummy.start_epoch=0']
+  assert main.main([QUICK, f'--workdir={whole}', '--config.seed=1']) == 2  # another run's folder
   err = capsys.readouterr().err
   assert 'config.seed was 0 and is 1' in err and 'Traceback' not in err
   assert main.main([*fewer, '--config.epochs=1']) == 0
   assert main.main(fewer) == 0
   assert 'resuming after step 1' in capsys.readouterr().err
   again = tmp_path / 'again'
-  assert main.main([*QUICK, f'--workdir={again}', '--config.dummy.start_epoch=0']) == 0
+  assert main.main([QUICK, f'--workdir={again}', '--config.dummy.start_epoch=0']) == 0
   assert digests(parts, 2) == digests(again, 2) != digests(whole, 2)
   assert steps_logged(parts) == [1, 2]
 
 
 def test_a_finished_run_evaluates_again_without_training(tmp_path):
-  assert main.main([*QUICK, f'--workdir={tmp_path}']) == 0
+  assert main.main([QUICK, f'--workdir={tmp_path}']) == 0
   before = json.loads((tmp_path / 'results.json').read_text())
   (tmp_path / 'results.json').unlink()
-  assert main.main([*QUICK, f'--workdir={tmp_path}', '--mode=evaluate']) == 0
+  assert main.main([QUICK, f'--workdir={tmp_path}', '--mode=evaluate']) == 0
   after = json.loads((tmp_path / 'results.json').read_text())
   for field in ('clean', 'robust', 'authors', 'worst_case', 'n', 'step', 'last'):
     assert before[field] == after[field]
@@ -66,7 +66,7 @@ def test_a_finished_run_evaluates_again_without_training(tmp_path):
 
 
 def test_results_say_what_was_run(tmp_path):
-  assert main.main([*QUICK, f'--workdir={tmp_path}', '--config.seed=3']) == 0
+  assert main.main([QUICK, f'--workdir={tmp_path}', '--config.seed=3']) == 0
   results = json.loads((tmp_path / 'results.json').read_text())
   assert {'config', 'dataset', 'n', 'seed', 'clean', 'robust', 'authors', 'worst_case', 'device',
           'versions', 'command', 'seconds', 'last'} <= results.keys()
