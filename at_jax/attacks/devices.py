@@ -110,10 +110,11 @@ def round_up(batch_size: int, devices: Sequence[jax.Device]) -> int:
 
 
 def num_seats(num_items: int, batch_size: int, devices: Sequence[jax.Device]) -> int:
-  """The size of a batch for a list: the whole, or as many eighths of it as a short list fills.
+  """The size of a batch for a list: as many eighths of the largest as share it out evenly.
 
-  An empty seat costs as much as a taken one. Eighths, because each size is a program of its own, and an
-  evaluation in parts would else compile one for each number of examples that is left.
+  Runs of one attack that all go to their end come in rounds, and an empty seat costs as much as a taken
+  one: 258 are two rounds of 160 seats and not of 256. Eighths, because each size is a program of its
+  own, and an evaluation in parts would else compile one for each number of examples that is left.
 
   Args:
     num_items: M, that are to be attacked.
@@ -125,13 +126,15 @@ def num_seats(num_items: int, batch_size: int, devices: Sequence[jax.Device]) ->
 
   Example:
     >>> cpu = jax.local_devices()[:1]
-    >>> num_seats(1000, 250, cpu), num_seats(134, 250, cpu), num_seats(1, 250, cpu)
+    >>> num_seats(1000, 250, cpu), num_seats(258, 256, cpu), num_seats(1, 250, cpu)
     (250, 160, 32)
 
   Source: ours.
   """
   eighth = round_up(-(-batch_size // 8), devices)
-  return min(batch_size, max(-(-num_items // eighth), 1) * eighth)
+  rounds = max(-(-num_items // batch_size), 1)
+  share = max(-(-num_items // rounds), 1)
+  return min(batch_size, -(-share // eighth) * eighth)
 
 
 def _sharding(devices: Sequence[jax.Device], spec: PartitionSpec) -> NamedSharding:
