@@ -28,6 +28,7 @@ _COLUMNS = (
     ('AutoAttack', lambda r: r['robust'].get('autoattack')),
     ('worst case', lambda r: r['worst_case']),
     ("authors' PGD-20", lambda r: r['authors'].get('pgd20')),
+    ("authors' AutoAttack", lambda r: r['authors'].get('autoattack')),
 )
 
 
@@ -97,9 +98,9 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
       another form of it, AGAINST-FORM, is.
 
   Returns:
-    `{threat: lines of text}`, the ball with most methods first. The last column counts, over all
-    seeds that both have, the test examples on which only the method stands and those on which only
-    the reference does, and gives the largest p.
+    `{threat: lines of text}`, the ball with most methods first. An attack that none of a ball's runs
+    met has no column. The last column counts, over all seeds that both have, the test examples on
+    which only the method stands and those on which only the reference does, and gives the largest p.
 
   Source: ours.
   """
@@ -115,11 +116,13 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
 
 
 def _table(runs: dict[str, dict[int, Run]], against: str) -> str:
-  head = ['method', 'seeds', *(name for name, _ in _COLUMNS), 'worst class', f'against {against}']
+  columns = [(name, pick) for name, pick in _COLUMNS if any(
+      pick(run.results) is not None for seeds in runs.values() for run in seeds.values())]
+  head = ['method', 'seeds', *(name for name, _ in columns), 'worst class', f'against {against}']
   lines = [head, ['---'] * len(head)]
   order = lambda item: -np.mean([run.results['worst_case'] for run in item[1].values()])
   for method, seeds in sorted(runs.items(), key=order):
-    cells = [_percent([pick(run.results) for run in seeds.values()]) for _, pick in _COLUMNS]
+    cells = [_percent([pick(run.results) for run in seeds.values()]) for _, pick in columns]
     worst = [np.nanmin(calibration.accuracies(run.worst_case, run.labels, run.labels.max() + 1))
              for run in seeds.values()]
     partners = {} if method == against else runs.get(against, {})
