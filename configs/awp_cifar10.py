@@ -9,8 +9,8 @@ released code: γ .01, PreActResNet-18, 200 epochs, ×.1 at 100 and 150. bfloat1
 the best checkpoint on held-out training images are ours.
 Published (the released code's logs), PGD-20: best clean 81.18, robust 55.39; last 81.65, 54.30.
 Measured, :small, seed 0, the first 1,000 test images, two cores: clean 40.5, PGD-20 26.9, margin
-PGD-100 × 5 24.5, scaled PGD-20 23.1, worst case 23.1 (results/small_cifar10). The whole form: not
-yet.
+PGD-100 × 5 24.5, scaled PGD-20 23.1, AutoAttack 22.8, worst case 22.8 (results/small_cifar10).
+The whole form: not yet.
 """
 
 from at_jax import config as config_lib

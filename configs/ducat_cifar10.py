@@ -13,8 +13,8 @@ Published (reported): clean 88.81, PGD-10 65.10, AutoAttack 58.61, all under the
 29.52 under an attack that knows the dummy classes (arXiv 2603.29182).
 Measured, :small, mean ± std of 3 seeds, the first 1,000 test images, two cores: clean 38.5 ± 1.6,
 PGD-20 20.5 ± 1.7, margin PGD-100 × 5 16.4 ± 0.9, scaled PGD-20 15.5 ± 1.2, dummy-aware 16.2 ±
-1.3, authors' PGD-20 25.0 ± 1.5, worst case 15.3 ± 1.1 (results/small_cifar10). The whole form:
-not yet.
+1.3, AutoAttack 15.1 ± 1.2, authors' PGD-20 25.0 ± 1.5, worst case 15.1 ± 1.2
+(results/small_cifar10). The whole form: not yet.
 """
 
 from at_jax import config as config_lib

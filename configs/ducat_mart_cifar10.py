@@ -10,8 +10,8 @@ PreActResNet-18, bfloat16 and the choice of the best checkpoint on held-out trai
 ours.
 Published: none that could be read for this row.
 Measured, :small, seed 0, the first 1,000 test images, two cores: clean 9.3, PGD-20 9.3, margin
-PGD-100 × 5 9.3, scaled PGD-20 9.3, dummy-aware 9.3, authors' PGD-20 9.3, worst case 9.3
-(results/small_cifar10). The whole form: not yet.
+PGD-100 × 5 9.3, scaled PGD-20 9.3, dummy-aware 9.3, AutoAttack 9.3, authors' PGD-20 9.3, worst
+case 9.3 (results/small_cifar10). The whole form: not yet.
 """
 
 from at_jax import config as config_lib

@@ -10,8 +10,8 @@ ducat_cifar10.py. Its plain phase has CE(f(x'), y) beside the KL, probably a sli
 are ours.
 Published: none that could be read for this row.
 Measured, :small, seed 0, the first 1,000 test images, two cores: clean 34.9, PGD-20 23.1, margin
-PGD-100 × 5 18.9, scaled PGD-20 18.2, dummy-aware 18.7, authors' PGD-20 24.4, worst case 18.2
-(results/small_cifar10). The whole form: not yet.
+PGD-100 × 5 18.9, scaled PGD-20 18.2, dummy-aware 18.7, AutoAttack 18.1, authors' PGD-20 24.4,
+worst case 18.1 (results/small_cifar10). The whole form: not yet.
 """
 
 from at_jax import config as config_lib

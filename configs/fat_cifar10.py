@@ -12,8 +12,8 @@ the best checkpoint on held-out training images are ours.
 Published, WRN-32-10 (in GAIRAT's table): clean 89.16, PGD-20 51.24, PGD+ 46.14; AutoAttack
 (reported) 44.42.
 Measured, :small, seed 0, the first 1,000 test images, two cores: clean 56.0, PGD-20 27.3, margin
-PGD-100 × 5 24.6, scaled PGD-20 22.9, worst case 22.8 (results/small_cifar10). The whole form: not
-yet.
+PGD-100 × 5 24.6, scaled PGD-20 22.9, AutoAttack 22.4, worst case 22.4 (results/small_cifar10).
+The whole form: not yet.
 """
 
 from at_jax import config as config_lib

@@ -10,8 +10,8 @@ Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Miscla
 held-out training images are ours.
 Published (reported, ResNet-18, with β 6 and DUCAT's schedule): PGD-10 53.7.
 Measured, :small, seed 0, the first 1,000 test images, two cores: clean 25.6, PGD-20 18.8, margin
-PGD-100 × 5 15.9, scaled PGD-20 15.3, worst case 15.3 (results/small_cifar10). The whole form: not
-yet.
+PGD-100 × 5 15.9, scaled PGD-20 15.3, AutoAttack 15.2, worst case 15.2 (results/small_cifar10).
+The whole form: not yet.
 """
 
 from at_jax import config as config_lib
