@@ -10,8 +10,8 @@ logits, schedule and weights as in ducat_cifar10.py. The views are crops and mir
 and the choice of the best checkpoint on held-out training images are ours.
 Published: none that could be read for this row.
 Measured, :small, seed 0, the first 1,000 test images, two cores: clean 21.7, PGD-20 13.3, margin
-PGD-100 × 5 8.5, scaled PGD-20 8.0, dummy-aware 8.4, authors' PGD-20 17.4, worst case 7.7
-(results/small_cifar10). The whole form: not yet.
+PGD-100 × 5 8.5, scaled PGD-20 8.0, dummy-aware 8.4, AutoAttack 7.7, authors' PGD-20 17.4, worst
+case 7.7 (results/small_cifar10). The whole form: not yet.
 """
 
 from at_jax import config as config_lib
