@@ -132,8 +132,9 @@ def num_seats(num_items: int, batch_size: int, devices: Sequence[jax.Device]) ->
   Source: ours.
   """
   eighth = round_up(-(-batch_size // 8), devices)
-  rounds = max(-(-num_items // batch_size), 1)
-  share = max(-(-num_items // rounds), 1)
+  num_items = max(num_items, 1)
+  rounds = -(-num_items // batch_size)
+  share = -(-num_items // rounds)
   return min(batch_size, -(-share // eighth) * eighth)
 
 

@@ -122,7 +122,8 @@ def test_one_device_leaves_arrays_where_they_are():
 
 
 @pytest.mark.parametrize('items, batch, number, seats', [
-    (3, 16, 1, 4), (3, 16, 4, 4), (5, 16, 4, 8), (16, 16, 4, 16), (0, 16, 1, 2),
+    (3, 16, 1, 4), (3, 16, 4, 4), (5, 16, 4, 8), (16, 16, 4, 16), (99, 16, 1, 16), (0, 16, 1, 2),
+    (134, 250, 1, 160),
     # Two rounds of 9, four of 13, eight of 16, each in eighths of the batch: of 2 seats, or of 4.
     (17, 16, 1, 10), (17, 16, 4, 12), (49, 16, 1, 14), (128, 16, 1, 16)])
 def test_a_list_is_shared_out_in_rounds_whose_seats_divide_over_the_devices(items, batch, number, seats):
