@@ -85,6 +85,8 @@ def main() -> None:
     numbers[f'projection {norm}'] = project(points, normals, values).tolist()
   moves = torch.tensor(random.randn(40, 12))
   numbers['projection l1 box'] = (moves + autopgd_base.L1_projection(points, moves, 1.)).tolist()
+  numbers['square keeps'] = {norm.lower(): _keeps(torch, norm) for norm in ('Linf', 'L2', 'L1')}
+  # From here on torch.rand is not torch's.
   for norm, epsilon in (('Linf', .1), ('L2', .5), ('L1', 6.)):
     numbers[f'square {norm.lower()}'] = _square(torch, norm, epsilon)
     for size in (28, 32):
@@ -133,6 +135,29 @@ def _square(torch, norm, epsilon, size=11, channels=2, queries=30):
   attack.init_hyperparam(image)
   attack.attack_single_run(image, torch.tensor([0]))
   return {'x': x.tolist(), 'places': places, 'draws': draws, 'start': points[0], 'end': points[-1]}
+
+
+def _keeps(torch, norm):
+  """Which of its points Square holds for the best after each query, and the margins it is told."""
+  from autoattack import square
+  margins = [3., 3., 2.5, 2.7, 2.5, 1., 1.5, .25, .5, -.5, -1.]
+  image, best = torch.full((1, 3, 28, 28), .5), []
+  for queries in range(len(margins)):
+    attack, points = square.SquareAttack(
+        None, norm=norm, eps=.1, device='cpu', n_queries=queries, resc_schedule=False), []
+
+    def margin_and_loss(point, _):
+      points.append(point.clone())
+      margin = torch.tensor([margins[len(points) - 1]])
+      return margin, margin.clone()
+
+    attack.margin_and_loss = margin_and_loss
+    torch.manual_seed(0)
+    attack.init_hyperparam(image)
+    _, found = attack.attack_single_run(image, torch.tensor([0]))
+    which, = [n for n, point in enumerate(points) if torch.equal(point, found)]
+    best.append(which)
+  return {'margins': margins, 'best': best}
 
 
 def _sides(torch, norm, size):

@@ -21,6 +21,7 @@ from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.fab import fab
 from at_jax.attacks.square import _into
 from at_jax.attacks.square import sides
+from at_jax.attacks.square import stepper as square_stepper
 
 NUMBERS = json.loads(pathlib.Path(__file__).with_name('reference.json').read_text())
 LOSSES = {'ce': losses.cross_entropy, 'dlr': losses.dlr, 'dlr-targeted': losses.targeted_dlr}
@@ -136,3 +137,17 @@ def test_square_moves_its_windows_as_the_reference_does(norm, epsilon):
     point = into(move(point - x, side, eta, epsilon, places, draw, norm=norm))
   # Nine digits are kept in the file, of x as well.
   np.testing.assert_allclose(point, numbers['end'], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+def test_square_keeps_the_proposals_that_the_reference_keeps(norm):
+  numbers, points, best = NUMBERS['square keeps'][norm], [], []
+  attack = square_stepper(norm=norm, num_queries=len(numbers['margins']) - 1)
+  problem = steppers.make_problem(
+      np.full((1, 28, 28, 3), .5), np.array([0]), jax.random.key(0), epsilon=.1)
+  state = steppers.begin(problem, stepper=attack)
+  for margin in numbers['margins']:  # the model says what comes next, whatever it is asked about
+    state = attack.step(lambda x: points.append(x) or jnp.array([[margin, 0.]]), problem, state)
+    which, = [n for n, point in enumerate(points) if jnp.array_equal(point, state.x_adv)]
+    best.append(which)
+  assert best == numbers['best']
