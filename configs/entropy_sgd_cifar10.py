@@ -18,7 +18,7 @@ Published: none that could be read. Beside it, plain SGD (AWP's logs, PGD-20, be
 Measured, :small, mean ± std of 3 seeds, the first 1,000 test images, two cores: clean 44.0 ± 0.5,
 PGD-20 28.5 ± 0.9, margin PGD-100 × 5 24.2 ± 0.4, scaled PGD-20 23.7 ± 0.4, AutoAttack 23.4 ± 0.4,
 worst case 23.4 ± 0.4; :l2-small, seed 0: clean 56.6, PGD-20 40.5, margin PGD-100 × 5 37.9, scaled
-PGD-20 37.4, worst case 37.4 (results/small_cifar10). The whole form: not yet.
+PGD-20 37.4, AutoAttack 37.3, worst case 37.3 (results/small_cifar10). The whole form: not yet.
 """
 
 from at_jax import config as config_lib

@@ -16,11 +16,11 @@ Published (reported, their network): clean 82.92, PGD-10 51.3, AutoAttack 46.74.
 best): clean 88.80, PGD-20 69.15.
 Measured, :small, mean ± std of 3 seeds, the first 1,000 test images, two cores: clean 48.2 ± 0.4,
 PGD-20 30.1 ± 0.6, margin PGD-100 × 5 25.9 ± 1.2, scaled PGD-20 25.0 ± 0.9, AutoAttack 24.8 ± 1.0,
-worst case 24.8 ± 1.0; :ema-small, seed 0: clean 47.2, PGD-20 29.7, margin PGD-100 × 5 26.7,
-scaled PGD-20 26.0, AutoAttack 26.0, worst case 26.0; :l2-small, seed 0: clean 60.2, PGD-20 43.3,
-margin PGD-100 × 5 40.3, scaled PGD-20 39.6, worst case 39.6; :swa-small, seed 0: clean 47.9,
-PGD-20 31.0, margin PGD-100 × 5 26.7, scaled PGD-20 26.0, worst case 26.0 (results/small_cifar10).
-The whole form: not yet.
+worst case 24.8 ± 1.0; :ema-small, seed 0: clean 47.2, PGD-20 29.7, margin PGD-100 × 5 26.7, scaled
+PGD-20 26.0, AutoAttack 26.0, worst case 26.0; :l2-small, seed 0: clean 60.2, PGD-20 43.3, margin
+PGD-100 × 5 40.3, scaled PGD-20 39.6, AutoAttack 39.6, worst case 39.6; :swa-small, seed 0: clean
+47.9, PGD-20 31.0, margin PGD-100 × 5 26.7, scaled PGD-20 26.0, AutoAttack 25.8, worst case 25.8
+(results/small_cifar10). The whole form: not yet.
 """
 
 from at_jax import config as config_lib
