@@ -117,8 +117,7 @@ def autoattack(
     attacks: names of attacks to run instead of the version's, with its restarts and targets: apgd-ce,
       apgd-dlr, apgd-t, fab, fab-t, square; each once. (A list of one's own has five restarts in the
       authors' code, as it has here with version='plus'.)
-    batch_size: how many examples are attacked side by side, at most. On a CPU gradients come faster where
-      the activations stay in its caches: of a small network 64 are faster than 250.
+    batch_size: how many examples are attacked side by side, at most.
     bounds: the smallest and the largest value an input may take.
     index: i32[N], what each example folds into `key`, each once; by default its place in x. Of a part
       of a larger set, with the places there, the draws are those of the whole; `processes.autoattack`
