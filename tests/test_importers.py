@@ -20,6 +20,9 @@ RESIDUAL = {
                                           final_norm=False),
     'wide': models.WideResNet(num_outputs=5, depth=16, widen_factor=2),
 }
+# In the sizes that are published.
+WHOLE = {'preact whole': models.PreActResNet18(num_outputs=10),
+         'wide whole': models.WideResNet(num_outputs=10, depth=34, widen_factor=10)}
 
 
 def small_arrays(image=(8, 10)):
@@ -216,14 +219,16 @@ def test_small_cnn_computes_what_pytorch_does():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', RESIDUAL)
+@pytest.mark.parametrize('name', RESIDUAL | WHOLE)
 def test_residual_networks_compute_what_pytorch_does(name):
   torch = pytest.importorskip('torch')
   torch.manual_seed(0)
-  model = RESIDUAL[name]
-  net = (wide(torch, depth=16, widen=2, outputs=5) if name == 'wide' else
-         preact(torch, width=4, sizes=(2, 1), outputs=5, raw=model.raw_shortcut,
-                final_norm=model.final_norm))
+  model = (RESIDUAL | WHOLE)[name]
+  if isinstance(model, models.WideResNet):
+    net = wide(torch, depth=model.depth, widen=model.widen_factor, outputs=model.num_outputs)
+  else:
+    net = preact(torch, width=model.width, sizes=model.stage_sizes, outputs=model.num_outputs,
+                 raw=model.raw_shortcut, final_norm=model.final_norm)
   x = torch.rand(16, 3, 8, 8)
   for _ in range(3):
     net.train()(x)  # so that the running statistics are none that would do for others
