@@ -81,7 +81,7 @@ def run(
 
   Raises:
     errors.UserError: the state on disk is damaged, or was written under another version of JAX or
-      on another device, so that not even the clean logits agree.
+      on another device, where not even the same clean examples are right.
 
   Source: `attacks.autoattack`; the rest ours.
   """

@@ -80,8 +80,10 @@ def apgd(
     num_steps: at least 1; one gradient more is taken. Static.
     loss: `(logits, y) -> f32[B]`, maximised; with `target`, `(logits, y, target) -> f32[B]`. Static.
     target: i32[B], for targeted losses. Success is any misclassification all the same.
-    bounds: the smallest and the largest value an input may take; both finite in L1.
-    start: f32[B, ...], begin there instead of at a random point; projected into the ball first.
+    bounds: the smallest and the largest value an input may take.
+    start: f32[B, ...], begin there instead of at a random point; projected into the ball first. In L1
+      the first step moves as many entries as from a random point, where the authors' code counts
+      those in which the start differs.
     large_start: L1 only, for 2 steps or more: 30 % of them in the ball of 3ε, 30 % in 2ε, the rest
       in ε.
     eot: if above 0, the model is random: `logits_fn(x, key)` is called for every example by itself,

@@ -115,7 +115,7 @@ def autoattack(
     norm: 'linf', 'l2' or 'l1'.
     version: 'standard', 'plus' or 'rand'.
     attacks: names of attacks to run instead of the version's, with its restarts and targets: apgd-ce,
-      apgd-dlr, apgd-t, fab, fab-t, square; each once. (A list of one's own has five restarts in the
+      apgd-dlr, apgd-t, fab, fab-t, square; each once, with 'rand' those of APGD. (A list of one's own has five restarts in the
       authors' code, as it has here with version='plus'.)
     batch_size: how many examples are attacked side by side, at most.
     bounds: the smallest and the largest value an input may take.
@@ -147,8 +147,8 @@ def autoattack(
     ValueError: for an unknown norm or version, an attack that is unknown or named twice, a batch
       size below 1, no examples, integer inputs, inputs beyond the bounds or of a shape that Square
       cannot take, classes, radii or an index that are none or not one an example, outputs that are
-      not [B, C], `search_fn` or a model that takes no key with version='rand', or a state file of
-      another evaluation.
+      not [B, C], `search_fn`, other attacks than APGD's or a model that takes no key with
+      version='rand', or a state file of another evaluation.
     OSError: if the state cannot be written, before anything is attacked.
     zipfile.BadZipFile: for a damaged state file.
 
@@ -200,13 +200,15 @@ def autoattack(
     some = max(batch_size, 2)  # for one alone has no company
     tell(answers.check(logits_fn, problem.x[:some], problem.y[:some], logits[:some]))
   passes = ensemble.plan(names, norm, version, logits.shape[1], num_steps, num_queries, channel_axis)
-  work = refill.Work(problem.x, problem.y, jnp.asarray(ensemble.targets(logits)),
-                     jnp.asarray(index), key, problem.epsilon, problem.bounds)
+  targets = ensemble.targets(logits)
+  work = refill.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
+                     problem.epsilon, problem.bounds)
   apart += ('channels first',) if channel_axis == 1 else ()
   mark = saves.mark(work, clean, (names, norm, version, batch_size, num_steps, num_queries, cascade,
                                   *apart))
-  record, seats, items = saves.reopen(state_path, mark, clean, logits, np.asarray(problem.x),
+  record, seats, items = saves.reopen(state_path, mark, clean, logits, np.asarray(problem.x), targets,
                                       len(names))
+  work = work._replace(targets=jnp.asarray(record.targets))
   save = saves.saver(state_path, mark, save_every)
   last = {one.name: number for number, one in enumerate(passes)}
   for number, one in enumerate(passes):

@@ -41,7 +41,8 @@ def choose(attacks, version, norm) -> tuple[str, ...]:
     Their names in order.
 
   Raises:
-    ValueError: for an unknown norm or version, an attack that is unknown or named twice.
+    ValueError: for an unknown norm or version, an attack that is unknown or named twice, and for one
+      that does not average a random model with version='rand'.
 
   Example:
     >>> choose(None, 'rand', 'linf')
@@ -55,6 +56,10 @@ def choose(attacks, version, norm) -> tuple[str, ...]:
   unknown = [name for name in names if name not in NAMES]
   if unknown or not names or len(set(names)) < len(names):
     raise ValueError(f'attacks = {attacks!r}: use some of {", ".join(NAMES)}, each once')
+  final = [name for name in names if not name.startswith('apgd')]
+  if version == 'rand' and final:
+    raise ValueError(f"attacks = {attacks!r}: with version='rand' use some of apgd-ce, apgd-dlr, "
+                     f"apgd-t; {', '.join(final)} needs a model whose answers are final")
   return names
 
 

@@ -88,7 +88,7 @@ def fab(
   attack = stepper(norm=norm, num_steps=num_steps, targeted=target is not None,
                    random_start=random_start)
   problem = steppers.make_problem(x, y, jax.random.key(0) if key is None else key, epsilon=epsilon,
-                                  bounds=bounds, target=target, index=index)
+                                  bounds=bounds, target=target, index=index, infinite=True)
   state = steppers.begin(problem, stepper=attack)
   model = steppers.prepare(logits_fn, problem)
   state = steppers.resume(model, problem, state, stepper=attack)

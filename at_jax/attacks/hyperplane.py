@@ -25,7 +25,7 @@ def project(
     x: f32[...], within the bounds.
     normal: f32[...], the plane's normal.
     excess: f32[], normal · x less the value the plane asks for.
-    bounds: the smallest and the largest value of an entry.
+    bounds: the smallest and the largest value of an entry; they may be infinite.
     norm: 'linf', 'l2' or 'l1'.
 
   Returns:
@@ -50,6 +50,9 @@ def project(
   towards = -jnp.sign(normal) * jnp.where(jnp.asarray(excess) >= 0, 1, -1)
   weight, needed = jnp.abs(normal) / scale, jnp.abs(excess) / scale
   room = jnp.where(towards < 0, x - low, jnp.where(towards > 0, high - x, 0))
+  # Where there is no bound, twice as far as where the entry arrives alone: ∞ · 0 is no number.
+  enough = jnp.where(weight > 0, 2 * needed / jnp.where(weight > 0, weight, 1), 0)
+  room = jnp.where(jnp.isinf(room), enough, room)
   reached = jnp.sum(weight * room) > needed
   return towards * jnp.where(reached, _MOVES[norm](weight, room, needed), room)
 

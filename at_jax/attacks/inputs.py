@@ -63,16 +63,18 @@ def check_classes(name: str, classes: Array, num_classes: int | None = None) -> 
                      'examples without one')
 
 
-def check_radius(epsilon: Any, num_examples: int, name: str = 'epsilon') -> None:
+def check_radius(
+    epsilon: Any, num_examples: int, name: str = 'epsilon', infinite: bool = False) -> None:
   """Raises unless this is a radius, or one an example.
 
   Args:
-    epsilon: a number or f32[B]; infinite for FAB.
+    epsilon: a number or f32[B].
     num_examples: B.
     name: of the argument, if it is another length.
+    infinite: whether it may be.
 
   Raises:
-    ValueError: for another shape, and for numbers below 0 or NaN.
+    ValueError: for another shape, and for numbers below 0, infinite or NaN.
 
   Example:
     >>> check_radius(8 / 255, 2)
@@ -82,8 +84,12 @@ def check_radius(epsilon: Any, num_examples: int, name: str = 'epsilon') -> None
   if np.shape(epsilon) not in ((), (1,), (num_examples,)):
     raise ValueError(f'{name} has shape {np.shape(epsilon)}: use a number, or one per example of x, '
                      f'{(num_examples,)}')
-  if _is_known(epsilon) and not np.all(np.asarray(epsilon) >= 0):
-    raise ValueError(f'{name} = {np.asarray(epsilon).min()}: use a number of at least 0, 8/255 for '
+  if not _is_known(epsilon):
+    return
+  numbers = np.ravel(np.asarray(epsilon, np.float64))
+  wrong = ~(numbers >= 0) | (np.isinf(numbers) & (not infinite))
+  if wrong.any():
+    raise ValueError(f'{name} = {numbers[wrong][0]:g}: use a finite number of at least 0, 8/255 for '
                      'example')
 
 

@@ -111,9 +111,10 @@ class Record(NamedTuple):
   signs: np.ndarray        # bool[A, 3, N], of `refill.SIGNS`
   seconds: np.ndarray      # f64[A]
   leads: np.ndarray        # f64[N], `_leads`, by which the model is known again
+  targets: np.ndarray      # i64[N, R], of targeted attacks: rounding elsewhere may rank classes otherwise
 
 
-def reopen(path, mark, clean, logits, x, num_attacks):
+def reopen(path, mark, clean, logits, x, targets, num_attacks):
   """The record, the seats and the items of a state file, or those to begin with.
 
   Args:
@@ -122,6 +123,7 @@ def reopen(path, mark, clean, logits, x, num_attacks):
     clean: bool[N].
     logits: f32[N, C], of the clean inputs.
     x: f32[N, ...].
+    targets: i64[N, R], of `ensemble.targets`.
     num_attacks: A.
 
   Returns:
@@ -136,7 +138,8 @@ def reopen(path, mark, clean, logits, x, num_attacks):
   """
   a = num_attacks
   signs = np.zeros((a, len(refill.SIGNS), len(x)), bool)
-  record = Record(0, ~clean, x.copy(), np.tile(clean, (a, 1)), signs, np.zeros(a), _leads(logits))
+  record = Record(0, ~clean, x.copy(), np.tile(clean, (a, 1)), signs, np.zeros(a), _leads(logits),
+                  targets)
   saved = None if path is None else load(path)
   if saved is None:
     return record, None, None
@@ -230,7 +233,8 @@ def saver(path, mark, save_every):
 def mark(work: refill.Work, clean: np.ndarray, options: tuple) -> str:
   """A digest of everything that decides a result; of the model, which clean inputs it is right about.
 
-  What it says of them, to the bit, is no mark: other devices round it otherwise (see `reopen`).
+  What it says of them, to the bit, is no mark, nor is the order of the other classes: other devices
+  round it otherwise (see `reopen`).
 
   Args:
     work: the examples.
@@ -246,6 +250,6 @@ def mark(work: refill.Work, clean: np.ndarray, options: tuple) -> str:
   if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.key_data(key)
   digest = hashlib.sha256(repr(options).encode())
-  for array in (work.x, work.y, work.targets, work.index, work.epsilon, key, clean, *work.bounds):
+  for array in (work.x, work.y, work.index, work.epsilon, key, clean, *work.bounds):
     digest.update(np.ascontiguousarray(array).tobytes())
   return digest.hexdigest()

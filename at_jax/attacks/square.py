@@ -70,7 +70,8 @@ def square(
       would be; -1 for all others. Images that look as if they needed another are warned of. Static.
 
   Returns:
-    An `AttackResult`: the best point; `loss` is its margin, `kappa` the queries that left the example
+    An `AttackResult`: the best point; `loss` is its margin, −inf where that is no number,
+    `kappa` the queries that left the example
     correctly classified, the start among them.
 
   Raises:
@@ -145,6 +146,8 @@ def stepper(
     x = jnp.moveaxis(x, -1, channel_axis)
     logits = logits_fn(x)
     margin, wrong = losses.margin(logits, problem.y), ~steppers.is_correct(logits, problem.y)
+    # Nothing is above a NaN: sent on from one, by a model that does not agree, no point would be better.
+    margin = jnp.where(jnp.isnan(margin), -jnp.inf, margin)
     # The best point is wrong already only where a verifying model did not agree: there the next
     # must be further out, or a search that accepts every wrong point would wander.
     better = (state.count == 0) | (margin > state.margin) | (wrong & ~(state.margin > 0))

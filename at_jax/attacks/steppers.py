@@ -60,7 +60,8 @@ class Stepper(NamedTuple):
   differentiates: bool = True
 
 
-def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None) -> Problem:
+def make_problem(
+    x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None, infinite=False) -> Problem:
   """A `Problem` from what a caller has: one key, one radius.
 
   Args:
@@ -71,13 +72,14 @@ def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None
     bounds: the smallest and the largest value of an input.
     target: i32[B], or None for untargeted attacks.
     index: i32[B], by default the place in the batch.
+    infinite: whether a radius may be.
 
   Returns:
     A `Problem`.
 
   Raises:
     ValueError: for inputs that are integers or beyond the bounds, bounds the wrong way round, classes
-      or a key that are none, a radius below 0, and where x, y, epsilon and index do not belong
+      or a key that are none, a radius below 0 or infinite, and where x, y, epsilon and index do not belong
       together.
 
   Example:
@@ -90,7 +92,7 @@ def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None
   x, y = jnp.asarray(x), jnp.asarray(y)
   inputs.check_examples(x, y)
   inputs.check_bounds(x, bounds)
-  inputs.check_radius(epsilon, len(x))
+  inputs.check_radius(epsilon, len(x), infinite=infinite)
   index = inputs.indices(index, len(x))
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   low, high = bounds

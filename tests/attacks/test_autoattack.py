@@ -11,6 +11,7 @@ import pytest
 from at_jax import attacks
 from at_jax.attacks import loops
 from at_jax.attacks import losses
+from at_jax.attacks import refill
 from at_jax.attacks import saves
 from at_jax.attacks import steppers
 from at_jax.attacks.apgd import stepper as apgd_stepper
@@ -133,6 +134,30 @@ def test_a_state_is_that_of_one_model(tmp_path):
   np.testing.assert_array_equal(run(jnp.array([1., 1.001]), 5.).robust, robust)
 
 
+def test_a_state_goes_on_to_the_targets_it_began_with(tmp_path, monkeypatch):
+  # Elsewhere two classes that are as likely may be rounded into the other order.
+  x, seen = jnp.full((2, 3), .5), []
+  drain = refill.drain
+  monkeypatch.setattr(refill, 'drain', lambda search, verify, work, *rest, **options: (
+      seen.append(np.asarray(work.targets)), drain(search, verify, work, *rest, **options))[1])
+
+  def kill(progress):
+    raise Killed
+
+  def run(lead, progress):
+    return attacks.autoattack(
+        lambda x: x + jnp.array([.2, 0., lead]), x, jnp.zeros(2, int), KEY, epsilon=.05,
+        attacks=('apgd-t', 'fab-t'), state_path=tmp_path / 'state.npz', save_every=0.,
+        progress=progress, **QUICK)
+
+  with pytest.raises(Killed):
+    run(1e-6, kill)
+  assert run(-1e-6, None).robust.all()
+  assert len(seen) == 3
+  for targets in seen:
+    np.testing.assert_array_equal(targets, [[2, 1], [2, 1]])
+
+
 def test_a_damaged_file_is_not_read(tmp_path):
   saves.save(tmp_path / 'state.npz', {'x': np.arange(1000)})
   content = bytearray((tmp_path / 'state.npz').read_bytes())
@@ -146,7 +171,7 @@ def test_a_damaged_file_is_not_read(tmp_path):
       saves.load(tmp_path / 'state.npz')
   saves.save(tmp_path / 'state.npz', {'fell': np.arange(3)})
   with pytest.raises(zipfile.BadZipFile, match="damaged: 'mark' is missing"):
-    saves.reopen(tmp_path / 'state.npz', 'mark', np.ones(3, bool), *2 * [np.zeros((3, 2))], 1)
+    saves.reopen(tmp_path / 'state.npz', 'mark', np.ones(3, bool), *3 * [np.zeros((3, 2))], 1)
 
 
 def test_search_low_verify_high_counts_what_is_confirmed():
@@ -215,6 +240,7 @@ def test_odd_requests_are_refused_in_one_line():
       (dict(bounds=(.5, 1.)), 'beyond 0.5..1'), (dict(x=x[..., None]), 'leave it out'),
       (dict(norm='l1', num_steps=1), 'at least 2'),
       (dict(version='rand', search_fn=logits_fn), 'leave it out'),
+      (dict(version='rand', attacks=('apgd-t', 'square', 'fab')), 'square, fab needs? a model whose'),
       (dict(version='rand'), 'cannot be called as .x, key., too many positional arguments')):
     options = dict(x=x) | options
     with pytest.raises(ValueError, match=match):

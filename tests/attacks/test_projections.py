@@ -83,6 +83,21 @@ def test_plane_is_reached_by_the_smallest_move(norm, x, normal, excess):
   assert abs(size(ours) - size(move(t))) <= 1e-3
 
 
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+@few
+@hypothesis.given(x=unit, normal=real, excess=st.floats(-9, 9, width=32))
+def test_without_bounds_a_plane_is_reached_by_the_length_of_its_dual_norm(norm, x, normal, excess):
+  # Hölder: the nearest point of a plane is |excess| over the dual norm of its normal away.
+  x, normal = np.array(x, np.float32), np.array(normal, np.float32)
+  if np.abs(normal).max() < 1e-3:
+    return
+  ours = np.asarray(_project(x, normal, excess, (-np.inf, np.inf), norm=norm), np.float64)
+  length, dual = {'linf': (np.inf, 1), 'l2': (2, 2), 'l1': (1, np.inf)}[norm]
+  expected = abs(excess) / np.linalg.norm(normal.astype(np.float64), dual)
+  np.testing.assert_allclose(np.linalg.norm(ours, length), expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose((normal * ours).sum(), -excess, rtol=1e-4, atol=1e-6)
+
+
 def test_root_does_not_go_to_and_fro_between_break_points():
   # f is flat, steep between .6 and .65, flat again: from either flat, Newton leaves the bracket.
   def f(t):

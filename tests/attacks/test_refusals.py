@@ -57,6 +57,17 @@ def test_what_makes_no_sense_is_named(name, wrong, said):
 
 
 @pytest.mark.parametrize('name', ATTACKS)
+def test_an_infinite_radius_is_for_the_attack_that_looks_for_the_nearest(name):
+  # All others draw a start in the ball, and ∞ times a draw of 0 is no number.
+  run = lambda: ATTACKS[name](model, X, Y, KEY, epsilon=np.array([.1, np.inf, .1, .1, .1]))
+  if name == 'fab':
+    assert np.isfinite(run().x).all()
+  else:
+    with pytest.raises(ValueError, match='epsilon = inf: use a finite number'):
+      run()
+
+
+@pytest.mark.parametrize('name', ATTACKS)
 @pytest.mark.parametrize('key', [0, np.zeros(2), jax.random.split(KEY)])
 def test_what_is_no_key_is_named(name, key):
   with pytest.raises(ValueError, match=r'key = .*jax\.random\.key\(0\)'):

@@ -1,4 +1,4 @@
-"""FAB searching on one model where another decides: what is not confirmed does not end its search."""
+"""Searching on one model where another decides: what is not confirmed does not end the search."""
 
 import jax
 import jax.numpy as jnp
@@ -36,3 +36,22 @@ def test_fab_goes_further_than_a_point_that_is_not_confirmed(monkeypatch):
   np.testing.assert_array_equal(np.asarray(decides(result.x)).argmax(1), 1)
   monkeypatch.setattr(refill, '_reject', lambda state, rejected: state)
   assert run().robust.all()
+
+
+def test_square_goes_on_from_a_start_at_which_the_search_model_is_no_number():
+  # All stripes are alike from top to bottom, and nothing else is: a model that is no number there and
+  # the deciding one elsewhere finds what the deciding one finds by itself.
+  w = jax.random.normal(jax.random.key(3), (64,))
+
+  def plain(x):
+    return logits((x - .5).reshape(len(x), -1) @ w - 1.2)
+
+  def blind_at_stripes(x):
+    stripes = jnp.all(x == x[:, :1], axis=(1, 2, 3)) & jnp.any(x != .5, axis=(1, 2, 3))
+    return jnp.where(stripes[:, None], jnp.nan, plain(x))
+
+  run = lambda model: attacks.autoattack(
+      plain, jnp.full((8, 8, 8, 1), .5), jnp.zeros(8, int), KEY, epsilon=.05, attacks=('square',),
+      num_queries=800, search_fn=model)
+  assert run(plain).clean.all() and not run(plain).robust.any()
+  assert not run(blind_at_stripes).robust.any()
