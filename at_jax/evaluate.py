@@ -167,7 +167,8 @@ def evaluate(
     network: the network.
     variables: its variables, those that are to be deployed.
     split: the examples.
-    key: a PRNG key.
+    key: a PRNG key. But for AutoAttack's, attacks draw alike: the first restarts of any two begin at the
+      same points.
     names: attacks and sweeps, as `protocols` has them. Those that know dummy classes are left out
       where there are none; a sweep is reported part by part and, by its own name, in its worst case
       an example.

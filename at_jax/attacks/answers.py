@@ -15,8 +15,8 @@ def check(
   """Calls the model more than once: does it answer alike?
 
   Is it random: five calls, counts of right answers differ, or logits of norm 1 by more than 1e-4? Does
-  an output depend on the other inputs of the batch? Does it answer otherwise when it is compiled, as
-  one does that was compiled with the weights of another day?
+  an output depend on the other inputs of the batch, or on its place among them? Does it answer
+  otherwise when it is compiled, as one does that was compiled with the weights of another day?
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]. It is not compiled here: what Python or NumPy
@@ -30,12 +30,12 @@ def check(
 
   Example:
     >>> print(check(lambda x: x - x.mean(0), jnp.eye(2), jnp.arange(2))[0][:74])
-    an output depends on the rest of the batch: is BatchNorm in training mode?
+    an output depends on the rest of the batch, or on its place in it: is Batc
 
   Source: randomness: Croce et al., RobustBench, 2021, and the checks of AutoAttack's authors; the
   others: ours.
   """
-  passes = np.stack([np.asarray(logits_fn(x), np.float64) for _ in range(5)])
+  passes = np.stack([_numbers(logits_fn(x)) for _ in range(5)])
   logits, keep = passes[0], np.isfinite(passes[0]).all(axis=-1)
   if not keep.any():
     return ()
@@ -58,26 +58,35 @@ def _randomness(passes: np.ndarray, y: np.ndarray) -> list[str]:
 def _batch_dependence(logits_fn, x: Array, logits: np.ndarray, keep: np.ndarray) -> list[str]:
   if len(x) < 2:
     return []
-  # The same inputs in other company: the first half replaced by copies of the last example.
+  # The same inputs in other company, the first half replaced by copies of the last example, and in
+  # other places, each in that of the one after it.
   half = len(x) // 2
   mixed = jnp.concatenate([jnp.broadcast_to(x[-1:], x[:half].shape), x[half:]])
-  again, keep = np.asarray(logits_fn(mixed), np.float64)[half:], keep[half:]
+  again = np.roll(_numbers(logits_fn(jnp.roll(mixed, 1, axis=0))), -1, axis=0)
+  again, keep = again[half:], keep[half:]
   if not keep.any():
     return []
   scale = np.abs(logits[half:][keep]).max() + 1e-10
   if np.abs(again - logits[half:])[keep].max() / scale < 1e-3:
     return []
-  return ['an output depends on the rest of the batch: is BatchNorm in training mode? if it must, let '
-          'logits_fn be vmap(lambda x: f(x[None])[0])']
+  return ['an output depends on the rest of the batch, or on its place in it: is BatchNorm in training '
+          'mode, or noise drawn for the whole batch? if it must, let logits_fn be '
+          'vmap(lambda x: f(x[None])[0])']
 
 
 def _compiling(logits: np.ndarray, compiled: np.ndarray | None, keep: np.ndarray) -> list[str]:
   if compiled is None:
     return []
-  apart = np.abs(np.asarray(compiled, np.float64) - logits)[keep].max()
+  apart = np.abs(_numbers(compiled) - logits)[keep].max()
   share = apart / (np.abs(logits[keep]).max() + 1e-10)
   if share < 1e-3:
     return []
   return [f'compiled, the model answers otherwise, by {100 * share:.2g} % of its logits: unless it is '
           'rounding, of bfloat16 for example, pass jax.tree_util.Partial(f, weights), f a function '
           'of the weights and x']
+
+
+def _numbers(logits: Array) -> np.ndarray:
+  """f64[B, C], with 0 for −inf, which says that a class is none and which differs from itself by NaN."""
+  logits = np.asarray(logits, np.float64)
+  return np.where(np.isneginf(logits), 0, logits)

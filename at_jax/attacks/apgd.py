@@ -97,7 +97,7 @@ def apgd(
 
   Raises:
     ValueError: for an unknown norm, fewer than one step, `large_start` in another norm or with one
-      step, and as `pgd` for inputs, bounds, classes, a key, radii and logits.
+      step, and as `pgd` for a loss, inputs, bounds, classes, a key, radii and logits.
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -109,6 +109,7 @@ def apgd(
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 3; L1: Croce and Hein, Mind the Box, 2021, section 3.
   """
+  inputs.check_loss(loss, 'logits', 'y', *([] if target is None else ['target']))
   attack = stepper(norm=norm, num_steps=num_steps, loss=loss, targeted=target is not None,
                    large_start=large_start, eot=eot)
   problem = steppers.make_problem(

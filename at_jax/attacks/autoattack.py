@@ -106,7 +106,7 @@ def autoattack(
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]; with version='rand' it is called for each example
-      by itself as `logits_fn(x, key)`.
+      by itself, x f32[1, ...], as `logits_fn(x, key)`.
     x: f32[N, ...], inputs within `bounds`; for Square [N, H, W, C], [N, H, W], [N, D] or, with
       `channel_axis`, [N, C, H, W].
     y: i32[N], true classes.
@@ -115,8 +115,8 @@ def autoattack(
     norm: 'linf', 'l2' or 'l1'.
     version: 'standard', 'plus' or 'rand'.
     attacks: names of attacks to run instead of the version's, with its restarts and targets: apgd-ce,
-      apgd-dlr, apgd-t, fab, fab-t, square; each once, with 'rand' those of APGD. (A list of one's own has five restarts in the
-      authors' code, as it has here with version='plus'.)
+      apgd-dlr, apgd-t, fab, fab-t, square; each once, with 'rand' those of APGD. (A list of one's
+      own has five restarts in the authors' code, as it has here with version='plus'.)
     batch_size: how many examples are attacked side by side, at most.
     bounds: the smallest and the largest value an input may take.
     index: i32[N], what each example folds into `key`, each once; by default its place in x. Of a part
@@ -132,7 +132,9 @@ def autoattack(
       their number; by default all of this process. With one, arrays stay where they are.
     state_path: a file to write the state to; its folder is made. If it exists the evaluation goes on
       from it, with the same batch size as rounded up: a multiple of both numbers of devices lets
-      their number change.
+      their number change. It is known again by the inputs, the options, the model's weights where they
+      are arguments of a `jax.tree_util.Partial`, and its answers to clean inputs, not by its gradients:
+      use another path for a model that is differentiated otherwise.
     save_every: seconds between writes.
     progress: called with a `Progress` after every compiled call.
     channel_axis: where Square finds the channels: -1 if last, or if there are none; 1 for
@@ -164,6 +166,7 @@ def autoattack(
   Parameter-free Attacks, 2020, section 5; refilling, resuming and independence: ours.
   """
   names = ensemble.choose(attacks, version, norm)
+  inputs.check_outside_jit(x=x, y=y, key=key, epsilon=epsilon)
   problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds)
   _check(problem, names, batch_size, channel_axis)
   saves.prove(state_path)
@@ -177,22 +180,23 @@ def autoattack(
       raise ValueError("search_fn needs a model whose answers are final: leave it out with "
                        "version='rand'")
     inputs.check_call_with_key(logits_fn)
-  apart = () if search_fn is None else ('search_fn',)
   verify_fn = steppers.as_partial(logits_fn)
   search_fn = verify_fn if search_fn is None else steppers.as_partial(search_fn)
   ask = functools.partial(_in_batches, verify_fn, index, key, batch_size=batch_size,
                           devices=devices, random=random)
   logits, notes = ask(problem.x), []
-  inputs.check_logits(logits.shape, len(problem.x))
   inputs.check_classes('y', problem.y, logits.shape[1])
   clean = np.asarray(steppers.is_correct(jnp.asarray(logits), problem.y))
+  if search_fn is not verify_fn:
+    inputs.check_call(search_fn, problem.x[:batch_size], y=problem.y[:batch_size])
 
   def tell(lines: Sequence[str]) -> None:
     notes.extend(lines)
     for line in lines:
       warnings.warn(line, stacklevel=3) if warn is None else warn(line)
 
-  tell(checks.check_classes(logits.shape[1], names, ensemble.aims(norm, version)))
+  tell(checks.check_reach(np.asarray(problem.epsilon), problem.x.shape[1:], problem.bounds, norm))
+  tell(checks.check_classes(logits.shape[1], names))
   tell(checks.check_outputs(logits, y, names))
   if 'square' in names:
     tell(checks.check_channels(problem.x.shape, channel_axis))
@@ -203,9 +207,10 @@ def autoattack(
   targets = ensemble.targets(logits)
   work = refill.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
                      problem.epsilon, problem.bounds)
-  apart += ('channels first',) if channel_axis == 1 else ()
-  mark = saves.mark(work, clean, (names, norm, version, batch_size, num_steps, num_queries, cascade,
-                                  *apart))
+  mark = {} if state_path is None else saves.mark(work, clean, (search_fn, verify_fn), {
+      'attacks': names, 'norm': norm, 'version': version, 'batch_size': batch_size,
+      'num_steps': num_steps, 'num_queries': num_queries, 'cascade': cascade,
+      'search_fn': search_fn is not verify_fn, 'channel_axis': channel_axis})
   record, seats, items = saves.reopen(state_path, mark, clean, logits, np.asarray(problem.x), targets,
                                       len(names))
   work = work._replace(targets=jnp.asarray(record.targets))
@@ -237,13 +242,17 @@ def autoattack(
       record, seats, items = record._replace(passed=number + 1), None, None
       save(record, seats, items)
     if number == last[one.name]:  # said while the others run, and again if it is resumed
-      attacked, blind, rose = record.signs[row]
+      # An example with ε = 0 has nowhere to go.
+      attacked, blind, rose = record.signs[row] & (np.asarray(problem.epsilon) > 0)
       tell(checks.check_gradients(one.name, int(attacked.sum()), int(blind.sum()),
-                                  int((attacked & ~rose).sum()), names))
-  tell(checks.check_end(ask(record.x), clean & ~record.verdicts.all(axis=0)))
+                                  int((attacked & ~rose).sum()), names, random))
+  logits, robust = ask(record.x), clean & record.verdicts.all(axis=0)
+  tell(checks.check_end(logits, clean & ~robust))
+  if not random:
+    tell(checks.check_found(logits, y, clean & ~robust))
   tell(checks.check_square(_standing(record, clean, names, cascade)))
   return AutoAttackResult(
-      record.x, clean & record.verdicts.all(axis=0), clean,
+      record.x, robust, clean,
       dict(zip(names, record.verdicts, strict=True)), tuple(notes),
       dict(zip(names, record.seconds.tolist(), strict=True)))
 
@@ -271,8 +280,12 @@ def _in_batches(logits_fn, index, key, x, *, batch_size: int, devices, random: b
   starts = range(0, len(x), batch_size)
   rows = [np.minimum(np.arange(start, start + batch_size), len(x) - 1) for start in starts]
   batches = [devices_lib.spread((x[row], index[row]), devices) for row in rows]
-  return np.concatenate([np.asarray(_call(logits_fn, *batch, key, random=random))
-                         for batch in batches])[:len(x)]
+  logits = []
+  for batch in batches:
+    answer = _call(logits_fn, *batch, key, random=random)
+    inputs.check_answer(answer, batch_size)
+    logits.append(np.asarray(answer))
+  return np.concatenate(logits)[:len(x)]
 
 
 def _standing(record, clean, names, cascade) -> dict[str, float]:

@@ -7,6 +7,7 @@ of them unexplained should not be believed.
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from at_jax.attacks import answers
@@ -64,13 +65,15 @@ def check_outputs(
 
   Source: probabilities: Croce et al., RobustBench, 2021; the others: ours.
   """
+  dtype = jnp.promote_types(jnp.asarray(logits).dtype, jnp.bfloat16)
+  rounding = float(jnp.finfo(dtype).eps)
   logits, y = np.asarray(logits, np.float64), np.asarray(y)
-  keep, warnings = np.isfinite(logits).all(axis=-1), []
+  keep, warnings = _are_numbers(logits), []
   if not keep.all():
     warnings.append(f'{(~keep).sum()} of {len(keep)} clean inputs give logits that are not finite; '
                     'they count as misclassified: mend the model, or leave them out')
   if keep.any():
-    warnings += _probabilities(logits[keep], ran) + _saturation(logits[keep], y[keep], ran)
+    warnings += _probabilities(logits[keep], ran, rounding) + _saturation(logits[keep], y[keep], ran)
   return tuple(warnings)
 
 
@@ -101,38 +104,32 @@ def check_channels(shape: tuple[int, ...], channel_axis: int) -> tuple[str, ...]
   return ()
 
 
-def check_classes(
-    num_classes: int, attacks: tuple[str, ...], aims: int = 9
-) -> tuple[str, ...]:
+def check_classes(num_classes: int, attacks: tuple[str, ...]) -> tuple[str, ...]:
   """Says what few classes change.
 
   Args:
     num_classes: C.
     attacks: names of components.
-    aims: how many targets apgd-t has where there are classes enough; fab-t has 9.
 
   Returns:
     Warnings.
 
   Example:
-    >>> print(*check_classes(3, ('apgd-t',)), sep='; ')
-    3 classes: apgd-t aims at the other 2 only; 3 classes: apgd-t maximises z_t - z_y, not targeted DLR
+    >>> print(*check_classes(3, ('apgd-t',)))
+    3 classes: apgd-t maximises z_t - z_y, not targeted DLR
 
   Source: ours.
   """
   warnings = []
   if num_classes < 3 and 'apgd-dlr' in attacks:
     warnings.append(f'{num_classes} classes: apgd-dlr maximises the margin, DLR needs 3')
-  for name, most in (('apgd-t', aims), ('fab-t', 9)):
-    if name in attacks and num_classes - 1 < most:
-      warnings.append(f'{num_classes} classes: {name} aims at the other {num_classes - 1} only')
   if num_classes < 4 and 'apgd-t' in attacks:
     warnings.append(f'{num_classes} classes: apgd-t maximises z_t - z_y, not targeted DLR')
   return tuple(warnings)
 
 
 def check_gradients(
-    name: str, attacked: int, blind: int, flat: int, ran: tuple[str, ...]
+    name: str, attacked: int, blind: int, flat: int, ran: tuple[str, ...], random: bool = False
 ) -> tuple[str, ...]:
   """Says for how many examples the loss of an attack gave it nothing to climb.
 
@@ -143,18 +140,25 @@ def check_gradients(
       finite somewhere, which is made zero.
     flat: for how many the loss never rose above a start's, in no run, and which did not fall.
     ran: the attacks that were run, so as to advise others.
+    random: whether the model is, which Square and FAB cannot attack.
 
   Returns:
     Warnings: from one example on that was blind, and where more than 1 % were flat.
 
   Example:
     >>> print(*check_gradients('apgd-ce', 100, 40, 0, ('apgd-ce', 'apgd-t')))
-    apgd-ce: zero gradients on 40.0 % of examples; add apgd-dlr and square
+    apgd-ce: zero gradients on 40.0 % of examples; add square
 
   Source: ours, after the check of the start by AutoAttack's authors.
   """
-  cure = _add(('apgd-dlr', 'apgd-t', 'square'), ran,
-              'trust square, with more num_queries, and pgd on losses.scaled')
+  # Cross-entropy can have none where a loss without a scale has one; where such a loss has none
+  # either, the model hides it, and only what asks for no gradient is left.
+  free = [other for other in ('apgd-dlr', 'apgd-t') if other in ran]
+  wanted = ('apgd-t',) if name == 'apgd-ce' and not free else ()
+  if random:
+    cure = _add(wanted, ran, "hold the noise still and add square, with version='standard'")
+  else:
+    cure = _add((*wanted, 'square'), ran, 'trust square, with more num_queries')
   told = {'zero gradients': (blind, 0), 'the loss never rose': (flat, _SHARE * attacked)}
   return tuple(f'{name}: {what} on {100 * count / attacked:.1f} % of examples; {cure}'
                for what, (count, innocent) in told.items() if count > innocent)
@@ -176,11 +180,69 @@ def check_end(logits: np.ndarray, fell: np.ndarray) -> tuple[str, ...]:
 
   Source: ours.
   """
-  broken = int((fell & ~np.isfinite(logits).all(axis=-1)).sum())
+  broken = int((fell & ~_are_numbers(logits)).sum())
   if not broken:
     return ()
   return (f'{broken} of {int(fell.sum())} examples fell to logits that are not finite: '
           'mend the model, or do not count them',)
+
+
+def check_found(logits: np.ndarray, y: Array, fell: np.ndarray) -> tuple[str, ...]:
+  """Says how many examples fell to points that the model, asked again, is right about.
+
+  Args:
+    logits: f32[N, C], at the points that were found; of a model that is not random.
+    y: i32[N].
+    fell: bool[N], classified correctly at first, and no more.
+
+  Returns:
+    Warnings; of a lead within rounding, 1e-3 of the logits, none.
+
+  Example:
+    >>> print(check_found(np.array([[3., 1.], [0., 1.]]), np.array([0, 0]), np.ones(2, bool))[0][:67])
+    1 of 2 examples fell to points that the model, asked again, is righ
+
+  Source: ours.
+  """
+  logits, y = np.asarray(logits, np.float64), np.asarray(y)
+  fell = fell & _are_numbers(logits)
+  lead = _lead(logits, y)[fell]
+  size = np.where(np.isfinite(logits), np.abs(logits), 0).max(axis=-1)[fell]
+  right = int((lead > 1e-3 * size).sum())
+  if not right:
+    return ()
+  return (f'{right} of {int(fell.sum())} examples fell to points that the model, asked again, is right '
+          'about: do its outputs depend on the batch around an example or on its place in it?',)
+
+
+def check_reach(
+    epsilon: np.ndarray, shape: tuple[int, ...], bounds: tuple[Array, Array], norm: str
+) -> tuple[str, ...]:
+  """Says so if a ball holds all there is within the bounds.
+
+  Args:
+    epsilon: f32[N].
+    shape: of one example.
+    bounds: the smallest and the largest value of an input.
+    norm: 'linf', 'l2' or 'l1'.
+
+  Returns:
+    Warnings.
+
+  Example:
+    >>> print(*check_reach(np.array([8.]), (32, 32, 3), (0., 1.), 'linf'))
+    epsilon = 8 reaches across all of 0..1: it is in units of x, 8/255 for example
+
+  Source: ours.
+  """
+  low, high = (np.asarray(bound, np.float64) for bound in bounds)
+  across = np.broadcast_to(high - low, shape).ravel()
+  order = {'linf': np.inf, 'l2': 2, 'l1': 1}[norm]
+  farthest = float(np.max(epsilon))
+  if farthest < np.linalg.norm(across, order):
+    return ()
+  return (f'epsilon = {farthest:g} reaches across all of {low.min():g}..{high.max():g}: it is in units '
+          'of x, 8/255 for example',)
 
 
 def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:
@@ -215,18 +277,30 @@ def _add(wanted: tuple[str, ...], ran: Sequence[str], otherwise: str) -> str:
   return 'add ' + ' and '.join(missing) if missing else otherwise
 
 
-def _probabilities(logits: np.ndarray, ran: tuple[str, ...]) -> list[str]:
-  in_range = logits.max() < 1 + 1e-5 and logits.min() > -1e-5
-  if in_range and np.all(np.abs(logits.sum(axis=-1) - 1) < 1e-5):
+def _are_numbers(logits: np.ndarray) -> np.ndarray:
+  """bool[B], as `steppers.is_correct` has it: −inf says that a class is none."""
+  return np.isfinite(np.max(logits, axis=-1))
+
+
+def _probabilities(logits: np.ndarray, ran: tuple[str, ...], rounding: float) -> list[str]:
+  slack = max(1e-5, 2 * rounding)
+  in_range = logits.max() < 1 + slack and logits.min() > -slack
+  if in_range and np.all(np.abs(logits.sum(axis=-1) - 1) < slack):
     cure = _add(('square',), ran, 'trust square')
     return [f'the outputs are probabilities: attack the logits, before the softmax, or {cure}']
   return []
 
 
-def _saturation(logits: np.ndarray, y: np.ndarray, ran: tuple[str, ...]) -> list[str]:
+def _lead(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """f64[B], by how much the true class's logit is above all others."""
   others = np.where(np.arange(logits.shape[-1]) == y[:, None], -np.inf, logits).max(axis=-1)
-  lead = logits[np.arange(len(y)), y] - others
+  return logits[np.arange(len(y)), y] - others
+
+
+def _saturation(logits: np.ndarray, y: np.ndarray, ran: tuple[str, ...]) -> list[str]:
+  lead = _lead(logits, y)
   # exp(-88) is the smallest normal float32: beyond it the gradient of cross-entropy is zero.
+  size = np.where(np.isfinite(logits), np.abs(logits), 0).max(axis=-1)
   dead, spread = np.mean(lead > 88), logits.max(axis=-1) - logits.min(axis=-1)
   # From log(2^24) on the true class's probability rounds to 1, and the part of the gradient that
   # pulls away from it to zero. A few such inputs are ordinary, and attacks without a scale find
@@ -242,7 +316,7 @@ def _saturation(logits: np.ndarray, y: np.ndarray, ran: tuple[str, ...]) -> list
                     f'has no pull away from the true class there; {cure}')
   # float32 rounds a logit of size z, and a loss near log(C), by up to 1.2e-7 times that. Where the
   # logits differ by no more than some 40 such steps, what an attack gains is mostly rounding.
-  least = 40 * np.finfo(np.float32).eps * max(2., np.median(np.abs(logits).max(axis=-1)))
+  least = 40 * np.finfo(np.float32).eps * max(2., np.median(size))
   if np.median(spread) < least:
     warnings.append(f'logits differ by less than {least:.0e}: gradients are lost to rounding; scale '
                     'them up, take away what they have in common, or '

@@ -10,6 +10,7 @@ from at_jax.attacks import balls
 from at_jax.attacks import gradients
 from at_jax.attacks import hyperplane
 from at_jax.attacks import inputs
+from at_jax.attacks import loops
 from at_jax.attacks import steppers
 from at_jax.attacks.pgd import AttackResult
 
@@ -17,6 +18,7 @@ Array = jax.Array
 _ALPHA_MAX = .1    # how far a step may lean towards the projection of the clean input
 _ETA = 1.05        # overshoot
 _BETA = .9         # after a success, go on from this share of the way to it
+_SIDE_BY_SIDE = 10  # classes whose gradients are taken at a time; of all, memory could run out
 
 
 class State(NamedTuple):
@@ -59,7 +61,7 @@ def fab(
     norm: 'linf', 'l2' or 'l1', what nearest means. Static.
     num_steps: at least 1. Static.
     target: i32[B], look at the boundary with this class only (FAB-T); else at the nearest of all, for
-      C gradients a step.
+      C gradients a step, ten side by side.
     random_start: begin at distance ε/2 instead of at x.
     bounds: the smallest and the largest value an input may take.
     index: i32[B], what each example folds into `key`; by default its place in the batch.
@@ -170,7 +172,7 @@ def _draw(x: Array, key: Array, epsilon: Array, *, bounds, norm: str) -> Array:
 def _towards_target(logits_fn, problem: steppers.Problem, x: Array) -> tuple[Array, Array]:
   """z_t − z_y [B] and its gradient [B, ...]."""
   def gap(x: Array) -> tuple[Array, Array]:
-    logits = logits_fn(x)
+    logits = steppers.ask(logits_fn, x)
     at = functools.partial(jnp.take_along_axis, logits, axis=1)
     gaps = (at(problem.target[:, None]) - at(problem.y[:, None]))[:, 0]
     return jnp.sum(gaps), gaps
@@ -180,20 +182,27 @@ def _towards_target(logits_fn, problem: steppers.Problem, x: Array) -> tuple[Arr
 
 def _towards_nearest(logits_fn, problem: steppers.Problem, x: Array, *, norm: str):
   """The same for the class whose boundary is nearest by its linearisation."""
-  logits, pull = jax.vjp(logits_fn, x)
-  classes = jnp.arange(logits.shape[1])
-
-  def gradient(j: Array) -> Array:
-    one_hot = functools.partial(jax.nn.one_hot, num_classes=len(classes), dtype=logits.dtype)
-    return pull(one_hot(j) - one_hot(problem.y))[0]
-
-  normals = jax.vmap(gradient)(classes)
-  gaps = (logits - jnp.take_along_axis(logits, problem.y[:, None], axis=1)).T
+  logits, pull = jax.vjp(functools.partial(steppers.ask, logits_fn), x)
+  b, num_classes = logits.shape
+  one_hot = functools.partial(jax.nn.one_hot, num_classes=num_classes, dtype=logits.dtype)
   dual = functools.partial(_length, norm={'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}[norm])
-  away = jnp.abs(gaps) / (jax.vmap(jax.vmap(dual))(normals) + 1e-12)
-  nearest = jnp.argmin(jnp.where(classes[:, None] == problem.y, jnp.inf, away), axis=0)
-  rows = jnp.arange(len(x))
-  return gaps[nearest, rows], normals[nearest, rows]
+  side_by_side = jnp.arange(min(_SIDE_BY_SIDE, num_classes))
+
+  def look(nearest):
+    first, away, gap, normal = nearest
+    classes = first + side_by_side
+    normals = jax.vmap(lambda j: pull(one_hot(j) - one_hot(problem.y))[0])(classes)
+    gaps = (logits[:, jnp.minimum(classes, num_classes - 1)] -
+            jnp.take_along_axis(logits, problem.y[:, None], axis=1)).T
+    aways = jnp.abs(gaps) / (jax.vmap(jax.vmap(dual))(normals) + 1e-12)
+    none = (classes[:, None] == problem.y) | (classes[:, None] >= num_classes)
+    place, rows = jnp.argmin(jnp.where(none, jnp.inf, aways), axis=0), jnp.arange(b)
+    new = aways[place, rows], gaps[place, rows], normals[place, rows]
+    nearer = ~none[place, rows] & ~(new[0] >= away)
+    return first + len(classes), *steppers.where(nearer, new, (away, gap, normal))
+
+  nobody = 0, jnp.full(b, jnp.inf, logits.dtype), jnp.zeros(b, logits.dtype), jnp.zeros_like(x)
+  return loops.repeat(look, nobody, -(-num_classes // len(side_by_side)))[2:]
 
 
 def _move(x: Array, clean: Array, normal: Array, gap: Array, *, bounds, norm: str) -> Array:

@@ -37,7 +37,7 @@ def of_loss(
   labels = (problem.y, problem.target) if targeted else (problem.y,)
 
   def objective(x, keys):
-    logits = steppers.one_by_one(logits_fn, x, keys) if eot else logits_fn(x)
+    logits = steppers.one_by_one(logits_fn, x, keys) if eot else steppers.ask(logits_fn, x)
     value = loss(logits, *labels)
     return jnp.sum(value), (value, logits)
 

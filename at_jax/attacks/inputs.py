@@ -22,16 +22,19 @@ def check_examples(x: Array, y: Array) -> None:
     y: i32[B].
 
   Raises:
-    ValueError: for integer inputs, classes that are no integers or below 0, or x and y of different
-      lengths.
+    ValueError: for inputs that are integers or of less precision than float32, classes that are no
+      integers or below 0, or x and y of different lengths.
 
   Source: ours.
   """
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f'x has dtype {x.dtype}: convert it, x.astype(float32) / 255 for images')
+  if jnp.finfo(x.dtype).bits < 32:
+    raise ValueError(f'x has dtype {x.dtype}, which rounds steps and radii away: use float32, and let '
+                     'logits_fn convert it')
   if y.shape != x.shape[:1]:
-    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}; '
-                     'argmax(y, axis=-1) of one-hot rows')
+    cure = 'argmax(y, axis=-1) of one-hot rows' if y.ndim > 1 else 'x[None], y[None] of one example'
+    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}; {cure}')
   check_classes('y', y)
 
 
@@ -61,6 +64,26 @@ def check_classes(name: str, classes: Array, num_classes: int | None = None) -> 
     several = 'count up from 0' if num_classes is None else f'are 0..{num_classes - 1}'
     raise ValueError(f'{name} reaches from {lowest} to {highest}: classes {several}; leave out '
                      'examples without one')
+
+
+def check_outside_jit(**values: Any) -> None:
+  """Raises under jit, vmap and the like, where a driver on the host cannot run.
+
+  Args:
+    **values: by the names of the arguments.
+
+  Raises:
+    ValueError: if one has no value yet.
+
+  Example:
+    >>> check_outside_jit(x=jnp.zeros(2))
+
+  Source: ours.
+  """
+  traced = [name for name, value in values.items() if isinstance(value, jax.core.Tracer)]
+  if traced:
+    raise ValueError(f'{", ".join(traced)} has no value here: call autoattack outside of jit, vmap and '
+                     'the like, or apgd, fab and square, which compose with them')
 
 
 def check_radius(
@@ -140,7 +163,8 @@ def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
     bounds: the smallest and the largest value of an input, numbers or arrays that broadcast with x.
 
   Raises:
-    ValueError: for inputs beyond them, and for bounds of which the second is not the larger.
+    ValueError: for inputs beyond them or that are NaN, and for bounds of which the second is not the
+      larger.
 
   Example:
     >>> check_bounds(jnp.array([0., 1.0000001]), (0., 1.))
@@ -157,8 +181,11 @@ def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
     return
   slack = lambda bound: max(1e-5, float(jnp.finfo(x.dtype).eps)) * (1 + np.abs(bound))
   numbers = np.asarray(x).astype(np.float64)  # before any arithmetic, which jit would trace
+  if np.isnan(numbers).any():
+    broken = int(np.isnan(numbers.reshape(len(numbers), -1)).any(axis=1).sum())
+    raise ValueError(f'x is NaN in {broken} of {len(numbers)} examples: leave these out, or mend them')
   if np.any((numbers < low - slack(low)) | (numbers > high + slack(high))):
-    raise ValueError(f'x reaches from {np.nanmin(numbers):.3g} to {np.nanmax(numbers):.3g}, beyond '
+    raise ValueError(f'x reaches from {numbers.min():.3g} to {numbers.max():.3g}, beyond '
                      f'{told}: give bounds=, or normalise inside logits_fn')
 
 
@@ -242,6 +269,56 @@ def check_logits(shape: tuple[int, ...], num_examples: int) -> None:
   raise ValueError(f'logits_fn gives shape {tuple(shape)} for {num_examples} examples: {cure}')
 
 
+def check_answer(answer: Any, num_examples: int) -> None:
+  """Raises unless what a model gave is an array, of logits.
+
+  Args:
+    answer: an array, or the shape and dtype of one.
+    num_examples: that it was given.
+
+  Raises:
+    ValueError: for tuples, dictionaries and the like, and as `check_logits`.
+
+  Example:
+    >>> check_answer(jnp.zeros((2, 10)), 2)
+
+  Source: ours.
+  """
+  if not hasattr(answer, 'shape'):
+    raise ValueError(f'logits_fn gives a {type(answer).__name__}: return the logits alone, '
+                     'lambda x: model(x)[0] for example')
+  check_logits(answer.shape, num_examples)
+
+
+def check_loss(loss: Any, *arguments: str) -> None:
+  """Raises unless this is a loss that can be called with these.
+
+  Args:
+    loss: one whose signature cannot be read passes.
+    *arguments: their names.
+
+  Raises:
+    ValueError: for what is no function, or one of other arguments.
+
+  Example:
+    >>> check_loss(lambda logits, y: y, 'logits', 'y')
+
+  Source: ours.
+  """
+  if not callable(loss):
+    raise ValueError(f'loss = {loss!r}: use a function, losses.dlr for example')
+  try:
+    signature = inspect.signature(loss)
+  except ValueError:  # a builtin
+    return
+  try:
+    signature.bind(*arguments)
+  except TypeError as error:
+    name = getattr(loss, '__name__', repr(loss))
+    raise ValueError(f'loss = {name} cannot be called as ({", ".join(arguments)}), {error}: use one '
+                     'that can, or give what it needs') from error
+
+
 def check_call(logits_fn: jax.tree_util.Partial, x: Array, **classes: Array) -> None:
   """Raises unless the model gives logits, and those of all classes named.
 
@@ -254,7 +331,7 @@ def check_call(logits_fn: jax.tree_util.Partial, x: Array, **classes: Array) -> 
     **classes: i32[B] each, by the names of the arguments.
 
   Raises:
-    ValueError: as `check_logits` and `check_classes`.
+    ValueError: as `check_answer` and `check_classes`.
 
   Example:
     >>> check_call(jax.tree_util.Partial(lambda x: x), jnp.ones((1, 2)), y=jnp.array([1]))
@@ -263,10 +340,10 @@ def check_call(logits_fn: jax.tree_util.Partial, x: Array, **classes: Array) -> 
   """
   if not all(map(_is_known, (x, *classes.values()))):
     return
-  shape = _answer.eval_shape(logits_fn, x).shape
-  check_logits(shape, len(x))
+  answer = _answer.eval_shape(logits_fn, x)
+  check_answer(answer, len(x))
   for name, numbers in classes.items():
-    check_classes(name, numbers, shape[1])
+    check_classes(name, numbers, answer.shape[1])
 
 
 _answer = jax.jit(lambda logits_fn, x: logits_fn(x))

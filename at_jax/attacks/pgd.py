@@ -101,8 +101,9 @@ def pgd(
     An `AttackResult`; with restarts, of the run that was kept.
 
   Raises:
-    ValueError: for an unknown norm, fewer than one step or restart, inputs that are integers or
-      beyond the bounds, bounds the wrong way round, classes, a key, a radius or a step size that are
+    ValueError: for an unknown norm, fewer than one step or restart, a loss that is none or takes other
+      arguments, inputs that are integers, of less precision than float32, NaN or beyond the bounds,
+      bounds the wrong way round, classes, a key, a radius or a step size that are
       none, an index of another length, or logits that are not [B, C].
 
   Example:
@@ -121,6 +122,7 @@ def pgd(
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
   _check(x, y, num_steps, norm, restarts, bounds)
+  inputs.check_loss(loss, 'logits', 'y', *(f'loss_args[{i}]' for i in range(len(loss_args))))
   inputs.check_radius(epsilon, len(x))
   inputs.check_radius(step_size, len(x), 'step_size')
   # Its arrays are then arguments of the compiled program, not constants in it.
@@ -244,7 +246,7 @@ def _advance(
   sign = -1 if targeted else 1
 
   def objective(x):
-    logits = logits_fn(x)
+    logits = steppers.ask(logits_fn, x)
     return sign * jnp.sum(loss(logits, y, *loss_args)), logits
 
   def step(state: _State) -> _State:
@@ -272,7 +274,7 @@ def _advance(
 
 @functools.partial(jax.jit, static_argnames=('loss', 'decide', 'targeted'))
 def _finish(logits_fn, state, y, loss_args, *, loss, decide, targeted) -> AttackResult:
-  logits = logits_fn(state.x)
+  logits = steppers.ask(logits_fn, state.x)
   hit, value = _succeeds(logits, y, decide, targeted), loss(logits, y, *loss_args)
   return AttackResult(state.x, hit, state.kappa, value)
 

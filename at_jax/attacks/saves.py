@@ -13,6 +13,8 @@ import numpy as np
 
 from at_jax.attacks import refill
 
+Array = jax.Array
+
 
 def save(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
   """Writes arrays to a file that is at every moment either the old one or the new one, whole.
@@ -144,9 +146,13 @@ def reopen(path, mark, clean, logits, x, targets, num_attacks):
   if saved is None:
     return record, None, None
   try:
-    if str(saved['mark']) != mark:
-      raise OtherEvaluation(
-          f'{path} is the state of another evaluation: remove it or use another path')
+    if np.ndim(saved['mark']) != 2:
+      raise _other_version(path, 'a mark of another form')
+    before = dict(saved['mark'].tolist())
+    if other := sorted(name for name in before.keys() | mark.keys()
+                       if before.get(name) != mark.get(name)):
+      raise OtherEvaluation(f'{path} is the state of another evaluation, of other {", ".join(other)}: '
+                            'remove it or use another path')
     layout, leads = [np.shape(array) for array in record], record.leads
     record = Record(*(saved[name] for name in Record._fields))._replace(passed=int(saved['passed']))
     if [np.shape(array) for array in record] != layout:
@@ -218,7 +224,7 @@ def saver(path, mark, save_every):
     nonlocal last
     if path is None or (seats is not None and time.monotonic() - last < save_every):
       return
-    arrays = {'mark': np.array(mark), **{k: np.asarray(v) for k, v in record._asdict().items()}}
+    arrays = {'mark': np.array(sorted(mark.items())), **{k: np.asarray(v) for k, v in record._asdict().items()}}
     if seats is not None:
       leaves = jax.device_get(jax.tree.leaves(seats.state))
       arrays |= {f'leaf{i}': leaf for i, leaf in enumerate(leaves)}
@@ -230,26 +236,40 @@ def saver(path, mark, save_every):
   return write
 
 
-def mark(work: refill.Work, clean: np.ndarray, options: tuple) -> str:
-  """A digest of everything that decides a result; of the model, which clean inputs it is right about.
+def mark(
+    work: refill.Work, clean: np.ndarray, models: tuple[jax.tree_util.Partial, ...],
+    options: dict[str, object],
+) -> dict[str, str]:
+  """Digests of everything that decides a result, by what they are of.
 
-  What it says of them, to the bit, is no mark, nor is the order of the other classes: other devices
-  round it otherwise (see `reopen`).
+  Of the models these are their weights, where they are arguments of a `jax.tree_util.Partial`, and
+  which clean inputs they are right about. What they say of them, to the bit, is no mark, nor is the
+  order of the other classes: other devices round it otherwise (see `reopen`). How a model is
+  differentiated leaves no mark.
 
   Args:
     work: the examples.
     clean: bool[N].
-    options: anything with a stable repr.
+    models: that are searched on and that decide.
+    options: by name, anything with a stable repr.
 
   Returns:
-    Hexadecimal digits.
+    Hexadecimal digits by name.
 
   Source: ours.
   """
   key = work.key
   if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.key_data(key)
-  digest = hashlib.sha256(repr(options).encode())
-  for array in (work.x, work.y, work.index, work.epsilon, key, clean, *work.bounds):
-    digest.update(np.ascontiguousarray(array).tobytes())
-  return digest.hexdigest()
+  weights = [leaf for leaf in jax.tree.leaves(models)
+             if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+  arrays = {'weights': weights, 'x': [work.x], 'y': [work.y], 'index': [work.index], 'key': [key],
+            'epsilon': [work.epsilon], 'bounds': work.bounds, 'clean verdicts': [clean]}
+  told = {name: repr(value).encode() for name, value in options.items()}
+  told |= {name: b''.join(map(_bytes, several)) for name, several in arrays.items()}
+  return {name: hashlib.sha256(content).hexdigest()[:32] for name, content in told.items()}
+
+
+def _bytes(array: Array) -> bytes:
+  array = np.asarray(array)
+  return repr((array.shape, array.dtype)).encode() + np.ascontiguousarray(array).tobytes()

@@ -144,7 +144,7 @@ def stepper(
     images = (jnp.moveaxis(x, channel_axis, -1) for x in (state.x_adv, problem.x))
     x = jax.vmap(propose)(*images, problem.key, problem.epsilon, state.count)
     x = jnp.moveaxis(x, -1, channel_axis)
-    logits = logits_fn(x)
+    logits = steppers.ask(logits_fn, x)
     margin, wrong = losses.margin(logits, problem.y), ~steppers.is_correct(logits, problem.y)
     # Nothing is above a NaN: sent on from one, by a model that does not agree, no point would be better.
     margin = jnp.where(jnp.isnan(margin), -jnp.inf, margin)

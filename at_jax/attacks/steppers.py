@@ -123,6 +123,28 @@ def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.
   return model
 
 
+def ask(logits_fn: LogitsFn, x: Array) -> Array:
+  """One pass of a model, its logits in float32 at least.
+
+  In bfloat16 a loss that gains less than a hundredth of itself stands still.
+
+  Args:
+    logits_fn: from f32[B, ...] to logits [B, C] of any dtype.
+    x: f32[B, ...].
+
+  Returns:
+    f32[B, C].
+
+  Example:
+    >>> print(ask(lambda x: x.astype(jnp.bfloat16), jnp.ones((1, 2))).dtype)
+    float32
+
+  Source: ours.
+  """
+  logits = logits_fn(x)
+  return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
 def one_by_one(logits_fn: LogitsFn, x: Array, keys: Array) -> Array:
   """One pass of a random model, called for every example by itself with a key of its own.
 
@@ -141,13 +163,14 @@ def one_by_one(logits_fn: LogitsFn, x: Array, keys: Array) -> Array:
 
   Source: ours.
   """
-  return jax.vmap(lambda x, key: logits_fn(x[None], key)[0])(x, keys)
+  return jax.vmap(lambda x, key: ask(lambda x: logits_fn(x, key), x[None])[0])(x, keys)
 
 
 def is_correct(logits: Array, y: Array) -> Array:
-  """Whether each prediction is right; logits with a NaN or an infinity in them never are.
+  """Whether each prediction is right; with a NaN or +inf among the logits it never is.
 
-  argmax alone would call an all-NaN model right on every example of class 0.
+  argmax alone would call an all-NaN model right on every example of class 0. A logit of −inf says that
+  a class is none, and is no fault.
 
   Args:
     logits: f32[B, C].
@@ -162,7 +185,7 @@ def is_correct(logits: Array, y: Array) -> Array:
 
   Source: ours.
   """
-  return (jnp.argmax(logits, axis=-1) == y) & jnp.all(jnp.isfinite(logits), axis=-1)
+  return (jnp.argmax(logits, axis=-1) == y) & jnp.isfinite(jnp.max(logits, axis=-1))
 
 
 def where(chosen: Array, new: Any, old: Any) -> Any:

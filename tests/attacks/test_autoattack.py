@@ -112,8 +112,9 @@ def test_an_evaluation_killed_again_and_again_resumes_to_the_same_verdicts(tmp_p
   for name, verdict in result.components.items():
     np.testing.assert_array_equal(verdict, whole.components[name])
   same = dict(epsilon=.05, batch_size=5, attacks=('apgd-ce', 'fab-t', 'square'), **QUICK)
-  for other in (dict(epsilon=.06), dict(search_fn=logits_fn)):
-    with pytest.raises(ValueError, match='another evaluation'):
+  for other, named in ((dict(epsilon=.06), 'epsilon'), (dict(search_fn=logits_fn), 'search_fn'),
+                       (dict(batch_size=6, num_steps=9), 'batch_size, num_steps')):
+    with pytest.raises(ValueError, match=f'another evaluation, of other {named}: remove it'):
       attacks.autoattack(logits_fn, x, y, KEY, state_path=tmp_path / 'state.npz', **same | other)
 
 
@@ -132,6 +133,23 @@ def test_a_state_is_that_of_one_model(tmp_path):
     run(jnp.array([1., 1.2]))
   # Rounding, and what every logit has in common, make no other model of it.
   np.testing.assert_array_equal(run(jnp.array([1., 1.001]), 5.).robust, robust)
+
+
+def test_a_state_is_that_of_its_weights(tmp_path):
+  x, y = jnp.array([[.6, .4], [.3, .7], [.8, .1]]), jnp.array([0, 1, 0])
+  run = lambda scale: attacks.autoattack(
+      jax.tree_util.Partial(lambda scale, x: x * scale, scale), x, y, KEY, epsilon=.15,
+      attacks=('apgd-ce',), state_path=tmp_path / 'state.npz', **QUICK)
+  run(jnp.array([1., 1.]))
+  run(jnp.array([1., 1.]))
+  with pytest.raises(saves.OtherEvaluation, match='another evaluation, of other weights: remove it'):
+    run(jnp.array([1., 1.001]))
+
+
+def test_a_state_of_an_older_layout_is_refused(tmp_path):
+  saves.save(tmp_path / 'state.npz', {'mark': np.array('1f')})
+  with pytest.raises(saves.OtherEvaluation, match='another version of the attack'):
+    saves.reopen(tmp_path / 'state.npz', {}, np.ones(3, bool), *3 * [np.zeros((3, 2))], 1)
 
 
 def test_a_state_goes_on_to_the_targets_it_began_with(tmp_path, monkeypatch):
@@ -171,7 +189,7 @@ def test_a_damaged_file_is_not_read(tmp_path):
       saves.load(tmp_path / 'state.npz')
   saves.save(tmp_path / 'state.npz', {'fell': np.arange(3)})
   with pytest.raises(zipfile.BadZipFile, match="damaged: 'mark' is missing"):
-    saves.reopen(tmp_path / 'state.npz', 'mark', np.ones(3, bool), *3 * [np.zeros((3, 2))], 1)
+    saves.reopen(tmp_path / 'state.npz', {}, np.ones(3, bool), *3 * [np.zeros((3, 2))], 1)
 
 
 def test_search_low_verify_high_counts_what_is_confirmed():

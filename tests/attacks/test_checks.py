@@ -30,7 +30,7 @@ def test_few_classes(norm, num_classes):
   took = {name: int((result.clean & ~stands).sum()) for name, stands in result.components.items()}
   assert 0 < took['square'] <= max(took.values()) < len(x)
   assert min(took[name] for name in names[:-1]) >= max(took.values()) - 1, took
-  assert any(f'{num_classes} classes' in warning for warning in result.warnings)
+  assert any(f'{num_classes} classes' in warning for warning in result.warnings) == (num_classes < 4)
   assert np.isfinite(result.x).all()
 
 
@@ -69,8 +69,36 @@ def test_epsilon_zero_leaves_everything_as_it_is(norm):
   logits_fn, x, y = network()
   result = run(logits_fn, x, y, epsilon=0., norm=norm, names=('apgd-ce', 'fab-t', 'square'),
                batch_size=5)  # as in test_autoattack.py, so that it is compiled already
-  assert result.robust.all()
+  assert result.robust.all() and not any('rose' in line for line in result.warnings)
   np.testing.assert_array_equal(result.x, x)
+
+
+def test_a_logit_of_minus_infinity_says_that_a_class_is_none():
+  # By definition the model of 5 classes of which the last is none is that of the first 4.
+  logits_fn, x, _ = network()
+  four = lambda x: logits_fn(x)[:, :4]
+  masked = lambda x: logits_fn(x).at[:, 4].set(-jnp.inf)
+  y = jnp.argmax(four(x), -1)
+  ours, theirs = (run(f, x, y, epsilon=.04, names=('apgd-ce', 'square')) for f in (masked, four))
+  assert ours.clean.all() and 0 < ours.robust.sum() < len(x) and ours.warnings == theirs.warnings
+  np.testing.assert_array_equal(ours.robust, theirs.robust)
+  np.testing.assert_array_equal(ours.x, theirs.x)
+  pgd = attacks.pgd(masked, x, y, KEY, epsilon=1e-6, step_size=1e-6, num_steps=2)
+  assert not pgd.success.any()
+  # All −inf is no answer, nor is +inf.
+  for broken in (jnp.full((1, 3), -jnp.inf), jnp.array([[jnp.inf, 0., 0.]])):
+    assert not attacks.steppers.is_correct(broken, jnp.array([0]))[0]
+
+
+def test_logits_of_low_precision_are_compared_in_float32():
+  logits_fn, x, y = network(n=60)
+  rounded = lambda x: 8 * logits_fn(x).astype(jnp.bfloat16)
+  single = lambda x: rounded(x).astype(jnp.float32)
+  y = jnp.argmax(rounded(x), -1)
+  for names in (('apgd-ce',), ('fab-t', 'square')):
+    ours, theirs = (run(f, x, y, epsilon=.04, names=names) for f in (rounded, single))
+    np.testing.assert_array_equal(ours.x, theirs.x)
+    assert 0 < ours.robust.sum() < len(x)
 
 
 def test_examples_that_are_wrong_already_are_left_alone():
@@ -122,6 +150,10 @@ def test_checks_name_what_is_wrong():
   assert check(logits_fn, x, y) == ()
   assert 'probabilities' in check(lambda x: jax.nn.softmax(logits_fn(x)), x, y)[0]
   assert 'rest of the batch' in check(lambda x: logits_fn(x - x.mean(0)), x, y)[0]
+  seated = lambda x: logits_fn(x) + jax.random.normal(KEY, (len(x), 5))  # the same in every call
+  assert 'its place in it' in check(seated, x, y)[0]
+  softmax = lambda x: jax.nn.softmax(logits_fn(x)).astype(jnp.bfloat16)
+  assert 'probabilities' in check(softmax, x, y)[0]
   assert 'no gradient' in check(lambda x: 1e4 * logits_fn(x), x, y)[0]
   assert 'rounding' in check(lambda x: 1e-7 * logits_fn(x), x, y)[0]
   assert 'in common' in check(lambda x: logits_fn(x) + 1e7, x, y)[0]  # float32 knows it to a whole one
@@ -144,10 +176,10 @@ def test_a_lead_that_drowns_the_true_class_s_gradient_is_said_where_it_is_the_ru
   assert check(30) == ()  # confident examples are ordinary
 
 
-def test_few_classes_are_said_where_there_are_fewer_than_targets():
+def test_few_classes_are_said_where_a_loss_is_another():
   check = attacks.checks.check_classes
-  assert len(check(8, ('apgd-t', 'fab-t'))) == 2 and check(10, ('apgd-t', 'fab-t')) == ()
-  assert check(8, ('apgd-t',), aims=5) == ()  # as in L1
+  assert len(check(2, ('apgd-dlr', 'apgd-t'))) == 2 and len(check(3, ('apgd-dlr', 'apgd-t'))) == 1
+  assert check(4, ('apgd-dlr', 'apgd-t', 'fab-t')) == ()  # all 3 others are targets: nothing is amiss
 
 
 def test_square_is_compared_with_what_ran_before_it():
@@ -177,8 +209,7 @@ def test_a_gradient_that_vanishes_only_on_the_way_is_noticed():
   assert (jax.grad(lambda x: score(x).sum())(x) != 0).all()
   result = run(logits_fn, x, y, names=('apgd-ce',))
   assert result.robust.all()
-  assert ('apgd-ce: zero gradients on 100.0 % of examples; add apgd-dlr and apgd-t and square'
-          in result.warnings)
+  assert 'apgd-ce: zero gradients on 100.0 % of examples; add apgd-t and square' in result.warnings
 
 
 def test_a_loss_that_never_rises_is_noticed():

@@ -50,6 +50,33 @@ def test_rounding_is_no_other_answer():
   assert 'by 1 %' in answers.check(logits_fn, x, y, logits * 1.01)[0]
 
 
+def test_points_that_are_no_longer_wrong_when_asked_again_are_counted():
+  _, x, y = network()
+  fell, logits = np.arange(12) < 4, np.zeros((12, 5), np.float32)
+  logits[np.arange(12), y] = 1.  # right about all
+  assert checks.check_found(logits, y, fell)[0].startswith('4 of 4 examples fell to points that')
+  logits[0, (int(y[0]) + 1) % 5] = 1 - 1e-4  # within rounding
+  assert checks.check_found(logits, y, fell)[0].startswith('3 of 4')
+  assert checks.check_found(-logits, y, fell) == ()
+
+
+def test_a_model_that_depends_on_an_example_s_place_is_told_of_twice():
+  logits_fn, x, y = network(n=40)
+  seated = lambda x: logits_fn(x) + 3 * jax.random.normal(KEY, (len(x), 5))
+  said = doubts(seated, x, y, batch_size=8)
+  assert 'its place in it: is BatchNorm' in said and 'the model, asked again, is right about' in said
+
+
+def test_a_ball_that_holds_everything_is_a_matter_of_units():
+  logits_fn, x, y = network()
+  assert 'epsilon = 8 reaches across all of 0..1: it is in units of x' in doubts(
+      logits_fn, x, y, epsilon=8.)
+  reach = lambda epsilon, norm: checks.check_reach(np.array([.1, epsilon]), (3, 4), (0., 1.), norm)
+  # The box's diagonal: √12 in L2, 12 in L1.
+  assert reach(3.5, 'l2') and reach(12., 'l1') and reach(3.4, 'l2') == reach(11.9, 'l1') == ()
+  assert checks.check_reach(np.array([9.]), (3,), (-np.inf, np.inf), 'linf') == ()
+
+
 def test_what_is_known_is_said_before_the_attacks_go_on():
   logits_fn, x, y = network()
   hidden = lambda x: jax.nn.softmax(logits_fn(jnp.round(x * 8) / 8))
@@ -87,6 +114,14 @@ def test_advice_names_what_is_missing():
   plus = dict.fromkeys(ensemble.VERSIONS['plus'], .9) | {'square': .5}
   assert checks.check_square(plus)[0].endswith('raise num_queries, trust square alone')
   same = np.full((3, 2), .5)
+  gradients = lambda name, *ran, **kind: checks.check_gradients(name, 9, 9, 0, ran, **kind)[0]
+  assert gradients('apgd-ce', 'apgd-ce').endswith('add apgd-t and square')
+  assert gradients('apgd-ce', 'apgd-ce', 'apgd-dlr').endswith('add square')
+  for name in ensemble.VERSIONS['standard'][:3]:  # no other gradient would help
+    advice = gradients(name, *ensemble.VERSIONS['standard'])
+    assert advice.endswith('trust square, with more num_queries')
+  assert gradients('apgd-dlr', 'apgd-ce', 'apgd-dlr', random=True).endswith(
+      "hold the noise still and add square, with version='standard'")
   outputs = lambda logits, ran: checks.check_outputs(np.asarray(logits), np.zeros(3, int), ran)[0]
   assert outputs(same, ()).endswith('add square')
   assert outputs(same, ('square',)).endswith('or trust square')

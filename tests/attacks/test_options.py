@@ -112,3 +112,24 @@ def test_the_caller_s_scan_and_pmap_change_nothing(name):
     for other in (scanned, mapped):
       for one, expected in zip(other, whole, strict=True):
         np.testing.assert_allclose(one.reshape(expected.shape), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize('norm, dual', [('linf', 1), ('l2', 2), ('l1', np.inf)])
+def test_fab_finds_the_nearest_of_more_classes_than_it_looks_at_side_by_side(norm, dual):
+  # The region of a class of a linear model is bounded by planes, the nearest |gap| over the dual norm of
+  # its normal away. Without bounds the first step goes to it, 5 % further, and the others back.
+  random = np.random.default_rng(5)
+  w, x = random.normal(size=(12, 23)).astype(np.float32), random.uniform(size=(40, 12))
+  x = x.astype(np.float32)
+  logits = x.astype(np.float64) @ w
+  y = logits.argmax(1)
+  gaps = logits.max(1, keepdims=True) - logits
+  normals = np.linalg.norm(w.T[None, :, :] - w.T[y][:, None, :], dual, axis=2)
+  away = gaps / np.where(normals > 0, normals, 1)
+  away[np.arange(40), y] = np.inf
+  assert len(set(away.argmin(1) // 10)) == 3  # in all three tens of classes
+  result = attacks.fab(lambda x: x @ w, x, y, epsilon=np.inf, norm=norm, num_steps=30,
+                       bounds=(-np.inf, np.inf))
+  assert result.success.all()
+  distance = -np.asarray(result.loss)
+  assert np.all(distance > (1 - 1e-4) * away.min(1)) and np.all(distance < 1.05 * away.min(1))

@@ -9,6 +9,7 @@ from at_jax import attacks
 from at_jax import errors
 from at_jax import models
 from at_jax.attacks import inputs
+from at_jax.attacks import losses
 from at_jax.attacks import saves
 from at_jax.models import importers
 from tests.attacks import test_autoattack
@@ -43,16 +44,20 @@ WRONG = [
     (dict(index=np.arange(4)), r'index has shape \(4,\)'),
     (dict(index=np.arange(6)), r'index has shape \(6,\)'),
     (dict(index=np.arange(5.)), 'dtype float32'),
+    (dict(logits_fn=lambda x: (x @ W, {})), r'gives a tuple: return the logits alone'),
+    (dict(x=X.astype(np.float16)), 'x has dtype float16.*use float32'),
+    (dict(x=np.where(np.arange(20).reshape(5, 4) % 9, X, np.nan)), 'x is NaN in 3 of 5 examples'),
+    (dict(x=X[0], y=Y[0]), r'y has shape \(\): use one class per example.*x\[None\]'),
 ]
 
 
 @pytest.mark.parametrize('name', ATTACKS)
 @pytest.mark.parametrize('wrong, said', WRONG, ids=lambda value: value if isinstance(value, str) else '')
 def test_what_makes_no_sense_is_named(name, wrong, said):
-  given = dict(logits_fn=model, y=Y, epsilon=.1) | wrong
-  logits_fn, y = given.pop('logits_fn'), given.pop('y')
+  given = dict(logits_fn=model, x=X, y=Y, epsilon=.1) | wrong
+  logits_fn, x, y = given.pop('logits_fn'), given.pop('x'), given.pop('y')
   with pytest.raises(ValueError, match=said) as caught:
-    ATTACKS[name](logits_fn, X, y, KEY, **given)
+    ATTACKS[name](logits_fn, x, y, KEY, **given)
   assert '\n' not in str(caught.value)
 
 
@@ -77,7 +82,6 @@ def test_what_is_no_key_is_named(name, key):
 @pytest.mark.parametrize('x, bounds, fine', [
     (jnp.array([[2.64, -2.1179]], jnp.bfloat16), (-2.1179, 2.64), True),  # as rounded
     (np.array([[1.0001, 0.]]), (0., 1.), False),
-    (np.array([[np.nan, 255.]]), (0., 1.), False),
     (np.array([[-1., 2.]]), (np.array([-1., 0.]), np.array([1., 2.])), True),  # a channel's own
     (np.array([[-1., 2.]]), (np.array([0., 0.]), np.array([1., 2.])), False),
     (np.array([[-9., 9.]]), (-np.inf, np.inf), True)])
@@ -109,6 +113,28 @@ def test_targets_are_looked_at_and_so_is_a_random_model():
     attacks.fab(model, X, Y, epsilon=.1, num_steps=1, target=np.full(5, 3))
   with pytest.raises(ValueError, match='y reaches'):
     attacks.apgd(lambda x, key: x @ W, X, Y + 1, KEY, epsilon=.1, num_steps=1, eot=2)
+
+
+@pytest.mark.parametrize('call, said', [
+    (lambda: attacks.apgd(model, X, Y, KEY, epsilon=.1, loss=losses.targeted_dlr),
+     r"loss = targeted_dlr cannot be called as \(logits, y\), missing a required argument: 'target'"),
+    (lambda: attacks.apgd(model, X, Y, KEY, epsilon=.1, target=(Y + 1) % 3),
+     r'loss = cross_entropy cannot be called as \(logits, y, target\), too many'),
+    (lambda: attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=.1, num_steps=1, loss='dlr'),
+     r"loss = 'dlr': use a function, losses\.dlr"),
+    (lambda: attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=.1, num_steps=1, loss_args=(X,)),
+     r'cannot be called as \(logits, y, loss_args\[0\]\)'),
+    (lambda: jax.jit(lambda x: attacks.autoattack(model, x, Y, KEY, epsilon=.1).robust)(X),
+     'x has no value here: call autoattack outside of jit'),
+    (lambda: jax.vmap(lambda e: attacks.autoattack(model, X, Y, KEY, epsilon=e).robust)(np.ones(2)),
+     'epsilon has no value here'),
+    (lambda: attacks.autoattack(model, X, Y, KEY, epsilon=.1, search_fn=lambda x: (x @ W, x)),
+     'gives a tuple'),
+])
+def test_losses_and_callers_are_looked_at(call, said):
+  with pytest.raises(ValueError, match=said) as caught:
+    call()
+  assert '\n' not in str(caught.value)
 
 
 def test_an_index_may_come_twice_but_for_an_evaluation():

@@ -110,7 +110,7 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
   state = folder / f'{number:02d}-{arguments.seed}.npz'
 
   resumed, load = state.exists(), round(os.getloadavg()[0], 1)
-  shown, compiling = [0.], Compiling()
+  shown, compiling = [0.], verdicts.Compiling()
 
   def progress(now: attacks.Progress) -> None:
     compiling.told(now)
@@ -130,32 +130,6 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
            'seconds': seconds, 'warnings': list(result.warnings),
            'threads': arguments.threads, 'load': load}
   return found if resumed else found | {'compiling': compiling.by_attack()}
-
-
-class Compiling:
-  """The seconds that XLA has spent on compiling, by the attack that it was for.
-
-  Tracing is not among them: jax reports the parts of a function besides the whole.
-  """
-
-  def __init__(self):
-    self._seconds, self._heard = dict.fromkeys(verdicts.COMPONENTS, 0.), []
-    jax.monitoring.register_event_duration_secs_listener(self._hear)
-
-  def _hear(self, event: str, seconds: float, **_) -> None:
-    if event == '/jax/core/compile/backend_compile_duration':
-      self._heard.append((time.monotonic(), seconds))
-
-  def told(self, now: attacks.Progress) -> None:
-    """What was heard since this attack began was for it."""
-    began = time.monotonic() - now.seconds
-    self._seconds[now.attack] = sum(seconds for at, seconds in self._heard if at > began)
-
-  def by_attack(self) -> dict[str, float]:
-    """The seconds of each, and 'rest', those that were for none."""
-    all_of_it = sum(seconds for _, seconds in self._heard)
-    spent = self._seconds | {'rest': all_of_it - sum(self._seconds.values())}
-    return {name: round(seconds, 1) for name, seconds in spent.items()}
 
 
 def numbers(text: str) -> list[int]:

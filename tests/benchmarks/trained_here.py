@@ -8,7 +8,7 @@ The best checkpoint of the run is attacked, on the first --n test images, here a
 weights in PyTorch, by PATH: a checkout of github.com/fra31/auto-attack, commit a392200. Needs the
 packages of at_jax[peers]. The logits of the two must agree to 1e-4 first. What is printed, and
 written to --output, is as in trades_mnist.py beside this file: what stands after each component in
-turn. With --alone every component gets all images that are classified correctly, so that the later
+turn, and the seconds. With --alone every component gets all images that are classified correctly, so that the later
 ones have something to find.
 """
 
@@ -99,13 +99,15 @@ def main() -> None:
   if apart > 1e-4:
     sys.exit(f'the logits of the two differ by {apart}: this is another network')
   epsilon = arguments.epsilon_255 / 255
-  torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA takes
+  threads, compiling = len(os.sched_getaffinity(0)), verdicts.Compiling()
   load, begun = round(os.getloadavg()[0], 1), time.perf_counter()
   result = attacks.autoattack(
       logits_fn, x, y, jax.random.key(arguments.seed),
       epsilon=epsilon, norm=arguments.norm, batch_size=arguments.batch_size,
-      cascade=not arguments.alone)
+      cascade=not arguments.alone, progress=compiling.told)
   spent_here = verdicts.seconds(result, time.perf_counter() - begun)
+  torch.set_num_threads(threads)  # as many as XLA took
+  later = round(os.getloadavg()[0], 1)
   theirs, seconds = {'clean': verdicts.is_right(net, x, y)}, {}
   calls = [(name,) for name in verdicts.COMPONENTS]
   for names in calls if arguments.alone else [verdicts.COMPONENTS]:
@@ -117,14 +119,16 @@ def main() -> None:
   fallen = _alone if arguments.alone else verdicts.fallen
   found = {'first': 0, 'n': len(y), 'norm': arguments.norm, 'epsilon': epsilon,
            'seed': arguments.seed, 'batch_size': arguments.batch_size, 'alone': arguments.alone,
-           'versions': records.versions(), 'threads': torch.get_num_threads(), 'load': load,
-           'ours': {'fell': fallen(ours, 0),
-                    'seconds': spent_here, 'warnings': list(result.warnings)},
-           'reference': {'torch': torch.__version__, 'seconds': seconds, 'fell': fallen(theirs, 0)}}
+           'versions': records.versions(),
+           'ours': {'fell': fallen(ours, 0), 'seconds': spent_here, 'compiling': compiling.by_attack(),
+                    'warnings': list(result.warnings), 'threads': threads, 'load': load},
+           'reference': {'torch': torch.__version__, 'fell': fallen(theirs, 0), 'seconds': seconds,
+                         'threads': threads, 'load': later}}
   if arguments.alone:
     verdicts.show_beside(f'each alone, {len(y)} images', ours, theirs, np.arange(len(y)))
   else:
     verdicts.show([found])
+  verdicts.show_times([found])
   if arguments.output:
     records.write_json(pathlib.Path(arguments.output), found)
 

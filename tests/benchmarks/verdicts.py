@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 
@@ -62,6 +63,32 @@ def seconds(result, whole: float) -> dict[str, float]:
   """
   spent = result.seconds | {'rest': whole - sum(result.seconds.values())}
   return {name: round(each, 1) for name, each in spent.items()}
+
+
+class Compiling:
+  """The seconds that XLA has spent on compiling, by the attack that it was for.
+
+  Tracing is not among them: jax reports the parts of a function besides the whole.
+  """
+
+  def __init__(self):
+    self._seconds, self._heard = dict.fromkeys(COMPONENTS, 0.), []
+    jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+  def _hear(self, event: str, seconds: float, **_) -> None:
+    if event == '/jax/core/compile/backend_compile_duration':
+      self._heard.append((time.monotonic(), seconds))
+
+  def told(self, now: attacks.Progress) -> None:
+    """What was heard since this attack began was for it."""
+    began = time.monotonic() - now.seconds
+    self._seconds[now.attack] = sum(seconds for at, seconds in self._heard if at > began)
+
+  def by_attack(self) -> dict[str, float]:
+    """The seconds of each, and 'rest', those that were for none."""
+    all_of_it = sum(seconds for _, seconds in self._heard)
+    spent = self._seconds | {'rest': all_of_it - sum(self._seconds.values())}
+    return {name: round(seconds, 1) for name, seconds in spent.items()}
 
 
 def is_right(net, x, y) -> np.ndarray:
