@@ -224,7 +224,8 @@ def saver(path, mark, save_every):
     nonlocal last
     if path is None or (seats is not None and time.monotonic() - last < save_every):
       return
-    arrays = {'mark': np.array(sorted(mark.items())), **{k: np.asarray(v) for k, v in record._asdict().items()}}
+    arrays = {name: np.asarray(value) for name, value in record._asdict().items()}
+    arrays |= {'mark': np.array(sorted(mark.items()))}
     if seats is not None:
       leaves = jax.device_get(jax.tree.leaves(seats.state))
       arrays |= {f'leaf{i}': leaf for i, leaf in enumerate(leaves)}

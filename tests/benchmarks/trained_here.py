@@ -8,8 +8,8 @@ The best checkpoint of the run is attacked, on the first --n test images, here a
 weights in PyTorch, by PATH: a checkout of github.com/fra31/auto-attack, commit a392200. Needs the
 packages of at_jax[peers]. The logits of the two must agree to 1e-4 first. What is printed, and
 written to --output, is as in trades_mnist.py beside this file: what stands after each component in
-turn, and the seconds. With --alone every component gets all images that are classified correctly, so that the later
-ones have something to find.
+turn, and the seconds. With --alone every component gets all images that are classified correctly, so
+that the later ones have something to find.
 """
 
 import argparse

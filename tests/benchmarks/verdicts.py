@@ -15,6 +15,8 @@ import jax
 import numpy as np
 import torch
 
+from at_jax import attacks
+
 COMPONENTS = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
 
 
