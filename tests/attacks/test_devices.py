@@ -106,8 +106,9 @@ def test_in_float32_rounding_decides_one_example_in_500_at_most():
   # the edge, so its margin is shown.
   n, logits_fn, x, y = 500, *problem('float32', 500)
   found, *_ = in_four_devices('float32', n, (1, 7, 64, 500), NAMES)
-  first = np.array(next(iter(found.values()))['square'])
-  other = np.logical_or.reduce([np.array(each['square']) != first for each in found.values()])
+  first = next(iter(found.values()))
+  other = np.logical_or.reduce([np.array(each[name]) != np.array(first[name])
+                                for each in found.values() for name in NAMES])
   margins = np.asarray(attacks.losses.margin(logits_fn(x), y))
   told = {int(i): float(margins[i]) for i in np.flatnonzero(other)}
   print('differing examples and their clean margins:', told)
