@@ -112,8 +112,8 @@ def identity(logits: Callable, variables: Any, split: data.Split, key: Array,
              settings: dict[str, Any]) -> str:
   """A name for a state file that no other evaluation can have.
 
-  It holds every leaf of the variables: `attacks.autoattack` by itself can know the model only by
-  what it says of clean inputs, and two checkpoints may agree on those.
+  It holds every leaf of the variables, so that each checkpoint has a file of its own: in one file
+  `attacks.autoattack` would refuse another's state.
 
   Args:
     logits: what is attacked; its name counts, 'deployed' or 'logits'.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from at_jax.attacks import balls
+from at_jax.attacks import calls
 from at_jax.attacks import gradients
 from at_jax.attacks import inputs
 from at_jax.attacks import losses
@@ -109,7 +110,7 @@ def apgd(
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 3; L1: Croce and Hein, Mind the Box, 2021, section 3.
   """
-  inputs.check_loss(loss, 'logits', 'y', *([] if target is None else ['target']))
+  calls.check_loss(loss, 'logits', 'y', *([] if target is None else ['target']))
   attack = stepper(norm=norm, num_steps=num_steps, loss=loss, targeted=target is not None,
                    large_start=large_start, eot=eot)
   problem = steppers.make_problem(

@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from at_jax.attacks import answers
+from at_jax.attacks import calls
 from at_jax.attacks import checks
 from at_jax.attacks import devices as devices_lib
 from at_jax.attacks import ensemble
 from at_jax.attacks import inputs
 from at_jax.attacks import keys
+from at_jax.attacks import marks
+from at_jax.attacks import outputs
 from at_jax.attacks import refill
 from at_jax.attacks import saves
 from at_jax.attacks import steppers
@@ -179,7 +182,7 @@ def autoattack(
     if search_fn is not None:
       raise ValueError("search_fn needs a model whose answers are final: leave it out with "
                        "version='rand'")
-    inputs.check_call_with_key(logits_fn)
+    calls.check_call_with_key(logits_fn)
   verify_fn = steppers.as_partial(logits_fn)
   search_fn = verify_fn if search_fn is None else steppers.as_partial(search_fn)
   ask = functools.partial(_in_batches, verify_fn, index, key, batch_size=batch_size,
@@ -188,7 +191,7 @@ def autoattack(
   inputs.check_classes('y', problem.y, logits.shape[1])
   clean = np.asarray(steppers.is_correct(jnp.asarray(logits), problem.y))
   if search_fn is not verify_fn:
-    inputs.check_call(search_fn, problem.x[:batch_size], y=problem.y[:batch_size])
+    calls.check_call(search_fn, problem.x[:batch_size], y=problem.y[:batch_size])
 
   def tell(lines: Sequence[str]) -> None:
     notes.extend(lines)
@@ -196,8 +199,8 @@ def autoattack(
       warnings.warn(line, stacklevel=3) if warn is None else warn(line)
 
   tell(checks.check_reach(np.asarray(problem.epsilon), problem.x.shape[1:], problem.bounds, norm))
-  tell(checks.check_classes(logits.shape[1], names))
-  tell(checks.check_outputs(logits, y, names))
+  tell(checks.check_classes(int((~np.isneginf(logits)).sum(axis=1).min()), names))
+  tell(outputs.check(logits, y, names))
   if 'square' in names:
     tell(checks.check_channels(problem.x.shape, channel_axis))
   if not random:
@@ -207,13 +210,15 @@ def autoattack(
   targets = ensemble.targets(logits)
   work = refill.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
                      problem.epsilon, problem.bounds)
-  mark = {} if state_path is None else saves.mark(work, clean, (search_fn, verify_fn), {
+  models = (verify_fn,) if search_fn is verify_fn else (search_fn, verify_fn)
+  mark = {} if state_path is None else marks.of_evaluation(work, clean, models, {
       'attacks': names, 'norm': norm, 'version': version, 'batch_size': batch_size,
       'num_steps': num_steps, 'num_queries': num_queries, 'cascade': cascade,
       'search_fn': search_fn is not verify_fn, 'channel_axis': channel_axis})
   record, seats, items = saves.reopen(state_path, mark, clean, logits, np.asarray(problem.x), targets,
                                       len(names))
   work = work._replace(targets=jnp.asarray(record.targets))
+  reachable = np.take_along_axis(logits, record.targets, axis=1) > -np.inf  # else it is no class
   save = saves.saver(state_path, mark, save_every)
   last = {one.name: number for number, one in enumerate(passes)}
   for number, one in enumerate(passes):
@@ -225,7 +230,8 @@ def autoattack(
       if not cascade and seats is None and one.name not in [p.name for p in passes[:number]]:
         fell[:] = ~clean
       if items is None:
-        items = np.array([(i, run) for run in one.runs for i in np.flatnonzero(~fell)])
+        items = np.array([(i, run) for run in one.runs for i in np.flatnonzero(~fell)
+                          if not one.aims or reachable[i, run]])
       if seats is not None:
         seats = saves.restore(state_path, mine, seats, stepper=one.stepper)
       began, spent = time.monotonic(), record.seconds[row]
@@ -246,10 +252,10 @@ def autoattack(
       attacked, blind, rose = record.signs[row] & (np.asarray(problem.epsilon) > 0)
       tell(checks.check_gradients(one.name, int(attacked.sum()), int(blind.sum()),
                                   int((attacked & ~rose).sum()), names, random))
-  logits, robust = ask(record.x), clean & record.verdicts.all(axis=0)
-  tell(checks.check_end(logits, clean & ~robust))
+  again, robust = ask(record.x), clean & record.verdicts.all(axis=0)
+  tell(checks.check_end(again, clean & ~robust))
   if not random:
-    tell(checks.check_found(logits, y, clean & ~robust))
+    tell(checks.check_found(again, y, clean & ~robust))
   tell(checks.check_square(_standing(record, clean, names, cascade)))
   return AutoAttackResult(
       record.x, robust, clean,
@@ -283,7 +289,7 @@ def _in_batches(logits_fn, index, key, x, *, batch_size: int, devices, random: b
   logits = []
   for batch in batches:
     answer = _call(logits_fn, *batch, key, random=random)
-    inputs.check_answer(answer, batch_size)
+    calls.check_answer(answer, batch_size)
     logits.append(np.asarray(answer))
   return np.concatenate(logits)[:len(x)]
 

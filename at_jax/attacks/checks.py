@@ -4,23 +4,22 @@ They are warnings and not errors because each has an innocent explanation; a num
 of them unexplained should not be believed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from at_jax.attacks import answers
-from at_jax.attacks import inputs
+from at_jax.attacks import calls
+from at_jax.attacks import outputs
 
 Array = jax.Array
 _SQUARE_MARGIN = .002
-_SHARE = .01
 _MOST_CHANNELS = 4  # of an image that is looked at, not of what a layer gives
 
 
 def check_model(logits_fn, x: Array, y: Array) -> tuple[str, ...]:
-  """Looks at the model's outputs on clean inputs: `check_outputs` and `answers.check`.
+  """Looks at the model's outputs on clean inputs: `outputs.check` and `answers.check`.
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C].
@@ -37,44 +36,11 @@ def check_model(logits_fn, x: Array, y: Array) -> tuple[str, ...]:
     >>> print(check_model(jax.nn.softmax, np.eye(3), np.arange(3))[0])
     the outputs are probabilities: attack the logits, before the softmax, or add square
 
-  Source: as `check_outputs` and `answers.check`.
+  Source: as `outputs.check` and `answers.check`.
   """
   logits = logits_fn(x)
-  inputs.check_logits(np.shape(logits), len(x))
-  return check_outputs(logits, y) + answers.check(logits_fn, x, y)
-
-
-def check_outputs(
-    logits: np.ndarray, y: Array, ran: tuple[str, ...] = ()
-) -> tuple[str, ...]:
-  """Looks at one pass: are the outputs finite, probabilities, far apart or all the same?
-
-  Of logits too far apart cross-entropy's gradient is zero in this precision.
-
-  Args:
-    logits: f32[B, C], of clean inputs.
-    y: i32[B].
-    ran: the attacks that are run, so as to advise others.
-
-  Returns:
-    Warnings; none if nothing is odd.
-
-  Example:
-    >>> print(check_outputs(np.array([[np.nan, 1.], [0., 1.5]]), np.array([1, 1]))[0][:78])
-    1 of 2 clean inputs give logits that are not finite; they count as misclassifi
-
-  Source: probabilities: Croce et al., RobustBench, 2021; the others: ours.
-  """
-  dtype = jnp.promote_types(jnp.asarray(logits).dtype, jnp.bfloat16)
-  rounding = float(jnp.finfo(dtype).eps)
-  logits, y = np.asarray(logits, np.float64), np.asarray(y)
-  keep, warnings = _are_numbers(logits), []
-  if not keep.all():
-    warnings.append(f'{(~keep).sum()} of {len(keep)} clean inputs give logits that are not finite; '
-                    'they count as misclassified: mend the model, or leave them out')
-  if keep.any():
-    warnings += _probabilities(logits[keep], ran, rounding) + _saturation(logits[keep], y[keep], ran)
-  return tuple(warnings)
+  calls.check_answer(logits, len(x))
+  return outputs.check(logits, y) + answers.check(logits_fn, x, y)
 
 
 def check_channels(shape: tuple[int, ...], channel_axis: int) -> tuple[str, ...]:
@@ -156,10 +122,10 @@ def check_gradients(
   free = [other for other in ('apgd-dlr', 'apgd-t') if other in ran]
   wanted = ('apgd-t',) if name == 'apgd-ce' and not free else ()
   if random:
-    cure = _add(wanted, ran, "hold the noise still and add square, with version='standard'")
+    cure = outputs.add(wanted, ran, "hold the noise still and add square, with version='standard'")
   else:
-    cure = _add((*wanted, 'square'), ran, 'trust square, with more num_queries')
-  told = {'zero gradients': (blind, 0), 'the loss never rose': (flat, _SHARE * attacked)}
+    cure = outputs.add((*wanted, 'square'), ran, 'trust square, with more num_queries')
+  told = {'zero gradients': (blind, 0), 'the loss never rose': (flat, outputs.SHARE * attacked)}
   return tuple(f'{name}: {what} on {100 * count / attacked:.1f} % of examples; {cure}'
                for what, (count, innocent) in told.items() if count > innocent)
 
@@ -180,7 +146,7 @@ def check_end(logits: np.ndarray, fell: np.ndarray) -> tuple[str, ...]:
 
   Source: ours.
   """
-  broken = int((fell & ~_are_numbers(logits)).sum())
+  broken = int((fell & ~outputs.are_numbers(logits)).sum())
   if not broken:
     return ()
   return (f'{broken} of {int(fell.sum())} examples fell to logits that are not finite: '
@@ -196,7 +162,7 @@ def check_found(logits: np.ndarray, y: Array, fell: np.ndarray) -> tuple[str, ..
     fell: bool[N], classified correctly at first, and no more.
 
   Returns:
-    Warnings; of a lead within rounding, 1e-3 of the logits, none.
+    Warnings; of a lead within rounding, 1e-3 of the logits or what their dtype has, none.
 
   Example:
     >>> print(check_found(np.array([[3., 1.], [0., 1.]]), np.array([0, 0]), np.ones(2, bool))[0][:67])
@@ -204,15 +170,17 @@ def check_found(logits: np.ndarray, y: Array, fell: np.ndarray) -> tuple[str, ..
 
   Source: ours.
   """
+  slack = max(1e-3, 2 * outputs.rounding_of(logits))
   logits, y = np.asarray(logits, np.float64), np.asarray(y)
-  fell = fell & _are_numbers(logits)
-  lead = _lead(logits, y)[fell]
-  size = np.where(np.isfinite(logits), np.abs(logits), 0).max(axis=-1)[fell]
-  right = int((lead > 1e-3 * size).sum())
+  fell = fell & outputs.are_numbers(logits)
+  lead = outputs.lead(logits, y)[fell]
+  size = outputs.size(logits)[fell]
+  right = int((lead > slack * size).sum())
   if not right:
     return ()
   return (f'{right} of {int(fell.sum())} examples fell to points that the model, asked again, is right '
-          'about: do its outputs depend on the batch around an example or on its place in it?',)
+          'about: unless it is rounding, of bfloat16 for example, its outputs depend on the batch around '
+          'an example or on its place in it',)
 
 
 def check_reach(
@@ -268,57 +236,6 @@ def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:
   if gain <= _SQUARE_MARGIN:
     return ()
   return (f'square took {100 * gain:.1f} % that the gradients did not find: are they masked? '
-          f'raise num_queries, {_add(("apgd-t", "fab"), names, "trust square alone")}',)
+          f'raise num_queries, {outputs.add(("apgd-t", "fab"), names, "trust square alone")}',)
 
 
-def _add(wanted: tuple[str, ...], ran: Sequence[str], otherwise: str) -> str:
-  """Advice to run attacks as well, those that are not run already."""
-  missing = [name for name in wanted if name not in ran]
-  return 'add ' + ' and '.join(missing) if missing else otherwise
-
-
-def _are_numbers(logits: np.ndarray) -> np.ndarray:
-  """bool[B], as `steppers.is_correct` has it: −inf says that a class is none."""
-  return np.isfinite(np.max(logits, axis=-1))
-
-
-def _probabilities(logits: np.ndarray, ran: tuple[str, ...], rounding: float) -> list[str]:
-  slack = max(1e-5, 2 * rounding)
-  in_range = logits.max() < 1 + slack and logits.min() > -slack
-  if in_range and np.all(np.abs(logits.sum(axis=-1) - 1) < slack):
-    cure = _add(('square',), ran, 'trust square')
-    return [f'the outputs are probabilities: attack the logits, before the softmax, or {cure}']
-  return []
-
-
-def _lead(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """f64[B], by how much the true class's logit is above all others."""
-  others = np.where(np.arange(logits.shape[-1]) == y[:, None], -np.inf, logits).max(axis=-1)
-  return logits[np.arange(len(y)), y] - others
-
-
-def _saturation(logits: np.ndarray, y: np.ndarray, ran: tuple[str, ...]) -> list[str]:
-  lead = _lead(logits, y)
-  # exp(-88) is the smallest normal float32: beyond it the gradient of cross-entropy is zero.
-  size = np.where(np.isfinite(logits), np.abs(logits), 0).max(axis=-1)
-  dead, spread = np.mean(lead > 88), logits.max(axis=-1) - logits.min(axis=-1)
-  # From log(2^24) on the true class's probability rounds to 1, and the part of the gradient that
-  # pulls away from it to zero. A few such inputs are ordinary, and attacks without a scale find
-  # what there is; where most are such, it is the scale of the model.
-  deaf, warnings = np.mean(lead > 24 * np.log(2)), []
-  free = [name for name in ('apgd-dlr', 'apgd-t') if name in ran]  # their losses have no scale
-  cure = f'trust {" and ".join(free)}' if free else 'add apgd-dlr or apgd-t'
-  if dead > _SHARE:
-    warnings.append(f'logits lead by more than 88 on {100 * dead:.1f} % of inputs: cross-entropy has '
-                    f'no gradient there; {cure}, whose loss has no scale')
-  elif deaf > .5:
-    warnings.append(f'logits lead by more than 16.6 on {100 * deaf:.1f} % of inputs: cross-entropy '
-                    f'has no pull away from the true class there; {cure}')
-  # float32 rounds a logit of size z, and a loss near log(C), by up to 1.2e-7 times that. Where the
-  # logits differ by no more than some 40 such steps, what an attack gains is mostly rounding.
-  least = 40 * np.finfo(np.float32).eps * max(2., np.median(size))
-  if np.median(spread) < least:
-    warnings.append(f'logits differ by less than {least:.0e}: gradients are lost to rounding; scale '
-                    'them up, take away what they have in common, or '
-                    f'{_add(("square",), ran, "trust square")}')
-  return warnings

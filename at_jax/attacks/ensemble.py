@@ -27,6 +27,7 @@ class Pass(NamedTuple):
   name: str
   stepper: steppers.Stepper
   runs: tuple[int, ...]
+  aims: bool = False  # each run at the target of its number
 
 
 def choose(attacks, version, norm) -> tuple[str, ...]:
@@ -142,5 +143,5 @@ def plan(
       'square': lambda: [(square_stepper(norm=norm, num_queries=num_queries,
                                          channel_axis=channel_axis), range(1))],
   }
-  return [Pass(name, stepper, tuple(runs))
+  return [Pass(name, stepper, tuple(runs), aims=name.endswith('-t'))
           for name in names for stepper, runs in plans[name]() if len(runs)]

@@ -18,7 +18,9 @@ Array = jax.Array
 _ALPHA_MAX = .1    # how far a step may lean towards the projection of the clean input
 _ETA = 1.05        # overshoot
 _BETA = .9         # after a success, go on from this share of the way to it
-_SIDE_BY_SIDE = 10  # classes whose gradients are taken at a time; of all, memory could run out
+# Classes whose gradients are taken at a time where loops are loops: of all, memory could run out. Where
+# they are written out XLA holds all at once whatever it is told, and compiles each.
+_SIDE_BY_SIDE = 10
 
 
 class State(NamedTuple):
@@ -61,7 +63,7 @@ def fab(
     norm: 'linf', 'l2' or 'l1', what nearest means. Static.
     num_steps: at least 1. Static.
     target: i32[B], look at the boundary with this class only (FAB-T); else at the nearest of all, for
-      C gradients a step, ten side by side.
+      C gradients a step, on accelerators ten side by side.
     random_start: begin at distance ε/2 instead of at x.
     bounds: the smallest and the largest value an input may take.
     index: i32[B], what each example folds into `key`; by default its place in the batch.
@@ -186,23 +188,28 @@ def _towards_nearest(logits_fn, problem: steppers.Problem, x: Array, *, norm: st
   b, num_classes = logits.shape
   one_hot = functools.partial(jax.nn.one_hot, num_classes=num_classes, dtype=logits.dtype)
   dual = functools.partial(_length, norm={'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}[norm])
-  side_by_side = jnp.arange(min(_SIDE_BY_SIDE, num_classes))
+  width = num_classes if loops.writes_out() else min(_SIDE_BY_SIDE, num_classes)
 
-  def look(nearest):
-    first, away, gap, normal = nearest
-    classes = first + side_by_side
+  def nearest(first: Array) -> tuple[Array, Array, Array]:
+    classes = first + jnp.arange(width)
     normals = jax.vmap(lambda j: pull(one_hot(j) - one_hot(problem.y))[0])(classes)
     gaps = (logits[:, jnp.minimum(classes, num_classes - 1)] -
             jnp.take_along_axis(logits, problem.y[:, None], axis=1)).T
-    aways = jnp.abs(gaps) / (jax.vmap(jax.vmap(dual))(normals) + 1e-12)
+    away = jnp.abs(gaps) / (jax.vmap(jax.vmap(dual))(normals) + 1e-12)
     none = (classes[:, None] == problem.y) | (classes[:, None] >= num_classes)
-    place, rows = jnp.argmin(jnp.where(none, jnp.inf, aways), axis=0), jnp.arange(b)
-    new = aways[place, rows], gaps[place, rows], normals[place, rows]
-    nearer = ~none[place, rows] & ~(new[0] >= away)
-    return first + len(classes), *steppers.where(nearer, new, (away, gap, normal))
+    away, rows = jnp.where(none, jnp.inf, away), jnp.arange(b)
+    place = jnp.argmin(away, axis=0)
+    return away[place, rows], gaps[place, rows], normals[place, rows]
 
-  nobody = 0, jnp.full(b, jnp.inf, logits.dtype), jnp.zeros(b, logits.dtype), jnp.zeros_like(x)
-  return loops.repeat(look, nobody, -(-num_classes // len(side_by_side)))[2:]
+  def look(carry):
+    first, best = carry
+    new = nearest(first)
+    return first + width, steppers.where(new[0] < best[0], new, best)
+
+  best = nearest(jnp.array(0))
+  if width < num_classes:
+    best = loops.repeat(look, (jnp.array(width), best), -(-num_classes // width) - 1)[1]
+  return best[1:]
 
 
 def _move(x: Array, clean: Array, normal: Array, gap: Array, *, bounds, norm: str) -> Array:

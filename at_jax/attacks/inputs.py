@@ -3,8 +3,7 @@
 Values can be looked at only outside of jit, vmap and the like; there, and only there, they are.
 """
 
-from collections.abc import Callable, Sequence
-import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -56,7 +55,7 @@ def check_classes(name: str, classes: Array, num_classes: int | None = None) -> 
   """
   if not jnp.issubdtype(classes.dtype, jnp.integer):
     raise ValueError(f'{name} has dtype {classes.dtype}: use integers')
-  if not _is_known(classes) or not classes.size:
+  if not is_known(classes) or not classes.size:
     return
   classes = np.asarray(classes)  # before any arithmetic, which jit would trace
   lowest, highest = int(classes.min()), int(classes.max())
@@ -107,13 +106,13 @@ def check_radius(
   if np.shape(epsilon) not in ((), (1,), (num_examples,)):
     raise ValueError(f'{name} has shape {np.shape(epsilon)}: use a number, or one per example of x, '
                      f'{(num_examples,)}')
-  if not _is_known(epsilon):
+  if not is_known(epsilon):
     return
   numbers = np.ravel(np.asarray(epsilon, np.float64))
   wrong = ~(numbers >= 0) | (np.isinf(numbers) & (not infinite))
   if wrong.any():
-    raise ValueError(f'{name} = {numbers[wrong][0]:g}: use a finite number of at least 0, 8/255 for '
-                     'example')
+    raise ValueError(f'{name} = {numbers[wrong][0]:g}: use a number of at least 0'
+                     f'{"" if infinite else " and finite"}, 8/255 for example')
 
 
 def check_count(name: str, number: Any) -> None:
@@ -171,13 +170,13 @@ def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
 
   Source: ours.
   """
-  if not all(map(_is_known, bounds)):
+  if not all(map(is_known, bounds)):
     return
   low, high = (np.asarray(bound, np.float64) for bound in bounds)
   told = f'{low.min():g}..{high.max():g}'
   if not np.all(low < high):
     raise ValueError(f'bounds = {told}: use the smallest and the largest value of an input')
-  if not _is_known(x) or not x.size:
+  if not is_known(x) or not x.size:
     return
   slack = lambda bound: max(1e-5, float(jnp.finfo(x.dtype).eps)) * (1 + np.abs(bound))
   numbers = np.asarray(x).astype(np.float64)  # before any arithmetic, which jit would trace
@@ -189,29 +188,32 @@ def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
                      f'{told}: give bounds=, or normalise inside logits_fn')
 
 
-def check_call_with_key(logits_fn: Callable[..., Any]) -> None:
-  """Raises unless a model can be called with an example and a key, as a random one is.
+def bound_of_one(bound: Any, x: Array) -> Array:
+  """A bound as it is for one example.
 
   Args:
-    logits_fn: the model; one whose signature cannot be read passes.
+    bound: a number, or an array that broadcasts with an example, or with a batch by a first axis of 1.
+    x: f32[B, ...].
+
+  Returns:
+    f32[...].
 
   Raises:
-    ValueError: if it takes one argument, or needs more than two.
+    ValueError: for one of several examples.
 
   Example:
-    >>> check_call_with_key(lambda x, key: x)
+    >>> bound_of_one(jnp.zeros((1, 1, 1, 3)), jnp.zeros((2, 8, 8, 3))).shape
+    (1, 1, 3)
 
   Source: ours.
   """
-  try:
-    signature = inspect.signature(logits_fn)
-  except ValueError:  # a builtin
-    return
-  try:
-    signature.bind(None, None)
-  except TypeError as error:
-    raise ValueError(f"logits_fn cannot be called as (x, key), {error}: version='rand' gives a random "
-                     'model one example and a key') from error
+  bound = jnp.asarray(bound, x.dtype)
+  if bound.ndim < x.ndim:
+    return bound
+  if bound.ndim > x.ndim or bound.shape[0] > 1:
+    raise ValueError(f'bounds have shape {bound.shape}: use numbers, or arrays that broadcast with one '
+                     f'example, {x.shape[1:]}')
+  return bound[0]
 
 
 def indices(index: Array | None, num_examples: int, once: bool = False) -> Array:
@@ -238,7 +240,7 @@ def indices(index: Array | None, num_examples: int, once: bool = False) -> Array
   if index.shape != (num_examples,) or not jnp.issubdtype(index.dtype, jnp.integer):
     raise ValueError(f'index has shape {index.shape} and dtype {index.dtype}: use one integer per '
                      f'example of x, {(num_examples,)}')
-  if once and _is_known(index):
+  if once and is_known(index):
     values, counts = np.unique(np.asarray(index), return_counts=True)
     if counts.max(initial=1) > 1:
       raise ValueError(f'index has {values[counts.argmax()]} more than once: examples of one index '
@@ -246,109 +248,6 @@ def indices(index: Array | None, num_examples: int, once: bool = False) -> Array
   return index
 
 
-def check_logits(shape: tuple[int, ...], num_examples: int) -> None:
-  """Raises unless these are logits of several classes for each example.
-
-  Args:
-    shape: of what the model gave.
-    num_examples: that it was given.
-
-  Raises:
-    ValueError: for any shape but [B, C], C of at least 2.
-
-  Example:
-    >>> check_logits((2, 10), 2)
-
-  Source: ours.
-  """
-  if len(shape) == 2 and shape[0] == num_examples and shape[1] > 1:
-    return
-  cure = 'return one row per example, one column per class'
-  if shape in ((num_examples,), (num_examples, 1)):
-    cure = 'for one logit z of two classes return stack([0 * z, z], axis=-1) of shape [B, 2]'
-  raise ValueError(f'logits_fn gives shape {tuple(shape)} for {num_examples} examples: {cure}')
-
-
-def check_answer(answer: Any, num_examples: int) -> None:
-  """Raises unless what a model gave is an array, of logits.
-
-  Args:
-    answer: an array, or the shape and dtype of one.
-    num_examples: that it was given.
-
-  Raises:
-    ValueError: for tuples, dictionaries and the like, and as `check_logits`.
-
-  Example:
-    >>> check_answer(jnp.zeros((2, 10)), 2)
-
-  Source: ours.
-  """
-  if not hasattr(answer, 'shape'):
-    raise ValueError(f'logits_fn gives a {type(answer).__name__}: return the logits alone, '
-                     'lambda x: model(x)[0] for example')
-  check_logits(answer.shape, num_examples)
-
-
-def check_loss(loss: Any, *arguments: str) -> None:
-  """Raises unless this is a loss that can be called with these.
-
-  Args:
-    loss: one whose signature cannot be read passes.
-    *arguments: their names.
-
-  Raises:
-    ValueError: for what is no function, or one of other arguments.
-
-  Example:
-    >>> check_loss(lambda logits, y: y, 'logits', 'y')
-
-  Source: ours.
-  """
-  if not callable(loss):
-    raise ValueError(f'loss = {loss!r}: use a function, losses.dlr for example')
-  try:
-    signature = inspect.signature(loss)
-  except ValueError:  # a builtin
-    return
-  try:
-    signature.bind(*arguments)
-  except TypeError as error:
-    name = getattr(loss, '__name__', repr(loss))
-    raise ValueError(f'loss = {name} cannot be called as ({", ".join(arguments)}), {error}: use one '
-                     'that can, or give what it needs') from error
-
-
-def check_call(logits_fn: jax.tree_util.Partial, x: Array, **classes: Array) -> None:
-  """Raises unless the model gives logits, and those of all classes named.
-
-  The model is traced for it, once for all calls, and not compiled. Under a transformation, where
-  classes cannot be looked at, nothing is done.
-
-  Args:
-    logits_fn: from f32[B, ...] to logits f32[B, C].
-    x: f32[B, ...].
-    **classes: i32[B] each, by the names of the arguments.
-
-  Raises:
-    ValueError: as `check_answer` and `check_classes`.
-
-  Example:
-    >>> check_call(jax.tree_util.Partial(lambda x: x), jnp.ones((1, 2)), y=jnp.array([1]))
-
-  Source: ours.
-  """
-  if not all(map(_is_known, (x, *classes.values()))):
-    return
-  answer = _answer.eval_shape(logits_fn, x)
-  check_answer(answer, len(x))
-  for name, numbers in classes.items():
-    check_classes(name, numbers, answer.shape[1])
-
-
-_answer = jax.jit(lambda logits_fn, x: logits_fn(x))
-
-
-def _is_known(value: Any) -> bool:
+def is_known(value: Any) -> bool:
   """Whether a value can be looked at here: under a transformation, or on another machine, not."""
   return not isinstance(value, jax.core.Tracer) and getattr(value, 'is_fully_addressable', True)

@@ -72,7 +72,8 @@ def dlr(logits: Array, y: Array) -> Array:
   """Difference of logits ratio, −(z_y − max_{j≠y} z_j) / (z_π1 − z_π3), π sorting z downwards.
 
   Neither a shift nor a positive scale of the logits changes it, so it does not vanish where a model
-  is made to be over-confident. With fewer than three classes there is no z_π3: it is then `margin`.
+  is made to be over-confident. With fewer than three classes, those at −∞ being none, there is no
+  z_π3: it is then `margin`.
 
   Args:
     logits: f32[B, C], C ≥ 2.
@@ -92,13 +93,13 @@ def dlr(logits: Array, y: Array) -> Array:
     return margin(logits, y)
   top, classes = jax.lax.top_k(logits, 3)
   rival = jnp.where(classes[:, 0] == y, top[:, 1], top[:, 0])
-  return -(_at(logits, y) - rival) / (top[:, 0] - top[:, 2] + 1e-12)
+  return -(_at(logits, y) - rival) / _lead(top[:, 0], top[:, 2])
 
 
 def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
   """DLR towards one class, −(z_y − z_t) / (z_π1 − (z_π3 + z_π4) / 2), π sorting z downwards.
 
-  With fewer than four classes there is no z_π4: it is then z_t − z_y.
+  With fewer than four classes, those at −∞ being none, there is no z_π4: it is then z_t − z_y.
 
   Args:
     logits: f32[B, C], C ≥ 2.
@@ -119,7 +120,14 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
   if logits.shape[-1] < 4:
     return -gap
   top = jax.lax.top_k(logits, 4)[0]
-  return -gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+  return -gap / _lead(top[:, 0], (top[:, 2] + top[:, 3]) / 2)
+
+
+def _lead(first: Array, other: Array) -> Array:
+  """The difference, 1 where the other is −∞: the ratio is then what is above the line."""
+  there = jnp.isfinite(other)
+  # Twice `where`, or the gradient of what is not taken would make a NaN of the one that is.
+  return jnp.where(there, first - jnp.where(there, other, 0) + 1e-12, 1)
 
 
 def soft_margin(logits: Array, y: Array, scale: float | Array) -> Array:

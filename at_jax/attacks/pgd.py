@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from at_jax.attacks import balls
+from at_jax.attacks import calls
 from at_jax.attacks import gradients
 from at_jax.attacks import inputs
 from at_jax.attacks import keys
@@ -122,12 +123,12 @@ def pgd(
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
   _check(x, y, num_steps, norm, restarts, bounds)
-  inputs.check_loss(loss, 'logits', 'y', *(f'loss_args[{i}]' for i in range(len(loss_args))))
+  calls.check_loss(loss, 'logits', 'y', *(f'loss_args[{i}]' for i in range(len(loss_args))))
   inputs.check_radius(epsilon, len(x))
   inputs.check_radius(step_size, len(x), 'step_size')
   # Its arrays are then arguments of the compiled program, not constants in it.
   logits_fn = steppers.as_partial(logits_fn)
-  inputs.check_call(logits_fn, x, y=y)
+  calls.check_call(logits_fn, x, y=y)
   index, key = inputs.indices(index, len(x)), keys.threefry(key)
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)

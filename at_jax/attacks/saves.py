@@ -1,6 +1,5 @@
 """What a long evaluation writes as it goes, so that it can be killed at any moment."""
 
-import hashlib
 import os
 import pathlib
 import time
@@ -8,12 +7,9 @@ from typing import NamedTuple
 import zipfile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from at_jax.attacks import refill
-
-Array = jax.Array
 
 
 def save(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
@@ -121,7 +117,7 @@ def reopen(path, mark, clean, logits, x, targets, num_attacks):
 
   Args:
     path: a file, or None.
-    mark: what `mark` gave for this evaluation.
+    mark: of `marks.of_evaluation`.
     clean: bool[N].
     logits: f32[N, C], of the clean inputs.
     x: f32[N, ...].
@@ -171,8 +167,12 @@ def reopen(path, mark, clean, logits, x, targets, num_attacks):
 
 
 def _leads(logits: np.ndarray) -> np.ndarray:
-  """f64[N], how far each one's first logit stands above the mean of all; 0 where that is no number."""
+  """f64[N], how far each one's first logit stands above the mean of all; 0 where that is no number.
+
+  Logits of −inf, of classes that are none, count as 0.
+  """
   logits = np.asarray(logits, np.float64)
+  logits = np.where(np.isneginf(logits), 0, logits)
   with np.errstate(invalid='ignore'):
     return np.nan_to_num(logits[:, 0] - logits.mean(axis=1), posinf=0., neginf=0.)
 
@@ -210,7 +210,7 @@ def saver(path, mark, save_every):
 
   Args:
     path: a file, or None to write nothing.
-    mark: what `mark` gave for this evaluation.
+    mark: of `marks.of_evaluation`.
     save_every: seconds between writes within a pass.
 
   Returns:
@@ -235,42 +235,3 @@ def saver(path, mark, save_every):
     last = time.monotonic()
 
   return write
-
-
-def mark(
-    work: refill.Work, clean: np.ndarray, models: tuple[jax.tree_util.Partial, ...],
-    options: dict[str, object],
-) -> dict[str, str]:
-  """Digests of everything that decides a result, by what they are of.
-
-  Of the models these are their weights, where they are arguments of a `jax.tree_util.Partial`, and
-  which clean inputs they are right about. What they say of them, to the bit, is no mark, nor is the
-  order of the other classes: other devices round it otherwise (see `reopen`). How a model is
-  differentiated leaves no mark.
-
-  Args:
-    work: the examples.
-    clean: bool[N].
-    models: that are searched on and that decide.
-    options: by name, anything with a stable repr.
-
-  Returns:
-    Hexadecimal digits by name.
-
-  Source: ours.
-  """
-  key = work.key
-  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    key = jax.random.key_data(key)
-  weights = [leaf for leaf in jax.tree.leaves(models)
-             if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
-  arrays = {'weights': weights, 'x': [work.x], 'y': [work.y], 'index': [work.index], 'key': [key],
-            'epsilon': [work.epsilon], 'bounds': work.bounds, 'clean verdicts': [clean]}
-  told = {name: repr(value).encode() for name, value in options.items()}
-  told |= {name: b''.join(map(_bytes, several)) for name, several in arrays.items()}
-  return {name: hashlib.sha256(content).hexdigest()[:32] for name, content in told.items()}
-
-
-def _bytes(array: Array) -> bytes:
-  array = np.asarray(array)
-  return repr((array.shape, array.dtype)).encode() + np.ascontiguousarray(array).tobytes()

@@ -70,9 +70,8 @@ def square(
       would be; -1 for all others. Images that look as if they needed another are warned of. Static.
 
   Returns:
-    An `AttackResult`: the best point; `loss` is its margin, −inf where that is no number,
-    `kappa` the queries that left the example
-    correctly classified, the start among them.
+    An `AttackResult`: the best point; `loss` is its margin, −inf where that is no number, `kappa` the
+    queries that left the example correctly classified, the start among them.
 
   Raises:
     ValueError: for another norm, fewer than one query, p_init out of its range, inputs that are no

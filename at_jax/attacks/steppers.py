@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from at_jax.attacks import calls
 from at_jax.attacks import inputs
 from at_jax.attacks import keys
 from at_jax.attacks import loops
@@ -69,7 +70,7 @@ def make_problem(
     y: i32[B].
     key: a PRNG key; every example folds its index into it.
     epsilon: a number or f32[B].
-    bounds: the smallest and the largest value of an input.
+    bounds: the smallest and the largest value of an input, numbers or arrays that broadcast with one.
     target: i32[B], or None for untargeted attacks.
     index: i32[B], by default the place in the batch.
     infinite: whether a radius may be.
@@ -78,7 +79,8 @@ def make_problem(
     A `Problem`.
 
   Raises:
-    ValueError: for inputs that are integers or beyond the bounds, bounds the wrong way round, classes
+    ValueError: for inputs that are integers, of less precision than float32, NaN or beyond the bounds,
+      bounds the wrong way round or not those of one example, classes
       or a key that are none, a radius below 0 or infinite, and where x, y, epsilon and index do not belong
       together.
 
@@ -95,8 +97,7 @@ def make_problem(
   inputs.check_radius(epsilon, len(x), infinite=infinite)
   index = inputs.indices(index, len(x))
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
-  low, high = bounds
-  bounds = jnp.asarray(low, x.dtype), jnp.asarray(high, x.dtype)
+  bounds = tuple(inputs.bound_of_one(bound, x) for bound in bounds)
   return Problem(x, y, y if target is None else jnp.asarray(target), keys.fold(key, index), epsilon,
                  bounds)
 
@@ -119,7 +120,7 @@ def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.
   """
   model = as_partial(logits_fn)
   asked = jax.tree_util.Partial(one_by_one, model, keys=problem.key) if random else model
-  inputs.check_call(asked, problem.x, y=problem.y, target=problem.target)
+  calls.check_call(asked, problem.x, y=problem.y, target=problem.target)
   return model
 
 
@@ -135,6 +136,9 @@ def ask(logits_fn: LogitsFn, x: Array) -> Array:
   Returns:
     f32[B, C].
 
+  Raises:
+    ValueError: if these are no logits.
+
   Example:
     >>> print(ask(lambda x: x.astype(jnp.bfloat16), jnp.ones((1, 2))).dtype)
     float32
@@ -142,6 +146,7 @@ def ask(logits_fn: LogitsFn, x: Array) -> Array:
   Source: ours.
   """
   logits = logits_fn(x)
+  calls.check_answer(logits, len(x))
   return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 

@@ -146,6 +146,16 @@ def test_a_state_is_that_of_its_weights(tmp_path):
     run(jnp.array([1., 1.001]))
 
 
+def test_a_masked_model_s_state_is_that_of_one_model_too(tmp_path):
+  x = jnp.array([[.6, .4, 0.], [.8, .1, .2]])
+  run = lambda scale: attacks.autoattack(
+      lambda x: (x * scale).at[:, 2].set(-jnp.inf), x, jnp.zeros(2, int), KEY, epsilon=.15,
+      attacks=('apgd-ce',), state_path=tmp_path / 'state.npz', **QUICK)
+  run(1.)
+  with pytest.raises(saves.OtherEvaluation, match='of another model: remove it'):
+    run(.05)
+
+
 def test_a_state_of_an_older_layout_is_refused(tmp_path):
   saves.save(tmp_path / 'state.npz', {'mark': np.array('1f')})
   with pytest.raises(saves.OtherEvaluation, match='another version of the attack'):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from at_jax import attacks
+from at_jax.attacks import outputs
 from tests.attacks import test_autoattack
 
 KEY, QUICK, network = test_autoattack.KEY, test_autoattack.QUICK, test_autoattack.network
@@ -73,16 +74,18 @@ def test_epsilon_zero_leaves_everything_as_it_is(norm):
   np.testing.assert_array_equal(result.x, x)
 
 
-def test_a_logit_of_minus_infinity_says_that_a_class_is_none():
-  # By definition the model of 5 classes of which the last is none is that of the first 4.
+@pytest.mark.parametrize('real', [2, 3, 4])
+def test_a_logit_of_minus_infinity_says_that_a_class_is_none(real):
+  # By definition the model of 5 classes of which the last are none is that of the first ones.
   logits_fn, x, _ = network()
-  four = lambda x: logits_fn(x)[:, :4]
-  masked = lambda x: logits_fn(x).at[:, 4].set(-jnp.inf)
-  y = jnp.argmax(four(x), -1)
-  ours, theirs = (run(f, x, y, epsilon=.04, names=('apgd-ce', 'square')) for f in (masked, four))
+  few = lambda x: logits_fn(x)[:, :real]
+  masked = lambda x: logits_fn(x).at[:, real:].set(-jnp.inf)
+  y = jnp.argmax(few(x), -1)
+  names = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
+  ours, theirs = (run(f, x, y, epsilon=.05, names=names, cascade=False) for f in (masked, few))
   assert ours.clean.all() and 0 < ours.robust.sum() < len(x) and ours.warnings == theirs.warnings
-  np.testing.assert_array_equal(ours.robust, theirs.robust)
-  np.testing.assert_array_equal(ours.x, theirs.x)
+  for name in names:
+    np.testing.assert_array_equal(ours.components[name], theirs.components[name], name)
   pgd = attacks.pgd(masked, x, y, KEY, epsilon=1e-6, step_size=1e-6, num_steps=2)
   assert not pgd.success.any()
   # All −inf is no answer, nor is +inf.
@@ -154,6 +157,8 @@ def test_checks_name_what_is_wrong():
   assert 'its place in it' in check(seated, x, y)[0]
   softmax = lambda x: jax.nn.softmax(logits_fn(x)).astype(jnp.bfloat16)
   assert 'probabilities' in check(softmax, x, y)[0]
+  with pytest.raises(ValueError, match='gives a tuple'):
+    check(lambda x: (logits_fn(x), {}), x, y)
   assert 'no gradient' in check(lambda x: 1e4 * logits_fn(x), x, y)[0]
   assert 'rounding' in check(lambda x: 1e-7 * logits_fn(x), x, y)[0]
   assert 'in common' in check(lambda x: logits_fn(x) + 1e7, x, y)[0]  # float32 knows it to a whole one
@@ -171,7 +176,7 @@ def test_a_lead_that_drowns_the_true_class_s_gradient_is_said_where_it_is_the_ru
       z, jnp.array([0]))[0])(jnp.array([[lead, 0.]]))[0, 0]
   assert slope(16.3) < 0 == slope(16.9)
   leads = lambda share: np.where(np.arange(100) < share, 20., 3.)[:, None] * np.array([1., 0.])
-  check = lambda share: attacks.checks.check_outputs(leads(share), np.zeros(100, int))
+  check = lambda share: outputs.check(leads(share), np.zeros(100, int))
   assert 'no pull' in check(60)[0] and '60.0 %' in check(60)[0]
   assert check(30) == ()  # confident examples are ordinary
 

@@ -9,6 +9,7 @@ from at_jax import attacks
 from at_jax.attacks import answers
 from at_jax.attacks import checks
 from at_jax.attacks import ensemble
+from at_jax.attacks import outputs
 from tests.attacks import test_autoattack
 
 KEY, QUICK, network = test_autoattack.KEY, test_autoattack.QUICK, test_autoattack.network
@@ -118,16 +119,16 @@ def test_advice_names_what_is_missing():
   assert gradients('apgd-ce', 'apgd-ce').endswith('add apgd-t and square')
   assert gradients('apgd-ce', 'apgd-ce', 'apgd-dlr').endswith('add square')
   for name in ensemble.VERSIONS['standard'][:3]:  # no other gradient would help
-    advice = gradients(name, *ensemble.VERSIONS['standard'])
-    assert advice.endswith('trust square, with more num_queries')
+    assert gradients(name, *ensemble.VERSIONS['standard']).endswith(
+        'trust square, with more num_queries')
   assert gradients('apgd-dlr', 'apgd-ce', 'apgd-dlr', random=True).endswith(
       "hold the noise still and add square, with version='standard'")
-  outputs = lambda logits, ran: checks.check_outputs(np.asarray(logits), np.zeros(3, int), ran)[0]
-  assert outputs(same, ()).endswith('add square')
-  assert outputs(same, ('square',)).endswith('or trust square')
+  advice = lambda logits, ran: outputs.check(np.asarray(logits), np.zeros(3, int), ran)[0]
+  assert advice(same, ()).endswith('add square')
+  assert advice(same, ('square',)).endswith('or trust square')
   far = [[99., 0.]] * 3
-  assert 'add apgd-dlr or apgd-t' in outputs(far, ('apgd-ce',))
-  assert 'trust apgd-t, whose' in outputs(far, ('apgd-ce', 'apgd-t'))
+  assert 'add apgd-dlr or apgd-t' in advice(far, ('apgd-ce',))
+  assert 'trust apgd-t, whose' in advice(far, ('apgd-ce', 'apgd-t'))
   draws = iter(jax.random.split(KEY, 5))
   noisy = lambda x: jax.random.normal(next(draws), (3, 2))
   assert 'apgd-ce and apgd-dlr' in answers.check(noisy, same, np.zeros(3, int))[0]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from at_jax import attacks
+from at_jax.attacks import loops
 from at_jax.attacks import losses
 from tests.attacks import test_composition
 from tests.attacks import test_pgd
@@ -114,8 +115,10 @@ def test_the_caller_s_scan_and_pmap_change_nothing(name):
         np.testing.assert_allclose(one.reshape(expected.shape), expected, atol=1e-9)
 
 
+@pytest.mark.parametrize('written_out', [True, False])
 @pytest.mark.parametrize('norm, dual', [('linf', 1), ('l2', 2), ('l1', np.inf)])
-def test_fab_finds_the_nearest_of_more_classes_than_it_looks_at_side_by_side(norm, dual):
+def test_fab_finds_the_nearest_of_more_classes_than_it_looks_at_side_by_side(
+    norm, dual, written_out, monkeypatch):
   # The region of a class of a linear model is bounded by planes, the nearest |gap| over the dual norm of
   # its normal away. Without bounds the first step goes to it, 5 % further, and the others back.
   random = np.random.default_rng(5)
@@ -128,8 +131,35 @@ def test_fab_finds_the_nearest_of_more_classes_than_it_looks_at_side_by_side(nor
   away = gaps / np.where(normals > 0, normals, 1)
   away[np.arange(40), y] = np.inf
   assert len(set(away.argmin(1) // 10)) == 3  # in all three tens of classes
+  monkeypatch.setattr(loops, 'writes_out', lambda: written_out)
   result = attacks.fab(lambda x: x @ w, x, y, epsilon=np.inf, norm=norm, num_steps=30,
                        bounds=(-np.inf, np.inf))
   assert result.success.all()
   distance = -np.asarray(result.loss)
   assert np.all(distance > (1 - 1e-4) * away.min(1)) and np.all(distance < 1.05 * away.min(1))
+
+
+def test_fab_takes_logits_of_less_precision_than_its_inputs(monkeypatch):
+  monkeypatch.setattr(loops, 'writes_out', lambda: False)
+  with jax.enable_x64(True):
+    random = np.random.default_rng(5)
+    w, x = random.normal(size=(6, 23)), random.uniform(size=(8, 6))
+    model = lambda x: (x @ w).astype(jnp.float32)
+    result = attacks.fab(model, x, model(x).argmax(1), epsilon=np.inf, num_steps=10)
+    assert result.x.dtype == np.float64 and result.success.any()
+
+
+@pytest.mark.parametrize('name', ['apgd', 'fab', 'square'])
+def test_bounds_of_a_channel_may_have_the_axes_of_a_batch(name):
+  x = np.random.default_rng(6).normal(size=(3, 4, 4, 2)).astype(np.float32)
+  w = np.random.default_rng(7).normal(size=(32, 3)).astype(np.float32)
+  model = lambda x: x.reshape(len(x), -1) @ w
+  low, high = x.min((0, 1, 2)), x.max((0, 1, 2))
+  attack = lambda bounds: getattr(attacks, name)(
+      model, x, model(x).argmax(1), KEY, epsilon=.5, bounds=bounds,
+      **{'num_queries' if name == 'square' else 'num_steps': 5})
+  found = attack((low, high)).x
+  np.testing.assert_array_equal(found, attack((low[None, None, None], high[None, None, None])).x)
+  assert np.all(found <= high) and np.any(found == high)
+  with pytest.raises(ValueError, match=r'bounds have shape \(3, 1, 1, 1\): use numbers, or arrays that'):
+    attack((np.full((3, 1, 1, 1), -9.), 9.))

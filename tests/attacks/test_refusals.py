@@ -68,7 +68,7 @@ def test_an_infinite_radius_is_for_the_attack_that_looks_for_the_nearest(name):
   if name == 'fab':
     assert np.isfinite(run().x).all()
   else:
-    with pytest.raises(ValueError, match='epsilon = inf: use a finite number'):
+    with pytest.raises(ValueError, match='epsilon = inf: use a number of at least 0 and finite'):
       run()
 
 
@@ -129,6 +129,8 @@ def test_targets_are_looked_at_and_so_is_a_random_model():
     (lambda: jax.vmap(lambda e: attacks.autoattack(model, X, Y, KEY, epsilon=e).robust)(np.ones(2)),
      'epsilon has no value here'),
     (lambda: attacks.autoattack(model, X, Y, KEY, epsilon=.1, search_fn=lambda x: (x @ W, x)),
+     'gives a tuple'),
+    (lambda: attacks.autoattack(lambda x, key: (x @ W, x), X, Y, KEY, epsilon=.1, version='rand'),
      'gives a tuple'),
 ])
 def test_losses_and_callers_are_looked_at(call, said):

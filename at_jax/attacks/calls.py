@@ -1,0 +1,139 @@
+"""What an attack is given to call, models and losses: refused in one line where they cannot be."""
+
+from collections.abc import Callable
+import inspect
+from typing import Any
+
+import jax
+
+from at_jax.attacks import inputs
+
+Array = jax.Array
+
+
+def check_call(logits_fn: jax.tree_util.Partial, x: Array, **classes: Array) -> None:
+  """Raises unless the model gives logits, and those of all classes named.
+
+  The model is traced for it, once for all calls, and not compiled. Under a transformation, where
+  classes cannot be looked at, nothing is done.
+
+  Args:
+    logits_fn: from f32[B, ...] to logits f32[B, C].
+    x: f32[B, ...].
+    **classes: i32[B] each, by the names of the arguments.
+
+  Raises:
+    ValueError: as `check_answer` and `inputs.check_classes`.
+
+  Example:
+    >>> check_call(jax.tree_util.Partial(lambda x: x), jax.numpy.ones((1, 2)), y=jax.numpy.array([1]))
+
+  Source: ours.
+  """
+  if not all(map(inputs.is_known, (x, *classes.values()))):
+    return
+  answer = _answer.eval_shape(logits_fn, x)
+  check_answer(answer, len(x))
+  for name, numbers in classes.items():
+    inputs.check_classes(name, numbers, answer.shape[1])
+
+
+def check_answer(answer: Any, num_examples: int) -> None:
+  """Raises unless what a model gave is an array, of logits.
+
+  Args:
+    answer: an array, or the shape and dtype of one.
+    num_examples: that it was given.
+
+  Raises:
+    ValueError: for tuples, dictionaries and the like, and as `check_logits`.
+
+  Example:
+    >>> check_answer(jax.numpy.zeros((2, 10)), 2)
+
+  Source: ours.
+  """
+  if not hasattr(answer, 'shape'):
+    raise ValueError(f'logits_fn gives a {type(answer).__name__}: return the logits alone, '
+                     'lambda x: model(x)[0] for example')
+  check_logits(answer.shape, num_examples)
+
+
+def check_logits(shape: tuple[int, ...], num_examples: int) -> None:
+  """Raises unless these are logits of several classes for each example.
+
+  Args:
+    shape: of what the model gave.
+    num_examples: that it was given.
+
+  Raises:
+    ValueError: for any shape but [B, C], C of at least 2.
+
+  Example:
+    >>> check_logits((2, 10), 2)
+
+  Source: ours.
+  """
+  if len(shape) == 2 and shape[0] == num_examples and shape[1] > 1:
+    return
+  cure = 'return one row per example, one column per class'
+  if shape in ((num_examples,), (num_examples, 1)):
+    cure = 'for one logit z of two classes return stack([0 * z, z], axis=-1) of shape [B, 2]'
+  raise ValueError(f'logits_fn gives shape {tuple(shape)} for {num_examples} examples: {cure}')
+
+
+def check_call_with_key(logits_fn: Callable[..., Any]) -> None:
+  """Raises unless a model can be called with an example and a key, as a random one is.
+
+  Args:
+    logits_fn: the model; one whose signature cannot be read passes.
+
+  Raises:
+    ValueError: if it takes one argument, or needs more than two.
+
+  Example:
+    >>> check_call_with_key(lambda x, key: x)
+
+  Source: ours.
+  """
+  try:
+    signature = inspect.signature(logits_fn)
+  except ValueError:  # a builtin
+    return
+  try:
+    signature.bind(None, None)
+  except TypeError as error:
+    raise ValueError(f"logits_fn cannot be called as (x, key), {error}: version='rand' gives a random "
+                     'model one example and a key') from error
+
+
+def check_loss(loss: Any, *arguments: str) -> None:
+  """Raises unless this is a loss that can be called with these.
+
+  Args:
+    loss: one whose signature cannot be read passes.
+    *arguments: their names.
+
+  Raises:
+    ValueError: for what is no function, or one of other arguments.
+
+  Example:
+    >>> check_loss(lambda logits, y: y, 'logits', 'y')
+
+  Source: ours.
+  """
+  if not callable(loss):
+    raise ValueError(f'loss = {loss!r}: use a function, losses.dlr for example')
+  try:
+    signature = inspect.signature(loss)
+  except ValueError:  # a builtin
+    return
+  try:
+    signature.bind(*arguments)
+  except TypeError as error:
+    name = getattr(loss, '__name__', repr(loss))
+    raise ValueError(f'loss = {name} cannot be called as ({", ".join(arguments)}), {error}: use one '
+                     'that can, or give what it needs') from error
+
+
+_answer = jax.jit(lambda logits_fn, x: logits_fn(x))
