@@ -69,7 +69,9 @@ def apgd(
   α begins at 2ε and is halved, at checks that come ever more often, when the loss rose in too few
   steps or its best value stood still; the search then goes on from the best point. In L1 there is no
   momentum, α begins at ε, and a step moves only the entries of largest gradient, as many as the best
-  point's sparsity suggests. Composes inside the caller's jit, vmap and pmap.
+  point's sparsity suggests. Composes inside the caller's jit, vmap and pmap. On the CPU, where steps are
+  written out, the caller's jit makes one program of all of them, which compiles in the square of their
+  number: 100 take minutes. Without a jit around it, also under `jax.vmap`, each step is a program.
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]; with `eot`, see there.
