@@ -63,8 +63,11 @@ def test_a_version_makes_the_runs_of_the_reference(version, norm, monkeypatch):
   ours = norm.lower()
   plan = ensemble.plan(ensemble.choose(None, version, ours), ours, version, 12, 100, 5000)
   assert all(one.stepper[1]['norm'] == ours for one in plan)
-  found = [[kind, in_their_words(kind, options), len(runs)] for _, (kind, options), runs in plan]
+  asked = [one.stepper for one in plan]
+  found = [[kind, in_their_words(kind, options), len(one.runs)]
+           for (kind, options), one in zip(asked, plan, strict=True)]
   assert found == NUMBERS[f'version {version} {norm}']
+  assert [one.aims for one in plan] == [options.get('targeted', False) for _, options in asked]
   # An attack's runs count on from pass to pass, so that no two draw or aim alike.
   for name in {one.name for one in plan}:
     runs = [run for one in plan if one.name == name for run in one.runs]
