@@ -124,7 +124,9 @@ def check_gradients(
   if random:
     cure = outputs.add(wanted, ran, "hold the noise still and add square, with version='standard'")
   else:
-    cure = outputs.add((*wanted, 'square'), ran, 'trust square, with more num_queries')
+    others = (*free, 'square') if name == 'apgd-ce' else ('square',)
+    cure = outputs.add((*wanted, 'square'), ran,
+                       f'trust {" and ".join(others)}, with more num_queries')
   told = {'zero gradients': (blind, 0), 'the loss never rose': (flat, outputs.SHARE * attacked)}
   return tuple(f'{name}: {what} on {100 * count / attacked:.1f} % of examples; {cure}'
                for what, (count, innocent) in told.items() if count > innocent)

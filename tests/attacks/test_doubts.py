@@ -118,9 +118,10 @@ def test_advice_names_what_is_missing():
   gradients = lambda name, *ran, **kind: checks.check_gradients(name, 9, 9, 0, ran, **kind)[0]
   assert gradients('apgd-ce', 'apgd-ce').endswith('add apgd-t and square')
   assert gradients('apgd-ce', 'apgd-ce', 'apgd-dlr').endswith('add square')
-  for name in ensemble.VERSIONS['standard'][:3]:  # no other gradient would help
-    assert gradients(name, *ensemble.VERSIONS['standard']).endswith(
-        'trust square, with more num_queries')
+  standard = ensemble.VERSIONS['standard']
+  assert gradients('apgd-ce', *standard).endswith('trust apgd-t and square, with more num_queries')
+  for name in ('apgd-t', 'fab-t'):  # no other gradient would help
+    assert gradients(name, *standard).endswith('examples; trust square, with more num_queries')
   assert gradients('apgd-dlr', 'apgd-ce', 'apgd-dlr', random=True).endswith(
       "hold the noise still and add square, with version='standard'")
   advice = lambda logits, ran: outputs.check(np.asarray(logits), np.zeros(3, int), ran)[0]
