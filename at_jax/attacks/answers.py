@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from at_jax.attacks import outputs
+
 Array = jax.Array
 
 
@@ -35,7 +37,7 @@ def check(
   Source: randomness: Croce et al., RobustBench, 2021, and the checks of AutoAttack's authors; the
   others: ours.
   """
-  passes = np.stack([_numbers(logits_fn(x)) for _ in range(5)])
+  passes = np.stack([outputs.numbers(logits_fn(x)) for _ in range(5)])
   logits, keep = passes[0], np.isfinite(passes[0]).all(axis=-1)
   if not keep.any():
     return ()
@@ -62,7 +64,7 @@ def _batch_dependence(logits_fn, x: Array, logits: np.ndarray, keep: np.ndarray)
   # other places, each in that of the one after it.
   half = len(x) // 2
   mixed = jnp.concatenate([jnp.broadcast_to(x[-1:], x[:half].shape), x[half:]])
-  again = np.roll(_numbers(logits_fn(jnp.roll(mixed, 1, axis=0))), -1, axis=0)
+  again = np.roll(outputs.numbers(logits_fn(jnp.roll(mixed, 1, axis=0))), -1, axis=0)
   again, keep = again[half:], keep[half:]
   if not keep.any():
     return []
@@ -77,16 +79,10 @@ def _batch_dependence(logits_fn, x: Array, logits: np.ndarray, keep: np.ndarray)
 def _compiling(logits: np.ndarray, compiled: np.ndarray | None, keep: np.ndarray) -> list[str]:
   if compiled is None:
     return []
-  apart = np.abs(_numbers(compiled) - logits)[keep].max()
+  apart = np.abs(outputs.numbers(compiled) - logits)[keep].max()
   share = apart / (np.abs(logits[keep]).max() + 1e-10)
   if share < 1e-3:
     return []
   return [f'compiled, the model answers otherwise, by {100 * share:.2g} % of its logits: unless it is '
           'rounding, of bfloat16 for example, pass jax.tree_util.Partial(f, weights), f a function '
           'of the weights and x']
-
-
-def _numbers(logits: Array) -> np.ndarray:
-  """f64[B, C], with 0 for −inf, which says that a class is none and which differs from itself by NaN."""
-  logits = np.asarray(logits, np.float64)
-  return np.where(np.isneginf(logits), 0, logits)

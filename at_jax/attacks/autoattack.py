@@ -253,9 +253,10 @@ def autoattack(
       tell(checks.check_gradients(one.name, int(attacked.sum()), int(blind.sum()),
                                   int((attacked & ~rose).sum()), names, random))
   again, robust = ask(record.x), clean & record.verdicts.all(axis=0)
-  tell(checks.check_end(again, clean & ~robust))
+  fell = clean & ~robust
+  tell(checks.check_end(again, fell))
   if not random:
-    tell(checks.check_found(again, y, clean & ~robust))
+    tell(checks.check_found(again, y, fell))
   tell(checks.check_square(_standing(record, clean, names, cascade)))
   return AutoAttackResult(
       record.x, robust, clean,

@@ -39,14 +39,14 @@ def check_call(logits_fn: jax.tree_util.Partial, x: Array, **classes: Array) -> 
 
 
 def check_answer(answer: Any, num_examples: int) -> None:
-  """Raises unless what a model gave is an array, of logits.
+  """Raises unless what a model gave are logits of several classes for each example.
 
   Args:
     answer: an array, or the shape and dtype of one.
     num_examples: that it was given.
 
   Raises:
-    ValueError: for tuples, dictionaries and the like, and as `check_logits`.
+    ValueError: for tuples, dictionaries and the like, and any shape but [B, C], C of at least 2.
 
   Example:
     >>> check_answer(jax.numpy.zeros((2, 10)), 2)
@@ -56,24 +56,7 @@ def check_answer(answer: Any, num_examples: int) -> None:
   if not hasattr(answer, 'shape'):
     raise ValueError(f'logits_fn gives a {type(answer).__name__}: return the logits alone, '
                      'lambda x: model(x)[0] for example')
-  check_logits(answer.shape, num_examples)
-
-
-def check_logits(shape: tuple[int, ...], num_examples: int) -> None:
-  """Raises unless these are logits of several classes for each example.
-
-  Args:
-    shape: of what the model gave.
-    num_examples: that it was given.
-
-  Raises:
-    ValueError: for any shape but [B, C], C of at least 2.
-
-  Example:
-    >>> check_logits((2, 10), 2)
-
-  Source: ours.
-  """
+  shape = answer.shape
   if len(shape) == 2 and shape[0] == num_examples and shape[1] > 1:
     return
   cure = 'return one row per example, one column per class'
@@ -96,15 +79,9 @@ def check_call_with_key(logits_fn: Callable[..., Any]) -> None:
 
   Source: ours.
   """
-  try:
-    signature = inspect.signature(logits_fn)
-  except ValueError:  # a builtin
-    return
-  try:
-    signature.bind(None, None)
-  except TypeError as error:
-    raise ValueError(f"logits_fn cannot be called as (x, key), {error}: version='rand' gives a random "
-                     'model one example and a key') from error
+  if reason := _misfit(logits_fn, 'x', 'key'):
+    raise ValueError(f"logits_fn cannot be called as (x, key), {reason}: version='rand' gives a random "
+                     'model one example and a key')
 
 
 def check_loss(loss: Any, *arguments: str) -> None:
@@ -124,16 +101,23 @@ def check_loss(loss: Any, *arguments: str) -> None:
   """
   if not callable(loss):
     raise ValueError(f'loss = {loss!r}: use a function, losses.dlr for example')
+  if reason := _misfit(loss, *arguments):
+    name = getattr(loss, '__name__', repr(loss))
+    raise ValueError(f'loss = {name} cannot be called as ({", ".join(arguments)}), {reason}: use one '
+                     'that can, or give what it needs')
+
+
+def _misfit(function: Callable[..., Any], *arguments: str) -> TypeError | None:
+  """Why it cannot be called with these; None where it can, or its signature cannot be read."""
   try:
-    signature = inspect.signature(loss)
+    signature = inspect.signature(function)
   except ValueError:  # a builtin
-    return
+    return None
   try:
     signature.bind(*arguments)
   except TypeError as error:
-    name = getattr(loss, '__name__', repr(loss))
-    raise ValueError(f'loss = {name} cannot be called as ({", ".join(arguments)}), {error}: use one '
-                     'that can, or give what it needs') from error
+    return error
+  return None
 
 
 _answer = jax.jit(lambda logits_fn, x: logits_fn(x))

@@ -119,14 +119,13 @@ def check_gradients(
   """
   # Cross-entropy can have none where a loss without a scale has one; where such a loss has none
   # either, the model hides it, and only what asks for no gradient is left.
-  free = [other for other in ('apgd-dlr', 'apgd-t') if other in ran]
+  free = [other for other in ('apgd-dlr', 'apgd-t') if name == 'apgd-ce' and other in ran]
   wanted = ('apgd-t',) if name == 'apgd-ce' and not free else ()
   if random:
     cure = outputs.add(wanted, ran, "hold the noise still and add square, with version='standard'")
   else:
-    others = (*free, 'square') if name == 'apgd-ce' else ('square',)
     cure = outputs.add((*wanted, 'square'), ran,
-                       f'trust {" and ".join(others)}, with more num_queries')
+                       f'trust {" and ".join((*free, "square"))}, with more num_queries')
   told = {'zero gradients': (blind, 0), 'the loss never rose': (flat, outputs.SHARE * attacked)}
   return tuple(f'{name}: {what} on {100 * count / attacked:.1f} % of examples; {cure}'
                for what, (count, innocent) in told.items() if count > innocent)
@@ -176,7 +175,7 @@ def check_found(logits: np.ndarray, y: Array, fell: np.ndarray) -> tuple[str, ..
   logits, y = np.asarray(logits, np.float64), np.asarray(y)
   fell = fell & outputs.are_numbers(logits)
   lead = outputs.lead(logits, y)[fell]
-  size = outputs.size(logits)[fell]
+  size = np.abs(outputs.numbers(logits)).max(axis=-1)[fell]
   right = int((lead > slack * size).sum())
   if not right:
     return ()

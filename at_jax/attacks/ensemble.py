@@ -64,25 +64,6 @@ def choose(attacks, version, norm) -> tuple[str, ...]:
   return names
 
 
-def aims(norm, version) -> int:
-  """Against how many classes apgd-t goes, where there are as many others.
-
-  Args:
-    norm: 'linf', 'l2' or 'l1'.
-    version: 'standard', 'plus' or 'rand'.
-
-  Returns:
-    Their number.
-
-  Example:
-    >>> aims('l1', 'standard'), aims('linf', 'standard')
-    (5, 9)
-
-  Source: the versions of the authors' code.
-  """
-  return 5 if norm == 'l1' and version == 'standard' else 9
-
-
 def targets(logits: np.ndarray) -> np.ndarray:
   """The classes that apgd-t and fab-t go to, one after the other: from the second likeliest on down.
 
@@ -126,13 +107,13 @@ def plan(
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 5, and the versions of the authors' code.
   """
-  restarts = 5 if version == 'plus' or (norm == 'l1' and version == 'standard') else 1
-  eot = _EOT if version == 'rand' else 0
   large = norm == 'l1' and version == 'standard'
+  restarts = 5 if version == 'plus' or large else 1
+  eot = _EOT if version == 'rand' else 0
   climb = functools.partial(apgd_stepper, norm=norm, num_steps=num_steps, large_start=large, eot=eot)
   walk = functools.partial(fab_stepper, norm=norm, num_steps=num_steps)
   others = max(num_classes - 1, 1)
-  aimed = range(min(aims(norm, version), others))
+  aimed = range(min(5 if large else 9, others))
   plans = {
       'apgd-ce': lambda: [(climb(loss=losses.cross_entropy), range(restarts))],
       'apgd-dlr': lambda: [(climb(loss=losses.dlr), range(restarts))],

@@ -119,22 +119,23 @@ def lead(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
   return logits[np.arange(len(y)), y] - others
 
 
-def size(logits: np.ndarray) -> np.ndarray:
-  """The largest logit of each example, without its sign and without those of classes that are none.
+def numbers(logits: Array) -> np.ndarray:
+  """Logits to compare and to measure: 0 for −inf, whose class is none, and whose differences are NaN.
 
   Args:
-    logits: f64[B, C].
+    logits: f32[B, C].
 
   Returns:
-    f64[B].
+    f64[B, C].
 
   Example:
-    >>> print(size(np.array([[1., -2., -np.inf]])))
-    [2.]
+    >>> print(numbers(np.array([[1., -2., -np.inf]])))
+    [[ 1. -2.  0.]]
 
   Source: ours.
   """
-  return np.where(np.isfinite(logits), np.abs(logits), 0).max(axis=-1)
+  logits = np.asarray(logits, np.float64)
+  return np.where(np.isneginf(logits), 0, logits)
 
 
 def _probabilities(logits: np.ndarray, ran: tuple[str, ...], rounding: float) -> list[str]:
@@ -164,7 +165,7 @@ def _saturation(logits: np.ndarray, y: np.ndarray, ran: tuple[str, ...]) -> list
                     f'has no pull away from the true class there; {cure}')
   # float32 rounds a logit of size z, and a loss near log(C), by up to 1.2e-7 times that. Where the
   # logits differ by no more than some 40 such steps, what an attack gains is mostly rounding.
-  least = 40 * np.finfo(np.float32).eps * max(2., np.median(size(logits)))
+  least = 40 * np.finfo(np.float32).eps * max(2., np.median(np.abs(numbers(logits)).max(axis=-1)))
   if np.median(spread) < least:
     warnings.append(f'logits differ by less than {least:.0e}: gradients are lost to rounding; scale '
                     'them up, take away what they have in common, or '

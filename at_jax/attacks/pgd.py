@@ -104,8 +104,8 @@ def pgd(
   Raises:
     ValueError: for an unknown norm, fewer than one step or restart, a loss that is none or takes other
       arguments, inputs that are integers, of less precision than float32, NaN or beyond the bounds,
-      bounds the wrong way round, classes, a key, a radius or a step size that are
-      none, an index of another length, or logits that are not [B, C].
+      bounds the wrong way round, classes, a key, a radius or a step size that are none, an index of
+      another length, or logits that are not [B, C].
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])

@@ -9,6 +9,7 @@ import zipfile
 import jax
 import numpy as np
 
+from at_jax.attacks import outputs
 from at_jax.attacks import refill
 
 
@@ -167,12 +168,8 @@ def reopen(path, mark, clean, logits, x, targets, num_attacks):
 
 
 def _leads(logits: np.ndarray) -> np.ndarray:
-  """f64[N], how far each one's first logit stands above the mean of all; 0 where that is no number.
-
-  Logits of −inf, of classes that are none, count as 0.
-  """
-  logits = np.asarray(logits, np.float64)
-  logits = np.where(np.isneginf(logits), 0, logits)
+  """f64[N], how far each one's first logit stands above the mean of all; 0 where that is no number."""
+  logits = outputs.numbers(logits)
   with np.errstate(invalid='ignore'):
     return np.nan_to_num(logits[:, 0] - logits.mean(axis=1), posinf=0., neginf=0.)
 

@@ -80,9 +80,8 @@ def make_problem(
 
   Raises:
     ValueError: for inputs that are integers, of less precision than float32, NaN or beyond the bounds,
-      bounds the wrong way round or not those of one example, classes
-      or a key that are none, a radius below 0 or infinite, and where x, y, epsilon and index do not belong
-      together.
+      bounds the wrong way round or not those of one example, classes or a key that are none, a radius
+      below 0 or infinite, and where x, y, epsilon and index do not belong together.
 
   Example:
     >>> problem = make_problem(jnp.zeros((2, 3)), jnp.array([0, 1]), jax.random.key(0), epsilon=.1)
