@@ -124,7 +124,7 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
       jax.tree_util.Partial(apply, variables), x, y, jax.random.key(arguments.seed),
       epsilon=arguments.epsilon, batch_size=arguments.batch_size, state_path=state,
       index=begin + np.arange(len(y)), progress=progress)
-  seconds = verdicts.seconds(result, time.perf_counter() - begun)
+  seconds = verdicts.seconds(result, None if resumed else time.perf_counter() - begun)
   state.unlink()
   found = {'fell': verdicts.fallen({'clean': result.clean, **result.components}, begin),
            'seconds': seconds, 'warnings': list(result.warnings),

@@ -58,12 +58,15 @@ def reference(path: str, net, x, y, *, epsilon: float, batch_size: int, seed: in
     yield name, standing.numpy().copy(), time.perf_counter() - begun
 
 
-def seconds(result, whole: float) -> dict[str, float]:
+def seconds(result, whole: float | None) -> dict[str, float]:
   """Those of our components, and the 'rest' of the whole: clean pass, checks and last pass.
 
-  The reference's seconds of each component have these passes in them.
+  The reference's seconds of each component have these passes in them. A component's are summed over
+  the sittings it took; where there were several the whole is not known, None, and no rest is told.
   """
-  spent = result.seconds | {'rest': whole - sum(result.seconds.values())}
+  spent = dict(result.seconds)
+  if whole is not None:
+    spent['rest'] = whole - sum(spent.values())
   return {name: round(each, 1) for name, each in spent.items()}
 
 
