@@ -59,7 +59,8 @@ def fab(
     y: i32[B], true classes.
     key: a PRNG key, needed for a random start only.
     epsilon: a number or f32[B]: the radius within which a point counts as a success, and twice the
-      distance of a random start. Infinite to ask for the nearest point however far.
+      distance of a random start. Infinite to ask for the nearest point however far; such a start is ½
+      away.
     norm: 'linf', 'l2' or 'l1', what nearest means. Static.
     num_steps: at least 1. Static.
     target: i32[B], look at the boundary with this class only (FAB-T); else at the nearest of all, for
@@ -70,7 +71,8 @@ def fab(
 
   Returns:
     An `AttackResult`: where it succeeded the nearest misclassified point, else the input; `loss` is
-    the negated distance of the nearest one however far, −inf if there was none; `kappa` is 0.
+    the negated distance of the nearest one however far, −inf if there was none; `kappa` is 0. Of an
+    input that is misclassified already the nearest is itself, at 0.
 
   Raises:
     ValueError: for an unknown norm, fewer than one step, a random start without a key; and as `pgd`
@@ -96,8 +98,11 @@ def fab(
   state = steppers.begin(problem, stepper=attack)
   model = steppers.prepare(logits_fn, problem)
   state = steppers.resume(model, problem, state, stepper=attack)
-  point = steppers.where(state.found, state.x_adv, problem.x)
-  return AttackResult(point, state.found, jnp.zeros_like(state.count), -state.distance)
+  # The steps never ask about the input itself: AutoAttack gives them none that is misclassified.
+  already = _is_wrong(model, problem.x, problem.y)
+  point = steppers.where(state.found & ~already, state.x_adv, problem.x)
+  distance = jnp.where(already, 0, state.distance)
+  return AttackResult(point, state.found | already, jnp.zeros_like(state.count), -distance)
 
 
 @functools.cache
@@ -148,12 +153,17 @@ def stepper(
     nearer = wrong & (distance < state.distance)
     distance = jnp.where(nearer, distance, state.distance)
     back = problem.x + (x - problem.x) * _BETA
-    return State(state.count + 1, distance <= problem.epsilon,
+    return State(state.count + 1, jnp.isfinite(distance) & (distance <= problem.epsilon),
                  steppers.where(nearer, x, state.x_adv), distance,
                  steppers.where(wrong, back, x),
                  state.blind + blind)
 
   return steppers.Stepper(init, step, num_steps)
+
+
+@jax.jit
+def _is_wrong(logits_fn, x: Array, y: Array) -> Array:
+  return ~steppers.is_correct(steppers.ask(logits_fn, x), y)
 
 
 def _length(delta: Array, *, norm: str) -> Array:

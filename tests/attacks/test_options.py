@@ -146,7 +146,38 @@ def test_fab_takes_logits_of_less_precision_than_its_inputs(monkeypatch):
     w, x = random.normal(size=(6, 23)), random.uniform(size=(8, 6))
     model = lambda x: (x @ w).astype(jnp.float32)
     result = attacks.fab(model, x, model(x).argmax(1), epsilon=np.inf, num_steps=10)
-    assert result.x.dtype == np.float64 and result.success.any()
+    assert result.x.dtype == np.float64
+    wrong = model(result.x).argmax(1) != model(x).argmax(1)
+    np.testing.assert_array_equal(result.success, wrong)
+    assert wrong.any()
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+@pytest.mark.parametrize('epsilon', [.1, np.inf])
+def test_fab_finds_nothing_where_no_point_is_misclassified(norm, epsilon):
+  # One logit is above the other everywhere, and its lead has a gradient to follow.
+  model = lambda x: jnp.stack([1 + x.sum(1), -x.sum(1)], axis=1)
+  x = np.random.default_rng(8).uniform(size=(4, 5)).astype(np.float32)
+  result = attacks.fab(model, x, np.zeros(4, int), epsilon=epsilon, norm=norm, num_steps=5)
+  assert not result.success.any() and np.all(np.asarray(result.loss) == -np.inf)
+  np.testing.assert_array_equal(result.x, x)
+
+
+@pytest.mark.parametrize('name', ['pgd', 'apgd', 'fab', 'square'])
+def test_an_input_that_is_misclassified_already_is_a_success(name):
+  random = np.random.default_rng(9)
+  w, x = random.normal(size=(6, 4)), random.uniform(size=(20, 6)).astype(np.float32)
+  model = lambda x: x @ w.astype(np.float32)
+  y = np.argmin(model(x), axis=1)  # so wrong that no step of this radius makes it right
+  sizes = {'pgd': dict(step_size=.01, num_steps=3), 'square': dict(num_queries=3)}
+  options = sizes.get(name, dict(num_steps=3))
+  arguments = (model, x, y) if name == 'fab' else (model, x, y, KEY)
+  result = getattr(attacks, name)(*arguments, epsilon=.01, **options)
+  assert result.success.all()
+  assert np.all(np.argmax(model(result.x), axis=1) != y)
+  if name == 'fab':
+    np.testing.assert_array_equal(result.x, x)
+    assert np.all(np.asarray(result.loss) == 0)
 
 
 @pytest.mark.parametrize('name', ['apgd', 'fab', 'square'])

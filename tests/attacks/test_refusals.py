@@ -66,7 +66,9 @@ def test_an_infinite_radius_is_for_the_attack_that_looks_for_the_nearest(name):
   # All others draw a start in the ball, and ∞ times a draw of 0 is no number.
   run = lambda: ATTACKS[name](model, X, Y, KEY, epsilon=np.array([.1, np.inf, .1, .1, .1]))
   if name == 'fab':
-    assert np.isfinite(run().x).all()
+    result = run()
+    assert np.isfinite(result.x).all()
+    np.testing.assert_array_equal(result.success, np.argmax(model(result.x), axis=1) != Y)
   else:
     with pytest.raises(ValueError, match='epsilon = inf: use a number of at least 0 and finite'):
       run()
