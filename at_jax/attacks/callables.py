@@ -24,7 +24,8 @@ def as_partial(logits_fn: Callable[..., Array]) -> jax.tree_util.Partial:
   Where the callable is a pytree (modules of Equinox and flax.nnx), a method of one or a `partial`, its
   arrays are split off and traced: other weights then compile nothing anew. Any other is compiled for
   the arrays that are found in it, among its attributes or in what a function refers to, and again
-  when they are others. Lists that a function refers to are not looked into.
+  when they are others: by closure, default arguments and global names, also of functions inside of it
+  and of those beside it. Not looked into are lists that a function refers to, classes and `__slots__`.
 
   Args:
     logits_fn: any callable.
@@ -121,7 +122,7 @@ def _hidden(value: Any, depth: int = _DEPTH, seen: set[int] | None = None) -> It
   seen.add(id(value))
   if isinstance(value, types.FunctionType):
     # A list may be one that the function adds to at every call.
-    inside = [other for other in _mentioned(value, depth == _DEPTH) if not isinstance(other, list)]
+    inside = [other for other in _mentioned(value) if not isinstance(other, list)]
     inside = [leaf for leaf in jax.tree.leaves(inside) if callable(leaf) or _is_array(leaf)]
   elif isinstance(value, functools.partial):
     inside = [value.func, value.args, value.keywords]
@@ -134,17 +135,28 @@ def _hidden(value: Any, depth: int = _DEPTH, seen: set[int] | None = None) -> It
       yield from _hidden(leaf, depth - 1, seen)
 
 
-def _mentioned(function: types.FunctionType, top: bool) -> Iterator[Any]:
-  """What a function closes over and, at the top, the objects that it knows as global names."""
+def _mentioned(function: types.FunctionType) -> Iterator[Any]:
+  """What a function closes over, its defaults, and what its global names mean."""
   for cell in function.__closure__ or ():
     try:
       yield cell.cell_contents
     except ValueError:  # not assigned yet
       continue
-  for name in function.__code__.co_names if top else ():
+  yield from function.__defaults__ or ()
+  yield from (function.__kwdefaults__ or {}).values()
+  for name in _names(function.__code__):
     other = function.__globals__.get(name)
-    if not isinstance(other, types.FunctionType):  # or the search would go through whole libraries
+    # Of functions only those beside it, or the search would go through whole libraries.
+    if not isinstance(other, types.FunctionType) or other.__globals__ is function.__globals__:
       yield other
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+  """The names that a function looks up, and those that the functions and loops inside of it do."""
+  yield from code.co_names
+  for constant in code.co_consts:
+    if isinstance(constant, types.CodeType):
+      yield from _names(constant)
 
 
 def _is_array(leaf: Any) -> bool:

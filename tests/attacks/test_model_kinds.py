@@ -82,6 +82,9 @@ KINDS = {
     'partial of a method': (Plain, set_attribute, lambda net: functools.partial(net.forward)),
     'NumPy written to': (lambda w: Plain(w.copy()), set_numpy, lambda net: net),
     'an object in an object': (Nested, set_nested, lambda net: net),
+    'a default argument': (Plain, set_attribute, lambda net: lambda x, net=net: net(x)),
+    'a default by name': (Plain, set_attribute, lambda net: lambda x, *, net=net: net(x)),
+    'NumPy as a default': (lambda w: Plain(w.copy()), set_numpy, lambda net: lambda x, w=net.w: x @ w),
 }
 
 
@@ -118,8 +121,18 @@ def test_autoattack_sees_them_too():
 GLOBAL = Plain(OLD)
 
 
-def test_a_global_name_that_means_another_model_is_noticed(monkeypatch):
-  logits_fn = lambda x: GLOBAL(x)
+def helper(x):
+  return GLOBAL(x)
+
+
+@pytest.mark.parametrize('logits_fn', [
+    lambda x: GLOBAL(x),
+    jax.vmap(lambda x: GLOBAL(x[None])[0]),
+    lambda x: jax.vmap(lambda row: GLOBAL(row))(x),
+    lambda x: jnp.stack([GLOBAL(row) for row in x]),
+    lambda x: helper(x),
+], ids=['itself', 'in vmap', 'a function inside', 'a loop inside', 'a function beside'])
+def test_a_global_name_that_means_another_model_is_noticed(logits_fn, monkeypatch):
   before = attack(logits_fn).loss
   monkeypatch.setitem(globals(), 'GLOBAL', Plain(NEW))
   np.testing.assert_allclose(attack(logits_fn).loss, attack(Plain(NEW)).loss, atol=1e-6)
