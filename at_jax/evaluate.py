@@ -172,7 +172,7 @@ def evaluate(
     names: attacks and sweeps, as `protocols` has them. Those that know dummy classes are left out
       where there are none; a sweep is reported part by part and, by its own name, in its worst case
       an example.
-    norm: 'linf', 'l2' or 'l1'; configurations ask for the first two, in which networks are trained.
+    norm: 'linf', 'l2' or 'l1'.
     epsilon: the radius, in units of x.
     step_size: of PGD; FGSM's is epsilon.
     batch_size: how many examples at a time, over all devices.

@@ -100,7 +100,8 @@ def apgd(
 
   Raises:
     ValueError: for an unknown norm, fewer than one step, `large_start` in another norm or with one
-      step, and as `pgd` for a loss, inputs, bounds, classes, a key, radii and logits.
+      step, `eot` below 0 or with a model that takes no key, targets that are not one an example, and
+      as `pgd` for a loss, inputs, bounds, a start, classes, a key, radii and logits.
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -112,7 +113,8 @@ def apgd(
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 3; L1: Croce and Hein, Mind the Box, 2021, section 3.
   """
-  calls.check_loss(loss, 'logits', 'y', *([] if target is None else ['target']))
+  calls.check_function('loss', loss, 'logits', 'y', *([] if target is None else ['target']),
+                       like='losses.dlr')
   attack = stepper(norm=norm, num_steps=num_steps, loss=loss, targeted=target is not None,
                    large_start=large_start, eot=eot)
   problem = steppers.make_problem(
@@ -120,10 +122,11 @@ def apgd(
   state = steppers.begin(problem, stepper=attack)
   if start is not None:
     start = jnp.asarray(start, problem.x.dtype)
+    inputs.check_shape('start', start, problem.x.shape)
     widest = problem.epsilon * (3 if large_start else 1)
     state = state._replace(x=jax.vmap(lambda start, x, radius: _project(
         start, x, radius, problem.bounds, norm))(start, problem.x, widest))
-  model = steppers.prepare(logits_fn, problem, random=eot > 0)
+  model = steppers.prepare(logits_fn, problem, random=bool(eot))
   state = steppers.resume(model, problem, state, stepper=attack)
   best = steppers.where(state.found, (state.x_adv, state.loss_adv), (state.x_best, state.loss_best))
   return AttackResult(best[0], state.found, state.kappa, best[1])
@@ -148,7 +151,7 @@ def stepper(
     A `Stepper` of one step a gradient; the same object for the same options.
 
   Raises:
-    ValueError: for an unknown norm, fewer than one step, or `large_start` as in `apgd`.
+    ValueError: for an unknown norm, fewer than one step, `eot` below 0, or `large_start` as in `apgd`.
 
   Example:
     >>> stepper(norm='linf', num_steps=100).length
@@ -158,8 +161,13 @@ def stepper(
   """
   inputs.check_name('norm', norm, balls.NORMS)
   inputs.check_count('num_steps', num_steps)
-  if large_start and (norm != 'l1' or num_steps < 2):
-    raise ValueError("large_start needs norm='l1' and num_steps of at least 2")
+  if eot:
+    inputs.check_count('eot', eot)
+  if large_start and norm != 'l1':
+    raise ValueError(f"large_start needs norm='l1': norm = {norm!r}")
+  if large_start and num_steps < 2:
+    raise ValueError(f'num_steps = {num_steps}: use at least 2 with large_start, which AutoAttack has '
+                     'in L1')
   table = schedule.table(num_steps, norm, large_start)
   check, move = (_check_l1, _move_l1) if norm == 'l1' else (_check, _move)
 
@@ -191,13 +199,13 @@ def stepper(
 
 
 def _init(x, key, epsilon, bounds, norm) -> State:
-  zero, zeros = jnp.zeros((), x.dtype), jnp.zeros_like(x)
+  zero, zeros, none = jnp.zeros((), x.dtype), jnp.zeros_like(x), jnp.zeros((), jnp.int32)
   start = _draw(x, key, epsilon, bounds, norm)
   return State(
-      count=jnp.array(0), found=jnp.array(False), x_adv=x, loss_adv=zero, x=start, x_old=start,
+      count=none, found=jnp.array(False), x_adv=x, loss_adv=zero, x=start, x_old=start,
       x_best=start, gradient_best=zeros, loss_best=zero, loss_last=zero, loss_checked=zero,
-      rises=jnp.array(0), halved=jnp.array(True), step_size=zero, sparsity=zero, moved=zero,
-      kappa=jnp.array(0), blind=jnp.array(0), rose=jnp.array(False))
+      rises=none, halved=jnp.array(True), step_size=zero, sparsity=zero, moved=zero,
+      kappa=none, blind=none, rose=jnp.array(False))
 
 
 def _draw(x, key, epsilon, bounds, norm) -> Array:

@@ -150,10 +150,12 @@ def autoattack(
 
   Raises:
     ValueError: for an unknown norm or version, an attack that is unknown or named twice, a batch
-      size below 1, no examples, integer inputs, inputs beyond the bounds or of a shape that Square
-      cannot take, classes, radii or an index that are none or not one an example, outputs that are
-      not [B, C], `search_fn`, other attacks than APGD's or a model that takes no key with
-      version='rand', or a state file of another evaluation.
+      size, steps or queries below 1 (of APGD in L1: 2 steps), no devices, no examples, inputs that
+      are integers, of less precision than float32, NaN, beyond the bounds or of a shape that Square
+      cannot take, bounds that are none, a key, classes, radii or an index that are none or not one an
+      example, outputs that are not [B, C], a `search_fn` of fewer classes, `search_fn`, other attacks
+      than APGD's or a model that takes no key with version='rand', a state file of another evaluation,
+      and under jit, vmap and the like.
     OSError: if the state cannot be written, before anything is attacked.
     zipfile.BadZipFile: for a damaged state file.
 
@@ -172,8 +174,11 @@ def autoattack(
   inputs.check_outside_jit(x=x, y=y, key=key, epsilon=epsilon)
   problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds)
   _check(problem, names, batch_size, channel_axis)
+  planned = functools.partial(ensemble.plan, names, norm, version, num_steps=num_steps,
+                              num_queries=num_queries, channel_axis=channel_axis)
+  planned(num_classes=2)  # for what it refuses, before the model is asked anything
   saves.prove(state_path)
-  devices = tuple(devices or jax.local_devices())
+  devices = devices_lib.choose(devices)
   batch_size = devices_lib.round_up(min(batch_size, len(problem.x)), devices)
   index = np.asarray(inputs.indices(index, len(problem.x), once=True))
   key = keys.threefry(key)
@@ -191,7 +196,7 @@ def autoattack(
   inputs.check_classes('y', problem.y, logits.shape[1])
   clean = np.asarray(steppers.is_correct(jnp.asarray(logits), problem.y))
   if search_fn is not verify_fn:
-    calls.check_call(search_fn, problem.x[:batch_size], y=problem.y[:batch_size])
+    calls.check_search(search_fn, problem.x[:batch_size], problem.y[:batch_size], logits.shape[1])
 
   def tell(lines: Sequence[str]) -> None:
     notes.extend(lines)
@@ -206,7 +211,7 @@ def autoattack(
   if not random:
     some = max(batch_size, 2)  # for one alone has no company
     tell(answers.check(logits_fn, problem.x[:some], problem.y[:some], logits[:some]))
-  passes = ensemble.plan(names, norm, version, logits.shape[1], num_steps, num_queries, channel_axis)
+  passes = planned(num_classes=logits.shape[1])
   targets = ensemble.targets(logits)
   work = refill.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
                      problem.epsilon, problem.bounds)

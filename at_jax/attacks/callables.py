@@ -34,7 +34,8 @@ def as_partial(logits_fn: Callable[..., Array]) -> jax.tree_util.Partial:
     It, if it is a `jax.tree_util.Partial` around a function already, else one around it.
 
   Raises:
-    ValueError: if what is no array in a pytree cannot be compared with that of another call.
+    ValueError: if it is no function, or what is no array in a pytree of it cannot be compared with
+      that of another call.
 
   Example:
     >>> as_partial(jax.numpy.sin)(0.)
@@ -44,6 +45,8 @@ def as_partial(logits_fn: Callable[..., Array]) -> jax.tree_util.Partial:
 
   Source: ours.
   """
+  if not callable(logits_fn):
+    raise ValueError(f'logits_fn is a {type(logits_fn).__name__}: use a function from inputs to logits')
   if isinstance(logits_fn, jax.tree_util.Partial):
     inner = as_partial(logits_fn.func)
     if inner.func is logits_fn.func:

@@ -80,30 +80,57 @@ def check_call_with_key(logits_fn: Callable[..., Any]) -> None:
   Source: ours.
   """
   if reason := _misfit(logits_fn, 'x', 'key'):
-    raise ValueError(f"logits_fn cannot be called as (x, key), {reason}: version='rand' gives a random "
-                     'model one example and a key')
+    raise ValueError(f'logits_fn cannot be called as (x, key), {reason}: a random model is given one '
+                     'example and a key')
 
 
-def check_loss(loss: Any, *arguments: str) -> None:
-  """Raises unless this is a loss that can be called with these.
+def check_search(
+    search_fn: jax.tree_util.Partial, x: Array, y: Array, num_classes: int) -> None:
+  """Raises unless a model that is searched on has a logit for each class of the one that decides.
 
   Args:
-    loss: one whose signature cannot be read passes.
+    search_fn: from f32[B, ...] to logits f32[B, C].
+    x: f32[B, ...].
+    y: i32[B].
+    num_classes: of the model that decides.
+
+  Raises:
+    ValueError: as `check_call`, and for fewer classes.
+
+  Example:
+    >>> model = jax.tree_util.Partial(lambda x: x)
+    >>> check_search(model, jax.numpy.ones((1, 2)), jax.numpy.array([1]), 2)
+
+  Source: ours.
+  """
+  check_call(search_fn, x, y=y)
+  given = _answer.eval_shape(search_fn, x).shape[1]
+  if given < num_classes:
+    raise ValueError(f'search_fn gives {given} logits, logits_fn {num_classes}: use the same classes')
+
+
+def check_function(name: str, function: Any, *arguments: str, like: str) -> None:
+  """Raises unless this is a function that can be called with these.
+
+  Args:
+    name: of it.
+    function: one whose signature cannot be read passes.
     *arguments: their names.
+    like: one that could be given, for the message.
 
   Raises:
     ValueError: for what is no function, or one of other arguments.
 
   Example:
-    >>> check_loss(lambda logits, y: y, 'logits', 'y')
+    >>> check_function('loss', lambda logits, y: y, 'logits', 'y', like='losses.dlr')
 
   Source: ours.
   """
-  if not callable(loss):
-    raise ValueError(f'loss = {loss!r}: use a function, losses.dlr for example')
-  if reason := _misfit(loss, *arguments):
-    name = getattr(loss, '__name__', repr(loss))
-    raise ValueError(f'loss = {name} cannot be called as ({", ".join(arguments)}), {reason}: use one '
+  if not callable(function):
+    raise ValueError(f'{name} = {function!r}: use a function, {like} for example')
+  if reason := _misfit(function, *arguments):
+    given = getattr(function, '__name__', repr(function))
+    raise ValueError(f'{name} = {given} cannot be called as ({", ".join(arguments)}), {reason}: use one '
                      'that can, or give what it needs')
 
 

@@ -15,6 +15,30 @@ import numpy as np
 _AXIS = 'examples'
 
 
+def choose(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...]:
+  """The devices to use.
+
+  Args:
+    devices: some, also an array of them such as a mesh has; None for all of this process.
+
+  Returns:
+    Them, in order.
+
+  Raises:
+    ValueError: for none at all.
+
+  Example:
+    >>> choose(None) == tuple(jax.local_devices())
+    True
+
+  Source: ours.
+  """
+  chosen = tuple(np.ravel(jax.local_devices() if devices is None else devices))
+  if not chosen:
+    raise ValueError('devices is empty: use some of jax.local_devices(), or None for all')
+  return chosen
+
+
 def spread(tree: Any, devices: Sequence[jax.Device]) -> Any:
   """Places arrays [B, ...] so that each device holds its share of the examples, scalars everywhere.
 

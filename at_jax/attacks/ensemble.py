@@ -71,7 +71,7 @@ def targets(logits: np.ndarray) -> np.ndarray:
     logits: f32[N, C], of the clean inputs.
 
   Returns:
-    i64[N, C - 1]; with a single class there is no other, and it is i64[N, 1] of that one.
+    i64[N, C - 1].
 
   Example:
     >>> print(targets(np.array([[1., 3., 2., 0.]])))
@@ -80,7 +80,7 @@ def targets(logits: np.ndarray) -> np.ndarray:
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 5, and the authors' code.
   """
-  return np.argsort(-logits, axis=1, kind='stable')[:, min(1, logits.shape[1] - 1):]
+  return np.argsort(-logits, axis=1, kind='stable')[:, 1:]
 
 
 def plan(
@@ -92,13 +92,16 @@ def plan(
     names: of attacks, in order.
     norm: 'linf', 'l2' or 'l1'.
     version: 'standard', 'plus' or 'rand'.
-    num_classes: C; there are at most C − 1 targets.
+    num_classes: C, at least 2; there are at most C − 1 targets.
     num_steps: of APGD and FAB.
     num_queries: of Square.
     channel_axis: of Square.
 
   Returns:
     A list of `Pass`; an attack has one or more in a row.
+
+  Raises:
+    ValueError: for numbers of steps or queries that the attacks refuse.
 
   Example:
     >>> [len(p.runs) for p in plan(('apgd-ce', 'apgd-t'), 'linf', 'standard', 10, 100, 5000)]
@@ -112,7 +115,7 @@ def plan(
   eot = _EOT if version == 'rand' else 0
   climb = functools.partial(apgd_stepper, norm=norm, num_steps=num_steps, large_start=large, eot=eot)
   walk = functools.partial(fab_stepper, norm=norm, num_steps=num_steps)
-  others = max(num_classes - 1, 1)
+  others = num_classes - 1
   aimed = range(min(5 if large else 9, others))
   plans = {
       'apgd-ce': lambda: [(climb(loss=losses.cross_entropy), range(restarts))],

@@ -75,8 +75,8 @@ def fab(
     input that is misclassified already the nearest is itself, at 0.
 
   Raises:
-    ValueError: for an unknown norm, fewer than one step, a random start without a key; and as `pgd`
-      for inputs, bounds, classes, a key, radii and logits.
+    ValueError: for an unknown norm, fewer than one step, a random start without a key, targets that
+      are not one an example; and as `pgd` for inputs, bounds, classes, a key, radii and logits.
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])

@@ -154,6 +154,28 @@ def check_name(name: str, value: str, known: Sequence[str]) -> None:
     raise ValueError(f'{name} = {value!r}: use one of {", ".join(known)}')
 
 
+def check_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
+  """Raises unless an argument that goes with the examples is as long as they are.
+
+  Args:
+    name: of the argument.
+    array: it; NaN in it is refused too.
+    shape: what it has to be.
+
+  Raises:
+    ValueError: for another shape, and for NaN.
+
+  Example:
+    >>> check_shape('start', jnp.zeros((2, 3)), (2, 3))
+
+  Source: ours.
+  """
+  if np.shape(array) != shape:
+    raise ValueError(f'{name} has shape {np.shape(array)}: use {shape}, one row per example of x')
+  if is_known(array) and np.isnan(np.asarray(array, np.float64)).any():  # NumPy, for jit would trace it
+    raise ValueError(f'{name} is NaN in places: mend these')
+
+
 def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
   """Raises unless inputs are within their bounds, but for what rounding took out: attacks clip that.
 
@@ -162,14 +184,17 @@ def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
     bounds: the smallest and the largest value of an input, numbers or arrays that broadcast with x.
 
   Raises:
-    ValueError: for inputs beyond them or that are NaN, and for bounds of which the second is not the
-      larger.
+    ValueError: for inputs beyond them or that are NaN, and for bounds that are not two or of which
+      the second is not the larger.
 
   Example:
     >>> check_bounds(jnp.array([0., 1.0000001]), (0., 1.))
 
   Source: ours.
   """
+  number = len(bounds) if isinstance(bounds, (tuple, list)) else sum(np.shape(bounds)[:1])
+  if number != 2:
+    raise ValueError(f'bounds = {bounds}: use two, the smallest and the largest value of an input')
   if not all(map(is_known, bounds)):
     return
   low, high = (np.asarray(bound, np.float64) for bound in bounds)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from at_jax.attacks import balls
 from at_jax.attacks import calls
@@ -92,9 +93,9 @@ def pgd(
     momentum: μ of MI-FGSM: steps go along a sum of gradients, each of L1 norm 1, that fades by μ a
       step; 1 there, with a step of ε / num_steps and no random start. The number 0 is plain PGD,
       exactly. Traced else.
-    restarts: how many independent runs; per example a successful one is kept, and among those
-      (or if none is) the one of highest loss (targeted: lowest). They run side by side, so memory
-      grows with them.
+    restarts: how many independent runs, each from a random start of its own; per example a
+      successful one is kept, and among those (or if none is) the one of highest loss (targeted:
+      lowest). They run side by side, so memory grows with them.
     targeted: make f predict y instead of anything but y.
     index: i32[B], what each example folds into `key`; by default its place in the batch.
 
@@ -104,8 +105,9 @@ def pgd(
   Raises:
     ValueError: for an unknown norm, fewer than one step or restart, a loss that is none or takes other
       arguments, inputs that are integers, of less precision than float32, NaN or beyond the bounds,
-      bounds the wrong way round, classes, a key, a radius or a step size that are none, an index of
-      another length, or logits that are not [B, C].
+      bounds that are not two, the wrong way round or not those of one example, classes, a key, a
+      radius or a step size that are none, a start, τ, arguments of the loss or an index of another
+      length, restarts without a random start, or logits that are not [B, C].
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -123,7 +125,12 @@ def pgd(
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
   _check(x, y, num_steps, norm, restarts, bounds)
-  calls.check_loss(loss, 'logits', 'y', *(f'loss_args[{i}]' for i in range(len(loss_args))))
+  calls.check_function('loss', loss, 'logits', 'y', *(f'loss_args[{i}]' for i in range(len(loss_args))),
+                       like='losses.dlr')
+  if decide is not None:
+    calls.check_function('decide', decide, 'logits', like='dummy.fold')
+  for i, rows in enumerate(loss_args):
+    inputs.check_shape(f'loss_args[{i}]', rows, y.shape + np.shape(rows)[1:])
   inputs.check_radius(epsilon, len(x))
   inputs.check_radius(step_size, len(x), 'step_size')
   # Its arrays are then arguments of the compiled program, not constants in it.
@@ -132,15 +139,23 @@ def pgd(
   index, key = inputs.indices(index, len(x)), keys.threefry(key)
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)
+  bounds = tuple(inputs.bound_of_one(bound, x) for bound in bounds)
   if tau is not None:
+    if np.ndim(tau):
+      inputs.check_shape('tau', tau, y.shape)
     tau = jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
-  if isinstance(momentum, (int, float)) and momentum == 0:
-    momentum = None
+  momentum = (None if isinstance(momentum, (int, float)) and momentum == 0
+              else jnp.asarray(momentum, x.dtype))
+  if start is not None:
+    start = jnp.asarray(start, x.dtype)
+    inputs.check_shape('start', start, x.shape)
+  draw = random_start and start is None
+  if restarts > 1 and not draw:
+    raise ValueError(f'restarts = {restarts}: use 1 without a random start, as all would be one run')
   static = dict(loss=loss, decide=decide, targeted=targeted)
 
   def run(key: Array) -> AttackResult:
     begin = x if start is None else start
-    draw = random_start and start is None
     state = _begin(x, begin, key, index, epsilon, bounds, tau, momentum, norm=norm, draw=draw)
     for n in loops.calls(num_steps):
       state = _advance(logits_fn, state, x, y, epsilon, step_size, bounds, loss_args,

@@ -80,8 +80,9 @@ def make_problem(
 
   Raises:
     ValueError: for inputs that are integers, of less precision than float32, NaN or beyond the bounds,
-      bounds the wrong way round or not those of one example, classes or a key that are none, a radius
-      below 0 or infinite, and where x, y, epsilon and index do not belong together.
+      bounds that are not two, the wrong way round or not those of one example, classes or a key that
+      are none, a radius below 0 or infinite, and where x, y, target, epsilon and index do not belong
+      together.
 
   Example:
     >>> problem = make_problem(jnp.zeros((2, 3)), jnp.array([0, 1]), jax.random.key(0), epsilon=.1)
@@ -97,8 +98,9 @@ def make_problem(
   index = inputs.indices(index, len(x))
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   bounds = tuple(inputs.bound_of_one(bound, x) for bound in bounds)
-  return Problem(x, y, y if target is None else jnp.asarray(target), keys.fold(key, index), epsilon,
-                 bounds)
+  target = y if target is None else jnp.asarray(target)
+  inputs.check_shape('target', target, y.shape)
+  return Problem(x, y, target, keys.fold(key, index), epsilon, bounds)
 
 
 def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.tree_util.Partial:
@@ -113,10 +115,13 @@ def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.
     A `jax.tree_util.Partial`.
 
   Raises:
-    ValueError: if it gives no logits [B, C], or there are classes it has no logit for.
+    ValueError: if it is no function, of an example and a key where it is random, gives no logits
+      [B, C], or there are classes it has no logit for.
 
   Source: ours.
   """
+  if random:
+    calls.check_call_with_key(logits_fn)
   model = as_partial(logits_fn)
   asked = jax.tree_util.Partial(one_by_one, model, keys=problem.key) if random else model
   calls.check_call(asked, problem.x, y=problem.y, target=problem.target)

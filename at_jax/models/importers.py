@@ -51,8 +51,9 @@ def from_torch(
     `{'params': …, 'batch_stats': …}` for `model.apply`; no 'batch_stats' without BatchNorm.
 
   Raises:
-    errors.UserError: for another model, and where names are missing, unknown or of another shape;
-      it lists them.
+    errors.UserError: for another model, a `SmallCNN` whose stem has a stride, which PyTorch pads
+      otherwise, another `image_shape`, and where names are missing, unknown or of another shape; it
+      lists them.
 
   Example:
     >>> from at_jax import models
@@ -67,6 +68,7 @@ def from_torch(
   Source: ours; the names are those of the authors' code (github.com/yaodongyu/TRADES,
   github.com/csdongxian/AWP, github.com/RobustBench/robustbench).
   """
+  _check(model, image_shape)
   arrays = _unwrap(state_dict)
   template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
   wanted = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
@@ -89,6 +91,17 @@ def from_torch(
   return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
+def _check(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+  if not isinstance(model, (small_cnn.SmallCNN, resnet.PreActResNet18, resnet.WideResNet)):
+    raise errors.UserError('model', type(model).__name__,
+                           'weights can be read for SmallCNN, PreActResNet18 and WideResNet')
+  if isinstance(model, small_cnn.SmallCNN) and model.stem_stride != 1:
+    raise errors.UserError('model.stem_stride', model.stem_stride, 'no published SmallCNN has one, and '
+                           'PyTorch pads otherwise there: use 1')
+  if len(image_shape) != 3:
+    raise errors.UserError('image_shape', image_shape, 'use (H, W, C) of one input, such as (28, 28, 1)')
+
+
 def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
   if not isinstance(state_dict, Mapping):
     raise errors.UserError('state_dict', type(state_dict).__name__, 'give a mapping from names to '
@@ -96,6 +109,8 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
   for key in _WRAPPED:
     if isinstance(state_dict.get(key), Mapping):
       return _unwrap(state_dict[key])
+  if other := [name for name in state_dict if not isinstance(name, str)]:
+    raise errors.UserError('state_dict', other[0], 'names are strings, such as conv1.weight')
   named = {_PREFIX.sub('', name): value for name, value in state_dict.items()}
   return {name: np.asarray(value) for name, value in named.items() if not _UNUSED.search(name)}
 
@@ -107,11 +122,8 @@ def _layer(model: nn.Module, layer: str) -> str:
   if isinstance(model, resnet.PreActResNet18):
     layer = re.sub(r'^layer(\d+)_(\d+)_', r'layer\1.\2.', layer)
     return re.sub(r'\.shortcut$', '.shortcut.0', layer)
-  if isinstance(model, resnet.WideResNet):
-    layer = re.sub(r'^block(\d+)_(\d+)_', r'block\1.layer.\2.', layer)
-    return re.sub(r'\.shortcut$', '.convShortcut', layer)
-  raise errors.UserError('model', type(model).__name__,
-                         'weights can be read for SmallCNN, PreActResNet18 and WideResNet')
+  layer = re.sub(r'^block(\d+)_(\d+)_', r'block\1.layer.\2.', layer)
+  return re.sub(r'\.shortcut$', '.convShortcut', layer)
 
 
 def _mismatch(model: nn.Module, **names: list[str]) -> errors.UserError:

@@ -48,11 +48,23 @@ def test_a_robustness_curve_in_one_compiled_call(name):
   assert 0 < curve.sum() < curve.size
 
 
-@pytest.mark.parametrize('name', ['apgd', 'apgd l1', 'fab'])
+@pytest.mark.parametrize('name', ['apgd', 'apgd l1', 'fab', 'square'])
 def test_float32_inputs_stay_so_where_float64_is_enabled(name):
   logits_fn, x, y = network()
   with jax.enable_x64(True):
-    assert SHORT[name](logits_fn, x, y, KEY, epsilon=.1).x.dtype == np.float32
+    result = SHORT[name](logits_fn, x, y, KEY, epsilon=.1)
+    assert result.x.dtype == np.float32 and result.kappa.dtype == np.int32
+
+
+@pytest.mark.parametrize('written_out', [True, False])
+def test_so_they_do_in_pgd_whatever_the_rest_is_in(written_out, monkeypatch):
+  logits_fn, x, y = network()
+  monkeypatch.setattr(loops, 'writes_out', lambda: written_out)
+  with jax.enable_x64(True):
+    for options in (dict(momentum=np.float64(.5)), dict(momentum=jnp.array(.5)),
+                    dict(start=np.array(x, np.float64)), dict(bounds=np.array([0., 1.]))):
+      result = attacks.pgd(logits_fn, x, y, KEY, epsilon=.1, step_size=.05, num_steps=2, **options)
+      assert result.x.dtype == np.float32 and result.kappa.dtype == np.int32
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
@@ -99,7 +111,7 @@ def test_large_start_ends_in_the_ball():
   result = attacks.apgd(logits_fn, x, y, KEY, epsilon=.3, norm='l1', large_start=True, num_steps=20)
   assert np.abs(result.x - x).sum((1, 2)).max() <= .3 * (1 + 1e-5)
   for options in (dict(norm='l1', num_steps=1), dict(norm='l2')):
-    with pytest.raises(ValueError, match='large_start needs'):
+    with pytest.raises(ValueError, match='large_start'):
       attacks.apgd(logits_fn, x, y, KEY, epsilon=.3, large_start=True, **options)
 
 

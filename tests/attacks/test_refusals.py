@@ -41,6 +41,10 @@ WRONG = [
     (dict(y=np.eye(5, 3)), r'y has shape \(5, 3\).*argmax'),
     (dict(bounds=(.6, 1.)), r'x reaches from 0\.5 to 0\.5, beyond 0\.6\.\.1: give bounds'),
     (dict(bounds=(1., 0.)), r'bounds = 1\.\.0: use'),
+    (dict(bounds=1.), r'bounds = 1\.0: use two'),
+    (dict(bounds=(0., .5, 1.)), r'bounds = \(0\.0, 0\.5, 1\.0\): use two'),
+    (dict(bounds=np.array(1.)), r'bounds = 1\.0: use two'),
+    (dict(logits_fn=3), 'logits_fn is a int: use a function'),
     (dict(index=np.arange(4)), r'index has shape \(4,\)'),
     (dict(index=np.arange(6)), r'index has shape \(6,\)'),
     (dict(index=np.arange(5.)), 'dtype float32'),
@@ -115,6 +119,49 @@ def test_targets_are_looked_at_and_so_is_a_random_model():
     attacks.fab(model, X, Y, epsilon=.1, num_steps=1, target=np.full(5, 3))
   with pytest.raises(ValueError, match='y reaches'):
     attacks.apgd(lambda x, key: x @ W, X, Y + 1, KEY, epsilon=.1, num_steps=1, eot=2)
+
+
+PGD = dict(epsilon=.1, step_size=.1, num_steps=2)
+
+
+@pytest.mark.parametrize('call, said', [
+    (lambda: attacks.fab(model, X, Y, epsilon=.1, target=1), r'target has shape \(\): use \(5,\)'),
+    (lambda: attacks.fab(model, X, Y, epsilon=.1, target=np.ones(1, int)), r'target has shape \(1,\)'),
+    (lambda: attacks.apgd(model, X, Y, KEY, epsilon=.1, target=np.ones((5, 1), int),
+                          loss=losses.targeted_dlr), r'target has shape \(5, 1\)'),
+    (lambda: attacks.apgd(model, X, Y, KEY, epsilon=.1, eot=2),
+     r'cannot be called as \(x, key\), too many positional'),
+    (lambda: attacks.apgd(model, X, Y, KEY, epsilon=.1, eot=-1), 'eot = -1'),
+    (lambda: attacks.apgd(lambda x, key: x @ W, X, Y, KEY, epsilon=.1, eot=2.5), 'eot = 2.5'),
+    (lambda: attacks.apgd(model, X, Y, KEY, epsilon=.1, start=X[:2]), r'start has shape \(2, 4\)'),
+    (lambda: attacks.pgd(model, X, Y, KEY, **PGD, start=X[0]), r'start has shape \(4,\): use \(5, 4\)'),
+    (lambda: attacks.pgd(model, X, Y, KEY, **PGD, start=X * np.nan), 'start is NaN'),
+    (lambda: attacks.pgd(model, X, Y, KEY, **PGD, tau=np.ones(4)), r'tau has shape \(4,\)'),
+    (lambda: attacks.pgd(model, X, Y, KEY, **PGD, loss=lambda logits, y, clean: (logits * clean).sum(1),
+                         loss_args=(X[:2] @ W,)),
+     r'loss_args\[0\] has shape \(2, 3\)'),
+    (lambda: attacks.pgd(model, X, Y, KEY, **PGD, decide='x'), "decide = 'x': use a function"),
+    (lambda: attacks.pgd(model, X, Y, KEY, **PGD, restarts=3, random_start=False),
+     'restarts = 3: use 1 without a random start'),
+    (lambda: attacks.pgd(model, X, Y, KEY, **PGD, restarts=3, start=X), 'restarts = 3: use 1'),
+    (lambda: attacks.autoattack(model, X, Y, KEY, epsilon=.1, devices=[]), 'devices is empty'),
+    (lambda: attacks.autoattack(model, X, Y * 0, KEY, epsilon=.1, search_fn=lambda x: x @ W[:, :2]),
+     'search_fn gives 2 logits, logits_fn 3'),
+])
+def test_what_goes_with_the_examples_is_looked_at(call, said):
+  with pytest.raises(ValueError, match=said) as caught:
+    call()
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('wrong, said', [
+    (dict(num_steps=0), 'num_steps = 0'), (dict(num_queries=0), 'num_queries = 0'),
+    (dict(norm='l1', num_steps=1), 'num_steps = 1: use at least 2')])
+def test_a_model_is_not_asked_where_the_steps_are_refused(wrong, said):
+  asked = []
+  with pytest.raises(ValueError, match=said):
+    attacks.autoattack(lambda x: asked.append(1) or x @ W, X, Y, KEY, epsilon=.1, **wrong)
+  assert not asked
 
 
 @pytest.mark.parametrize('call, said', [
@@ -214,3 +261,12 @@ def test_weights_that_are_no_state_dict():
     importers.from_torch(models.SmallCNN(num_outputs=2), [W], (28, 28, 1))
   with pytest.raises(errors.UserError, match='give a mapping'):
     importers.from_torch(models.SmallCNN(num_outputs=2), None, (28, 28, 1))
+  with pytest.raises(errors.UserError, match='state_dict = 0: names are strings'):
+    importers.from_torch(models.SmallCNN(num_outputs=2), {0: W}, (28, 28, 1))
+  # With 'SAME' the sizes can fit, and the rows of the dense kernel would be in another order.
+  with pytest.raises(errors.UserError, match='model.stem_stride = 2'):
+    importers.from_torch(models.SmallCNN(num_outputs=2, stem_stride=2), {}, (28, 28, 1))
+  with pytest.raises(errors.UserError, match=r'image_shape = \(28, 28\): use \(H, W, C\)'):
+    importers.from_torch(models.SmallCNN(num_outputs=2), {}, (28, 28))
+  with pytest.raises(errors.UserError, match='model = .*weights can be read for SmallCNN'):
+    importers.from_torch(model, {}, (28, 28, 1))

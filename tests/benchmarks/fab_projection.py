@@ -1,7 +1,7 @@
 """Times FAB-T's projections, alone and as a share of its steps, and beside the authors' projections.
 
   python tests/benchmarks/fab_projection.py --reference=PATH \
-    --workdir=results/small_cifar10/pgd_at_cifar10-0
+    --workdir=results/small_cifar10/pgd_at_cifar10-0 --output=results/fab_projection/pgd_at_cifar10-0.json
 
 A step of FAB-T projects the iterate and the clean input onto the linearised boundary. Timed are, on one
 batch of test images and the best checkpoint of the run: a step; its two projections alone, on the
@@ -13,6 +13,7 @@ medians are compared. Needs the packages of at_jax[peers].
 import argparse
 import importlib
 import os
+import pathlib
 import statistics
 import sys
 import time
@@ -28,6 +29,7 @@ import torch
 
 from at_jax import data
 from at_jax import errors
+from at_jax import records
 from at_jax import trained
 from at_jax.attacks import hyperplane
 from at_jax.attacks import steppers
@@ -71,6 +73,7 @@ def main() -> None:
   parser.add_argument('--workdir', required=True, help='of a run')
   parser.add_argument('--batch_size', type=int, default=250)
   parser.add_argument('--repeats', type=int, default=15)
+  parser.add_argument('--output', help='a JSON file')
   arguments = parser.parse_args()
   sys.path.insert(0, arguments.reference)
   module = importlib.import_module('autoattack.fab_projections')
@@ -81,6 +84,9 @@ def main() -> None:
   test = run.dataset.test
   x = jnp.asarray(data.to_unit(test.images[:arguments.batch_size]))
   y = jnp.asarray(test.labels[:arguments.batch_size])
+  found = {'batch_size': arguments.batch_size, 'repeats': arguments.repeats,
+           'cores': len(os.sched_getaffinity(0)), 'versions': records.versions(),
+           'torch': torch.__version__, 'milliseconds': {}}
   print(f'batch {arguments.batch_size}, load {os.getloadavg()[0]:.1f}, milliseconds')
   print(f'{"":6s}{"step":>8s}{"projections":>13s}{"share":>8s}{"theirs":>9s}{"ours / theirs":>15s}')
   for norm in ('linf', 'l2', 'l1'):
@@ -90,7 +96,10 @@ def main() -> None:
     each = [{name: seconds(call) for name, call in timed.items()} for _ in range(arguments.repeats)]
     step, ours, theirs = (1e3 * statistics.median(one[name] for one in each)
                           for name in ('step', 'projections', 'theirs'))
+    found['milliseconds'][norm] = {'step': step, 'projections': ours, 'theirs': theirs}
     print(f'{norm:6s}{step:8.1f}{ours:13.1f}{ours / step:8.0%}{theirs:9.1f}{ours / theirs:15.2f}')
+  if arguments.output:
+    records.write_json(pathlib.Path(arguments.output), found)
 
 
 if __name__ == '__main__':
