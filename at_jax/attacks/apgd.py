@@ -122,7 +122,7 @@ def apgd(
   state = steppers.begin(problem, stepper=attack)
   if start is not None:
     start = jnp.asarray(start, problem.x.dtype)
-    inputs.check_shape('start', start, problem.x.shape)
+    inputs.check_start(start, problem.x)
     widest = problem.epsilon * (3 if large_start else 1)
     state = state._replace(x=jax.vmap(lambda start, x, radius: _project(
         start, x, radius, problem.bounds, norm))(start, problem.x, widest))

@@ -182,13 +182,12 @@ def autoattack(
   batch_size = devices_lib.round_up(min(batch_size, len(problem.x)), devices)
   index = np.asarray(inputs.indices(index, len(problem.x), once=True))
   key = keys.threefry(key)
-  random = version == 'rand'
+  verify_fn, random = steppers.as_partial(logits_fn), version == 'rand'
   if random:
     if search_fn is not None:
       raise ValueError("search_fn needs a model whose answers are final: leave it out with "
                        "version='rand'")
     calls.check_call_with_key(logits_fn)
-  verify_fn = steppers.as_partial(logits_fn)
   search_fn = verify_fn if search_fn is None else steppers.as_partial(search_fn)
   ask = functools.partial(_in_batches, verify_fn, index, key, batch_size=batch_size,
                           devices=devices, random=random)

@@ -4,8 +4,10 @@ jit compares by `==` what it is not given as an array, and an object that holds 
 itself whatever they have become: a program compiled for it would go on with those it had then.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+import dis
 import functools
+import itertools
 import types
 from typing import Any
 from typing import NamedTuple
@@ -15,7 +17,7 @@ import jax
 import numpy as np
 
 Array = jax.Array
-_DEPTH = 5  # how many objects deep arrays are looked for
+_DEPTH = 8  # how many objects deep arrays are looked for
 
 
 def as_partial(logits_fn: Callable[..., Array]) -> jax.tree_util.Partial:
@@ -25,7 +27,11 @@ def as_partial(logits_fn: Callable[..., Array]) -> jax.tree_util.Partial:
   arrays are split off and traced: other weights then compile nothing anew. Any other is compiled for
   the arrays that are found in it, among its attributes or in what a function refers to, and again
   when they are others: by closure, default arguments and global names, also of functions inside of it
-  and of those beside it. Not looked into are lists that a function refers to, classes and `__slots__`.
+  and of those beside it. What a NumPy array holds is compared by a checksum, at every call.
+
+  Not looked into are lists that a function refers to, functions of other modules, modules, classes and
+  what their methods refer to, `__slots__`, and what is more than eight objects deep. Where weights are
+  kept there and change between two calls, pass `jax.tree_util.Partial(f, weights)`.
 
   Args:
     logits_fn: any callable.
@@ -117,25 +123,43 @@ def _call_curried(parts, *args, **kwargs):
   return function(*first, *args, **(keywords | kwargs))
 
 
-def _hidden(value: Any, depth: int = _DEPTH, seen: set[int] | None = None) -> Iterator[Array]:
-  """The arrays inside of what is no pytree."""
-  seen = set() if seen is None else seen
-  if not depth or id(value) in seen or isinstance(value, (type, types.ModuleType)):
-    return
-  seen.add(id(value))
+def _hidden(value: Any) -> Iterator[Array]:
+  """The arrays inside of what is no pytree, the nearest first.
+
+  Level by level: an object that is met far down and again further up is looked into from there.
+  """
+  seen, level = {id(value): value}, [value]  # the object too, for an identity means nothing after its end
+  for _ in range(_DEPTH):
+    below = []
+    for leaf in itertools.chain.from_iterable(map(_inside, level)):
+      if id(leaf) in seen or isinstance(leaf, (type, types.ModuleType)):
+        continue
+      seen[id(leaf)] = leaf
+      if _is_array(leaf):
+        yield leaf
+      else:
+        below.append(leaf)
+    level = below
+
+
+def _inside(value: Any) -> Iterator[Any]:
+  """The leaves of what an object holds."""
+  held = dict(getattr(value, '__dict__', ())).values()
   if isinstance(value, types.FunctionType):
     # A list may be one that the function adds to at every call.
-    inside = [other for other in _mentioned(value) if not isinstance(other, list)]
-    inside = [leaf for leaf in jax.tree.leaves(inside) if callable(leaf) or _is_array(leaf)]
-  elif isinstance(value, functools.partial):
-    inside = [value.func, value.args, value.keywords]
-  else:
-    inside = [getattr(value, '__self__', None), *dict(getattr(value, '__dict__', ())).values()]
-  for leaf in jax.tree.leaves(inside):
-    if _is_array(leaf):
-      yield leaf
-    else:
-      yield from _hidden(leaf, depth - 1, seen)
+    held = [other for other in (*held, *_mentioned(value)) if not isinstance(other, list)]
+    return (leaf for leaf in _leaves(held) if callable(leaf) or _is_array(leaf))
+  if isinstance(value, functools.partial):
+    return _leaves([value.func, value.args, value.keywords])
+  return _leaves([getattr(value, '__self__', None), getattr(value, '__func__', None), *held])
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+  for value in values:
+    try:
+      yield from jax.tree.leaves(value)
+    except (TypeError, ValueError):  # names that jax cannot sort
+      yield from value.values() if isinstance(value, dict) else [value]
 
 
 def _mentioned(function: types.FunctionType) -> Iterator[Any]:
@@ -154,12 +178,12 @@ def _mentioned(function: types.FunctionType) -> Iterator[Any]:
       yield other
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-  """The names that a function looks up, and those that the functions and loops inside of it do."""
-  yield from code.co_names
-  for constant in code.co_consts:
-    if isinstance(constant, types.CodeType):
-      yield from _names(constant)
+@functools.lru_cache(maxsize=4096)
+def _names(code: types.CodeType) -> tuple[str, ...]:
+  """The global names of a function, and of the functions and loops inside of it; not its attributes'."""
+  own = [step.argval for step in dis.get_instructions(code) if step.opname in ('LOAD_GLOBAL', 'LOAD_NAME')]
+  inner = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+  return tuple(dict.fromkeys(itertools.chain(own, *inner)))
 
 
 def _is_array(leaf: Any) -> bool:

@@ -33,7 +33,8 @@ def choose(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...]:
 
   Source: ours.
   """
-  chosen = tuple(np.ravel(jax.local_devices() if devices is None else devices))
+  devices = jax.local_devices() if devices is None else devices
+  chosen = tuple(devices.flat if isinstance(devices, np.ndarray) else devices)
   if not chosen:
     raise ValueError('devices is empty: use some of jax.local_devices(), or None for all')
   return chosen

@@ -155,15 +155,15 @@ def check_name(name: str, value: str, known: Sequence[str]) -> None:
 
 
 def check_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
-  """Raises unless an argument that goes with the examples is as long as they are.
+  """Raises unless an argument that goes with the examples has the shape they ask for.
 
   Args:
     name: of the argument.
-    array: it; NaN in it is refused too.
+    array: it.
     shape: what it has to be.
 
   Raises:
-    ValueError: for another shape, and for NaN.
+    ValueError: for another.
 
   Example:
     >>> check_shape('start', jnp.zeros((2, 3)), (2, 3))
@@ -172,8 +172,26 @@ def check_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
   """
   if np.shape(array) != shape:
     raise ValueError(f'{name} has shape {np.shape(array)}: use {shape}, one row per example of x')
-  if is_known(array) and np.isnan(np.asarray(array, np.float64)).any():  # NumPy, for jit would trace it
-    raise ValueError(f'{name} is NaN in places: mend these')
+
+
+def check_start(start: Array, x: Array) -> None:
+  """Raises unless attacks can begin there.
+
+  Args:
+    start: f32[B, ...].
+    x: f32[B, ...].
+
+  Raises:
+    ValueError: for another shape than that of x, and for NaN.
+
+  Example:
+    >>> check_start(jnp.zeros((2, 3)), jnp.ones((2, 3)))
+
+  Source: ours.
+  """
+  check_shape('start', start, x.shape)
+  if is_known(start) and np.isnan(np.asarray(start)).any():  # NumPy, as jit would trace it
+    raise ValueError('start is NaN in places: leave these examples out, or mend them')
 
 
 def check_bounds(x: Array, bounds: tuple[float, float]) -> None:

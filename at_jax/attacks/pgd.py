@@ -79,11 +79,12 @@ def pgd(
     num_steps: at least 1. Static.
     norm: the name of a ball in `at_jax.attacks.balls`: 'linf', 'l2' or 'l1'. Static.
     loss: `(logits, y, *loss_args) -> f32[B]`, what is maximised (targeted: minimised). Static.
-    loss_args: arrays that `loss` takes besides, one row an example (the clean logits, for TRADES).
-      Traced; no gradient is taken with respect to them.
+    loss_args: what `loss` takes besides, arrays of one row an example (the clean logits, for TRADES),
+      numbers, or pytrees of either. Traced; no gradient is taken with respect to them.
     decide: from the logits that are attacked to those whose argmax is the model's answer, where these
       are others (`dummy.fold` of a head with dummy classes); success, κ and τ go by it. Static.
-    bounds: the smallest and the largest value an input may take.
+    bounds: the smallest and the largest value an input may take, numbers or arrays that broadcast
+      with x: of an example's own, to move only a patch of it, for example.
     random_start: begin at a point drawn uniformly from the ball, else at x.
     start: f32[B, ...], begin there instead (projected into the ball first); `random_start` is then
       not read.
@@ -105,9 +106,9 @@ def pgd(
   Raises:
     ValueError: for an unknown norm, fewer than one step or restart, a loss that is none or takes other
       arguments, inputs that are integers, of less precision than float32, NaN or beyond the bounds,
-      bounds that are not two, the wrong way round or not those of one example, classes, a key, a
-      radius or a step size that are none, a start, τ, arguments of the loss or an index of another
-      length, restarts without a random start, or logits that are not [B, C].
+      bounds that are not two or the wrong way round, classes, a key, a radius or a step size that are
+      none, a start of another shape or NaN, τ, arguments of the loss or an index of another length,
+      restarts without a random start, or logits that are not [B, C].
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -129,8 +130,9 @@ def pgd(
                        like='losses.dlr')
   if decide is not None:
     calls.check_function('decide', decide, 'logits', like='dummy.fold')
-  for i, rows in enumerate(loss_args):
-    inputs.check_shape(f'loss_args[{i}]', rows, y.shape + np.shape(rows)[1:])
+  for i, rows in ((i, leaf) for i, each in enumerate(loss_args) for leaf in jax.tree.leaves(each)):
+    if np.ndim(rows):
+      inputs.check_shape(f'loss_args[{i}]', rows, y.shape + np.shape(rows)[1:])
   inputs.check_radius(epsilon, len(x))
   inputs.check_radius(step_size, len(x), 'step_size')
   # Its arrays are then arguments of the compiled program, not constants in it.
@@ -139,16 +141,16 @@ def pgd(
   index, key = inputs.indices(index, len(x)), keys.threefry(key)
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)
-  bounds = tuple(inputs.bound_of_one(bound, x) for bound in bounds)
+  bounds = tuple(jnp.asarray(bound, x.dtype) for bound in bounds)
   if tau is not None:
-    if np.ndim(tau):
+    if np.shape(tau) not in ((), (1,)):
       inputs.check_shape('tau', tau, y.shape)
     tau = jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
   momentum = (None if isinstance(momentum, (int, float)) and momentum == 0
               else jnp.asarray(momentum, x.dtype))
   if start is not None:
     start = jnp.asarray(start, x.dtype)
-    inputs.check_shape('start', start, x.shape)
+    inputs.check_start(start, x)
   draw = random_start and start is None
   if restarts > 1 and not draw:
     raise ValueError(f'restarts = {restarts}: use 1 without a random start, as all would be one run')
@@ -238,9 +240,8 @@ class _State(NamedTuple):
 
 def _into(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array]) -> Array:
   if norm == 'l1':  # clipping afterwards would leave most of the ball's radius unused
-    low, high = bounds
-    project = lambda delta, x, epsilon: balls.project_l1_box(delta, epsilon, low - x, high - x)
-    return jnp.clip(x + jax.vmap(project)(moved - x, x, epsilon), low, high)
+    low, high = (jnp.broadcast_to(bound, x.shape) - x for bound in bounds)
+    return jnp.clip(x + jax.vmap(balls.project_l1_box)(moved - x, epsilon, low, high), *bounds)
   # Clipping after the projection keeps a point in the ball, since x itself is within the bounds.
   return jnp.clip(x + jax.vmap(getattr(balls, norm).project)(moved - x, epsilon), *bounds)
 

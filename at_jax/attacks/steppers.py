@@ -120,9 +120,9 @@ def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.
 
   Source: ours.
   """
+  model = as_partial(logits_fn)
   if random:
     calls.check_call_with_key(logits_fn)
-  model = as_partial(logits_fn)
   asked = jax.tree_util.Partial(one_by_one, model, keys=problem.key) if random else model
   calls.check_call(asked, problem.x, y=problem.y, target=problem.target)
   return model

@@ -51,9 +51,8 @@ def from_torch(
     `{'params': …, 'batch_stats': …}` for `model.apply`; no 'batch_stats' without BatchNorm.
 
   Raises:
-    errors.UserError: for another model, a `SmallCNN` whose stem has a stride, which PyTorch pads
-      otherwise, another `image_shape`, and where names are missing, unknown or of another shape; it
-      lists them.
+    errors.UserError: for another model, a `SmallCNN` whose stem has a stride, another `image_shape`,
+      and where names are missing, unknown or of another shape; it lists them.
 
   Example:
     >>> from at_jax import models
@@ -96,8 +95,8 @@ def _check(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     raise errors.UserError('model', type(model).__name__,
                            'weights can be read for SmallCNN, PreActResNet18 and WideResNet')
   if isinstance(model, small_cnn.SmallCNN) and model.stem_stride != 1:
-    raise errors.UserError('model.stem_stride', model.stem_stride, 'no published SmallCNN has one, and '
-                           'PyTorch pads otherwise there: use 1')
+    raise errors.UserError('model.stem_stride', model.stem_stride, 'published weights are of stride 1, and the '
+                           'rows of fc1 are put in order for that: use 1')
   if len(image_shape) != 3:
     raise errors.UserError('image_shape', image_shape, 'use (H, W, C) of one input, such as (28, 28, 1)')
 

@@ -1,6 +1,7 @@
 """Models that keep their weights inside themselves are attacked with the weights they have now."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,18 +126,80 @@ def helper(x):
   return GLOBAL(x)
 
 
+SIZES = {'scale': 2., 0: 1.}  # names that jax cannot sort
+
+
+def scaled(x):
+  return SIZES['scale'] * GLOBAL(x) / SIZES['scale']
+
+
 @pytest.mark.parametrize('logits_fn', [
     lambda x: GLOBAL(x),
     jax.vmap(lambda x: GLOBAL(x[None])[0]),
     lambda x: jax.vmap(lambda row: GLOBAL(row))(x),
     lambda x: jnp.stack([GLOBAL(row) for row in x]),
     lambda x: helper(x),
-], ids=['itself', 'in vmap', 'a function inside', 'a loop inside', 'a function beside'])
+    lambda x: scaled(x),
+    lambda x, sizes=SIZES: GLOBAL(sizes[0] * x),
+], ids=['itself', 'in vmap', 'a function inside', 'a loop inside', 'a function beside', 'beside a dict',
+        'with a dict'])
 def test_a_global_name_that_means_another_model_is_noticed(logits_fn, monkeypatch):
   before = attack(logits_fn).loss
   monkeypatch.setitem(globals(), 'GLOBAL', Plain(NEW))
   np.testing.assert_allclose(attack(logits_fn).loss, attack(Plain(NEW)).loss, atol=1e-6)
   assert np.abs(attack(logits_fn).loss - before).max() > .1
+
+
+def shifted(x):
+  return x - GLOBAL.mean
+
+
+def shifted_beside(x):
+  return shifted(x)
+
+
+def test_weights_are_found_where_they_are_nearest(monkeypatch):
+  # The functions beside it come first, and from there the weights are too far down to be looked for.
+  weights = net = Plain(OLD)
+  for _ in range(6):
+    outer = Nested(None)
+    outer.layer, outer.mean, net = net, 0., outer
+
+  def call(x):
+    x = shifted_beside(x)
+    return GLOBAL(x)
+
+  monkeypatch.setitem(globals(), 'GLOBAL', net)
+  before = attack(call).loss
+  weights.w = NEW
+  np.testing.assert_allclose(attack(call).loss, attack(Plain(NEW)).loss, atol=1e-6)
+  assert np.abs(attack(call).loss - before).max() > .1
+
+
+WEIGHTS = None
+
+
+class State(NamedTuple):
+  WEIGHTS: jax.Array
+
+
+def applied(state, x):
+  return x @ state.WEIGHTS
+
+
+def test_an_attribute_spelled_like_a_global_name_is_not_that(monkeypatch):
+  traces = []
+
+  def apply(state, x):
+    traces.append(1)
+    return applied(state, x)
+
+  counts = []
+  for step in range(4):
+    monkeypatch.setitem(globals(), 'WEIGHTS', jnp.full(3, step))
+    attack(jax.tree_util.Partial(apply, State(jnp.array(OLD))))
+    counts.append(len(traces))
+  assert counts[0] == counts[-1] > 0
 
 
 def test_a_module_is_traced_once_for_many_weights():

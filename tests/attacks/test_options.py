@@ -163,6 +163,34 @@ def test_fab_finds_nothing_where_no_point_is_misclassified(norm, epsilon):
   np.testing.assert_array_equal(result.x, x)
 
 
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+def test_pgd_keeps_to_bounds_of_an_example_s_own(norm):
+  # A patch of each example may move; one by one, with the bounds of that one, they are attacked alike.
+  random = np.random.default_rng(10)
+  w, x = random.normal(size=(6, 4)).astype(np.float32), random.uniform(size=(5, 6)).astype(np.float32)
+  model, mask = lambda x: x @ w, random.uniform(size=(5, 6)) < .5
+  y = model(x).argmax(1)
+  low, high = np.where(mask, 0, x), np.where(mask, 1, x + 1e-6)
+  attack = lambda i, bounds: attacks.pgd(
+      model, x[i], y[i], KEY, epsilon=.5, step_size=.1, num_steps=4, norm=norm, bounds=bounds, index=i)
+  moved = attack(np.arange(5), (low, high)).x
+  np.testing.assert_allclose(np.where(mask, x, moved), x, atol=2e-6)
+  assert np.abs(moved - x).max(1).min() > .05
+  for i in range(5):
+    one = attack(np.array([i]), (low[i], high[i])).x[0]
+    np.testing.assert_allclose(moved[i], one, atol=1e-6)
+
+
+@pytest.mark.parametrize('arguments, loss', [
+    ((jax.random.split(KEY, 5),), lambda logits, y, keys: logits.max(1)),
+    (({'t': np.ones(5)}, 2.), lambda logits, y, each, t: logits.max(1) * each['t'] * t)])
+def test_a_loss_may_take_keys_numbers_and_trees(arguments, loss):
+  x = np.full((5, 2), .5, np.float32)
+  result = attacks.pgd(lambda x: x, x, np.zeros(5, int), KEY, epsilon=.1, step_size=.1, num_steps=1,
+                       loss=loss, loss_args=arguments)
+  assert np.isfinite(result.loss).all()
+
+
 @pytest.mark.parametrize('name', ['pgd', 'apgd', 'fab', 'square'])
 def test_an_input_that_is_misclassified_already_is_a_success(name):
   random = np.random.default_rng(9)
