@@ -81,7 +81,8 @@ def run(
 
   Raises:
     errors.UserError: the state on disk is damaged, or was written under another version of JAX or
-      on another device, where not even the same clean examples are right.
+      on another device, where not even the same clean examples are right, or for a number of devices
+      that takes the batch size up to another multiple.
 
   Source: `attacks.autoattack`; the rest ours.
   """

@@ -27,7 +27,8 @@ def as_partial(logits_fn: Callable[..., Array]) -> jax.tree_util.Partial:
   arrays are split off and traced: other weights then compile nothing anew. Any other is compiled for
   the arrays that are found in it, among its attributes or in what a function refers to, and again
   when they are others: by closure, default arguments and global names, also of functions inside of it
-  and of those beside it. What a NumPy array holds is compared by a checksum, at every call.
+  and of those beside it; in an object that is no function, those of the attributes it reads. What a
+  NumPy array holds is compared by a checksum, at every call.
 
   Not looked into are lists that a function refers to, functions of other modules, modules, classes and
   what their methods refer to, `__slots__`, and what is more than eight objects deep. Where weights are
@@ -128,30 +129,39 @@ def _hidden(value: Any) -> Iterator[Array]:
 
   Level by level: an object that is met far down and again further up is looked into from there.
   """
-  seen, level = {id(value): value}, [value]  # the object too, for an identity means nothing after its end
+  seen, level = {}, [(value, None)]
   for _ in range(_DEPTH):
     below = []
-    for leaf in itertools.chain.from_iterable(map(_inside, level)):
-      if id(leaf) in seen or isinstance(leaf, (type, types.ModuleType)):
+    for leaf, names in itertools.chain.from_iterable(itertools.starmap(_inside, level)):
+      if (id(leaf), names) in seen or isinstance(leaf, (type, types.ModuleType)):
         continue
-      seen[id(leaf)] = leaf
+      seen[id(leaf), names] = leaf  # it too, for an identity means nothing after its end
       if _is_array(leaf):
         yield leaf
       else:
-        below.append(leaf)
+        below.append((leaf, names))
     level = below
 
 
-def _inside(value: Any) -> Iterator[Any]:
-  """The leaves of what an object holds."""
-  held = dict(getattr(value, '__dict__', ())).values()
+def _inside(value: Any, names: tuple[str, ...] | None) -> Iterator[tuple[Any, tuple[str, ...] | None]]:
+  """The leaves of what an object holds, of what is no function of x by these names only; None for all.
+
+  A function that reads `trainer.params` is to be compiled anew for other parameters, and not whenever
+  anything else of the trainer changes.
+  """
+  held = dict(getattr(value, '__dict__', ()))
   if isinstance(value, types.FunctionType):
     # A list may be one that the function adds to at every call.
-    held = [other for other in (*held, *_mentioned(value)) if not isinstance(other, list)]
-    return (leaf for leaf in _leaves(held) if callable(leaf) or _is_array(leaf))
-  if isinstance(value, functools.partial):
-    return _leaves([value.func, value.args, value.keywords])
-  return _leaves([getattr(value, '__self__', None), getattr(value, '__func__', None), *held])
+    held = [other for other in (*held.values(), *_mentioned(value)) if not isinstance(other, list)]
+    names = _names(value.__code__)[1]
+  elif isinstance(value, functools.partial):
+    held = [value.func, value.args, value.keywords]
+  elif names is not None and held:
+    names = _reached(type(value), names)
+    held = [held[name] for name in names if name in held]
+  else:
+    held = [getattr(value, '__self__', None), getattr(value, '__func__', None), *held.values()]
+  return ((leaf, None if callable(leaf) or _is_array(leaf) else names) for leaf in _leaves(held))
 
 
 def _leaves(values: Iterable[Any]) -> Iterator[Any]:
@@ -171,7 +181,7 @@ def _mentioned(function: types.FunctionType) -> Iterator[Any]:
       continue
   yield from function.__defaults__ or ()
   yield from (function.__kwdefaults__ or {}).values()
-  for name in _names(function.__code__):
+  for name in _names(function.__code__)[0]:
     other = function.__globals__.get(name)
     # Of functions only those beside it, or the search would go through whole libraries.
     if not isinstance(other, types.FunctionType) or other.__globals__ is function.__globals__:
@@ -179,11 +189,27 @@ def _mentioned(function: types.FunctionType) -> Iterator[Any]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _names(code: types.CodeType) -> tuple[str, ...]:
-  """The global names of a function, and of the functions and loops inside of it; not its attributes'."""
-  own = [step.argval for step in dis.get_instructions(code) if step.opname in ('LOAD_GLOBAL', 'LOAD_NAME')]
-  inner = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
-  return tuple(dict.fromkeys(itertools.chain(own, *inner)))
+def _names(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The global names and the attributes that a function reads, those of functions inside of it too."""
+  parts = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+  steps = list(dis.get_instructions(code))
+  read = lambda *kinds: [step.argval for step in steps if step.opname in kinds]
+  own = read('LOAD_GLOBAL', 'LOAD_NAME'), read('LOAD_ATTR', 'LOAD_METHOD')
+  return tuple(tuple(dict.fromkeys(itertools.chain(mine, *theirs)))
+               for mine, *theirs in zip(own, *parts, strict=True))
+
+
+def _reached(kind: type, names: tuple[str, ...]) -> tuple[str, ...]:
+  """These attributes, and those that the methods among them read."""
+  found, left = dict.fromkeys(names), list(names)
+  while left:
+    method = getattr(kind, left.pop(), None)
+    method = method.fget if isinstance(method, property) else method
+    if isinstance(method, types.FunctionType):
+      new = [name for name in _names(method.__code__)[1] if name not in found]
+      found |= dict.fromkeys(new)
+      left += new
+  return tuple(found)
 
 
 def _is_array(leaf: Any) -> bool:

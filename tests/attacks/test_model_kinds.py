@@ -1,6 +1,7 @@
 """Models that keep their weights inside themselves are attacked with the weights they have now."""
 
 import functools
+import types
 from typing import NamedTuple
 
 import jax
@@ -39,6 +40,24 @@ class Nested:
     return self.layer(x)
 
 
+class Trainer:
+  """What holds the weights is no function; it has a step besides."""
+
+  def __init__(self, w):
+    self.held = types.SimpleNamespace(w=w)
+    self.step = jnp.zeros(3)
+
+  def logits(self, x):
+    return self._layer(x)
+
+  def _layer(self, x):
+    return x @ self.weights
+
+  @property
+  def weights(self):
+    return self.held.w
+
+
 def nnx(w):
   nnx_lib = pytest.importorskip('flax.nnx')
 
@@ -67,6 +86,10 @@ def set_numpy(net, w):
   net.w[:] = w
 
 
+def set_held(net, w):
+  net.held.w = w
+
+
 def set_nested(net, w):
   net.layer.w = w
 
@@ -83,6 +106,8 @@ KINDS = {
     'partial of a method': (Plain, set_attribute, lambda net: functools.partial(net.forward)),
     'NumPy written to': (lambda w: Plain(w.copy()), set_numpy, lambda net: net),
     'an object in an object': (Nested, set_nested, lambda net: net),
+    'what a function reads': (Trainer, set_held, lambda net: lambda x: x @ net.held.w),
+    'what its methods read': (Trainer, set_held, lambda net: lambda x: net.logits(x)),
     'a default argument': (Plain, set_attribute, lambda net: lambda x, net=net: net(x)),
     'a default by name': (Plain, set_attribute, lambda net: lambda x, *, net=net: net(x)),
     'NumPy as a default': (lambda w: Plain(w.copy()), set_numpy, lambda net: lambda x, w=net.w: x @ w),
@@ -198,6 +223,21 @@ def test_an_attribute_spelled_like_a_global_name_is_not_that(monkeypatch):
   for step in range(4):
     monkeypatch.setitem(globals(), 'WEIGHTS', jnp.full(3, step))
     attack(jax.tree_util.Partial(apply, State(jnp.array(OLD))))
+    counts.append(len(traces))
+  assert counts[0] == counts[-1] > 0
+
+
+def test_what_a_function_does_not_read_may_change():
+  net, traces = Trainer(jnp.array(OLD)), []
+
+  def logits_fn(x):
+    traces.append(1)
+    return net.logits(x)
+
+  counts = []
+  for step in range(4):
+    net.step = jnp.full(3, step)
+    attack(logits_fn)
     counts.append(len(traces))
   assert counts[0] == counts[-1] > 0
 
