@@ -17,6 +17,7 @@ import tqdm
 from at_jax import errors
 
 _PACKAGES = ('at_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+_NORMS = {'linf': 'L∞', 'l2': 'L2', 'l1': 'L1'}
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -265,7 +266,9 @@ def table(results: dict[str, Any]) -> str:
     rows += [(f'as trained, {name}', *(found[field] for found in before))
              for name, field in (('clean', 'clean'), ('worst case of all', 'worst_case'),
                                  ('its worst class', 'worst_class'))]
-  title = f"{results['dataset']}, {results['n']} test examples, seed {results['seed']}"
+  asked = results['config']['evaluate']
+  title = (f"{results['dataset']}, {results['n']} test examples, seed {results['seed']}, "
+           f"{_NORMS[asked['norm']]} {asked['epsilon_255']:g}/255")
   lines = [title, f"{'accuracy of the deployed model':32}  best (step {best['step']})"
            f"  last (step {last['step']})"]
   widths = [len(f"best (step {best['step']})"), len(f"last (step {last['step']})")]

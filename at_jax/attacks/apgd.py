@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from at_jax.attacks import balls
 from at_jax.attacks import calls
+from at_jax.attacks import checks
 from at_jax.attacks import gradients
 from at_jax.attacks import inputs
 from at_jax.attacks import losses
@@ -119,6 +120,7 @@ def apgd(
                    large_start=large_start, eot=eot)
   problem = steppers.make_problem(
       x, y, key, epsilon=epsilon, bounds=bounds, target=target, index=index)
+  checks.warn_of_reach(problem.epsilon, problem.x, problem.bounds, norm)
   state = steppers.begin(problem, stepper=attack)
   if start is not None:
     start = jnp.asarray(start, problem.x.dtype)

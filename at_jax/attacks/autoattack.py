@@ -270,8 +270,6 @@ def autoattack(
 
 def _check(problem, names, batch_size, channel_axis) -> None:
   """Raises for what would go wrong without a word, or only after hours."""
-  if not len(problem.x):
-    raise ValueError('x has no examples')
   inputs.check_count('batch_size', batch_size)
   if 'square' in names:
     image_shape(problem.x.shape[1:], channel_axis)

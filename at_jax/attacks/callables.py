@@ -30,9 +30,9 @@ def as_partial(logits_fn: Callable[..., Array]) -> jax.tree_util.Partial:
   and of those beside it; in an object that is no function, those of the attributes it reads. What a
   NumPy array holds is compared by a checksum, at every call.
 
-  Not looked into are lists that a function refers to, functions of other modules, modules, classes and
-  what their methods refer to, `__slots__`, and what is more than eight objects deep. Where weights are
-  kept there and change between two calls, pass `jax.tree_util.Partial(f, weights)`.
+  Not looked into are functions of other modules, modules, classes and what their methods refer to,
+  `__slots__`, and what is more than eight objects deep. Where weights are kept there and change between
+  two calls, pass `jax.tree_util.Partial(f, weights)`.
 
   Args:
     logits_fn: any callable.
@@ -151,8 +151,7 @@ def _inside(value: Any, names: tuple[str, ...] | None) -> Iterator[tuple[Any, tu
   """
   held = dict(getattr(value, '__dict__', ()))
   if isinstance(value, types.FunctionType):
-    # A list may be one that the function adds to at every call.
-    held = [other for other in (*held.values(), *_mentioned(value)) if not isinstance(other, list)]
+    held = [*held.values(), *_mentioned(value)]
     names = _names(value.__code__)[1]
   elif isinstance(value, functools.partial):
     held = [value.func, value.args, value.keywords]

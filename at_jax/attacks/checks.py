@@ -5,12 +5,14 @@ of them unexplained should not be believed.
 """
 
 from collections.abc import Mapping
+import warnings
 
 import jax
 import numpy as np
 
 from at_jax.attacks import answers
 from at_jax.attacks import calls
+from at_jax.attacks import inputs
 from at_jax.attacks import outputs
 
 Array = jax.Array
@@ -212,6 +214,29 @@ def check_reach(
     return ()
   return (f'epsilon = {farthest:g} reaches across all of {low.min():g}..{high.max():g}: it is in units '
           'of x, 8/255 for example',)
+
+
+def warn_of_reach(
+    epsilon: float | Array, x: Array, bounds: tuple[Array, Array], norm: str) -> None:
+  """`check_reach` as a warning of Python's, where the radius has a value already.
+
+  Args:
+    epsilon: a number or f32[B].
+    x: f32[B, ...].
+    bounds: the smallest and the largest value of an input.
+    norm: 'linf', 'l2' or 'l1'.
+
+  Example:
+    >>> warn_of_reach(8 / 255, np.ones((2, 3)), (0., 1.), 'linf')
+
+  Source: ours.
+  """
+  if all(map(inputs.is_known, (epsilon, *bounds))):
+    low, high = (np.asarray(bound) for bound in bounds)
+    # Of bounds of an example's own the widest.
+    widest = (low.min(0) if low.ndim == x.ndim else low, high.max(0) if high.ndim == x.ndim else high)
+    for line in check_reach(np.asarray(epsilon), x.shape[1:], widest, norm):
+      warnings.warn(line, stacklevel=3)
 
 
 def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ def check_examples(x: Array, y: Array) -> None:
 
   Raises:
     ValueError: for inputs that are integers or of less precision than float32, classes that are no
-      integers or below 0, or x and y of different lengths.
+      integers or below 0, x and y of different lengths, or no examples at all.
 
   Source: ours.
   """
@@ -33,7 +33,10 @@ def check_examples(x: Array, y: Array) -> None:
                      'logits_fn convert it')
   if y.shape != x.shape[:1]:
     cure = 'argmax(y, axis=-1) of one-hot rows' if y.ndim > 1 else 'x[None], y[None] of one example'
+    cure = 'y[:, 0] of a column' if y.shape == (len(x), 1) else cure
     raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}; {cure}')
+  if not len(x):
+    raise ValueError('x has no examples')
   check_classes('y', y)
 
 
@@ -103,6 +106,8 @@ def check_radius(
 
   Source: ours.
   """
+  if isinstance(epsilon, str):
+    raise ValueError(f'{name} = {epsilon!r}: use a number, without quotes')
   if np.shape(epsilon) not in ((), (1,), (num_examples,)):
     raise ValueError(f'{name} has shape {np.shape(epsilon)}: use a number, or one per example of x, '
                      f'{(num_examples,)}')

@@ -10,6 +10,7 @@ import numpy as np
 
 from at_jax.attacks import balls
 from at_jax.attacks import calls
+from at_jax.attacks import checks
 from at_jax.attacks import gradients
 from at_jax.attacks import inputs
 from at_jax.attacks import keys
@@ -107,7 +108,7 @@ def pgd(
     ValueError: for an unknown norm, fewer than one step or restart, a loss that is none or takes other
       arguments, inputs that are integers, of less precision than float32, NaN or beyond the bounds,
       bounds that are not two or the wrong way round, classes, a key, a radius or a step size that are
-      none, a start of another shape or NaN, τ, arguments of the loss or an index of another length,
+      none, no examples, a start of another shape or NaN, τ, arguments of the loss or an index of another length,
       restarts without a random start, or logits that are not [B, C].
 
   Example:
@@ -135,6 +136,7 @@ def pgd(
       inputs.check_shape(f'loss_args[{i}]', rows, y.shape + np.shape(rows)[1:])
   inputs.check_radius(epsilon, len(x))
   inputs.check_radius(step_size, len(x), 'step_size')
+  checks.warn_of_reach(epsilon, x, bounds, norm)
   # Its arrays are then arguments of the compiled program, not constants in it.
   logits_fn = steppers.as_partial(logits_fn)
   calls.check_call(logits_fn, x, y=y)

@@ -5,6 +5,7 @@ import pathlib
 import time
 from typing import NamedTuple
 import zipfile
+import zlib
 
 import jax
 import numpy as np
@@ -62,8 +63,9 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray] | None:
   try:
     with np.load(path, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}
-  except (ValueError, EOFError, AttributeError, TypeError) as error:  # garbage, nothing, an .npy
-    raise zipfile.BadZipFile(f'{path} is damaged') from error
+  # Cut off or changed; garbage, nothing, an .npy.
+  except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, AttributeError, TypeError) as error:
+    raise zipfile.BadZipFile(f'{path} is damaged: {error}') from error
 
 
 def prove(path: str | os.PathLike | None) -> None:

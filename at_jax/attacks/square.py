@@ -90,6 +90,7 @@ def square(
   """
   attack = stepper(norm=norm, num_queries=num_queries, p_init=p_init, channel_axis=channel_axis)
   problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, index=index)
+  checks.warn_of_reach(problem.epsilon, problem.x, problem.bounds, norm)
   state = steppers.begin(problem, stepper=attack)
   model = steppers.prepare(logits_fn, problem)
   for line in checks.check_channels(problem.x.shape, channel_axis):

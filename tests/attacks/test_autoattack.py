@@ -190,12 +190,13 @@ def test_a_damaged_file_is_not_read(tmp_path):
   saves.save(tmp_path / 'state.npz', {'x': np.arange(1000)})
   content = bytearray((tmp_path / 'state.npz').read_bytes())
   content[2000] ^= 1
+  short = content[:200]
   (tmp_path / 'state.npz').write_bytes(content)
-  with pytest.raises(zipfile.BadZipFile, match='CRC'):
+  with pytest.raises(zipfile.BadZipFile, match='state.npz is damaged: .*CRC'):
     saves.load(tmp_path / 'state.npz')
-  for content in (b'garbage' * 9, b''):
+  for content in (b'garbage' * 9, b'', short):
     (tmp_path / 'state.npz').write_bytes(content)
-    with pytest.raises(zipfile.BadZipFile, match='damaged'):
+    with pytest.raises(zipfile.BadZipFile, match='state.npz is damaged'):
       saves.load(tmp_path / 'state.npz')
   saves.save(tmp_path / 'state.npz', {'fell': np.arange(3)})
   with pytest.raises(zipfile.BadZipFile, match="damaged: 'mark' is missing"):

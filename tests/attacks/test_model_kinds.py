@@ -86,6 +86,10 @@ def set_numpy(net, w):
   net.w[:] = w
 
 
+def set_first(layers, w):
+  layers[0] = (w, 0.)
+
+
 def set_held(net, w):
   net.held.w = w
 
@@ -106,6 +110,8 @@ KINDS = {
     'partial of a method': (Plain, set_attribute, lambda net: functools.partial(net.forward)),
     'NumPy written to': (lambda w: Plain(w.copy()), set_numpy, lambda net: net),
     'an object in an object': (Nested, set_nested, lambda net: net),
+    'a list of layers': (lambda w: [(w, 0.)], set_first,
+                         lambda layers: lambda x: x @ layers[0][0] + layers[0][1]),
     'what a function reads': (Trainer, set_held, lambda net: lambda x: x @ net.held.w),
     'what its methods read': (Trainer, set_held, lambda net: lambda x: net.logits(x)),
     'a default argument': (Plain, set_attribute, lambda net: lambda x, net=net: net(x)),

@@ -1,5 +1,7 @@
 """What cannot be attacked is refused before anything is computed, in one line with the remedy."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,9 @@ ATTACKS = {
 WRONG = [
     (dict(epsilon=-.1), 'epsilon = -0.1.*at least 0'),
     (dict(epsilon=float('nan')), 'epsilon = nan'),
+    (dict(epsilon='8/255'), "epsilon = '8/255': use a number, without quotes"),
+    (dict(x=X[:0], y=Y[:0]), 'x has no examples'),
+    (dict(y=Y[:, None]), r'y has shape \(5, 1\).*y\[:, 0\] of a column'),
     (dict(epsilon=np.full(5, .1) * [1, 1, -1, 1, 1]), 'epsilon = -0.1'),
     (dict(epsilon=np.full(3, .1)), r'epsilon has shape \(3,\)'),
     (dict(y=Y - 1), 'y reaches from -1 to 1'),
@@ -119,6 +124,16 @@ def test_targets_are_looked_at_and_so_is_a_random_model():
     attacks.fab(model, X, Y, epsilon=.1, num_steps=1, target=np.full(5, 3))
   with pytest.raises(ValueError, match='y reaches'):
     attacks.apgd(lambda x, key: x @ W, X, Y + 1, KEY, epsilon=.1, num_steps=1, eot=2)
+
+
+@pytest.mark.parametrize('name', ['pgd', 'apgd', 'square'])
+def test_a_radius_in_other_units_is_told(name):
+  with pytest.warns(UserWarning, match='epsilon = 8 reaches across all of 0..1.*8/255'):
+    ATTACKS[name](model, X, Y, KEY, epsilon=8)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    ATTACKS[name](model, X, Y, KEY, epsilon=8 / 255)
+    jax.jit(lambda e: ATTACKS[name](model, X, Y, KEY, epsilon=e).x)(8.)
 
 
 PGD = dict(epsilon=.1, step_size=.1, num_steps=2)
