@@ -108,8 +108,8 @@ def pgd(
     ValueError: for an unknown norm, fewer than one step or restart, a loss that is none or takes other
       arguments, inputs that are integers, of less precision than float32, NaN or beyond the bounds,
       bounds that are not two or the wrong way round, classes, a key, a radius or a step size that are
-      none, no examples, a start of another shape or NaN, τ, arguments of the loss or an index of another length,
-      restarts without a random start, or logits that are not [B, C].
+      none, no examples, a start of another shape or NaN, τ, arguments of the loss or an index of another
+      length, restarts without a random start, or logits that are not [B, C].
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
