@@ -37,10 +37,13 @@ def test_one_example_at_a_time_is_seen_in_company():
 
 def test_a_compiled_model_that_answers_otherwise_is_noticed():
   _, x, y = network()
-  weights = [jax.random.normal(KEY, (12, 5))]  # what is in a list is not looked at
-  logits_fn = lambda x: x.reshape(len(x), -1) @ weights[0]
+
+  class Held:  # classes are not looked into
+    weights = jax.random.normal(KEY, (12, 5))
+
+  logits_fn = lambda x: x.reshape(len(x), -1) @ Held.weights
   assert 'compiled' not in doubts(logits_fn, x, y)
-  weights[0] = -weights[0]
+  Held.weights = -Held.weights
   assert 'compiled, the model answers otherwise, by' in doubts(logits_fn, x, y)
 
 
