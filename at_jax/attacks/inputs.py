@@ -108,9 +108,7 @@ def check_radius(
   """
   if isinstance(epsilon, str):
     raise ValueError(f'{name} = {epsilon!r}: use a number, without quotes')
-  if np.shape(epsilon) not in ((), (1,), (num_examples,)):
-    raise ValueError(f'{name} has shape {np.shape(epsilon)}: use a number, or one per example of x, '
-                     f'{(num_examples,)}')
+  check_shape(name, epsilon, (), (1,), (num_examples,))
   if not is_known(epsilon):
     return
   numbers = np.ravel(np.asarray(epsilon, np.float64))
@@ -159,13 +157,13 @@ def check_name(name: str, value: str, known: Sequence[str]) -> None:
     raise ValueError(f'{name} = {value!r}: use one of {", ".join(known)}')
 
 
-def check_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
-  """Raises unless an argument that goes with the examples has the shape they ask for.
+def check_shape(name: str, array: Array, *shapes: tuple[int, ...]) -> None:
+  """Raises unless an argument that goes with the examples has a shape they ask for.
 
   Args:
     name: of the argument.
     array: it.
-    shape: what it has to be.
+    *shapes: what it may be; the last is that of one row an example.
 
   Raises:
     ValueError: for another.
@@ -175,8 +173,9 @@ def check_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
 
   Source: ours.
   """
-  if np.shape(array) != shape:
-    raise ValueError(f'{name} has shape {np.shape(array)}: use {shape}, one row per example of x')
+  if np.shape(array) not in shapes:
+    raise ValueError(f'{name} has shape {np.shape(array)}: use {"a number, or " if () in shapes else ""}'
+                     f'{shapes[-1]}, one row per example of x')
 
 
 def check_start(start: Array, x: Array) -> None:
@@ -215,7 +214,7 @@ def check_bounds(x: Array, bounds: tuple[float, float]) -> None:
 
   Source: ours.
   """
-  number = len(bounds) if isinstance(bounds, (tuple, list)) else sum(np.shape(bounds)[:1])
+  number = len(bounds) if isinstance(bounds, (tuple, list)) or np.ndim(bounds) else 0
   if number != 2:
     raise ValueError(f'bounds = {bounds}: use two, the smallest and the largest value of an input')
   if not all(map(is_known, bounds)):

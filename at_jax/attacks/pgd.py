@@ -131,9 +131,9 @@ def pgd(
                        like='losses.dlr')
   if decide is not None:
     calls.check_function('decide', decide, 'logits', like='dummy.fold')
-  for i, rows in ((i, leaf) for i, each in enumerate(loss_args) for leaf in jax.tree.leaves(each)):
-    if np.ndim(rows):
-      inputs.check_shape(f'loss_args[{i}]', rows, y.shape + np.shape(rows)[1:])
+  for i, given in enumerate(loss_args):
+    for rows in jax.tree.leaves(given):
+      inputs.check_shape(f'loss_args[{i}]', rows, (), y.shape + np.shape(rows)[1:])
   inputs.check_radius(epsilon, len(x))
   inputs.check_radius(step_size, len(x), 'step_size')
   checks.warn_of_reach(epsilon, x, bounds, norm)
@@ -145,8 +145,7 @@ def pgd(
   step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)
   bounds = tuple(jnp.asarray(bound, x.dtype) for bound in bounds)
   if tau is not None:
-    if np.shape(tau) not in ((), (1,)):
-      inputs.check_shape('tau', tau, y.shape)
+    inputs.check_shape('tau', tau, (), (1,), y.shape)
     tau = jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
   momentum = (None if isinstance(momentum, (int, float)) and momentum == 0
               else jnp.asarray(momentum, x.dtype))

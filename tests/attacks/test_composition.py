@@ -110,8 +110,9 @@ def test_large_start_ends_in_the_ball():
   logits_fn, x, y = network()
   result = attacks.apgd(logits_fn, x, y, KEY, epsilon=.3, norm='l1', large_start=True, num_steps=20)
   assert np.abs(result.x - x).sum((1, 2)).max() <= .3 * (1 + 1e-5)
-  for options in (dict(norm='l1', num_steps=1), dict(norm='l2')):
-    with pytest.raises(ValueError, match='large_start'):
+  for options, said in ((dict(norm='l1', num_steps=1), 'num_steps = 1: use at least 2 with large_start'),
+                        (dict(norm='l2'), 'large_start needs')):
+    with pytest.raises(ValueError, match=said):
       attacks.apgd(logits_fn, x, y, KEY, epsilon=.3, large_start=True, **options)
 
 
