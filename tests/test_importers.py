@@ -68,10 +68,17 @@ def test_names_that_do_not_fit_are_listed():
                      'unknown: classifier.fc9.weight'):
     importers.from_torch(SMALL, arrays, (8, 10, 1))
   arrays, _ = small_arrays()
-  with pytest.raises(errors.UserError, match=r'another shape: classifier.fc1.weight \(5, 24\)'):
+  with pytest.raises(errors.UserError, match=r'another shape for inputs \(8, 12, 1\), which is '
+                     r'\(H, W, C\): classifier.fc1.weight \(5, 24\)$'):
     importers.from_torch(SMALL, arrays, (8, 12, 1))
   with pytest.raises(errors.UserError, match='SmallCNN, PreActResNet18 and WideResNet'):
     importers.from_torch(models.DucatResNet18(num_outputs=5, width=4), {}, (8, 8, 3))
+
+
+def test_of_many_names_that_do_not_fit_the_first_are_given():
+  with pytest.raises(errors.UserError, match='missing: bn.bias, .*, and 34 more$') as said:
+    importers.from_torch(RESIDUAL['preact'], {}, (8, 8, 3))
+  assert str(said.value).count('.') < 12
 
 
 # PyTorch's name of every array, by the collection and the name that Flax has for it.

@@ -28,6 +28,7 @@ _UNUSED = re.compile(r'(?:^|\.)num_batches_tracked$|^sub_block1\.')
 _LEAVES = {('params', 'kernel'): 'weight', ('params', 'scale'): 'weight',
            ('params', 'bias'): 'bias', ('batch_stats', 'mean'): 'running_mean',
            ('batch_stats', 'var'): 'running_var'}
+_TOLD = 4  # how many names a message gives of each kind
 
 
 def from_torch(
@@ -52,7 +53,8 @@ def from_torch(
 
   Raises:
     errors.UserError: for another model, a `SmallCNN` whose stem has a stride, another `image_shape`,
-      and where names are missing, unknown or of another shape; it lists them.
+      and where names are missing, unknown or of another shape; the message has the
+      first four of each kind.
 
   Example:
     >>> from at_jax import models
@@ -77,12 +79,12 @@ def from_torch(
   missing = sorted(set(names.values()) - arrays.keys())
   unknown = sorted(arrays.keys() - set(names.values()))
   if missing or unknown:
-    raise _mismatch(model, missing=missing, unknown=unknown)
+    raise _mismatch(model, {'missing': missing, 'unknown': unknown})
   turned = {path: _turn(arrays[name]) for path, name in names.items()}
   other = sorted(f'{names[path]} {arrays[names[path]].shape}' for path, leaf in wanted.items()
                  if turned[path].shape != leaf.shape)
   if other:
-    raise _mismatch(model, **{'of another shape': other})
+    raise _mismatch(model, {f'of another shape for inputs {image_shape}, which is (H, W, C)': other})
   for path, (_, layer, leaf) in keys.items():
     if isinstance(model, small_cnn.SmallCNN) and (layer, leaf) == ('fc1', 'kernel'):
       turned[path] = _channels_last(turned[path], model, image_shape)
@@ -125,9 +127,13 @@ def _layer(model: nn.Module, layer: str) -> str:
   return re.sub(r'\.shortcut$', '.convShortcut', layer)
 
 
-def _mismatch(model: nn.Module, **names: list[str]) -> errors.UserError:
-  told = '; '.join(f'{kind}: {", ".join(each)}' for kind, each in names.items() if each)
-  return errors.UserError('model', type(model).__name__, f'the state dict is not of it; {told}')
+def _mismatch(model: nn.Module, names: Mapping[str, list[str]]) -> errors.UserError:
+  told = []
+  for kind, each in names.items():
+    if each:
+      more = [f'and {len(each) - _TOLD} more'] if len(each) > _TOLD else []
+      told.append(f'{kind}: {", ".join(each[:_TOLD] + more)}')
+  return errors.UserError('model', type(model).__name__, f'the state dict is not of it; {"; ".join(told)}')
 
 
 def _turn(value: np.ndarray) -> np.ndarray:
