@@ -65,23 +65,27 @@ def check_answer(answer: Any, num_examples: int) -> None:
   raise ValueError(f'logits_fn gives shape {tuple(shape)} for {num_examples} examples: {cure}')
 
 
-def check_call_with_key(logits_fn: Callable[..., Any]) -> None:
-  """Raises unless a model can be called with an example and a key, as a random one is.
+def check_arguments(logits_fn: Callable[..., Any], *, random: bool) -> None:
+  """Raises unless a model can be called with inputs and nothing else, or with one example and a key.
 
   Args:
     logits_fn: the model; one whose signature cannot be read passes.
+    random: whether it is one that draws from a key.
 
   Raises:
-    ValueError: if it takes one argument, or needs more than two.
+    ValueError: if it takes fewer arguments, or needs more.
 
   Example:
-    >>> check_call_with_key(lambda x, key: x)
+    >>> check_arguments(lambda x, key: x, random=True)
 
   Source: ours.
   """
-  if reason := _misfit(logits_fn, 'x', 'key'):
+  if random and (reason := _misfit(logits_fn, 'x', 'key')):
     raise ValueError(f'logits_fn cannot be called as (x, key), {reason}: a random model is given one '
                      'example and a key')
+  if not random and (reason := _misfit(logits_fn, 'x')):
+    raise ValueError(f'logits_fn cannot be called as (x), {reason}: give what else it needs with '
+                     "jax.tree_util.Partial; one that draws from a key is for autoattack's version='rand'")
 
 
 def check_search(

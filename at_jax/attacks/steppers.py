@@ -115,14 +115,13 @@ def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.
     A `jax.tree_util.Partial`.
 
   Raises:
-    ValueError: if it is no function, of an example and a key where it is random, gives no logits
-      [B, C], or there are classes it has no logit for.
+    ValueError: if it is no function of inputs, or of an example and a key where it is random, gives
+      no logits [B, C], or there are classes it has no logit for.
 
   Source: ours.
   """
   model = as_partial(logits_fn)
-  if random:
-    calls.check_call_with_key(logits_fn)
+  calls.check_arguments(logits_fn, random=random)
   asked = jax.tree_util.Partial(one_by_one, model, keys=problem.key) if random else model
   calls.check_call(asked, problem.x, y=problem.y, target=problem.target)
   return model

@@ -40,6 +40,8 @@ WRONG = [
     (dict(y=Y - 1), 'y reaches from -1 to 1'),
     (dict(y=Y + 1), r'y reaches from 1 to 3: classes are 0\.\.2'),
     (dict(y=Y.astype(np.float32)), 'y has dtype float32: use integers'),
+    (dict(logits_fn=lambda x, key: x @ W), r"cannot be called as \(x\), .*'key'.*version='rand'"),
+    (dict(logits_fn=lambda x, *, train: x @ W), r"cannot be called as \(x\), .*'train'.*Partial"),
     (dict(logits_fn=lambda x: x.sum(1)), r'gives shape \(5,\).*stack'),
     (dict(logits_fn=lambda x: x.sum(1, keepdims=True)), r'gives shape \(5, 1\).*stack'),
     (dict(logits_fn=lambda x: (x @ W)[:, :, None]), r'one column per class'),
