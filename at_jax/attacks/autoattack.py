@@ -187,7 +187,7 @@ def autoattack(
     if search_fn is not None:
       raise ValueError("search_fn needs a model whose answers are final: leave it out with "
                        "version='rand'")
-  calls.check_arguments(logits_fn, random=random)
+  calls.check_arguments(logits_fn, problem.x, random=random)
   search_fn = verify_fn if search_fn is None else steppers.as_partial(search_fn)
   ask = functools.partial(_in_batches, verify_fn, index, key, batch_size=batch_size,
                           devices=devices, random=random)

@@ -65,27 +65,34 @@ def check_answer(answer: Any, num_examples: int) -> None:
   raise ValueError(f'logits_fn gives shape {tuple(shape)} for {num_examples} examples: {cure}')
 
 
-def check_arguments(logits_fn: Callable[..., Any], *, random: bool) -> None:
+def check_arguments(logits_fn: Callable[..., Any], x: Array, *, random: bool) -> None:
   """Raises unless a model can be called with inputs and nothing else, or with one example and a key.
 
   Args:
     logits_fn: the model; one whose signature cannot be read passes.
+    x: f32[B, ...].
     random: whether it is one that draws from a key.
 
   Raises:
     ValueError: if it takes fewer arguments, or needs more.
 
   Example:
-    >>> check_arguments(lambda x, key: x, random=True)
+    >>> check_arguments(lambda x, key: x, jax.numpy.ones((1, 2)), random=True)
 
   Source: ours.
   """
-  if random and (reason := _misfit(logits_fn, 'x', 'key')):
-    raise ValueError(f'logits_fn cannot be called as (x, key), {reason}: a random model is given one '
-                     'example and a key')
-  if not random and (reason := _misfit(logits_fn, 'x')):
-    raise ValueError(f'logits_fn cannot be called as (x), {reason}: give what else it needs with '
-                     "jax.tree_util.Partial; one that draws from a key is for autoattack's version='rand'")
+  reason = _misfit(logits_fn, *(['x', 'key'] if random else ['x']))
+  if reason is None:
+    return
+  try:  # A decorator may pass on the signature of what it wraps, and give it what it needs.
+    given = (x[0], jax.random.key(0)) if random else (x,)
+    jax.eval_shape(lambda *given: logits_fn(*given), *given)
+  except TypeError:
+    called, cure = '(x)', ("give what else it needs with jax.tree_util.Partial; one that draws from a "
+                           "key is for autoattack's version='rand'")
+    if random:
+      called, cure = '(x, key)', 'a random model is given one example and a key'
+    raise ValueError(f'logits_fn cannot be called as {called}, {reason}: {cure}') from None
 
 
 def check_search(

@@ -121,7 +121,7 @@ def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.
   Source: ours.
   """
   model = as_partial(logits_fn)
-  calls.check_arguments(logits_fn, random=random)
+  calls.check_arguments(logits_fn, problem.x, random=random)
   asked = jax.tree_util.Partial(one_by_one, model, keys=problem.key) if random else model
   calls.check_call(asked, problem.x, y=problem.y, target=problem.target)
   return model

@@ -1,5 +1,6 @@
 """What cannot be attacked is refused before anything is computed, in one line with the remedy."""
 
+import functools
 import warnings
 
 import jax
@@ -70,6 +71,14 @@ def test_what_makes_no_sense_is_named(name, wrong, said):
   with pytest.raises(ValueError, match=said) as caught:
     ATTACKS[name](logits_fn, x, y, KEY, **given)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', ATTACKS)
+def test_a_decorator_may_pass_on_the_signature_of_what_it_gives_more_to(name):
+  network = lambda x, train: x @ W
+  wrapped = functools.wraps(network)(lambda x: network(x, False))
+  found, told = (ATTACKS[name](fn, X, Y, KEY, epsilon=.1) for fn in (model, wrapped))
+  np.testing.assert_array_equal(found.x, told.x)
 
 
 @pytest.mark.parametrize('name', ATTACKS)
