@@ -81,18 +81,17 @@ def check_arguments(logits_fn: Callable[..., Any], x: Array, *, random: bool) ->
 
   Source: ours.
   """
-  reason = _misfit(logits_fn, *(['x', 'key'] if random else ['x']))
+  names = ('x', 'key') if random else ('x',)
+  reason = _misfit(logits_fn, *names)
   if reason is None:
     return
   try:  # A decorator may pass on the signature of what it wraps, and give it what it needs.
-    given = (x[0], jax.random.key(0)) if random else (x,)
-    jax.eval_shape(lambda *given: logits_fn(*given), *given)
+    jax.eval_shape(logits_fn, *((x[0], jax.random.key(0)) if random else (x,)))
   except TypeError:
-    called, cure = '(x)', ("give what else it needs with jax.tree_util.Partial; one that draws from a "
-                           "key is for autoattack's version='rand'")
-    if random:
-      called, cure = '(x, key)', 'a random model is given one example and a key'
-    raise ValueError(f'logits_fn cannot be called as {called}, {reason}: {cure}') from None
+    cure = ('a random model is given one example and a key' if random else
+            'give what else it needs with jax.tree_util.Partial; one that draws from a key is for '
+            "autoattack's version='rand'")
+    raise ValueError(f'logits_fn cannot be called as ({", ".join(names)}), {reason}: {cure}') from None
 
 
 def check_search(

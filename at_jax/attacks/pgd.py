@@ -138,8 +138,8 @@ def pgd(
   inputs.check_radius(step_size, len(x), 'step_size')
   checks.warn_of_reach(epsilon, x, bounds, norm)
   # Its arrays are then arguments of the compiled program, not constants in it.
-  given, logits_fn = logits_fn, steppers.as_partial(logits_fn)
-  calls.check_arguments(given, x, random=False)
+  model, logits_fn = logits_fn, steppers.as_partial(logits_fn)
+  calls.check_arguments(model, x, random=False)
   calls.check_call(logits_fn, x, y=y)
   index, key = inputs.indices(index, len(x)), keys.threefry(key)
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)

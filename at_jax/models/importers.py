@@ -53,8 +53,8 @@ def from_torch(
 
   Raises:
     errors.UserError: for another model, a `SmallCNN` whose stem has a stride, another `image_shape`,
-      and where names are missing, unknown or of another shape; the message has the
-      first four of each kind.
+      and where names are missing, unknown or of another shape; the message has the first
+      four of each kind.
 
   Example:
     >>> from at_jax import models
