@@ -86,11 +86,11 @@ def check_arguments(logits_fn: Callable[..., Any], x: Array, *, random: bool) ->
   if reason is None:
     return
   try:  # A decorator may pass on the signature of what it wraps, and give it what it needs.
-    jax.eval_shape(logits_fn, *((x[0], jax.random.key(0)) if random else (x,)))
+    jax.eval_shape(logits_fn, *((x[:1], jax.random.key(0)) if random else (x,)))
   except TypeError:
     cure = ('a random model is given one example and a key' if random else
-            'give what else it needs with jax.tree_util.Partial; one that draws from a key is for '
-            "autoattack's version='rand'")
+            'give what else it needs, lambda x: model(x, train=False) for example; one that draws from a '
+            "key is for autoattack's version='rand'")
     raise ValueError(f'logits_fn cannot be called as ({", ".join(names)}), {reason}: {cure}') from None
 
 

@@ -42,7 +42,8 @@ WRONG = [
     (dict(y=Y + 1), r'y reaches from 1 to 3: classes are 0\.\.2'),
     (dict(y=Y.astype(np.float32)), 'y has dtype float32: use integers'),
     (dict(logits_fn=lambda x, key: x @ W), r"cannot be called as \(x\), .*'key'.*version='rand'"),
-    (dict(logits_fn=lambda x, *, train: x @ W), r"cannot be called as \(x\), .*'train'.*Partial"),
+    (dict(logits_fn=lambda x, *, train: x @ W),
+     r"cannot be called as \(x\), .*'train'.*lambda x: model\(x, train=False\)"),
     (dict(logits_fn=lambda x: x.sum(1)), r'gives shape \(5,\).*stack'),
     (dict(logits_fn=lambda x: x.sum(1, keepdims=True)), r'gives shape \(5, 1\).*stack'),
     (dict(logits_fn=lambda x: (x @ W)[:, :, None]), r'one column per class'),
@@ -79,6 +80,11 @@ def test_a_decorator_may_pass_on_the_signature_of_what_it_gives_more_to(name):
   wrapped = functools.wraps(network)(lambda x: network(x, False))
   found, told = (ATTACKS[name](fn, X, Y, KEY, epsilon=.1) for fn in (model, wrapped))
   np.testing.assert_array_equal(found.x, told.x)
+
+
+def test_a_decorated_random_model_is_given_a_batch_of_one():
+  noisy = functools.wraps(lambda x, key, train: x)(lambda x, key: jax.vmap(lambda v: v @ W)(x))
+  attacks.autoattack(noisy, X, Y, KEY, epsilon=.1, version='rand', num_steps=2, num_queries=2)
 
 
 @pytest.mark.parametrize('name', ATTACKS)

@@ -2,7 +2,7 @@
 
   python tests/benchmarks/independence.py --workdir=results/small_cifar10/pgd_at_cifar10-0 \
     --output=results/independence/float32.json
-  the same with --float64
+  the same with --float64 --n=100 --sizes=100,64,7,1 --output=results/independence/float64.json
 
 The best checkpoint of the run is attacked by the whole of 'standard', on the first --n test images,
 once for each of --sizes on one device and, where a batch has that many examples, on four (of the CPU,
