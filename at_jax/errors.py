@@ -1,7 +1,7 @@
 """The one exception that a user's mistake raises, and how close a wrong name was to a right one."""
 
-import difflib
 from collections.abc import Iterable
+import difflib
 
 
 class UserError(Exception):

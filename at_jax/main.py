@@ -22,25 +22,25 @@ def main(arguments: list[str] | None = None) -> int:
   if missing:
     return _fail(f'at_jax.main needs {", ".join(missing)}, which are not installed: '
                  "pip install 'at_jax[train,data]'")
-  from at_jax import platform
-  platform.tune()  # before jax is imported
+  from at_jax import xla_flags
+  xla_flags.tune()  # before jax is imported
   from absl import logging
-  from at_jax import command_line
-  from at_jax import config
+
   from at_jax import errors
+  from at_jax.config import command_line, fields
   logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of what is said in one line here
   if {'--help', '-h'} & set(arguments):
-    print(f'{command_line.USAGE}\nEvery field, its default and its meaning: {config.__file__}')
+    print(f'{command_line.USAGE}\nEvery field, its default and its meaning: {fields.__file__}')
     return 0
   try:
     asked = command_line.parse(arguments)
-    from at_jax import train
+    from at_jax.training import loop
     command = shlex.join(['python', '-m', 'at_jax.main', *arguments])
-    run = {'train': train.train_and_evaluate, 'evaluate': train.evaluate_only}[asked.mode]
+    run = {'train': loop.train_and_evaluate, 'evaluate': loop.evaluate_only}[asked.mode]
     _leave_closed_loops_unsaid()
     try:
       run(asked.config, asked.workdir, command)
-    except train.Preempted as stopped:
+    except loop.Preempted as stopped:
       print(stopped, file=sys.stderr)
   except errors.UserError as mistake:
     return _fail(str(mistake))

@@ -13,13 +13,12 @@ PGD-100 × 5 24.5, scaled PGD-20 23.1, AutoAttack 22.8, worst case 22.8 (results
 The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.epochs, c.optimizer.decay_epochs = 200, (100, 150)
   c.awp_gamma = .01
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

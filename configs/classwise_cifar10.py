@@ -26,12 +26,11 @@ PGD-20 22.5, margin PGD-100 × 5 18.4, scaled PGD-20 18.0, AutoAttack 17.9, wors
 (results/small_cifar10). The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.epochs, c.optimizer.decay_epochs = 200, (100, 150)
   c.calibration.radius, c.calibration.radius_base = True, 0.5
@@ -39,4 +38,4 @@ def get_config(arg: str = ''):
   c.validate.choose_by = 'average_and_worst'
   if 'trades' in arg.split('-'):
     c.loss, c.calibration.beta, c.calibration.radius_base = 'trades', True, 0.3
-  return forms.form(c, arg, 'trades')
+  return variants.variant(c, arg, 'trades')

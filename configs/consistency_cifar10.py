@@ -15,14 +15,13 @@ PGD-100 × 5 20.9, scaled PGD-20 20.3, AutoAttack 20.0, worst case 20.0 (results
 The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.loss, c.beta, c.consistency_temperature = 'consistency', 1.0, 0.5
   c.dataset.augment, c.dataset.autoaugment_start_epoch = 'autoaugment', 100
   c.epochs, c.optimizer.decay_epochs = 200, (100, 150)
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

@@ -12,13 +12,12 @@ PGD-100 × 5 19.8, scaled PGD-20 18.4, dummy-aware 19.4, AutoAttack 18.1, author
 worst case 17.8 (results/small_cifar10). The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.dummy.enabled = True
   c.dummy.attack_logits = 'folded'
   c.model.dtype = 'bfloat16'
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

@@ -17,14 +17,13 @@ PGD-20 20.5 ± 1.7, margin PGD-100 × 5 16.4 ± 0.9, scaled PGD-20 15.5 ± 1.2, 
 (results/small_cifar10). The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.dummy.enabled = True
   c.model.dtype = 'bfloat16'
   if 'bottleneck' in arg.split('-'):
     c.model.name = 'DucatResNet18'
-  return forms.form(c, arg, 'bottleneck')
+  return variants.variant(c, arg, 'bottleneck')

@@ -9,13 +9,12 @@ a narrow network for few epochs: it shows the method at work, not what it can re
 Measured: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.dataset.name, c.dataset.num_classes = 'cifar100', 100
   c.dummy.enabled = True
   c.model.dtype = 'bfloat16'
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

@@ -14,14 +14,13 @@ PGD-100 × 5 8.5, scaled PGD-20 8.0, dummy-aware 8.4, AutoAttack 7.7, authors' P
 case 7.7 (results/small_cifar10). The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.loss, c.beta, c.consistency_temperature = 'consistency', 1.0, 0.5
   c.dataset.augment, c.dataset.autoaugment_start_epoch = 'autoaugment', 100
   c.dummy.enabled = True
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

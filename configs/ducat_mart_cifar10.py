@@ -14,13 +14,12 @@ PGD-100 × 5 9.3, scaled PGD-20 9.3, dummy-aware 9.3, AutoAttack 9.3, authors' P
 case 9.3 (results/small_cifar10). The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.loss, c.beta = 'mart', 6.0
   c.dummy.enabled = True
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

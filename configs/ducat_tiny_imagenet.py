@@ -9,17 +9,16 @@ PreActResNet-18 and bfloat16 are ours.
 Measured: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.dataset.name, c.dataset.num_classes = 'tiny_imagenet', 200
   c.dummy.enabled = True
   c.model.dtype = 'bfloat16'
   c.model.stem_stride = 2
   if arg == 'smoke':
-    c = forms.smoke(c)
-  forms.only(arg, 'smoke')
+    c = variants.smoke(c)
+  variants.only(arg, 'smoke')
   return c

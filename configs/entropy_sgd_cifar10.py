@@ -21,12 +21,11 @@ worst case 23.4 ± 0.4; :l2-small, seed 0: clean 56.6, PGD-20 40.5, margin PGD-1
 PGD-20 37.4, AutoAttack 37.3, worst case 37.3 (results/small_cifar10). The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.epochs, c.optimizer.name = 200, 'entropy_sgd'
   c.optimizer.decay_epochs = (80, 140)
@@ -34,4 +33,4 @@ def get_config(arg: str = ''):
     c.attack.norm, c.attack.epsilon_255, c.attack.step_size_255 = 'l2', 128.0, 15.0
   if 'mnist' in arg.split('-'):
     c.optimizer.entropy.gamma = 1e-4  # as the released code has it for MNIST
-  return forms.form(c, arg, 'l2')
+  return variants.variant(c, arg, 'l2')

@@ -16,15 +16,14 @@ PGD-100 × 5 24.6, scaled PGD-20 22.9, AutoAttack 22.4, worst case 22.4 (results
 The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.epochs, c.optimizer.weight_decay = 120, 2e-4
   c.optimizer.decay_epochs = (59, 89)
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
   c.attack.friendly_taus, c.attack.friendly_epochs = (0, 1, 2), (50, 90)
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

@@ -25,12 +25,11 @@ clean 79.5, PGD-20 0.0, margin PGD-100 × 5 0.0, scaled PGD-20 0.0, AutoAttack 0
 worst case 0.1 (results/small_cifar10). The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   asked = arg.split('-')
   c.model.dtype = 'bfloat16'
   c.loss, c.beta = 'finetune', 1.0
@@ -40,7 +39,7 @@ def get_config(arg: str = ''):
   for rule in ('radius', 'controller'):
     if rule in asked:
       c.finetune.regulator = rule
-  c = forms.form(c, arg, 'radius', 'controller', 'dual')
+  c = variants.variant(c, arg, 'radius', 'controller', 'dual')
   if 'dual' in asked:
     c.finetune.batch_norm = 'dual'
     if c.model.name == 'SmallCNN':

@@ -18,12 +18,11 @@ PGD-100 × 5 24.8, scaled PGD-20 24.3, AutoAttack 24.1, worst case 24.1 (results
 The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.loss, c.beta = 'gair_trades', 6.0
   c.epochs, c.optimizer.weight_decay = 100, 2e-4
@@ -31,4 +30,4 @@ def get_config(arg: str = ''):
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
   c.weights.kind, c.weights.lam, c.weights.start_epoch = 'geometry', 3.0, 50
   c.weights.on, c.weights.normalized = 'regulariser', False
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

@@ -18,15 +18,14 @@ PGD-20 29.6 ± 0.6, margin PGD-100 × 5 19.9 ± 1.4, scaled PGD-20 19.1 ± 1.1, 
 worst case 18.6 ± 1.4 (results/small_cifar10). The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.epochs, c.optimizer.weight_decay = 100, 2e-4
   c.optimizer.decay_epochs = (29, 59)
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
   c.weights.kind, c.weights.lam, c.weights.start_epoch = 'geometry', -1.0, 29
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

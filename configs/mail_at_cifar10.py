@@ -14,12 +14,11 @@ PGD-100 × 5 24.1, scaled PGD-20 23.1, AutoAttack 23.2, worst case 23.1 (results
 The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.epochs, c.optimizer.learning_rate, c.optimizer.weight_decay = 120, .01, 3.5e-3
   c.optimizer.decay_epochs = (75, 90, 100)
@@ -27,4 +26,4 @@ def get_config(arg: str = ''):
   c.attack.start = 'beside'
   c.weights.kind, c.weights.start_epoch = 'margin', 76
   c.weights.bias, c.weights.slope = -0.5, 10.0
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

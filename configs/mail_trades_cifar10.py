@@ -14,12 +14,11 @@ PGD-100 × 5 23.4, scaled PGD-20 23.5, AutoAttack 22.9, worst case 22.9 (results
 The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.loss, c.beta = 'trades', 5.0
   c.epochs, c.optimizer.learning_rate, c.optimizer.weight_decay = 120, .01, 3.5e-3
@@ -27,4 +26,4 @@ def get_config(arg: str = ''):
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
   c.weights.kind, c.weights.on, c.weights.start_epoch = 'margin', 'regulariser', 76
   c.weights.bias, c.weights.slope = 0.0, 2.0
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

@@ -14,15 +14,14 @@ PGD-100 × 5 15.9, scaled PGD-20 15.3, AutoAttack 15.2, worst case 15.2 (results
 The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.loss, c.beta = 'mart', 5.0
   c.epochs, c.optimizer.learning_rate, c.optimizer.weight_decay = 120, .01, 3.5e-3
   c.optimizer.decay_epochs = (74, 89, 99)
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

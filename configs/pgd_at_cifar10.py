@@ -23,12 +23,11 @@ PGD-100 × 5 40.3, scaled PGD-20 39.6, AutoAttack 39.6, worst case 39.6; :swa-sm
 (results/small_cifar10). The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   asked = arg.split('-')
   if 'ema' in asked:
@@ -37,4 +36,4 @@ def get_config(arg: str = ''):
     c.optimizer.swa_start_epoch = 100
   if 'l2' in asked:
     c.attack.norm, c.attack.epsilon_255, c.attack.step_size_255 = 'l2', 128.0, 15.0
-  return forms.form(c, arg, 'l2', 'ema', 'swa')
+  return variants.variant(c, arg, 'l2', 'ema', 'swa')

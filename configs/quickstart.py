@@ -12,12 +12,11 @@ Source: ours; the method is that of ducat_cifar10.py. Measured, n = 397, seed 0,
 training 95.0 and 4.0.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.dataset.name, c.dataset.num_classes = 'digits', 10
   c.dataset.validation_size = 100
   c.dataset.pad, c.dataset.flip = 1, False
@@ -32,6 +31,6 @@ def get_config(arg: str = ''):
   if arg in ('standard', 'pgd_at'):
     c.loss, c.dummy.enabled = arg, False
   elif arg == 'smoke':
-    c = forms.smoke(c)
-  forms.only(arg, 'pgd_at', 'smoke', 'standard')
+    c = variants.smoke(c)
+  variants.only(arg, 'pgd_at', 'smoke', 'standard')
   return c

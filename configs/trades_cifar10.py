@@ -14,15 +14,14 @@ PGD-20 27.6 ± 0.9, margin PGD-100 × 5 23.5 ± 1.3, scaled PGD-20 23.3 ± 1.2, 
 worst case 23.2 ± 1.2 (results/small_cifar10). The whole form: not yet.
 """
 
-from at_jax import config as config_lib
-from at_jax import forms
+from at_jax.config import fields, variants
 
 
 def get_config(arg: str = ''):
-  c = config_lib.default()
+  c = fields.default()
   c.model.dtype = 'bfloat16'
   c.loss, c.beta = 'trades', 6.0
   c.epochs, c.optimizer.weight_decay = 76, 2e-4
   c.optimizer.decay_epochs = (74,)
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
-  return forms.form(c, arg)
+  return variants.variant(c, arg)

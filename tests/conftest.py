@@ -10,12 +10,10 @@ import hypothesis
 import pytest
 
 # Commands, not tests.
-collect_ignore = ['benchmarks', 'authors/make_reference.py', 'authors/released.py']
-
+collect_ignore = ['authors/make_reference.py', 'authors/released.py']
 # The same examples in every run.
 hypothesis.settings.register_profile('default', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('default')
-
 _MADE = []
 
 

@@ -14,7 +14,6 @@ from at_jax.analysis import table
 
 pytestmark = pytest.mark.usefixtures('fully_compiled')
 README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text(encoding='utf-8')
-
 CODE = re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL)
 
 
@@ -69,9 +68,9 @@ def test_the_method_of_ones_own_trains(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('returned, said', [
-    ('.9 * fit', 'it returned'), ('objectives.Outcome(fit.mean(), None, logits, batch_stats)', '()')])
+    ('.9 * fit', 'it returned'), ('objective.Outcome(fit.mean(), None, logits, batch_stats)', '()')])
 def test_a_method_that_returns_something_else_is_named(returned, said, tmp_path, monkeypatch, capsys):
-  right = 'objectives.Outcome(.9 * fit + .1 * flat, None, logits, batch_stats)'
+  right = 'objective.Outcome(.9 * fit + .1 * flat, None, logits, batch_stats)'
   assert right in CODE[5]
   (tmp_path / 'other.py').write_text(CODE[5].replace(right, returned))
   (tmp_path / 'other_cifar10.py').write_text(CODE[6].replace('mine', 'other'))

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from at_jax import calibration
-from at_jax.analysis import paired
+from at_jax.analysis import mcnemar
+from at_jax.evaluation import metrics
 
 # What a column is called, and how it is found in results.json.
 _COLUMNS = (
@@ -123,10 +123,10 @@ def _table(runs: dict[str, dict[int, Run]], against: str) -> str:
   order = lambda item: -np.mean([run.results['worst_case'] for run in item[1].values()])
   for method, seeds in sorted(runs.items(), key=order):
     cells = [_percent([pick(run.results) for run in seeds.values()]) for _, pick in columns]
-    worst = [np.nanmin(calibration.accuracies(run.worst_case, run.labels, run.labels.max() + 1))
+    worst = [np.nanmin(metrics.accuracy_by_class(run.worst_case, run.labels, run.labels.max() + 1))
              for run in seeds.values()]
     partners = {} if method == against else runs.get(against, {})
-    pairs = [paired.mcnemar(run.worst_case, partners[seed].worst_case)
+    pairs = [mcnemar.mcnemar(run.worst_case, partners[seed].worst_case)
              for seed, run in seeds.items() if seed in partners
              and np.array_equal(run.labels, partners[seed].labels)]  # the same test examples
     told = ''

@@ -12,20 +12,13 @@ Any function `f32[B, ...] -> f32[B, C]` from inputs to logits can be attacked:
 [ True] [[0.35 0.25]]
 """
 
-from at_jax.attacks import balls
-from at_jax.attacks import checks
-from at_jax.attacks import losses
+from at_jax.attacks import losses, norms
+from at_jax.attacks._diagnostics import check_model
 from at_jax.attacks.apgd import apgd
-from at_jax.attacks.autoattack import autoattack
-from at_jax.attacks.autoattack import AutoAttackResult
-from at_jax.attacks.autoattack import Progress
+from at_jax.attacks.autoattack import AutoAttackResult, Progress, autoattack
 from at_jax.attacks.fab import fab
-from at_jax.attacks.pgd import AttackResult
-from at_jax.attacks.pgd import beside
-from at_jax.attacks.pgd import fgsm
-from at_jax.attacks.pgd import LogitsFn
-from at_jax.attacks.pgd import pgd
+from at_jax.attacks.pgd import AttackResult, LogitsFn, fgsm, gaussian_start, pgd
 from at_jax.attacks.square import square
 
-__all__ = ['AttackResult', 'AutoAttackResult', 'LogitsFn', 'Progress', 'apgd', 'autoattack', 'balls',
-           'beside', 'checks', 'fab', 'fgsm', 'losses', 'pgd', 'square']
+__all__ = ['AttackResult', 'AutoAttackResult', 'LogitsFn', 'Progress', 'apgd', 'autoattack', 'check_model',
+           'fab', 'fgsm', 'gaussian_start', 'losses', 'norms', 'pgd', 'square']

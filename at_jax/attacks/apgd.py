@@ -1,23 +1,98 @@
-"""Auto-PGD: projected gradient ascent with momentum that finds its own step size."""
+"""When APGD checks its step size, and in L1 how its radius shrinks: a table with a row a gradient."""
 
 from collections.abc import Callable
 import functools
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from at_jax.attacks import balls
-from at_jax.attacks import calls
-from at_jax.attacks import checks
-from at_jax.attacks import gradients
-from at_jax.attacks import inputs
-from at_jax.attacks import losses
-from at_jax.attacks import schedule
-from at_jax.attacks import steppers
+from at_jax.attacks import _arguments, _diagnostics, _gradients, _model, _stepper, losses, norms
 from at_jax.attacks.pgd import AttackResult
 
 Array = jax.Array
+
+
+class Stage(NamedTuple):
+  """What happens at each count. As a table, columns of L rows; an example looks up its own row.
+
+  Attributes:
+    first: bool, a run begins.
+    last: bool, it ends.
+    window: gradients since the last check if this is one, else 0.
+    radius: of the ball, in ε.
+    next_radius: of the run after this one.
+  """
+  first: np.ndarray
+  last: np.ndarray
+  window: np.ndarray
+  radius: np.ndarray
+  next_radius: np.ndarray
+
+
+def schedule(num_steps: int, norm: str, large_start: bool = False) -> Stage:
+  """The stages of a whole attack; a run of n steps takes n + 1 gradients.
+
+  Args:
+    num_steps: steps of all runs together.
+    norm: 'linf', 'l2' or 'l1'.
+    large_start: three runs of 30, 30 and 40 % of the steps, in the balls of 3ε, 2ε and ε.
+
+  Returns:
+    A `Stage` of arrays [L].
+
+  Example:
+    >>> print(np.flatnonzero(table(100, 'linf').window))
+    [22 41 57 70 80 87 93 99]
+
+  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+  Parameter-free Attacks, 2020, section 3.1; L1: Croce and Hein, Mind the Box, 2021, section 3.
+  """
+  radii = (3., 2., 1.) if large_start else (1.,)
+  early = math.ceil(.3 * num_steps)
+  lengths = (early, early, num_steps - 2 * early) if large_start else (num_steps,)
+  rows = [(n == 0, n == length, window, radius, radii[min(run + 1, len(radii) - 1)])
+          for run, (radius, length) in enumerate(zip(radii, lengths, strict=True))
+          for n, window in enumerate(_windows(length, norm))]
+  return Stage(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+def stage_at(table: Stage, count: Array, dtype: Any) -> Stage:
+  """The stage of one example.
+
+  Args:
+    table: what `table` gave.
+    count: i32[], gradients taken.
+    dtype: of the inputs: radii are rounded to it, or float64 ones would raise what they multiply
+      where float64 is enabled.
+
+  Returns:
+    A `Stage` of scalars.
+
+  Example:
+    >>> print(row(table(100, 'linf'), 22, np.float32).window)
+    22
+
+  Source: ours.
+  """
+  kind = lambda column: dtype if column.dtype.kind == 'f' else None
+  return jax.tree.map(lambda column: jnp.asarray(column, kind(column))[count], schedule)
+
+
+def _windows(num_steps: int, norm: str) -> list[int]:
+  """After each gradient, how many there were since the last check if it is time for one, else 0."""
+  at, windows = 0, [0] * (num_steps + 1)
+  window = max(int((.04 if norm == 'l1' else .22) * num_steps), 1)
+  while at + window <= num_steps:
+    at += window
+    windows[at] = window
+    if norm != 'l1':
+      window = max(window - max(int(.03 * num_steps), 1), max(int(.06 * num_steps), 1))
+  return windows
+
+
 _RISES = .75        # halve when the loss rose in at most this share of a window
 _MOMENTUM = .25
 _SPARSITY = .2      # L1: share of entries the first step moves
@@ -49,7 +124,7 @@ class State(NamedTuple):
 
 
 def apgd(
-    logits_fn: steppers.LogitsFn,
+    logits_fn: _stepper.LogitsFn,
     x: Array,
     y: Array,
     key: Array,
@@ -114,23 +189,23 @@ def apgd(
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 3; L1: Croce and Hein, Mind the Box, 2021, section 3.
   """
-  calls.check_function('loss', loss, 'logits', 'y', *([] if target is None else ['target']),
+  _model.check_function('loss', loss, 'logits', 'y', *([] if target is None else ['target']),
                        like='losses.dlr')
   attack = stepper(norm=norm, num_steps=num_steps, loss=loss, targeted=target is not None,
                    large_start=large_start, eot=eot)
-  problem = steppers.make_problem(
+  problem = _stepper.make_problem(
       x, y, key, epsilon=epsilon, bounds=bounds, target=target, index=index)
-  checks.warn_of_reach(problem.epsilon, problem.x, problem.bounds, norm)
-  state = steppers.begin(problem, stepper=attack)
+  _diagnostics.warn_of_reach(problem.epsilon, problem.x, problem.bounds, norm)
+  state = _stepper.begin(problem, stepper=attack)
   if start is not None:
     start = jnp.asarray(start, problem.x.dtype)
-    inputs.check_start(start, problem.x)
+    _arguments.check_start(start, problem.x)
     widest = problem.epsilon * (3 if large_start else 1)
     state = state._replace(x=jax.vmap(lambda start, x, radius: _project(
         start, x, radius, problem.bounds, norm))(start, problem.x, widest))
-  model = steppers.prepare(logits_fn, problem, random=bool(eot))
-  state = steppers.resume(model, problem, state, stepper=attack)
-  best = steppers.where(state.found, (state.x_adv, state.loss_adv), (state.x_best, state.loss_best))
+  model = _stepper.prepare(logits_fn, problem, random=bool(eot))
+  state = _stepper.resume(model, problem, state, stepper=attack)
+  best = _stepper.where(state.found, (state.x_adv, state.loss_adv), (state.x_best, state.loss_best))
   return AttackResult(best[0], state.found, state.kappa, best[1])
 
 
@@ -138,7 +213,7 @@ def apgd(
 def stepper(
     *, norm: str, num_steps: int = 100, loss: Callable[..., Array] = losses.cross_entropy,
     targeted: bool = False, large_start: bool = False, eot: int = 0,
-) -> steppers.Stepper:
+) -> _stepper.Stepper:
   """APGD as a stepper; the options are those of `apgd`, `targeted` says that the loss takes targets.
 
   Args:
@@ -161,30 +236,30 @@ def stepper(
 
   Source: as `apgd`.
   """
-  inputs.check_name('norm', norm, balls.NORMS)
-  inputs.check_count('num_steps', num_steps)
+  _arguments.check_name('norm', norm, norms.NORMS)
+  _arguments.check_count('num_steps', num_steps)
   if eot:
-    inputs.check_count('eot', eot)
+    _arguments.check_count('eot', eot)
   if large_start and norm != 'l1':
     raise ValueError(f"large_start needs norm='l1': norm = {norm!r}")
   if large_start and num_steps < 2:
     raise ValueError(f'num_steps = {num_steps}: use at least 2 with large_start, which AutoAttack has '
                      'in L1')
-  table = schedule.table(num_steps, norm, large_start)
+  table = schedule(num_steps, norm, large_start)
   check, move = (_check_l1, _move_l1) if norm == 'l1' else (_check, _move)
 
-  def init(problem: steppers.Problem) -> State:
+  def init(problem: _stepper.Problem) -> State:
     return jax.vmap(lambda x, key, epsilon: _init(
         x, key, epsilon * float(table.radius[0]), problem.bounds, norm))(
             problem.x, problem.key, problem.epsilon)
 
-  def step(logits_fn, problem: steppers.Problem, state: State) -> State:
-    gradient, blind, value, logits = gradients.of_loss(
+  def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
+    gradient, blind, value, logits = _gradients.of_loss(
         logits_fn, problem, state.x, state.count, loss=loss, targeted=targeted, eot=eot)
-    wrong = ~steppers.is_correct(logits, problem.y)
+    wrong = ~_stepper.is_correct(logits, problem.y)
 
     def update(state, x, epsilon, gradient, blind, value, wrong):
-      stage = schedule.row(table, state.count, x.dtype)
+      stage = stage_at(table, state.count, x.dtype)
       radius = epsilon * stage.radius
       state = _record(state, stage, gradient, blind, value, wrong)
       state = _open(state, stage, x, radius, value, norm, large_start)
@@ -197,7 +272,7 @@ def stepper(
 
     return jax.vmap(update)(state, problem.x, problem.epsilon, gradient, blind, value, wrong)
 
-  return steppers.Stepper(init, step, len(table.first))
+  return _stepper.Stepper(init, step, len(table.first))
 
 
 def _init(x, key, epsilon, bounds, norm) -> State:
@@ -217,16 +292,16 @@ def _draw(x, key, epsilon, bounds, norm) -> Array:
     delta = epsilon * draw / (jnp.max(jnp.abs(draw)) + 1e-12)
   else:
     draw = jax.random.normal(key, x.shape, x.dtype)
-    delta = epsilon * balls.l2.ascend(draw) if norm == 'l2' else draw
+    delta = epsilon * norms.l2.ascend(draw) if norm == 'l2' else draw
   return _project(x + delta, x, epsilon, bounds, norm)
 
 
 def _project(point, x, epsilon, bounds, norm) -> Array:
   low, high = bounds
   if norm == 'l1':
-    delta = balls.project_l1_box(point - x, epsilon, low - x, high - x)
+    delta = norms.project_l1_box(point - x, epsilon, low - x, high - x)
     return jnp.clip(x + delta, low, high)
-  return jnp.clip(x + getattr(balls, norm).project(point - x, epsilon), low, high)
+  return jnp.clip(x + getattr(norms, norm).project(point - x, epsilon), low, high)
 
 
 def _record(state, stage, gradient, blind, value, wrong) -> State:
@@ -293,7 +368,7 @@ def _check_l1(state, stage, x, radius, gradient):
 
 
 def _move(state, stage, x, radius, gradient, bounds, norm) -> Array:
-  direction = getattr(balls, norm).ascend(gradient)
+  direction = getattr(norms, norm).ascend(gradient)
   ahead = _project(state.x + state.step_size * direction, x, radius, bounds, norm)
   share = jnp.where(stage.first, 0, _MOMENTUM)
   blend = state.x + (ahead - state.x) * (1 - share) + (state.x - state.x_old) * share

@@ -6,12 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from at_jax.attacks import balls
-from at_jax.attacks import gradients
-from at_jax.attacks import hyperplane
-from at_jax.attacks import inputs
-from at_jax.attacks import loops
-from at_jax.attacks import steppers
+from at_jax.attacks import _arguments, _gradients, _hyperplane, _loops, _stepper, norms
 from at_jax.attacks.pgd import AttackResult
 
 Array = jax.Array
@@ -34,7 +29,7 @@ class State(NamedTuple):
 
 
 def fab(
-    logits_fn: steppers.LogitsFn,
+    logits_fn: _stepper.LogitsFn,
     x: Array,
     y: Array,
     key: Array | None = None,
@@ -93,14 +88,14 @@ def fab(
     raise ValueError('random_start needs a key')
   attack = stepper(norm=norm, num_steps=num_steps, targeted=target is not None,
                    random_start=random_start)
-  problem = steppers.make_problem(x, y, jax.random.key(0) if key is None else key, epsilon=epsilon,
+  problem = _stepper.make_problem(x, y, jax.random.key(0) if key is None else key, epsilon=epsilon,
                                   bounds=bounds, target=target, index=index, infinite=True)
-  state = steppers.begin(problem, stepper=attack)
-  model = steppers.prepare(logits_fn, problem)
-  state = steppers.resume(model, problem, state, stepper=attack)
+  state = _stepper.begin(problem, stepper=attack)
+  model = _stepper.prepare(logits_fn, problem)
+  state = _stepper.resume(model, problem, state, stepper=attack)
   # The steps never ask about the input itself: AutoAttack gives them none that is misclassified.
   already = _is_wrong(model, problem.x, problem.y)
-  point = steppers.where(state.found & ~already, state.x_adv, problem.x)
+  point = _stepper.where(state.found & ~already, state.x_adv, problem.x)
   distance = jnp.where(already, 0, state.distance)
   return AttackResult(point, state.found | already, jnp.zeros_like(state.count), -distance)
 
@@ -108,7 +103,7 @@ def fab(
 @functools.cache
 def stepper(
     *, norm: str, num_steps: int = 100, targeted: bool = True, random_start: bool = False
-) -> steppers.Stepper:
+) -> _stepper.Stepper:
   """FAB as a stepper; the options are those of `fab`.
 
   Args:
@@ -129,10 +124,10 @@ def stepper(
 
   Source: as `fab`.
   """
-  inputs.check_name('norm', norm, balls.NORMS)
-  inputs.check_count('num_steps', num_steps)
+  _arguments.check_name('norm', norm, norms.NORMS)
+  _arguments.check_count('num_steps', num_steps)
 
-  def init(problem: steppers.Problem) -> State:
+  def init(problem: _stepper.Problem) -> State:
     b, dtype = len(problem.x), problem.x.dtype
     start = problem.x
     if random_start:
@@ -141,29 +136,29 @@ def stepper(
     return State(jnp.zeros(b, jnp.int32), jnp.zeros(b, bool), problem.x,
                  jnp.full(b, jnp.inf, dtype), start, jnp.zeros(b, jnp.int32))
 
-  def step(logits_fn, problem: steppers.Problem, state: State) -> State:
+  def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
     linearise = _towards_target if targeted else functools.partial(_towards_nearest, norm=norm)
     gap, normal = linearise(logits_fn, problem, state.x)
-    blind = gradients.is_blind(normal)
-    gap, normal = gradients.finite((gap, normal))
+    blind = _gradients.is_zero(normal)
+    gap, normal = _gradients.finite((gap, normal))
     move = functools.partial(_move, bounds=problem.bounds, norm=norm)
     x = jax.vmap(move)(state.x, problem.x, normal, gap)
-    wrong = ~steppers.is_correct(logits_fn(x), problem.y)
+    wrong = ~_stepper.is_correct(logits_fn(x), problem.y)
     distance = jax.vmap(functools.partial(_length, norm=norm))(x - problem.x)
     nearer = wrong & (distance < state.distance)
     distance = jnp.where(nearer, distance, state.distance)
     back = problem.x + (x - problem.x) * _BETA
     return State(state.count + 1, jnp.isfinite(distance) & (distance <= problem.epsilon),
-                 steppers.where(nearer, x, state.x_adv), distance,
-                 steppers.where(wrong, back, x),
+                 _stepper.where(nearer, x, state.x_adv), distance,
+                 _stepper.where(wrong, back, x),
                  state.blind + blind)
 
-  return steppers.Stepper(init, step, num_steps)
+  return _stepper.Stepper(init, step, num_steps)
 
 
 @jax.jit
 def _is_wrong(logits_fn, x: Array, y: Array) -> Array:
-  return ~steppers.is_correct(steppers.ask(logits_fn, x), y)
+  return ~_stepper.is_correct(_stepper.ask(logits_fn, x), y)
 
 
 def _length(delta: Array, *, norm: str) -> Array:
@@ -181,10 +176,10 @@ def _draw(x: Array, key: Array, epsilon: Array, *, bounds, norm: str) -> Array:
   return jnp.clip(x + epsilon / 2 * draw / _length(draw, norm=norm), *bounds)
 
 
-def _towards_target(logits_fn, problem: steppers.Problem, x: Array) -> tuple[Array, Array]:
+def _towards_target(logits_fn, problem: _stepper.Problem, x: Array) -> tuple[Array, Array]:
   """z_t − z_y [B] and its gradient [B, ...]."""
   def gap(x: Array) -> tuple[Array, Array]:
-    logits = steppers.ask(logits_fn, x)
+    logits = _stepper.ask(logits_fn, x)
     at = functools.partial(jnp.take_along_axis, logits, axis=1)
     gaps = (at(problem.target[:, None]) - at(problem.y[:, None]))[:, 0]
     return jnp.sum(gaps), gaps
@@ -192,13 +187,13 @@ def _towards_target(logits_fn, problem: steppers.Problem, x: Array) -> tuple[Arr
   return gaps, normal
 
 
-def _towards_nearest(logits_fn, problem: steppers.Problem, x: Array, *, norm: str):
+def _towards_nearest(logits_fn, problem: _stepper.Problem, x: Array, *, norm: str):
   """The same for the class whose boundary is nearest by its linearisation."""
-  logits, pull = jax.vjp(functools.partial(steppers.ask, logits_fn), x)
+  logits, pull = jax.vjp(functools.partial(_stepper.ask, logits_fn), x)
   b, num_classes = logits.shape
   one_hot = functools.partial(jax.nn.one_hot, num_classes=num_classes, dtype=logits.dtype)
   dual = functools.partial(_length, norm={'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}[norm])
-  width = num_classes if loops.writes_out() else min(_SIDE_BY_SIDE, num_classes)
+  width = num_classes if _loops.writes_out() else min(_SIDE_BY_SIDE, num_classes)
 
   def nearest(first: Array) -> tuple[Array, Array, Array]:
     classes = first + jnp.arange(width)
@@ -214,18 +209,18 @@ def _towards_nearest(logits_fn, problem: steppers.Problem, x: Array, *, norm: st
   def look(carry):
     first, best = carry
     new = nearest(first)
-    return first + width, steppers.where(new[0] < best[0], new, best)
+    return first + width, _stepper.where(new[0] < best[0], new, best)
 
   best = nearest(jnp.array(0))
   if width < num_classes:
-    best = loops.repeat(look, (jnp.array(width), best), -(-num_classes // width) - 1)[1]
+    best = _loops.repeat(look, (jnp.array(width), best), -(-num_classes // width) - 1)[1]
   return best[1:]
 
 
 def _move(x: Array, clean: Array, normal: Array, gap: Array, *, bounds, norm: str) -> Array:
   """One step of one example: the plane is gap + normal · (x' − x) = 0."""
   excess = jnp.stack([gap, gap + jnp.sum(normal * (clean - x))])
-  project = jax.vmap(lambda point, e: hyperplane.project(point, normal, e, bounds, norm=norm))
+  project = jax.vmap(lambda point, e: _hyperplane.project(point, normal, e, bounds, norm=norm))
   d_x, d_clean = project(jnp.stack([x, clean]), excess)
   a_x, a_clean = (jnp.maximum(_length(d, norm=norm), 1e-8) for d in (d_x, d_clean))
   alpha = jnp.clip(a_x / (a_x + a_clean), 0, _ALPHA_MAX)

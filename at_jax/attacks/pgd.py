@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import balls
-from at_jax.attacks import calls
-from at_jax.attacks import checks
-from at_jax.attacks import gradients
-from at_jax.attacks import inputs
-from at_jax.attacks import keys
-from at_jax.attacks import loops
-from at_jax.attacks import losses
-from at_jax.attacks import steppers
+from at_jax.attacks import (
+  _arguments,
+  _diagnostics,
+  _gradients,
+  _loops,
+  _model,
+  _random,
+  _stepper,
+  losses,
+  norms,
+)
 
 Array = jax.Array
 LogitsFn = Callable[[Array], Array]
@@ -78,7 +80,7 @@ def pgd(
     epsilon: radius, a number or f32[B], in units of x (8/255). Traced.
     step_size: α, a number or f32[B], in units of x. Traced.
     num_steps: at least 1. Static.
-    norm: the name of a ball in `at_jax.attacks.balls`: 'linf', 'l2' or 'l1'. Static.
+    norm: the name of a ball in `at_jax.attacks.norms`: 'linf', 'l2' or 'l1'. Static.
     loss: `(logits, y, *loss_args) -> f32[B]`, what is maximised (targeted: minimised). Static.
     loss_args: what `loss` takes besides, arrays of one row an example (the clean logits, for TRADES),
       numbers, or pytrees of either. Traced; no gradient is taken with respect to them.
@@ -127,32 +129,32 @@ def pgd(
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
   _check(x, y, num_steps, norm, restarts, bounds)
-  calls.check_function('loss', loss, 'logits', 'y', *(f'loss_args[{i}]' for i in range(len(loss_args))),
+  _model.check_function('loss', loss, 'logits', 'y', *(f'loss_args[{i}]' for i in range(len(loss_args))),
                        like='losses.dlr')
   if decide is not None:
-    calls.check_function('decide', decide, 'logits', like='dummy.fold')
+    _model.check_function('decide', decide, 'logits', like='dummy.fold')
   for i, given in enumerate(loss_args):
     for rows in jax.tree.leaves(given):
-      inputs.check_shape(f'loss_args[{i}]', rows, (), y.shape + np.shape(rows)[1:])
-  inputs.check_radius(epsilon, len(x))
-  inputs.check_radius(step_size, len(x), 'step_size')
-  checks.warn_of_reach(epsilon, x, bounds, norm)
+      _arguments.check_shape(f'loss_args[{i}]', rows, (), y.shape + np.shape(rows)[1:])
+  _arguments.check_radius(epsilon, len(x))
+  _arguments.check_radius(step_size, len(x), 'step_size')
+  _diagnostics.warn_of_reach(epsilon, x, bounds, norm)
   # Its arrays are then arguments of the compiled program, not constants in it.
-  model, logits_fn = logits_fn, steppers.as_partial(logits_fn)
-  calls.check_arguments(model, x, random=False)
-  calls.check_call(logits_fn, x, y=y)
-  index, key = inputs.indices(index, len(x)), keys.threefry(key)
+  model, logits_fn = logits_fn, _stepper.as_partial(logits_fn)
+  _model.check_arguments(model, x, random=False)
+  _model.check_call(logits_fn, x, y=y)
+  index, key = _arguments.indices(index, len(x)), _random.threefry(key)
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)
   bounds = tuple(jnp.asarray(bound, x.dtype) for bound in bounds)
   if tau is not None:
-    inputs.check_shape('tau', tau, (), (1,), y.shape)
+    _arguments.check_shape('tau', tau, (), (1,), y.shape)
     tau = jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
   momentum = (None if isinstance(momentum, (int, float)) and momentum == 0
               else jnp.asarray(momentum, x.dtype))
   if start is not None:
     start = jnp.asarray(start, x.dtype)
-    inputs.check_start(start, x)
+    _arguments.check_start(start, x)
   draw = random_start and start is None
   if restarts > 1 and not draw:
     raise ValueError(f'restarts = {restarts}: use 1 without a random start, as all would be one run')
@@ -161,14 +163,14 @@ def pgd(
   def run(key: Array) -> AttackResult:
     begin = x if start is None else start
     state = _begin(x, begin, key, index, epsilon, bounds, tau, momentum, norm=norm, draw=draw)
-    for n in loops.calls(num_steps):
+    for n in _loops.calls(num_steps):
       state = _advance(logits_fn, state, x, y, epsilon, step_size, bounds, loss_args,
                        momentum, num_steps=n, norm=norm, **static)
     return _finish(logits_fn, state, y, loss_args, **static)
 
   if restarts == 1:
     return run(key)
-  return _keep_best(jax.vmap(run)(keys.fold(key, jnp.arange(restarts))), targeted=targeted)
+  return _keep_best(jax.vmap(run)(_random.fold(key, jnp.arange(restarts))), targeted=targeted)
 
 
 def fgsm(
@@ -201,7 +203,7 @@ def fgsm(
              random_start=False, **options)
 
 
-def beside(x: Array, key: Array, *, scale: float = .001, index: Array | None = None) -> Array:
+def gaussian_start(x: Array, key: Array, *, scale: float = .001, index: Array | None = None) -> Array:
   """A start beside the input, x + scale · N(0, 1): where TRADES, MART and MAIL begin.
 
   Args:
@@ -222,15 +224,15 @@ def beside(x: Array, key: Array, *, scale: float = .001, index: Array | None = N
   algorithm 1.
   """
   draw = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))
-  return x + scale * draw(keys.fold(key, inputs.indices(index, len(x))))
+  return x + scale * draw(_random.fold(key, _arguments.indices(index, len(x))))
 
 
 def _check(x: Array, y: Array, num_steps: int, norm: str, restarts: int, bounds) -> None:
-  inputs.check_name('norm', norm, balls.NORMS)
-  inputs.check_count('num_steps', num_steps)
-  inputs.check_count('restarts', restarts)
-  inputs.check_examples(x, y)
-  inputs.check_bounds(x, bounds)
+  _arguments.check_name('norm', norm, norms.NORMS)
+  _arguments.check_count('num_steps', num_steps)
+  _arguments.check_count('restarts', restarts)
+  _arguments.check_examples(x, y)
+  _arguments.check_bounds(x, bounds)
 
 
 class _State(NamedTuple):
@@ -243,16 +245,16 @@ class _State(NamedTuple):
 def _into(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array]) -> Array:
   if norm == 'l1':  # clipping afterwards would leave most of the ball's radius unused
     low, high = (jnp.broadcast_to(bound, x.shape) - x for bound in bounds)
-    return jnp.clip(x + jax.vmap(balls.project_l1_box)(moved - x, epsilon, low, high), *bounds)
+    return jnp.clip(x + jax.vmap(norms.project_l1_box)(moved - x, epsilon, low, high), *bounds)
   # Clipping after the projection keeps a point in the ball, since x itself is within the bounds.
-  return jnp.clip(x + jax.vmap(getattr(balls, norm).project)(moved - x, epsilon), *bounds)
+  return jnp.clip(x + jax.vmap(getattr(norms, norm).project)(moved - x, epsilon), *bounds)
 
 
 @functools.partial(jax.jit, static_argnames=('norm', 'draw'))
 def _begin(x, begin, key, index, epsilon, bounds, tau, momentum, *, norm, draw) -> _State:
   if draw:
-    sample = functools.partial(getattr(balls, norm).sample, shape=x.shape[1:])
-    begin = x + jax.vmap(lambda k, e: sample(k, epsilon=e))(keys.fold(key, index), epsilon)
+    sample = functools.partial(getattr(norms, norm).sample, shape=x.shape[1:])
+    begin = x + jax.vmap(lambda k, e: sample(k, epsilon=e))(_random.fold(key, index), epsilon)
   return _State(_into(norm, begin, x, epsilon, bounds), jnp.zeros(len(x), jnp.int32), tau,
                 None if momentum is None else jnp.zeros_like(x))
 
@@ -265,12 +267,12 @@ def _advance(
   sign = -1 if targeted else 1
 
   def objective(x):
-    logits = steppers.ask(logits_fn, x)
+    logits = _stepper.ask(logits_fn, x)
     return sign * jnp.sum(loss(logits, y, *loss_args)), logits
 
   def step(state: _State) -> _State:
     gradient, logits = jax.grad(objective, has_aux=True)(state.x)
-    gradient = gradients.finite(gradient)
+    gradient = _gradients.finite(gradient)
     stands = ~_succeeds(logits, y, decide, targeted)
     velocity = state.velocity
     if velocity is not None:
@@ -279,7 +281,7 @@ def _advance(
       slack = 4 * jnp.finfo(x.dtype).eps * (jnp.abs(x) + jnp.abs(state.x))
       room = jnp.where(gradient > 0, bounds[1] - state.x, state.x - bounds[0])
       gradient = jnp.where(room > slack, gradient, 0)
-    direction = jax.vmap(getattr(balls, norm).ascend)(gradient)
+    direction = jax.vmap(getattr(norms, norm).ascend)(gradient)
     moved = _into(norm, state.x + _per_example(step_size, x) * direction, x, epsilon, bounds)
     left = state.left
     if left is not None:
@@ -288,12 +290,12 @@ def _advance(
       left = left - (moves & ~stands)
     return _State(moved, state.kappa + stands, left, velocity)
 
-  return loops.repeat(step, state, num_steps)
+  return _loops.repeat(step, state, num_steps)
 
 
 @functools.partial(jax.jit, static_argnames=('loss', 'decide', 'targeted'))
 def _finish(logits_fn, state, y, loss_args, *, loss, decide, targeted) -> AttackResult:
-  logits = steppers.ask(logits_fn, state.x)
+  logits = _stepper.ask(logits_fn, state.x)
   hit, value = _succeeds(logits, y, decide, targeted), loss(logits, y, *loss_args)
   return AttackResult(state.x, hit, state.kappa, value)
 
@@ -310,7 +312,7 @@ def _per_example(values: Array, x: Array) -> Array:
 
 
 def _succeeds(logits: Array, y: Array, decide, targeted: bool) -> Array:
-  hit = steppers.is_correct(logits if decide is None else decide(logits), y)
+  hit = _stepper.is_correct(logits if decide is None else decide(logits), y)
   return hit if targeted else ~hit
 
 

@@ -9,12 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import balls
-from at_jax.attacks import checks
-from at_jax.attacks import inputs
-from at_jax.attacks import losses
-from at_jax.attacks import steppers
-from at_jax.attacks import windows
+from at_jax.attacks import _arguments, _diagnostics, _patches, _stepper, losses, norms
 from at_jax.attacks.pgd import AttackResult
 
 Array = jax.Array
@@ -31,7 +26,7 @@ class State(NamedTuple):
 
 
 def square(
-    logits_fn: steppers.LogitsFn,
+    logits_fn: _stepper.LogitsFn,
     x: Array,
     y: Array,
     key: Array,
@@ -89,20 +84,20 @@ def square(
   square for each example: ours.
   """
   attack = stepper(norm=norm, num_queries=num_queries, p_init=p_init, channel_axis=channel_axis)
-  problem = steppers.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, index=index)
-  checks.warn_of_reach(problem.epsilon, problem.x, problem.bounds, norm)
-  state = steppers.begin(problem, stepper=attack)
-  model = steppers.prepare(logits_fn, problem)
-  for line in checks.check_channels(problem.x.shape, channel_axis):
+  problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, index=index)
+  _diagnostics.warn_of_reach(problem.epsilon, problem.x, problem.bounds, norm)
+  state = _stepper.begin(problem, stepper=attack)
+  model = _stepper.prepare(logits_fn, problem)
+  for line in _diagnostics.check_channels(problem.x.shape, channel_axis):
     warnings.warn(line, stacklevel=2)
-  state = steppers.resume(model, problem, state, stepper=attack)
+  state = _stepper.resume(model, problem, state, stepper=attack)
   return AttackResult(state.x_adv, state.found, state.count - state.found, state.margin)
 
 
 @functools.cache
 def stepper(
     *, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8, channel_axis: int = -1
-) -> steppers.Stepper:
+) -> _stepper.Stepper:
   """Square as a stepper, a query a step; the options are those of `square`.
 
   Args:
@@ -123,20 +118,20 @@ def stepper(
 
   Source: as `square`.
   """
-  inputs.check_name('norm', norm, balls.NORMS)
-  inputs.check_count('num_queries', num_queries)
+  _arguments.check_name('norm', norm, norms.NORMS)
+  _arguments.check_count('num_queries', num_queries)
   if not 0 < p_init <= 1:
     raise ValueError(f'p_init = {p_init}: use a number above 0, at most 1')
   if channel_axis not in (-1, 1):
     raise ValueError(f'channel_axis = {channel_axis}: use -1 for [B, H, W, C], 1 for [B, C, H, W]')
 
-  def init(problem: steppers.Problem) -> State:
+  def init(problem: _stepper.Problem) -> State:
     image_shape(problem.x.shape[1:], channel_axis)
     b = len(problem.x)
     return State(jnp.zeros(b, jnp.int32), jnp.zeros(b, bool), problem.x,
                  jnp.full(b, -jnp.inf, problem.x.dtype))
 
-  def step(logits_fn, problem: steppers.Problem, state: State) -> State:
+  def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
     shape = image_shape(problem.x.shape[1:], channel_axis)
     table = sides(num_queries, p_init, shape[0] * shape[1])
     propose = _propose if norm == 'linf' else functools.partial(_propose_moved, norm=norm)
@@ -144,18 +139,18 @@ def stepper(
     images = (jnp.moveaxis(x, channel_axis, -1) for x in (state.x_adv, problem.x))
     x = jax.vmap(propose)(*images, problem.key, problem.epsilon, state.count)
     x = jnp.moveaxis(x, -1, channel_axis)
-    logits = steppers.ask(logits_fn, x)
-    margin, wrong = losses.margin(logits, problem.y), ~steppers.is_correct(logits, problem.y)
+    logits = _stepper.ask(logits_fn, x)
+    margin, wrong = losses.margin(logits, problem.y), ~_stepper.is_correct(logits, problem.y)
     # Nothing is above a NaN: sent on from one, by a model that does not agree, no point would be better.
     margin = jnp.where(jnp.isnan(margin), -jnp.inf, margin)
     # The best point is wrong already only where a verifying model did not agree: there the next
     # must be further out, or a search that accepts every wrong point would wander.
     better = (state.count == 0) | (margin > state.margin) | (wrong & ~(state.margin > 0))
-    moved = State(state.count + 1, wrong & better, steppers.where(better, x, state.x_adv),
+    moved = State(state.count + 1, wrong & better, _stepper.where(better, x, state.x_adv),
                   jnp.where(better, margin, state.margin))
-    return steppers.where(state.found, state, moved)
+    return _stepper.where(state.found, state, moved)
 
-  return steppers.Stepper(init, step, num_queries + 1, differentiates=False)
+  return _stepper.Stepper(init, step, num_queries + 1, differentiates=False)
 
 
 def sides(num_queries: int, p_init: float, num_pixels: int) -> list[int]:
@@ -208,19 +203,19 @@ def _propose(best, x, key, epsilon, count, *, table, shape, bounds) -> Array:
 
 def _propose_moved(best, x, key, epsilon, count, *, table, shape, bounds, norm) -> Array:
   """The same in L2 and L1."""
-  table = windows.odd_sides(table, shape)
+  table = _patches.odd_sides(table, shape)
   distinct = tuple(sorted(set(table)))
   side = jnp.array(table, jnp.int32)[count]
-  eta = jnp.asarray(windows.patches(distinct, norm), x.dtype)[
+  eta = jnp.asarray(_patches.patches(distinct, norm), x.dtype)[
       jnp.array([distinct.index(s) for s in table])[count]]
   places, draws, start = jax.random.split(jax.random.fold_in(key, count), 3)
-  places = jax.vmap(functools.partial(windows.first, side=side))(
+  places = jax.vmap(functools.partial(_patches.first, side=side))(
       jax.random.uniform(places, (4,)), length=jnp.array(2 * shape[:2]))
-  moved = windows.move((best - x).reshape(shape), side, eta, epsilon, places,
+  moved = _patches.move((best - x).reshape(shape), side, eta, epsilon, places,
                        jax.random.uniform(draws, (shape[2] + 1,)), norm)
   draws = jax.random.uniform(start, (*shape[:2], shape[2] + 1), x.dtype)
-  tiles = windows.tiling(shape, draws, norm)
-  change = jnp.where(count == 0, tiles if norm == 'l1' else windows.spread(tiles, epsilon), moved)
+  tiles = _patches.tiling(shape, draws, norm)
+  change = jnp.where(count == 0, tiles if norm == 'l1' else _patches.spread(tiles, epsilon), moved)
   return _into(norm, change.reshape(x.shape), x, epsilon, bounds)
 
 
@@ -228,13 +223,13 @@ def _into(norm, change, x, epsilon, bounds) -> Array:
   low, high = bounds
   if norm == 'l1':
     # A little inside, as in the reference: many small entries are added up.
-    change = balls.project_l1_box(change, epsilon * (1 - 1e-6), low - x, high - x)
+    change = norms.project_l1_box(change, epsilon * (1 - 1e-6), low - x, high - x)
   return jnp.clip(x + change, low, high)
 
 
 def _span(draw: Array, side: Array, length: int) -> Array:
   """bool[length], true on `side` neighbours (at most all); a draw in [0, 1) says where."""
   side = jnp.minimum(side, length)
-  begin = windows.first(draw, side, length)
+  begin = _patches.first(draw, side, length)
   places = jnp.arange(length)
   return (places >= begin) & (places < begin + side)

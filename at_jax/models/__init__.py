@@ -1,10 +1,6 @@
 """Linen models that map images in [0, 1] to logits; a config names one by its name here."""
 
-from at_jax.models.resnet import DucatResNet18
-from at_jax.models.resnet import PreActResNet18
-from at_jax.models.resnet import WideResNet
-from at_jax.models.resnet import WideResNet28_10
-from at_jax.models.resnet import WideResNet34_10
+from at_jax.models.resnet import DucatResNet18, PreActResNet18, WideResNet, WideResNet28_10, WideResNet34_10
 from at_jax.models.small_cnn import SmallCNN
 
 __all__ = [

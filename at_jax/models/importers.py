@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from at_jax import errors
-from at_jax.models import resnet
-from at_jax.models import small_cnn
+from at_jax.models import resnet, small_cnn
 
 # What a checkpoint keeps the state dict under, where it is not the state dict itself.
 _WRAPPED = ('state_dict', 'model_state_dict', 'model', 'net')

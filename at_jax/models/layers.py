@@ -1,7 +1,7 @@
 """The layers that every model here is made of, and PyTorch's initialisations of them."""
 
-import functools
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import linen as nn

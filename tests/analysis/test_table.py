@@ -5,18 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from at_jax.analysis import paired
-from at_jax.analysis import table
+from at_jax.analysis import mcnemar, table
 
 
 def test_mcnemar_is_the_sign_test():
   # By hand: b = 1, c = 5; p = 2·(C(6,0) + C(6,1))/2⁶ = 14/64.
   first = np.array([1, 0, 0, 0, 0, 0, 1, 0], bool)
   second = np.array([0, 1, 1, 1, 1, 1, 1, 0], bool)
-  assert paired.mcnemar(first, second) == (1, 5, pytest.approx(14 / 64))
-  assert paired.mcnemar(first, first) == (0, 0, 1.)
+  assert mcnemar.mcnemar(first, second) == (1, 5, pytest.approx(14 / 64))
+  assert mcnemar.mcnemar(first, first) == (0, 0, 1.)
   with pytest.raises(ValueError, match='same examples'):
-    paired.mcnemar(first, second[:3])
+    mcnemar.mcnemar(first, second[:3])
 
 
 def write(directory, stands, norm='linf', **robust):

@@ -20,10 +20,8 @@ def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument('--reference', required=True)
   sys.path.insert(0, parser.parse_args().reference)
+  from autoattack import autopgd_base, fab_projections, fab_pt
   import torch
-  from autoattack import autopgd_base
-  from autoattack import fab_projections
-  from autoattack import fab_pt
 
   torch.manual_seed(0)
   random = np.random.RandomState(0)
@@ -178,8 +176,7 @@ def _sides(torch, norm, size):
 
 def _starts(torch):
   """What is drawn for the random starts of APGD and FAB, and where these begin."""
-  from autoattack import autopgd_base
-  from autoattack import fab_pt
+  from autoattack import autopgd_base, fab_pt
   random = np.random.RandomState(4)
   x, uniform = (random.uniform(size=(4, 1, 3, 4)) for _ in range(2))
   normal = random.randn(*x.shape)

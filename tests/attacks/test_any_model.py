@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from at_jax import attacks
-from at_jax import models
+from at_jax import attacks, models
 from at_jax.models import importers
 
 KEY = jax.random.key(0)

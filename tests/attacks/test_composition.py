@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from at_jax import attacks
-from at_jax.attacks import loops
-from at_jax.attacks import steppers
+from at_jax.attacks import _loops, _stepper
 from at_jax.attacks.apgd import stepper as apgd_stepper
+from tests.fixtures.composition import network
 
 KEY = jax.random.key(1)
 SHORT = {
@@ -26,15 +26,6 @@ SHORT = {
     'fab l1': functools.partial(attacks.fab, norm='l1', num_steps=3),
     'square l2': functools.partial(attacks.square, norm='l2', num_queries=20),
 }
-
-
-@functools.cache
-def network():
-  random = np.random.RandomState(4)
-  w1, w2 = (jnp.asarray(random.randn(*s), jnp.float32) for s in ((6, 8), (8, 4)))
-  logits_fn = lambda x: jnp.tanh(x.reshape(len(x), -1) @ w1) @ w2
-  x = jnp.asarray(random.uniform(size=(5, 3, 2)), jnp.float32)
-  return logits_fn, x, jnp.argmax(logits_fn(x), axis=-1)
 
 
 @pytest.mark.parametrize('name', SHORT)
@@ -59,7 +50,7 @@ def test_float32_inputs_stay_so_where_float64_is_enabled(name):
 @pytest.mark.parametrize('written_out', [True, False])
 def test_so_they_do_in_pgd_whatever_the_rest_is_in(written_out, monkeypatch):
   logits_fn, x, y = network()
-  monkeypatch.setattr(loops, 'writes_out', lambda: written_out)
+  monkeypatch.setattr(_loops, 'writes_out', lambda: written_out)
   with jax.enable_x64(True):
     for options in (dict(momentum=np.float64(.5)), dict(momentum=jnp.array(.5)),
                     dict(start=np.array(x, np.float64)), dict(bounds=np.array([0., 1.]))):
@@ -71,9 +62,9 @@ def test_so_they_do_in_pgd_whatever_the_rest_is_in(written_out, monkeypatch):
 def test_looped_and_written_out_steps_agree(norm, monkeypatch):
   logits_fn, x, y = network()
   run = lambda: attacks.apgd(logits_fn, x, y, KEY, epsilon=.1, norm=norm, num_steps=12)
-  monkeypatch.setattr(loops, 'writes_out', lambda: True)
+  monkeypatch.setattr(_loops, 'writes_out', lambda: True)
   out = run()
-  monkeypatch.setattr(loops, 'writes_out', lambda: False)
+  monkeypatch.setattr(_loops, 'writes_out', lambda: False)
   jax.clear_caches()
   for one, other in zip(out, run(), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5)
@@ -98,11 +89,11 @@ def test_one_trace_for_many_radii_and_parameters():
 def test_a_finished_example_stays_as_it_is():
   logits_fn, x, y = network()
   attack = apgd_stepper(norm='linf', num_steps=5)
-  problem = steppers.make_problem(x, y, KEY, epsilon=.1)
-  begun = steppers.begin(problem, stepper=attack)
-  model = steppers.as_partial(logits_fn)
-  done = steppers.resume(model, problem, begun, stepper=attack)
-  again = steppers.advance(model, problem, done, stepper=attack, num_steps=3)
+  problem = _stepper.make_problem(x, y, KEY, epsilon=.1)
+  begun = _stepper.begin(problem, stepper=attack)
+  model = _stepper.as_partial(logits_fn)
+  done = _stepper.resume(model, problem, begun, stepper=attack)
+  again = _stepper.advance(model, problem, done, stepper=attack, num_steps=3)
   jax.tree.map(np.testing.assert_array_equal, again, done)
 
 

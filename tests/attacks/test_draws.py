@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from at_jax.attacks import steppers
-from at_jax.attacks import windows
+from at_jax.attacks import _patches, _stepper
 from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.fab import stepper as fab_stepper
-from at_jax.attacks.square import _propose
-from at_jax.attacks.square import sides
-from tests.attacks import test_reference
+from at_jax.attacks.square import _propose, sides
+from tests.fixtures import reference_numbers
 
-KEY, NUMBERS = jax.random.key(0), test_reference.NUMBERS
+KEY, NUMBERS = jax.random.key(0), reference_numbers.NUMBERS
 STARTS = {
     'apgd Linf': (apgd_stepper(norm='linf'), .3),
     'apgd L2': (apgd_stepper(norm='l2'), .9),
@@ -48,7 +46,7 @@ def test_random_starts_are_where_the_reference_has_them(name, monkeypatch):
   with jax.enable_x64(True):
     for i, x in enumerate(jnp.array(numbers['x'])):
       draw_instead(monkeypatch, uniform=numbers['uniform'][i], normal=numbers['normal'][i])
-      problem = steppers.make_problem(x[None], jnp.zeros(1, int), KEY, epsilon=epsilon)
+      problem = _stepper.make_problem(x[None], jnp.zeros(1, int), KEY, epsilon=epsilon)
       # Nine digits are kept in the file, and 1 divided by the smallest number drawn is below 100.
       np.testing.assert_allclose(attack.init(problem).x[0], numbers[name][i], rtol=0, atol=1e-7)
 
@@ -57,7 +55,7 @@ def test_random_starts_are_where_the_reference_has_them(name, monkeypatch):
 def test_random_starts_are_as_far_out_as_they_should_be_and_on_no_side(name):
   attack, epsilon = STARTS[name]
   n, d = 400, 6
-  problem = steppers.make_problem(
+  problem = _stepper.make_problem(
       jnp.full((n, d), .5), jnp.zeros(n, int), KEY, epsilon=epsilon, bounds=(-99., 99.))
   delta = np.asarray(attack.init(problem).x, np.float64) - .5
   order = {'Linf': np.inf, 'L2': 2, 'L1': 1}[name.split()[1]]
@@ -113,7 +111,7 @@ def test_square_s_stripes_and_squares_are_the_reference_s_in_linf(monkeypatch):
 def test_square_s_sides_are_the_reference_s_at_every_query(norm, size):
   ours = sides(5000, .8, size * size)
   if norm != 'linf':
-    ours = windows.odd_sides(ours, (size, size))
+    ours = _patches.odd_sides(ours, (size, size))
   changes = NUMBERS[f'sides {norm} {size}']  # [query, side from it on]
   begins, values = zip(*changes)
   theirs = np.repeat(values, np.diff([*begins, 5000]))

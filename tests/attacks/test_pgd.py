@@ -11,29 +11,15 @@ import numpy as np
 import pytest
 
 from at_jax import attacks
-from at_jax import dummy
-from at_jax.attacks import balls
-from at_jax.attacks import loops
+from at_jax.attacks import _loops, norms
+from at_jax.methods import ducat
+from tests.fixtures.analytic_models import gradient_by_hand, linear, quadratic
 
 if hasattr(jax, 'enable_x64'):
   enable_x64 = jax.enable_x64
 else:  # Before jax 0.8.
   from jax.experimental import enable_x64
-
 pytestmark = pytest.mark.oldest
-
-
-def linear(w, x):
-  """Two classes with margin w·x: the loss of class 1 falls along −w everywhere."""
-  margin = jnp.sum(x * w, axis=tuple(range(1, x.ndim)))
-  return jnp.stack([-margin, margin], axis=-1)
-
-
-def quadratic(x):
-  """Three classes that curve, so that an attack's path matters."""
-  flat = x.reshape(len(x), -1)
-  s, q = jnp.sum(flat, axis=1), jnp.sum(flat**2, axis=1)
-  return jnp.stack([s, 2 * q - .5, jnp.sin(3 * s)], axis=-1)
 
 
 @pytest.fixture
@@ -58,7 +44,7 @@ def test_l2_on_a_linear_model_is_the_closed_form(weights):
 
 
 def test_l1_on_a_linear_model_comes_close_to_the_closed_form(monkeypatch):
-  monkeypatch.setattr(loops, 'writes_out', lambda: False)  # compiles sooner
+  monkeypatch.setattr(_loops, 'writes_out', lambda: False)  # compiles sooner
   # Within the ball and the bounds the maximum fills the entries of largest |w| one after the other.
   w = np.random.default_rng(1).normal(size=20).astype(np.float32)
   x = np.random.default_rng(2).uniform(size=(3, 20)).astype(np.float32)
@@ -82,15 +68,6 @@ def test_fgsm_is_one_step_of_epsilon_from_the_input(weights):
   x = jax.random.uniform(jax.random.key(2), (5, 4, 3, 2), minval=.3, maxval=.7)
   result = attacks.fgsm(functools.partial(linear, weights), x, jnp.ones(5, int), epsilon=.1)
   np.testing.assert_allclose(result.x, x - .1 * jnp.sign(weights), atol=1e-6)
-
-
-def gradient_by_hand(point, label):
-  """That of the cross-entropy of `quadratic` at one point."""
-  s = point.sum()
-  logits = np.array([s, 2 * (point ** 2).sum() - .5, np.sin(3 * s)])
-  p = np.exp(logits) / np.exp(logits).sum()
-  slopes = np.stack([np.ones(5), 4 * point, np.full(5, 3 * np.cos(3 * s))])
-  return (p - np.eye(3)[label]) @ slopes
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
@@ -158,19 +135,19 @@ def test_result_is_in_the_ball_and_in_bounds(x, norm, epsilon, step_size, seed):
                   st.floats(0, 3, width=32, allow_subnormal=False))  # XLA flushes those to zero
 def test_projections_are_the_nearest_points(delta, epsilon):
   # A projection is idempotent, leaves the inside alone and, for L2, keeps the direction.
-  for ball in (balls.linf, balls.l2):
+  for ball in (norms.linf, norms.l2):
     once = ball.project(delta, epsilon)
     np.testing.assert_allclose(ball.project(once, epsilon), once, atol=1e-5)
-  np.testing.assert_array_equal(balls.linf.project(delta, epsilon),
+  np.testing.assert_array_equal(norms.linf.project(delta, epsilon),
                                 np.clip(delta, -epsilon, epsilon))
   norm = np.linalg.norm(delta.astype(np.float64))
   expected = delta * min(1, epsilon / norm) if norm else delta
-  np.testing.assert_allclose(balls.l2.project(delta, epsilon), expected, atol=1e-5)
+  np.testing.assert_allclose(norms.l2.project(delta, epsilon), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('scale', [0., 1e-30, 1e-20, 1., 1e20])
 def test_l2_ascent_has_norm_one_at_any_scale_and_none_at_zero(scale):
-  direction = balls.l2.ascend(scale * jnp.array([[3., 4.], [0., 0.]]))
+  direction = norms.l2.ascend(scale * jnp.array([[3., 4.], [0., 0.]]))
   expected = np.array([[.6, .8], [0., 0.]]) * (scale > 0)
   np.testing.assert_allclose(direction, expected, atol=1e-6)
 
@@ -178,7 +155,7 @@ def test_l2_ascent_has_norm_one_at_any_scale_and_none_at_zero(scale):
 def test_samples_fill_the_balls_uniformly():
   # In d dimensions the share of samples within r·ε is r^d (both balls); d = 4, r = 0.8: 0.4096.
   keys = jax.random.split(jax.random.key(0), 20_000)
-  for ball, order in ((balls.linf, np.inf), (balls.l2, 2)):
+  for ball, order in ((norms.linf, np.inf), (norms.l2, 2)):
     points = jax.vmap(lambda k: ball.sample(k, (2, 2), .5))(keys).reshape(len(keys), 4)
     share = np.mean(np.linalg.norm(points, ord=order, axis=1) <= .8 * .5)
     assert abs(share - .8**4) < 4 * np.sqrt(.41 * .59 / len(keys))  # four standard errors
@@ -211,11 +188,11 @@ def test_loop_and_written_out_steps_agree(monkeypatch):
                             epsilon=.3, step_size=.05, num_steps=25)
   results = []
   for written_out in (True, False):
-    monkeypatch.setattr(loops, 'writes_out', lambda form=written_out: form)
+    monkeypatch.setattr(_loops, 'writes_out', lambda form=written_out: form)
     results.append(run())
   for a, b in zip(*results, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)
-  assert loops.calls(25) == [25]
+  assert _loops.calls(25) == [25]
 
 
 class Counter:
@@ -272,13 +249,13 @@ def test_what_decides_counts_the_steps():
       attacks.pgd, model, jnp.zeros((1, 1)), jnp.array([0]), jax.random.key(0), epsilon=.4,
       step_size=.1, random_start=False)
   for num_steps, options, kappa, success in (
-      (3, {}, 2, True), (3, {'decide': dummy.fold}, 3, True), (2, {}, 2, True),
-      (2, {'decide': dummy.fold}, 2, False)):
+      (3, {}, 2, True), (3, {'decide': ducat.fold}, 3, True), (2, {}, 2, True),
+      (2, {'decide': ducat.fold}, 2, False)):
     found = attack(num_steps=num_steps, **options)
     assert (found.kappa[0], found.success[0]) == (kappa, success), (num_steps, options)
   # One step more from points where the decision is wrong, and it stays where it is.
   np.testing.assert_allclose(attack(num_steps=6, tau=0).x, .2, atol=1e-6)
-  np.testing.assert_allclose(attack(num_steps=6, tau=0, decide=dummy.fold).x, .3, atol=1e-6)
+  np.testing.assert_allclose(attack(num_steps=6, tau=0, decide=ducat.fold).x, .3, atol=1e-6)
 
 
 def test_draws_depend_on_the_index_alone():

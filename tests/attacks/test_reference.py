@@ -4,27 +4,19 @@ They were written by `python tests/attacks/make_reference.py --reference=PATH`, 
 of github.com/fra31/auto-attack at a392200, with torch 2.13.0.
 """
 
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from at_jax.attacks import balls
-from at_jax.attacks import hyperplane
-from at_jax.attacks import losses
-from at_jax.attacks import steppers
-from at_jax.attacks import windows
+from at_jax.attacks import _hyperplane, _patches, _stepper, losses, norms
 from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.fab import fab
-from at_jax.attacks.square import _into
-from at_jax.attacks.square import sides
+from at_jax.attacks.square import _into, sides
 from at_jax.attacks.square import stepper as square_stepper
+from tests.fixtures.reference_numbers import LOSSES, NUMBERS
 
-NUMBERS = json.loads(pathlib.Path(__file__).with_name('reference.json').read_text())
-LOSSES = {'ce': losses.cross_entropy, 'dlr': losses.dlr, 'dlr-targeted': losses.targeted_dlr}
 EPSILON = {'Linf': .1, 'L2': .25, 'L1': .6}
 
 
@@ -58,11 +50,11 @@ def test_apgd_follows_the_reference_step_by_step(norm, loss, large):
   targeted = loss == 'dlr-targeted'
   attack = apgd_stepper(
       norm=norm.lower(), loss=LOSSES[loss], targeted=targeted, large_start=large)
-  problem = steppers.make_problem(x, y, jax.random.key(0), epsilon=EPSILON[norm], target=target)
-  state = steppers.begin(problem, stepper=attack)
+  problem = _stepper.make_problem(x, y, jax.random.key(0), epsilon=EPSILON[norm], target=target)
+  state = _stepper.begin(problem, stepper=attack)
   if norm == 'L1':
     box, radius = (-x, 1 - x), .6 * (3 if large else 1)
-    project = jax.vmap(lambda d, low, high: balls.project_l1_box(d, radius, low, high))
+    project = jax.vmap(lambda d, low, high: norms.project_l1_box(d, radius, low, high))
     start = x + project(jnp.full_like(x, .01), *box)
   else:
     start = jnp.clip(x + .05 * jnp.sin(jnp.arange(72.)).reshape(x.shape), 0, 1)
@@ -108,14 +100,14 @@ def test_fab_finds_the_points_of_the_reference(norm, targeted):
 def test_projection_onto_planes_is_the_reference_s(norm):
   points, normals, values, _ = planes()
   excess = (points * normals).sum(1) - values
-  project = jax.vmap(lambda x, w, e: hyperplane.project(x, w, e, (0., 1.), norm=norm))
+  project = jax.vmap(lambda x, w, e: _hyperplane.project(x, w, e, (0., 1.), norm=norm))
   np.testing.assert_allclose(
       project(points, normals, excess), NUMBERS[f'projection {norm}'], rtol=0, atol=1e-7)
 
 
 def test_projection_onto_the_l1_ball_in_a_box_is_the_reference_s():
   points, _, _, moves = planes()
-  ours = jax.vmap(lambda d, x: balls.project_l1_box(d, 1., -x, 1 - x))(moves, points)
+  ours = jax.vmap(lambda d, x: norms.project_l1_box(d, 1., -x, 1 - x))(moves, points)
   np.testing.assert_allclose(ours, NUMBERS['projection l1 box'], rtol=0, atol=1e-7)
 
 
@@ -127,13 +119,13 @@ def test_square_moves_its_windows_as_the_reference_does(norm, epsilon):
   # A start of 5 × 5 tiles, then a query for every four places.
   tiles, queries = draws[:25], draws[25:]
   grid = np.pad(tiles.reshape(5, 5, -1), ((0, 6), (0, 6), (0, 0)))
-  start = windows.tiling(x.shape, jnp.asarray(grid), norm)
-  point = into(windows.spread(start, epsilon) if norm == 'l2' else start)
+  start = _patches.tiling(x.shape, jnp.asarray(grid), norm)
+  point = into(_patches.spread(start, epsilon) if norm == 'l2' else start)
   np.testing.assert_allclose(point, numbers['start'], rtol=0, atol=1e-8)
-  move = jax.jit(windows.move, static_argnames='norm')
-  table = windows.odd_sides(sides(len(queries), .8, 121), x.shape)
+  move = jax.jit(_patches.move, static_argnames='norm')
+  table = _patches.odd_sides(sides(len(queries), .8, 121), x.shape)
   for side, places, draw in zip(table[1:], numbers['places'].reshape(-1, 4), queries, strict=True):
-    eta = windows.patch(side, norm)
+    eta = _patches.patch(side, norm)
     point = into(move(point - x, side, eta, epsilon, places, draw, norm=norm))
   # Nine digits are kept in the file, of x as well.
   np.testing.assert_allclose(point, numbers['end'], rtol=0, atol=1e-7)
@@ -143,9 +135,9 @@ def test_square_moves_its_windows_as_the_reference_does(norm, epsilon):
 def test_square_keeps_the_proposals_that_the_reference_keeps(norm):
   numbers, points, best = NUMBERS['square keeps'][norm], [], []
   attack = square_stepper(norm=norm, num_queries=len(numbers['margins']) - 1)
-  problem = steppers.make_problem(
+  problem = _stepper.make_problem(
       np.full((1, 28, 28, 3), .5), np.array([0]), jax.random.key(0), epsilon=.1)
-  state = steppers.begin(problem, stepper=attack)
+  state = _stepper.begin(problem, stepper=attack)
   for margin in numbers['margins']:  # the model says what comes next, whatever it is asked about
     state = attack.step(lambda x: points.append(x) or jnp.array([[margin, 0.]]), problem, state)
     which, = [n for n, point in enumerate(points) if jnp.array_equal(point, state.x_adv)]

@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 
 from at_jax import attacks
-from at_jax import objectives
-from at_jax import weighting
-
-import problem
-from problem import BETA, EPSILON, NOISE, STEP_SIZE, STEPS, X, Y
+from at_jax.methods import objective as objective_lib
+from tests.authors import problem
+from tests.authors.problem import BETA, EPSILON, NOISE, STEP_SIZE, STEPS, X, Y
 
 REFERENCE = pathlib.Path(__file__).with_name('reference.json')
 NUMBERS = json.loads(REFERENCE.read_text())['numbers']
@@ -30,7 +28,7 @@ def environment(monkeypatch):
 
 
 def attack(kind, params, y, *, num_steps=STEPS, call=None, **options):
-  """Runs one of `at_jax.inner`, as a step does: in inference mode."""
+  """Runs one of `at_jax.methods.inner_attacks`, as a step does: in inference mode."""
   made = kind(norm='linf', epsilon=EPSILON, num_steps=num_steps, step_size=STEP_SIZE, **options)
   logits = jax.tree_util.Partial(problem.network, params)
   return made(logits, X, y, jax.random.key(0), None, **call or {})
@@ -38,12 +36,12 @@ def attack(kind, params, y, *, num_steps=STEPS, call=None, **options):
 
 def total(objective, x_adv, y=Y, *, x=X, kappa=None, weigh=None, weights_on='fit', beta=BETA,
           betas=None):
-  """What a step minimises, put together as in `at_jax.step`: params -> loss, weights or None."""
+  """What a step minimises, put together as in `at_jax.training.step`: params -> loss, weights or None."""
   def mean_loss(params):
     forward = lambda x, stats: (problem.network(params, x, train=True), stats)
     outcome = objective(forward, {}, x, x_adv, y)
-    w = weigh and weigh(weighting.Evidence(kappa, outcome.logits, y, None), axis_name=None)
-    loss = objectives.mean_loss(outcome, w, weights_on=weights_on, beta=beta, betas=betas)
+    w = weigh and weigh(objective_lib.Evidence(kappa, outcome.logits, y, None), axis_name=None)
+    loss = objective_lib.mean_loss(outcome, w, weights_on=weights_on, beta=beta, betas=betas)
     return loss, w
   return mean_loss
 

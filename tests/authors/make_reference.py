@@ -1,6 +1,6 @@
 """Writes reference.json: what the released code of the methods' authors computes.
 
-  python tests/authors/make_reference.py --checkouts=FOLDER [--output=FILE]
+  python -m tests.authors.make_reference --checkouts=FOLDER [--output=FILE]
 
 FOLDER has clones, under the names of the repositories, of these of github.com:
 zjfheart/Geometry-aware-Instance-reweighted-Adversarial-Training, QizhouWang/MAIL, YisenWang/MART,
@@ -17,10 +17,25 @@ import jax
 import numpy as np
 import torch
 
-import problem
-from problem import AWP_GAMMA, BATCH, BETA, EPSILON, MART_BETA, MOVED, MOVED2, STEP_SIZE, STEPS
-from problem import X, X2, Y, labels_with_some_wrong, perturbation, weights_of
-from released import Checkouts, found, from_loop, from_loss, network_of, prepare, read
+from tests.authors import problem
+from tests.authors.problem import (
+  AWP_GAMMA,
+  BATCH,
+  BETA,
+  EPSILON,
+  MART_BETA,
+  MOVED,
+  MOVED2,
+  STEP_SIZE,
+  STEPS,
+  X2,
+  X,
+  Y,
+  labels_with_some_wrong,
+  perturbation,
+  weights_of,
+)
+from tests.authors.released import Checkouts, found, from_loop, from_loss, network_of, prepare, read
 
 GAIRAT = 'Geometry-aware-Instance-reweighted-Adversarial-Training'
 NAMES = dict(nn=torch.nn, F=torch.nn.functional, torch=torch)  # that its `models` exports

@@ -29,7 +29,6 @@ WORST_CLASS = (.1, .3, .19, .2, .5)  # in those epochs
 AWP_GAMMA = .01  # of AT-AWP
 INNER, CYCLES, DECAYS = 5, 2, (0., 5e-4)  # of Entropy-SGD; its L is 20, which only takes longer
 GAMMA = .03  # Entropy-SGD's for CIFAR
-
 _random = np.random.RandomState(0)
 _images = lambda: _random.uniform(.1, .9, (BATCH, 3, 32, 32))  # no start of an attack is clipped
 X, X2 = _images(), _images()

@@ -8,8 +8,19 @@ import types
 
 import torch
 
-from problem import BETA, EPSILON, HIDDEN, MEAN, NOISE, STEP_SIZE, STEPS, TEMPERATURE, VARIANCE
-from problem import X, digest
+from tests.authors.problem import (
+  BETA,
+  EPSILON,
+  HIDDEN,
+  MEAN,
+  NOISE,
+  STEP_SIZE,
+  STEPS,
+  TEMPERATURE,
+  VARIANCE,
+  X,
+  digest,
+)
 
 NAMES = ('w1', 'b1', 'scale', 'shift', 'w2', 'b2')
 LOSSES = []  # what `backward` was called on

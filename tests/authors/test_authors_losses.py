@@ -10,46 +10,63 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from at_jax import calibration
-from at_jax import inner
-from at_jax import objectives
-from at_jax import transforms
-from at_jax import weighting
-
-from harness import environment  # noqa: F401  a fixture
-from harness import NUMBERS, attack, close, close_params, compare, total
-import problem
-from problem import BETA, MART_BETA, MOVED, MOVED2, STEPS, TEMPERATURE, X, X2, Y
-from problem import labels_with_some_wrong, weights_of
+from at_jax.methods import (
+  cfa,
+  consistency,
+  gairat,
+  inner_attacks,
+  mail,
+  mart,
+  pgd_at,
+  trades,
+  weight_averaging,
+)
+from at_jax.methods import ducat as ducat_lib
+from at_jax.methods import objective as objective_lib
+from tests.authors import problem
+from tests.authors.harness import NUMBERS, attack, close, close_params, compare, total
+from tests.authors.problem import (
+  BETA,
+  MART_BETA,
+  MOVED,
+  MOVED2,
+  STEPS,
+  TEMPERATURE,
+  X2,
+  X,
+  Y,
+  labels_with_some_wrong,
+  weights_of,
+)
 
 MART_TOLERANCE = 1e-6  # its code adds 1e-12 inside logarithms and 1e-7 to 1 − p_y
 
 
 def test_pgd_at():
-  compare('pgd_at', total(objectives.pgd_at, MOVED), weights_of(20), 1e-10)
+  compare('pgd_at', total(pgd_at.pgd_at, MOVED), weights_of(20), 1e-10)
 
 
 def test_trades():
   params = weights_of(10)
-  x_adv = attack(inner.kl, params, Y).x
-  compare('trades', total(objectives.trades, x_adv), params, 1e-10)
+  x_adv = attack(inner_attacks.kl, params, Y).x
+  compare('trades', total(trades.trades, x_adv), params, 1e-10)
 
 
 def test_mart():
   params = weights_of(10)
-  x_adv = attack(inner.beside, params, Y).x
-  compare('mart', total(objectives.mart, x_adv, beta=MART_BETA), params, MART_TOLERANCE)
+  x_adv = attack(inner_attacks.gaussian, params, Y).x
+  compare('mart', total(mart.mart, x_adv, beta=MART_BETA), params, MART_TOLERANCE)
 
 
 @pytest.mark.parametrize('method, objective, weights_on, tolerance', [
-    ('at', objectives.pgd_at, 'fit', 1e-10),
-    ('trades', objectives.trades, 'regulariser', 1e-10),
-    ('mart', objectives.mart, 'fit', MART_TOLERANCE)])
+    ('at', pgd_at.pgd_at, 'fit', 1e-10),
+    ('trades', trades.trades, 'regulariser', 1e-10),
+    ('mart', mart.mart, 'fit', MART_TOLERANCE)])
 def test_mail(method, objective, weights_on, tolerance):
   params, (bias, slope) = weights_of(10), problem.MAIL[method]
   y = labels_with_some_wrong(params)
-  x_adv = attack(inner.kl if method == 'trades' else inner.beside, params, y).x
-  weigh = functools.partial(weighting.margin, bias=bias, slope=slope)
+  x_adv = attack(inner_attacks.kl if method == 'trades' else inner_attacks.gaussian, params, y).x
+  weigh = functools.partial(mail.weigh, bias=bias, slope=slope)
   _, weights = compare(
       f'mail {method}', total(objective, x_adv, y, weigh=weigh, weights_on=weights_on,
                                beta=MART_BETA),
@@ -61,10 +78,10 @@ def test_mail(method, objective, weights_on, tolerance):
 def test_gair_rst():
   params, steps = weights_of(10), problem.GAIR_RST_STEPS
   y = labels_with_some_wrong(params)
-  found = attack(inner.kl_and_margin, params, y, num_steps=steps)
-  weigh = functools.partial(weighting.geometry, num_steps=steps, lam=0., form='tanh',
+  found = attack(inner_attacks.kl_and_margin, params, y, num_steps=steps)
+  weigh = functools.partial(gairat.weigh, num_steps=steps, lam=0., form='tanh',
                             normalized=False)
-  _, weights = compare('gair_rst', total(objectives.gair_trades, found.x, y, kappa=found.kappa,
+  _, weights = compare('gair_rst', total(gairat.gair_trades, found.x, y, kappa=found.kappa,
                                          weigh=weigh, weights_on='regulariser'), params, 1e-10)
   assert np.ptp(weights) > .5
 
@@ -72,42 +89,42 @@ def test_gair_rst():
 def test_gairat():
   params, theirs = weights_of(10), NUMBERS['gairat']
   y = labels_with_some_wrong(params)
-  found = attack(inner.uniform, params, y, random_start=False)
+  found = attack(inner_attacks.uniform, params, y, random_start=False)
   close(problem.perturbation(found.x), theirs['perturbation'], 1e-10)
   np.testing.assert_array_equal(found.kappa, theirs['kappa'])
   assert len(set(theirs['kappa'])) > 2
   for form in problem.FORMS:
     for lam in problem.LAMBDAS:
-      weigh = functools.partial(weighting.geometry, num_steps=STEPS, lam=lam, form=form,
+      weigh = functools.partial(gairat.weigh, num_steps=STEPS, lam=lam, form=form,
                                 normalized=True)
-      weights = weigh(weighting.Evidence(found.kappa, None, y, None), axis_name=None)
+      weights = weigh(objective_lib.Evidence(found.kappa, None, y, None), axis_name=None)
       close(weights, theirs['weights'][f'{form} {lam}'], 1e-10)
-  weigh = functools.partial(weighting.geometry, num_steps=STEPS, lam=-1., form='tanh',
+  weigh = functools.partial(gairat.weigh, num_steps=STEPS, lam=-1., form='tanh',
                             normalized=True)
-  compare('gairat', total(objectives.pgd_at, found.x, y, kappa=found.kappa, weigh=weigh), params,
+  compare('gairat', total(pgd_at.pgd_at, found.x, y, kappa=found.kappa, weigh=weigh), params,
           1e-10)
 
 
 def test_cfa():
   params = weights_of(10)
-  counts = calibration.no_counts(10)._replace(accuracy=jnp.asarray(problem.ACCURACY))
-  by_class = calibration.by_class(
-      calibration.Calibration(problem.EPSILON, BETA, radius_base=problem.RADIUS_BASE,
+  counts = cfa.no_counts(10)._replace(accuracy=jnp.asarray(problem.ACCURACY))
+  by_class = cfa.by_class(
+      cfa.Calibration(problem.EPSILON, BETA, radius_base=problem.RADIUS_BASE,
                               beta_base=problem.BETA_BASE), counts, True)
-  x_adv = attack(inner.kl, params, Y, call=dict(epsilon=by_class.epsilon[Y])).x
-  compare('cfa', total(objectives.trades, x_adv, betas=by_class.beta[Y]), params, 1e-10)
+  x_adv = attack(inner_attacks.kl, params, Y, call=dict(epsilon=by_class.epsilon[Y])).x
+  compare('cfa', total(trades.trades, x_adv, betas=by_class.beta[Y]), params, 1e-10)
 
 
 def test_cfa_averages():
-  state = transforms.no_average(weights_of(10))
+  state = weight_averaging.no_average(weights_of(10))
   for worst, params in zip(problem.WORST_CLASS, problem.epochs(), strict=True):
-    state = transforms.take_in(state, params, worst, decay=problem.DECAY,
+    state = weight_averaging.take_in(state, params, worst, decay=problem.DECAY,
                                threshold=problem.THRESHOLD)
   close_params(state.average, NUMBERS['cfa average'], 1e-10)
 
 
 def test_consistency():
-  objective = functools.partial(objectives.consistency, temperature=TEMPERATURE)
+  objective = functools.partial(consistency.consistency, temperature=TEMPERATURE)
   compare('consistency', two_views(objective), weights_of(10), 1e-10)
 
 
@@ -118,7 +135,7 @@ def two_views(objective):
 
 def ducat(name=''):
   benign, adversarial, alpha = problem.DUCAT[name]
-  return functools.partial(objectives.ducat, benign_weight=benign, adversarial_weight=adversarial,
+  return functools.partial(ducat_lib.ducat, benign_weight=benign, adversarial_weight=adversarial,
                            alpha=alpha)
 
 
@@ -128,8 +145,8 @@ def test_ducat_on_pgd_at(name):
 
 
 @pytest.mark.parametrize('base, objective, kind, tolerance', [
-    ('trades', objectives.trades, inner.kl, 1e-10),
-    ('mart', objectives.mart, inner.beside, MART_TOLERANCE)])
+    ('trades', trades.trades, inner_attacks.kl, 1e-10),
+    ('mart', mart.mart, inner_attacks.gaussian, MART_TOLERANCE)])
 def test_ducat_on_other_methods(base, objective, kind, tolerance):
   params = weights_of(20)
   objective = functools.partial(objective, ducat=ducat())
@@ -138,5 +155,5 @@ def test_ducat_on_other_methods(base, objective, kind, tolerance):
 
 
 def test_ducat_on_consistency():
-  objective = functools.partial(objectives.consistency, temperature=TEMPERATURE, ducat=ducat())
+  objective = functools.partial(consistency.consistency, temperature=TEMPERATURE, ducat=ducat())
   compare('ducat consistency', two_views(objective), weights_of(20), 1e-10)

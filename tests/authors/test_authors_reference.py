@@ -7,14 +7,13 @@ FOLDER as in make_reference.py, which this runs; PyTorch is needed too.
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from harness import REFERENCE
+from tests.authors.harness import REFERENCE
 
 AUTHORS = os.environ.get('AT_JAX_AUTHORS')
 
@@ -23,9 +22,8 @@ AUTHORS = os.environ.get('AT_JAX_AUTHORS')
 @pytest.mark.skipif(not AUTHORS, reason='AT_JAX_AUTHORS names no folder of checkouts')
 def test_recorder_gives_the_reference(tmp_path):
   pytest.importorskip('torch')
-  script = pathlib.Path(__file__).with_name('make_reference.py')
-  subprocess.run([sys.executable, script, f'--checkouts={AUTHORS}',
-                  f'--output={tmp_path / "reference.json"}'], check=True)
+  subprocess.run([sys.executable, '-m', 'tests.authors.make_reference',
+                  f'--checkouts={AUTHORS}', f'--output={tmp_path / "reference.json"}'], check=True)
   same(json.loads((tmp_path / 'reference.json').read_text()), json.loads(REFERENCE.read_text()))
 
 

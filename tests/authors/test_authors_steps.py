@@ -11,22 +11,17 @@ import numpy as np
 import optax
 import pytest
 
-from at_jax import inner
-from at_jax import losses
-from at_jax import objectives
-from at_jax import transforms
-
-from harness import environment  # noqa: F401  a fixture
-from harness import NUMBERS, attack, close, close_params, compare, total
-import problem
-from problem import MOVED, labels_with_some_wrong, weights_of
+from at_jax.methods import awp, entropy_sgd, inner_attacks, losses, pgd_at, trades
+from tests.authors import problem
+from tests.authors.harness import NUMBERS, attack, close, close_params, compare, total
+from tests.authors.problem import MOVED, labels_with_some_wrong, weights_of
 
 
 @pytest.mark.parametrize('tau', problem.TAUS)
 def test_friendly_pgd(tau):
   params, theirs = weights_of(10), NUMBERS[f'friendly {tau}']
   y = labels_with_some_wrong(params)
-  found = attack(inner.uniform, params, y, random_start=False, call=dict(tau=tau))
+  found = attack(inner_attacks.uniform, params, y, random_start=False, call=dict(tau=tau))
   close(problem.perturbation(found.x), theirs['perturbation'], 1e-10)
   np.testing.assert_array_equal(found.kappa, theirs['kappa'])
   # Some did stop: they are not where GA-PGD takes them.
@@ -34,11 +29,11 @@ def test_friendly_pgd(tau):
   assert (apart.max(1) > 1e-3).sum() >= 3
 
 
-@pytest.mark.parametrize('kind, objective', [('AT', objectives.pgd_at),
-                                             ('trades', objectives.trades)])
+@pytest.mark.parametrize('kind, objective', [('AT', pgd_at.pgd_at),
+                                             ('trades', trades.trades)])
 def test_awp(kind, objective):
   params = weights_of(10)
-  moved = functools.partial(transforms.awp_value_and_grad, gamma=problem.AWP_GAMMA)
+  moved = functools.partial(awp.awp_value_and_grad, gamma=problem.AWP_GAMMA)
   gradient, _ = compare(f'awp {kind}', total(objective, MOVED), params, 1e-10, moved)
   after = optax.apply_updates(params, jax.tree.map(lambda g: -.1 * g, gradient))
   close_params(after, NUMBERS[f'awp {kind}']['after'], 1e-10)
@@ -58,7 +53,7 @@ def test_entropy_sgd(decay):
   # and Nesterov's momentum are applied again outside.
   outer = optax.chain(optax.add_decayed_weights(decay), optax.trace(.9, nesterov=True),
                       optax.scale(-1.))
-  ours = transforms.entropy_sgd(
+  ours = entropy_sgd.entropy_sgd(
       outer, inner_steps=problem.INNER, key=jax.random.key(0), gamma=problem.GAMMA, scoping=0.,
       noise=0., weight_decay=decay)
   batches, p, state = problem.batches(), params, ours.init(params)

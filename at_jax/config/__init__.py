@@ -1,0 +1,7 @@
+"""Configurations: the fields, the variants behind the colon of `--config`, the checks and the command line."""
+
+from at_jax.config.fields import default, flatten
+from at_jax.config.validation import check
+from at_jax.config.variants import only, small, smoke, variant
+
+__all__ = ['check', 'default', 'flatten', 'only', 'small', 'smoke', 'variant']

@@ -1,0 +1,67 @@
+"""Which variables a training state is evaluated with."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from at_jax.datasets import pipeline
+from at_jax.methods import weight_averaging
+from at_jax.training import epoch_plan, setup, sharding
+from at_jax.training import step as step_lib
+
+# Linen's running statistics keep .9 of themselves a batch, so .5 % is left of what they were.
+BATCHES = 50
+
+
+def reestimate_batchnorm(run: setup.Run) -> Callable[[step_lib.TrainState], dict[str, Any]]:
+  """Makes the function from a state to the variables to evaluate.
+
+  Where an average or an anchor is kept, that is evaluated, and the BatchNorm statistics, which
+  belong to other parameters, are estimated again: over `BATCHES` training batches, attacked and
+  passed as the step does. Elsewhere the variables are those of the state.
+
+  Args:
+    run: the run.
+
+  Returns:
+    `(state on the host) -> variables on the host`. It compiles once for each phase.
+
+  Source: ours; released code of EntropySGD and of weight averages estimates them on clean images.
+  """
+  c = run.config
+  o = c.optimizer
+  always = o.ema_decay or o.swa_start_epoch or (
+      o.name == 'entropy_sgd' and o.entropy.inner_steps)
+  count = min(BATCHES, run.steps_per_epoch)
+  functions = {}
+
+  def settle(state: step_lib.TrainState) -> dict[str, Any]:
+    params = weight_averaging.eval_params(state.opt_state, state.params)
+    params = weight_averaging.eval_params(state.average, params)
+    keeps_others = always or (state.average and state.average.count > 0)
+    if not keeps_others or not jax.tree.leaves(state.batch_stats):
+      return {'params': params, 'batch_stats': state.batch_stats}
+    epoch = max(int(state.step) - 1, 0) // run.steps_per_epoch
+    name = epoch_plan.name(c, epoch)
+    if name not in functions:
+      functions[name] = sharding.batchnorm_steps(epoch_plan.recipe(run, name))
+    train = run.dataset.train
+    # By another key than training's orders: the same batches at every evaluation.
+    order = np.asarray(pipeline.epoch_order(run.keys['evaluate'], 0, len(train.labels)))
+    taken = order[:count * c.batch_size]
+    images, labels = sharding.replicate((train.images[taken], train.labels[taken]))
+    order = np.arange(len(taken), dtype=np.int32).reshape(count, -1)
+    tuning = state.tuning
+    if tuning and not isinstance(tuning.radius, tuple):  # the steps see places in `taken`
+      tuning = tuning._replace(radius=tuning.radius[taken])
+    moving = sharding.replicate(state._replace(
+        step=np.zeros((), np.int32), params=params, opt_state=(), average=(), tuning=tuning))
+    per_call = sharding.steps_per_call(count)
+    for first in range(0, count, per_call):
+      moving, _ = functions[name](moving, images, labels, order[first:first + per_call],
+                                  run.keys['evaluate'], epoch_plan.epoch_values(c, epoch))
+    return {'params': params, 'batch_stats': sharding.unreplicate(moving).batch_stats}
+
+  return settle

@@ -1,0 +1,178 @@
+"""From a configuration to the parts of a run: its data, network, optimizer, keys and first state."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from at_jax import devices, errors, models
+from at_jax.config import validation
+from at_jax.datasets import pipeline
+from at_jax.methods import finetune
+from at_jax.models import deployed as deployed_lib
+from at_jax.models import dual_batchnorm
+from at_jax.training import optimizers
+from at_jax.training import step as step_lib
+
+
+class Run(NamedTuple):
+  """What a configuration comes down to.
+
+  Attributes:
+    config: the configuration.
+    dataset: its data.
+    network: its network.
+    optimizer: its optimizer.
+    tuner: the optimizer of fine-tuning, whose schedule counts from its start, or None.
+    schedule: the learning rate as a function of the step.
+    steps_per_epoch: whole batches in the training set; the rest of an epoch's order is left out.
+    keys: one PRNG key for each use: 'init', 'order', 'train', 'evaluate', 'optimizer'.
+  """
+  config: ml_collections.ConfigDict
+  dataset: pipeline.Dataset
+  network: deployed_lib.Network
+  optimizer: optax.GradientTransformation
+  tuner: optax.GradientTransformation | None
+  schedule: optax.Schedule
+  steps_per_epoch: int
+  keys: dict[str, jax.Array]
+
+
+def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None = None) -> Run:
+  """Checks a configuration, reads its data and makes its parts.
+
+  Args:
+    config: the configuration.
+    dataset: its data, where they have been read before.
+
+  Returns:
+    A `Run`.
+
+  Raises:
+    errors.UserError: a field makes no sense, or contradicts the data or the devices.
+
+  Source: ours.
+  """
+  validation.check(config)
+  for field in ('batch_size', 'evaluate.batch_size', 'validate.batch_size'):
+    devices.check_batch_size(f'config.{field}', functools.reduce(getattr, field.split('.'), config))
+  try:
+    dataset = dataset or pipeline.load(
+        config.dataset.name, validation_size=config.dataset.validation_size,
+        data_dir=config.dataset.data_dir or None)
+  except errors.UserError as mistake:
+    field = {'dataset': 'dataset.name', 'validation_size': 'dataset.validation_size'}
+    raise errors.UserError(f'config.{field[mistake.field]}', mistake.value, mistake.remedy
+                           ) from mistake
+  if dataset.num_classes != config.dataset.num_classes:
+    raise errors.UserError('config.dataset.num_classes', config.dataset.num_classes,
+                           f'{dataset.name} has {dataset.num_classes} classes: use that')
+  channels = dataset.train.images.shape[-1]
+  if config.dataset.augment == 'autoaugment' and channels not in (1, 3):
+    raise errors.UserError('config.dataset.augment', 'autoaugment',
+                           f"takes 1 or 3 channels, not {channels}: use 'crop'")
+  steps_per_epoch = len(dataset.train.labels) // config.batch_size
+  if not steps_per_epoch:
+    raise errors.UserError('config.batch_size', config.batch_size,
+                           f'use at most the {len(dataset.train.labels)} training examples')
+  names = ('init', 'order', 'train', 'evaluate', 'optimizer')
+  keys = dict(zip(names, jax.random.split(jax.random.key(config.seed), len(names)), strict=True))
+  return Run(config, dataset, _network(config),
+             *optimizers.make(config, steps_per_epoch=steps_per_epoch, key=keys['optimizer']),
+             steps_per_epoch, keys)
+
+
+def search_network(run: Run) -> deployed_lib.Network | None:
+  """The network that AutoAttack searches on, where its precision is not that of the run's own.
+
+  Args:
+    run: the run.
+
+  Returns:
+    A `Network` of the same variables, None where the run's own serves.
+
+  Source: ours.
+  """
+  dtype = run.config.evaluate.search_dtype
+  if dtype in ('', run.config.model.dtype):
+    return None
+  return _network(run.config, dtype)
+
+
+def _network(config: ml_collections.ConfigDict, dtype: str | None = None) -> deployed_lib.Network:
+  network = deployed_lib.deploy(_model(config, dtype), has_dummies=config.dummy.enabled)
+  if config.loss == 'finetune' and config.finetune.batch_norm == 'dual':
+    network = dual_batchnorm.dual_batchnorm(network, deployed=config.finetune.deployed)
+  return network
+
+
+def _model(config: ml_collections.ConfigDict, dtype: str | None = None) -> Any:
+  options = {name: value for name, value in config.model.items() if name != 'name'}
+  options['dtype'] = jnp.dtype(dtype or options['dtype'])
+  num_outputs = config.dataset.num_classes * (2 if config.dummy.enabled else 1)
+  try:
+    return getattr(models, config.model.name)(num_outputs=num_outputs, axis_name=devices.AXIS,
+                                              **options)
+  except TypeError as error:
+    raise errors.UserError('config.model', dict(config.model), f'{config.model.name}: {error}'
+                           ) from error
+
+
+def calibrated(config: ml_collections.ConfigDict) -> bool:
+  """Whether anything follows each class's robust accuracy.
+
+  Args:
+    config: the configuration.
+
+  Returns:
+    True if a radius, β or temperature does.
+
+  Source: ours.
+  """
+  c = config.calibration
+  return c.radius or c.beta or c.temperature
+
+
+def init_state(run: Run) -> step_lib.TrainState:
+  """The state at step 0.
+
+  Args:
+    run: the run.
+
+  Returns:
+    A `step.TrainState`.
+
+  Source: ours.
+  """
+  x = pipeline.to_unit(run.dataset.train.images[:1])
+  c = run.config
+  counts = c.weights.kind == 'class_wise' or calibrated(c)
+  init = jax.jit(lambda key: step_lib.init(
+      run.network, run.optimizer, key, x, averaged=c.optimizer.fair_decay > 0,
+      classes_counted=run.dataset.num_classes if counts else 0))
+  state = init(run.keys['init'])
+  if c.loss != 'finetune':
+    return state
+  nothing = {'params': state.params, 'batch_stats': state.batch_stats}
+  return state._replace(tuning=init_tuning(run, jax.tree.map(jnp.zeros_like, nothing), (0., 0.)))
+
+
+def init_tuning(run: Run, teacher: Any, accuracies: tuple[float, float]) -> finetune.Tuning:
+  """The state of fine-tuning where it begins.
+
+  Args:
+    run: the run.
+    teacher: the variables that it begins from.
+    accuracies: theirs on the validation split, clean and robust.
+
+  Returns:
+    A `regulated.Tuning`.
+
+  Source: ours.
+  """
+  f = run.config.finetune
+  return finetune.begin_tuning(teacher, rule=f.regulator, initial=f.initial,
+                         num_examples=len(run.dataset.train.labels), accuracies=accuracies)

@@ -1,0 +1,326 @@
+"""The training step of one device, pure, with a named axis for what devices share.
+
+`sharding.py` runs it with `jax.pmap`; `jax.vmap(axis_name=…)` on one device computes the same.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from at_jax import attacks
+from at_jax.attacks import _loops
+from at_jax.datasets import autoaugment as autoaugment_lib
+from at_jax.datasets import pipeline
+from at_jax.methods import awp, cfa, finetune, weight_averaging
+from at_jax.methods import objective as objective_lib
+from at_jax.models import deployed as deployed_lib
+
+Array = jax.Array
+
+
+class TrainState(NamedTuple):
+  """Everything a step changes; with the seed, everything a run needs to go on.
+
+  Attributes:
+    step: i32[], steps taken.
+    params: the network's parameters.
+    batch_stats: its BatchNorm statistics.
+    opt_state: the optimizer's state.
+    class_counts: `calibration.ClassCounts` where something depends on them, else empty.
+    average: `transforms.FairAverageState` where ends of epochs are averaged, else empty.
+    tuning: `regulated.Tuning` where a model is fine-tuned, else empty.
+  """
+  step: Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  class_counts: Any = ()
+  average: Any = ()
+  tuning: Any = ()
+
+
+class Metrics(NamedTuple):
+  """Means over the global batch.
+
+  Attributes:
+    loss: f32[], in nats.
+    accuracy: f32[], of the deployed decision on the examples the method learns from (x', or x where
+      there is no attack), in train mode.
+    finite: bool[], the loss and every gradient are numbers.
+  """
+  loss: Array
+  accuracy: Array
+  finite: Array
+
+
+class EpochValues(NamedTuple):
+  """What may change from epoch to epoch without compiling again.
+
+  Attributes:
+    weighted: bool[], importance weights count; before, each is exactly 1.
+    tau: i32[], of friendly PGD; None for an attack that does not stop early.
+    calibrated: bool[], factors by class count; before, each is exactly 1.
+    autoaugmented: bool[], AutoAugment has begun, for a recipe that has it.
+    lam: f32[], λ of `weighting.geometry`; None for other weights.
+  """
+  weighted: Array | bool = True
+  tau: Array | None = None
+  calibrated: Array | bool = True
+  autoaugmented: Array | bool = True
+  lam: Array | None = None
+
+
+class Recipe(NamedTuple):
+  """What a step does: functions and static values, fixed for a phase of training.
+
+  Attributes:
+    network: the network.
+    optimizer: an optax transformation.
+    objective: of `objectives`.
+    attack: `(logits_fn, x, y, key, index) -> AttackResult`, that takes `tau` where it is friendly,
+      `epsilon` where radii are by class and `scale` where it is regulated; or None for clean
+      training.
+    attack_folded: attack the deployed logits instead of the head's.
+    pad: of `data.augment`.
+    flip: of `data.augment`.
+    weigh: `(evidence, axis_name=…) -> weights`, of `weighting`, or None.
+    weights_on: of `objectives.mean_loss`.
+    beta: of `objectives.mean_loss`.
+    awp_gamma: of `transforms.awp_value_and_grad`.
+    views: augmentations of each example in a step, each of them attacked.
+    steps_per_epoch: after how many steps `ClassCounts` begin again.
+    calibration: what is calibrated by class.
+    anchored: give the objective the teacher's logits at x, as `reference`.
+    regulate: `(tuning, index, robust, axis_name=…) -> tuning`, of `regulated`, or None.
+    autoaugment: whether `autoaugment.augment` follows on `data.augment`.
+  """
+  network: deployed_lib.Network
+  optimizer: optax.GradientTransformation
+  objective: Callable[..., objective_lib.Outcome]
+  attack: Callable[..., attacks.AttackResult] | None
+  attack_folded: bool
+  pad: int
+  flip: bool
+  weigh: Callable[..., Array] | None = None
+  weights_on: str = 'fit'
+  beta: float = 0.
+  awp_gamma: float = 0.
+  views: int = 1
+  steps_per_epoch: int = 1
+  calibration: cfa.Calibration = cfa.Calibration()
+  anchored: bool = False
+  regulate: Callable[..., finetune.Tuning] | None = None
+  autoaugment_lib: bool = False
+
+
+def init(network: deployed_lib.Network, optimizer: optax.GradientTransformation, key: Array,
+         x: Array, *, classes_counted: int = 0, averaged: bool = False) -> TrainState:
+  """A state at step 0.
+
+  Args:
+    network: the network.
+    optimizer: an optax transformation.
+    key: a PRNG key.
+    x: f32[B, ...], any input of the right shape.
+    classes_counted: C if `ClassCounts` are to be kept, else 0.
+    averaged: whether the ends of epochs are to be averaged.
+
+  Returns:
+    A `TrainState`.
+
+  Source: ours.
+  """
+  variables = network.init(key, x)
+  params = variables['params']
+  counts = cfa.no_counts(classes_counted) if classes_counted else ()
+  return TrainState(jnp.zeros((), jnp.int32), params, variables['batch_stats'],
+                    optimizer.init(params), counts,
+                    weight_averaging.no_average(params) if averaged else ())
+
+
+class _Examples(NamedTuple):
+  """What a step learns from: each example once a view, the first views of all first."""
+  x: Array
+  x_adv: Array
+  y: Array
+  kappa: Array | None
+  robust: Array | None = None  # stood at x', in inference mode
+  reference: Array | None = None  # the teacher's logits at x
+
+
+def _examples(state, images, labels, index, key, values, recipe, by_class) -> _Examples:
+  """Augments and attacks: no collective, and no gradient."""
+  augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
+  keys = jax.vmap(lambda i: jax.random.fold_in(augment_key, i))(index)
+  if recipe.views == 2:
+    keys = jnp.concatenate(list(jax.vmap(jax.random.split, out_axes=1)(keys)))
+    images, y = jnp.concatenate([images, images]), jnp.concatenate([labels, labels])
+    index = jnp.concatenate([index, ~index])  # which no example has, so that its start is its own
+  else:
+    y = labels
+  images = pipeline.augment(images, keys, pad=recipe.pad, flip=recipe.flip)
+  if recipe.autoaugment:
+    images = jax.lax.cond(values.autoaugmented, autoaugment_lib.augment, lambda images, _: images,
+                          images, keys)
+  x = pipeline.to_unit(images)
+  if recipe.attack is None:
+    return _Examples(x, x, y, None)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  logits = recipe.network.deployed if recipe.attack_folded else recipe.network.logits
+  scale = finetune.attack_scale(state.tuning, index) if state.tuning else None
+  epsilon = None if by_class.epsilon is None else by_class.epsilon[y]
+  options = {'tau': values.tau, 'epsilon': epsilon, 'scale': scale}
+  options = {name: value for name, value in options.items() if value is not None}
+  logits = jax.tree_util.Partial(logits, variables)
+  found = jax.lax.stop_gradient(recipe.attack(logits, x, y, attack_key, index, **options))
+  reference = recipe.network.logits(state.tuning.teacher, x) if recipe.anchored else None
+  return _Examples(x, found.x, y, found.kappa, ~found.success, reference)
+
+
+def train_step(
+    state: TrainState, images: Array, labels: Array, index: Array, key: Array,
+    values: EpochValues = EpochValues(), *, recipe: Recipe, axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+  """One step: augment, attack in inference mode, update in train mode.
+
+  What an example draws depends on the key, the step and its index alone, so it is the same on any
+  number of devices. The attack has no collective in it; the update has those of BatchNorm and one
+  mean of the gradients.
+
+  Args:
+    state: the state before.
+    images: uint8[b, H, W, C], this device's share of the batch.
+    labels: i32[b].
+    index: i32[b], the examples' places in the training set.
+    key: the run's PRNG key for training.
+    values: what the epoch decides.
+    recipe: what to do.
+    axis_name: the axis over devices, or None.
+
+  Returns:
+    The state after, and the step's `Metrics`.
+
+  Source: ours.
+  """
+  counts = cfa.begin_epoch(state.class_counts, state.step % recipe.steps_per_epoch == 0)
+  by_class = cfa.by_class(recipe.calibration, counts, values.calibrated)
+  examples = _examples(state, images, labels, index, key, values, recipe, by_class)
+
+  def mean_loss(params: Any) -> tuple[Array, objective_lib.Outcome]:
+    outcome = _outcome(state._replace(params=params), examples, recipe, by_class)
+    w = None
+    if recipe.weigh is not None:
+      evidence = objective_lib.Evidence(examples.kappa, recipe.network.fold(outcome.logits), examples.y,
+                                    counts.accuracy if counts else None)
+      schedule = {} if values.lam is None else {'lam': values.lam}
+      w = jnp.where(values.weighted,
+                    recipe.weigh(evidence, axis_name=axis_name, **schedule), 1)
+    betas = None if by_class.beta is None else by_class.beta[examples.y]
+    loss = objective_lib.mean_loss(outcome, w, weights_on=recipe.weights_on, beta=recipe.beta,
+                                betas=betas)
+    return loss, outcome
+
+  value_and_grad = awp.awp_value_and_grad(mean_loss, gamma=recipe.awp_gamma, has_aux=True,
+                                                 axis_name=axis_name)
+  (loss, outcome), gradients = value_and_grad(state.params)
+  correct = jnp.argmax(recipe.network.fold(outcome.logits), axis=-1) == examples.y
+  accuracy = jnp.mean(correct)
+  if axis_name is not None:
+    gradients, loss, accuracy = jax.lax.pmean((gradients, loss, accuracy), axis_name)
+  finite = jax.tree.reduce(
+      jnp.logical_and, jax.tree.map(lambda g: jnp.all(jnp.isfinite(g)), gradients),
+      jnp.isfinite(loss))
+  updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  counts = cfa.count(counts, correct, examples.y, axis_name)
+  tuning = state.tuning
+  if recipe.regulate is not None:
+    tuning = recipe.regulate(tuning, index, examples.robust, axis_name=axis_name)
+  state = state._replace(step=state.step + 1, params=params, batch_stats=outcome.batch_stats,
+                         opt_state=opt_state, class_counts=counts, tuning=tuning)
+  return state, Metrics(loss, accuracy, finite)
+
+
+def _outcome(state: TrainState, examples: _Examples, recipe: Recipe,
+             by_class: cfa.ByClass) -> objective_lib.Outcome:
+  y, temperature = examples.y, by_class.temperature
+
+  def forward(x: Array, batch_stats: Any, **branch) -> tuple[Array, Any]:
+    logits, batch_stats = recipe.network.train(
+        {'params': state.params, 'batch_stats': batch_stats}, x, **branch)
+    if temperature is not None:
+      logits = cfa.temper(logits, y, temperature)
+    return logits, batch_stats
+
+  options = {'reference': examples.reference} if recipe.anchored else {}
+  outcome = objective_lib.check(
+      recipe.objective(forward, state.batch_stats, examples.x, examples.x_adv, y, **options),
+      recipe.objective, len(y), recipe.views)
+  if temperature is not None:  # what weights and counts read are the network's own
+    outcome = outcome._replace(logits=cfa.temper(outcome.logits, y, 1 / temperature))
+  return outcome
+
+
+def train_steps(
+    state: TrainState, images: Array, labels: Array, order: Array, key: Array,
+    values: EpochValues = EpochValues(), *, recipe: Recipe, axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+  """Several steps in one program, on a training set that lives on the device.
+
+  Args:
+    state: the state before.
+    images: uint8[N, H, W, C], the whole training set.
+    labels: i32[N].
+    order: i32[S, b], which examples this device takes in each step.
+    key: the run's PRNG key for training.
+    values: what the epoch decides.
+    recipe: what to do.
+    axis_name: the axis over devices, or None.
+
+  Returns:
+    The state after S steps, and `Metrics` with a leading axis S.
+
+  Source: ours.
+  """
+  def body(state: TrainState, index: Array) -> tuple[TrainState, Metrics]:
+    return train_step(state, images[index], labels[index], index, key, values, recipe=recipe,
+                      axis_name=axis_name)
+
+  return _loops.scan(body, state, order, length=len(order))
+
+
+def batchnorm_steps(
+    state: TrainState, images: Array, labels: Array, order: Array, key: Array,
+    values: EpochValues = EpochValues(), *, recipe: Recipe, axis_name: str | None = None,
+) -> tuple[TrainState, None]:
+  """What `train_steps` does to the BatchNorm statistics, at parameters that stay as they are.
+
+  The same examples go through the same passes, attacks included, so that the statistics are of the
+  same kind as those of training.
+
+  Args:
+    state: the state before; its optimizer state is not read.
+    images: uint8[N, H, W, C].
+    labels: i32[N].
+    order: i32[S, b], which examples this device takes in each step.
+    key: a PRNG key.
+    values: what the epoch decides.
+    recipe: what training does.
+    axis_name: the axis over devices, or None.
+
+  Returns:
+    The state with statistics that have moved S times, and None.
+
+  Source: ours; re-estimation before an average is evaluated: Izmailov et al., Averaging Weights
+  Leads to Wider Optima and Better Generalization, 2018.
+  """
+  def body(state: TrainState, index: Array) -> tuple[TrainState, None]:
+    by_class = cfa.by_class(recipe.calibration, state.class_counts, values.calibrated)
+    examples = _examples(state, images[index], labels[index], index, key, values, recipe, by_class)
+    outcome = _outcome(state, examples, recipe, by_class)
+    return state._replace(step=state.step + 1, batch_stats=outcome.batch_stats), None
+
+  return _loops.scan(body, state, order, length=len(order))

@@ -1,0 +1,212 @@
+"""Times one attack step and one training step, here and in PyTorch: same weights, batch and cores.
+
+  python benchmarks/pytorch_step.py              # all four rows, about a minute on two cores
+  python benchmarks/pytorch_step.py --models SmallCNN --repeats 9
+
+Needs the packages of at_jax[peers]. The logits of the two must agree to 1e-4 before anything is
+timed. The attack step is the input gradient and a sign step, BatchNorm in evaluation mode: five of
+them, by `attacks.pgd` (which also ends with a forward pass) here and in a Python loop there, the
+time divided by five. The training step
+is one weight gradient of the cross-entropy on a fixed batch, BatchNorm in training mode, and an SGD
+update. The repeats of the two alternate, so that a busy machine slows both; medians are compared.
+
+Only a quiet machine gives numbers worth keeping: PyTorch's threads spin while they wait, so other
+load costs it more than it costs XLA. The load average is printed first.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from at_jax import attacks, models, xla_flags
+
+xla_flags.tune()  # It has to come before jax.
+try:
+  import torch
+except ImportError:
+  sys.exit('this comparison needs PyTorch: pip install "at_jax[peers]"')
+functional = torch.nn.functional
+STEPS, STEP_SIZE, EPSILON, LEARNING_RATE = 5, 0.01, 0.03, 0.01
+CASES = {  # name: batch, image
+    'SmallCNN': (256, (28, 28, 1)),
+    'PreActResNet18': (64, (32, 32, 3)),
+}
+
+
+class TorchSmallCNN(torch.nn.Module):
+  """The same layers under the same names, so that weights are copied by name."""
+
+  def __init__(self):
+    super().__init__()
+    for i, (c, f) in enumerate(((1, 32), (32, 32), (32, 64), (64, 64)), 1):
+      self.add_module(f'conv{i}', torch.nn.Conv2d(c, f, 3))
+    for i, (c, f) in enumerate(((1024, 200), (200, 200), (200, 10)), 1):
+      self.add_module(f'fc{i}', torch.nn.Linear(c, f))
+
+  def forward(self, x):
+    x = functional.relu(self.conv2(functional.relu(self.conv1(x))))
+    x = functional.max_pool2d(x, 2)
+    x = functional.relu(self.conv4(functional.relu(self.conv3(x))))
+    x = functional.max_pool2d(x, 2)
+    x = functional.relu(self.fc1(x.flatten(1)))
+    return self.fc3(functional.relu(self.fc2(x)))
+
+
+class TorchPreActResNet18(torch.nn.Module):
+  """The same layers under the same names."""
+
+  def __init__(self):
+    super().__init__()
+    self.blocks = []
+    self.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    c = 64
+    for stage, f in enumerate((64, 128, 256, 512)):
+      for block in range(2):
+        name, stride = f'layer{stage + 1}_{block}', 2 if stage and not block else 1
+        self.add_module(f'{name}_bn1', torch.nn.BatchNorm2d(c))
+        self.add_module(f'{name}_conv1', torch.nn.Conv2d(c, f, 3, stride, 1, bias=False))
+        self.add_module(f'{name}_bn2', torch.nn.BatchNorm2d(f))
+        self.add_module(f'{name}_conv2', torch.nn.Conv2d(f, f, 3, 1, 1, bias=False))
+        if c != f:
+          self.add_module(f'{name}_shortcut', torch.nn.Conv2d(c, f, 1, stride, bias=False))
+        self.blocks.append(name)
+        c = f
+    self.bn, self.linear = torch.nn.BatchNorm2d(512), torch.nn.Linear(512, 10)
+
+  def forward(self, x):
+    x = self.conv1(x)
+    for name in self.blocks:
+      part = lambda suffix: getattr(self, f'{name}_{suffix}')
+      out = functional.relu(part('bn1')(x))
+      x = part('shortcut')(out) if hasattr(self, f'{name}_shortcut') else x
+      x = x + part('conv2')(functional.relu(part('bn2')(part('conv1')(out))))
+    return self.linear(functional.relu(self.bn(x)).mean((2, 3)))
+
+
+def copy_weights(variables: dict, net: torch.nn.Module) -> None:
+  """Copies linen variables into the PyTorch module that has the same layer names."""
+  state = net.state_dict()
+  for collection, names in (('params', {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}),
+                            ('batch_stats', {'mean': 'running_mean', 'var': 'running_var'})):
+    for layer, leaves in variables.get(collection, {}).items():
+      for name, value in leaves.items():
+        value = np.array(value)
+        if value.ndim == 4:
+          value = value.transpose(3, 2, 0, 1)
+        elif layer == 'fc1' and value.ndim == 2:
+          # Ours flattens (H, W, C), PyTorch (C, H, W).
+          value = value.reshape(4, 4, 64, -1).transpose(2, 0, 1, 3).reshape(value.shape).T
+        elif value.ndim == 2:
+          value = value.T
+        state[f'{layer}.{names[name]}'].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+
+
+def ours(model, variables, x, y):
+  """(attack, train): functions without arguments that return when their result is there."""
+
+  def cross_entropy(logits):
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1).mean()
+
+  def attack(variables, x):
+    logits_fn = jax.tree_util.Partial(model.apply, variables)
+    return attacks.pgd(logits_fn, x, y, jax.random.key(0), epsilon=EPSILON, step_size=STEP_SIZE,
+                       num_steps=STEPS, random_start=False).x
+
+  @jax.jit
+  def train(variables, x):
+    def loss(params):
+      logits, stats = model.apply(
+          {**variables, 'params': params}, x, train=True, mutable=['batch_stats'])
+      return cross_entropy(logits), stats
+
+    gradient, stats = jax.grad(loss, has_aux=True)(variables['params'])
+    params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, variables['params'], gradient)
+    return {'params': params, **stats}
+
+  return (lambda: jax.block_until_ready(attack(variables, x)),
+          lambda: jax.block_until_ready(train(variables, x)))
+
+
+def theirs(net, x, y):
+  """The same two in PyTorch, channels last, which is its fastest layout here."""
+  optimizer = torch.optim.SGD(net.parameters(), LEARNING_RATE)
+
+  def attack():
+    net.eval()
+    at = x
+    for _ in range(STEPS):
+      at = at.detach().requires_grad_()
+      gradient, = torch.autograd.grad(functional.cross_entropy(net(at), y), at)
+      with torch.no_grad():
+        at = at + STEP_SIZE * gradient.sign()
+        at = torch.clamp(torch.minimum(torch.maximum(at, x - EPSILON), x + EPSILON), 0, 1)
+    return at
+
+  def train():
+    net.train()
+    optimizer.zero_grad()
+    functional.cross_entropy(net(x), y).backward()
+    optimizer.step()
+
+  return attack, train
+
+
+def alternate(first, second, repeats: int) -> tuple[list[float], list[float]]:
+  """Seconds of each of the two, called in turn; the first call of each is not counted."""
+  seconds = ([], [])
+  for repeat in range(repeats + 1):
+    for call, kept in zip((first, second), seconds):
+      start = time.perf_counter()
+      call()
+      if repeat:
+        kept.append(time.perf_counter() - start)
+  return seconds
+
+
+def compare(name: str, repeats: int) -> None:
+  """Prints the rows of one model."""
+  batch, image = CASES[name]
+  random = np.random.default_rng(0)
+  x = random.uniform(size=(batch, *image)).astype(np.float32)
+  y = random.integers(0, 10, batch)
+  model = getattr(models, name)(num_outputs=10)
+  variables = jax.jit(model.init)(jax.random.key(0), x[:1])
+  net = {'SmallCNN': TorchSmallCNN, 'PreActResNet18': TorchPreActResNet18}[name]()
+  copy_weights(variables, net)
+  net = net.to(memory_format=torch.channels_last).eval()
+  torch_x = torch.from_numpy(x.transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
+  torch_y = torch.from_numpy(y)
+  with torch.no_grad():
+    expected = net(torch_x).numpy()
+  difference = np.abs(np.asarray(jax.jit(model.apply)(variables, x)) - expected).max()
+  if difference > 1e-4:
+    sys.exit(f'{name}: the logits differ by {difference:.1e}, so the times would not compare')
+  pairs = zip(ours(model, variables, jnp.asarray(x), jnp.asarray(y)), theirs(net, torch_x, torch_y))
+  for what, count, (first, second) in zip(('attack step', 'training step'), (STEPS, 1), pairs):
+    here, there = (
+        statistics.median(seconds) / count for seconds in alternate(first, second, repeats))
+    print(f'{name:15s} batch {batch:3d}  {what:13s}  at_jax {here:.4f} s  PyTorch {there:.4f} s  '
+          f'ratio {here / there:.2f}', flush=True)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--models', nargs='+', choices=CASES, default=list(CASES))
+  parser.add_argument('--repeats', type=int, default=5)
+  parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
+  arguments = parser.parse_args()
+  torch.set_num_threads(arguments.threads)
+  print(f'jax {jax.__version__}, torch {torch.__version__}, {arguments.threads} threads, '
+        f'XLA_FLAGS={os.environ.get("XLA_FLAGS", "")!r}, load {os.getloadavg()[0]:.1f}')
+  for name in arguments.models:
+    compare(name, arguments.repeats)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,168 @@
+"""AutoAttack on TRADES' MNIST model, a thousand test images at a time, and beside the authors' own.
+
+  python benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0-9
+  python benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0 --reference=PATH
+
+The weights are those that TRADES' authors released; published for them, all 10,000 images at L∞
+ε = 0.3: clean 99.48 %, AutoAttack 92.81 %. PATH is a checkout of github.com/fra31/auto-attack,
+commit a392200. Needs the packages of at_jax[peers], PyTorch among them, which reads the weights.
+
+A slice leaves a file of verdicts in --output: which images fell to which component, here and, with
+--reference, there, and the seconds of each. Killed, the same command goes on where it was, and a slice
+that has its verdicts is not run again. What it prints, on how many images the two differ too, is over
+all files of the same weights, images and options. --images is a name or an .npz of at_jax.datasets; MNIST
+lies in another order in TFDS than in its own files, whose indices are other people's.
+
+Both attack with the same ε, batch size and CPUs. The reference checks the model, some forward passes,
+before every component, which is counted; what ours spends on compiling is told apart. The draws
+differ, so that an image at the edge may fall to one and not to the other. Seconds are shown of slices
+that ours ran in one go, both with the same number of threads; only a quiet machine gives times worth
+keeping, and the load average at the start stands beside them.
+"""
+
+import argparse
+import hashlib
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from pytorch_step import TorchSmallCNN
+import torch
+import verdicts
+
+from at_jax import attacks, models
+from at_jax.datasets import pipeline
+from at_jax.models import importers
+from at_jax.training import records
+
+SLICE = 1000
+
+
+def load_networks(weights: str) -> tuple[Any, TorchSmallCNN]:
+  """(variables of `models.SmallCNN`, the PyTorch network); exits unless their logits agree to 1e-5."""
+  state = torch.load(weights, map_location='cpu')
+  net = TorchSmallCNN().eval()
+  net.load_state_dict({name.split('.', 1)[1]: value for name, value in state.items()})
+  arrays = {name: value.numpy() for name, value in state.items()}
+  variables = importers.from_torch(models.SmallCNN(num_outputs=10), arrays, (28, 28, 1))
+  x = np.random.default_rng(0).uniform(size=(64, 28, 28, 1)).astype(np.float32)
+  with torch.no_grad(), jax.default_matmul_precision('highest'):
+    theirs = net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    apart = np.abs(theirs - np.asarray(apply(variables, x))).max()
+  if not apart <= 1e-5:  # nor if it is no number
+    sys.exit(f'the logits of the two networks differ by {apart}: this is another network')
+  return variables, net
+
+
+def apply(variables, x):
+  """Logits of our network; a function of the module, so that it compiles once."""
+  return models.SmallCNN(num_outputs=10).apply(variables, x)
+
+
+def identity(arguments, variables, split: pipeline.Split) -> dict[str, Any]:
+  """What two runs must share for their verdicts to be about the same thing."""
+  digest = hashlib.sha256()
+  for leaf in (*jax.tree.leaves(variables), *split):
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return {'epsilon': arguments.epsilon, 'seed': arguments.seed, 'batch_size': arguments.batch_size,
+          'weights_and_test_set': digest.hexdigest()[:16]}
+
+
+def run_slice(arguments, number: int, variables, net, split: pipeline.Split, same: dict[str, Any]
+              ) -> dict[str, Any]:
+  """What a slice's file holds, after running what is not in it yet; written as it goes."""
+  path = pathlib.Path(arguments.output) / f'{number:02d}.json'
+  found = records.read_json(path) or {}
+  if any(found.get(name, value) != value for name, value in same.items()):
+    sys.exit(f'{path} is of other weights, images or options: name another --output')
+  begin = number * SLICE
+  rows = slice(begin, begin + SLICE)
+  x, y = np.asarray(pipeline.to_unit(split.images[rows])), split.labels[rows]
+  if 'ours' not in found:
+    found |= {'first': begin, 'n': len(y), **same, 'versions': records.versions(),
+              'ours': _ours(arguments, number, variables, x, y, begin)}
+    records.write_json(path, found)
+  if arguments.reference:
+    theirs = found.setdefault('reference', {
+        'torch': torch.__version__, 'threads': arguments.threads, 'load': round(os.getloadavg()[0], 1),
+        'seconds': {}, 'fell': {'clean': verdicts.indices(~verdicts.is_right(net, x, y), begin)}})
+    names = tuple(name for name in verdicts.COMPONENTS if name not in theirs['fell'])
+    standing = verdicts.standing_after(theirs['fell'], begin, len(y))[verdicts.COMPONENTS[-1]]
+    for name, after, seconds in verdicts.reference(
+        arguments.reference, net, x, y, epsilon=arguments.epsilon, batch_size=arguments.batch_size,
+        seed=arguments.seed, standing=standing, names=names):
+      theirs['fell'][name], theirs['seconds'][name] = verdicts.indices(standing & ~after, begin), round(
+          seconds, 1)
+      standing = after
+      records.write_json(path, found)
+  return found
+
+
+def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]:
+  folder = pathlib.Path(arguments.states)
+  folder.mkdir(parents=True, exist_ok=True)
+  state = folder / f'{number:02d}-{arguments.seed}.npz'
+
+  resumed, load = state.exists(), round(os.getloadavg()[0], 1)
+  shown, compiling = [0.], verdicts.Compiling()
+
+  def progress(now: attacks.Progress) -> None:
+    compiling.told(now)
+    if time.monotonic() - shown[0] > 10:
+      shown[0] = time.monotonic()
+      print(f'slice {number}, {now.attack}: {now.done} of {now.total} runs, standing '
+            f'{now.accuracy:.1%}, {now.seconds:.0f} s', file=sys.stderr, flush=True)
+
+  begun = time.perf_counter()
+  result = attacks.autoattack(
+      jax.tree_util.Partial(apply, variables), x, y, jax.random.key(arguments.seed),
+      epsilon=arguments.epsilon, batch_size=arguments.batch_size, state_path=state,
+      index=begin + np.arange(len(y)), progress=progress)
+  seconds = verdicts.seconds(result, None if resumed else time.perf_counter() - begun)
+  state.unlink()
+  found = {'fell': verdicts.fallen({'clean': result.clean, **result.components}, begin),
+           'seconds': seconds, 'warnings': list(result.warnings),
+           'threads': arguments.threads, 'load': load}
+  return found if resumed else found | {'compiling': compiling.by_attack()}
+
+
+def numbers(text: str) -> list[int]:
+  """'0,3-5' as [0, 3, 4, 5]."""
+  ends = [part.split('-') for part in text.split(',')]
+  return [n for part in ends for n in range(int(part[0]), int(part[-1]) + 1)]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--weights', required=True)
+  parser.add_argument('--slices', type=numbers, default=[0], help='of 1,000 images, such as 0,3-5')
+  parser.add_argument('--reference', help="a checkout of AutoAttack's authors' implementation")
+  parser.add_argument('--images', default='mnist', help='a data set of at_jax.datasets, or an .npz')
+  parser.add_argument('--output', default='results/trades_mnist', help='a folder, for the verdicts')
+  parser.add_argument('--states', default='runs/trades_mnist', help='a folder, for unfinished work')
+  parser.add_argument('--epsilon', type=float, default=.3)
+  parser.add_argument('--batch_size', type=int, default=250)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
+  arguments = parser.parse_args()
+  # XLA takes as many threads as the process has CPUs, and is started by the first array.
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:arguments.threads])
+  torch.set_num_threads(arguments.threads)
+  variables, net = load_networks(arguments.weights)
+  split = pipeline.load(arguments.images).test
+  same = identity(arguments, variables, split)
+  for number in arguments.slices:
+    run_slice(arguments, number, variables, net, split, same)
+  files = sorted(pathlib.Path(arguments.output).glob('[0-9]*.json'))
+  slices = [records.read_json(path) for path in files]
+  slices = [s for s in slices if all(s[name] == value for name, value in same.items())]
+  verdicts.show(slices)
+  verdicts.show_times(slices)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,51 @@
+"""Margins that know dummy classes, by hand: what pushes against a class and against its dummy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax.attacks import losses
+from at_jax.evaluation import attack_names
+
+# C = 3 and y = 0, whose dummy is output 3; the best of the others is output 5, a dummy, at 5.
+LOGITS, Y = jnp.array([[3., 1., 2., .5, -1., 5.]]), jnp.array([0])
+# 5 − λ·3 − (1 − λ)·½ at λ = 0, .2, .5 and 1.
+BY_HAND = {0.: 4.5, .2: 4., .5: 3.25, 1.: 2.}
+
+
+@pytest.mark.parametrize('weight, expected', BY_HAND.items())
+def test_weighted_margin_by_hand(weight, expected):
+  np.testing.assert_allclose(losses.weighted_dummy_margin(LOGITS, Y, weight), [expected], rtol=1e-6)
+  np.testing.assert_allclose(losses.dummy_margin(weight)(LOGITS, Y), [expected], rtol=1e-6)
+  # The push is λ against the class, 1 − λ against its dummy, and all of it towards the rival.
+  slope = jax.grad(lambda z: losses.weighted_dummy_margin(z, Y, weight)[0])(LOGITS)
+  np.testing.assert_allclose(slope, [[-weight, 0, 0, weight - 1, 0, 1]], atol=1e-6)
+
+
+def test_a_weight_of_its_own_for_each_example():
+  found = losses.weighted_dummy_margin(jnp.tile(LOGITS, (4, 1)), jnp.zeros(4, int),
+                                       jnp.array(list(BY_HAND)))
+  np.testing.assert_allclose(found, list(BY_HAND.values()), rtol=1e-6)
+
+
+def test_neither_a_class_nor_its_dummy_is_their_rival():
+  # y = 2: both of its outputs are above the best of the others, 3 of output 0. 3 − .2·2 − .8·5.
+  np.testing.assert_allclose(losses.weighted_dummy_margin(LOGITS, jnp.array([2]), .2), [-1.4],
+                             rtol=1e-5)
+
+
+def test_the_name_of_an_attack_carries_its_weight():
+  attack = attack_names.attack(attack_names.parse('dummy0.2_pgd1'), norm='linf', epsilon=.1, step_size=.1)
+  same = lambda x: jnp.tile(LOGITS, (len(x), 1))  # wherever the attack goes
+  found = attack(same, jnp.full((1, 2), .5), Y, jax.random.key(0), None)
+  np.testing.assert_allclose(found.loss, [BY_HAND[.2]], rtol=1e-6)
+
+
+def test_soft_margin_pushes_against_both_halves_in_proportion():
+  # e^z = (3, 2 | 1, 4) with C = 2, y = 0: s_0 = ln(3 + 1), s_1 = ln(2 + 4), their margin ln(6/4).
+  # Of each s the gradient is each output's share of its sum: 3/4 and 1/4, 2/6 and 4/6.
+  z = jnp.log(jnp.array([[3., 2., 1., 4.]]))
+  value, slope = jax.value_and_grad(lambda z: losses.soft_dummy_margin(z, Y)[0])(z)
+  np.testing.assert_allclose(value, np.log(1.5), rtol=1e-5)
+  np.testing.assert_allclose(slope, [[-3 / 4, 2 / 6, -1 / 4, 4 / 6]], rtol=1e-5)

@@ -1,0 +1,68 @@
+"""Square on images whose channels come first."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax import attacks
+
+KEY = jax.random.key(2)
+LAST = np.random.RandomState(0).uniform(size=(4, 8, 6, 3)).astype(np.float32)
+FIRST = np.moveaxis(LAST, -1, 1)
+W = jnp.asarray(np.random.RandomState(1).normal(size=(8 * 6 * 3, 4)), jnp.float32)
+model = lambda x: jnp.tanh(x.reshape(len(x), -1) @ W)
+first = lambda x: model(jnp.moveaxis(x, 1, -1))
+Y = np.asarray(jnp.argmax(model(LAST), -1))
+
+
+@pytest.mark.parametrize('norm, epsilon', [('linf', .05), ('l2', .3), ('l1', 3.)])
+def test_channels_first_are_attacked_as_channels_last(norm, epsilon):
+  run = lambda f, x, **options: attacks.square(
+      f, jnp.asarray(x, float), Y, KEY, epsilon=epsilon, norm=norm, num_queries=30, **options)
+  with jax.enable_x64(True):  # in float32, the order of sums decides which of two points is better
+    expected, found = run(model, LAST), run(first, FIRST, channel_axis=1)
+    expected, found = jax.device_get((expected, found))
+  assert np.abs(expected.x - LAST).max() > 0
+  np.testing.assert_allclose(np.moveaxis(found.x, 1, -1), expected.x, atol=1e-6)
+  np.testing.assert_array_equal(found.success, expected.success)
+
+
+def test_autoattack_takes_it_and_keeps_its_states_apart(tmp_path):
+  run = lambda f, x, **options: attacks.autoattack(
+      f, x, Y, KEY, epsilon=.05, attacks=('square',), num_queries=30, **options)
+  expected, found = run(model, LAST), run(first, FIRST, channel_axis=1)
+  np.testing.assert_array_equal(found.robust, expected.robust)
+  np.testing.assert_allclose(np.moveaxis(found.x, 1, -1), expected.x, atol=1e-6)
+  assert not found.warnings and not expected.warnings
+  run(model, LAST, state_path=tmp_path / 'state.npz')
+  with pytest.raises(ValueError, match='another evaluation'):
+    run(model, LAST, state_path=tmp_path / 'state.npz', channel_axis=1)
+
+
+def test_what_looks_like_channels_first_is_said():
+  said = 'look like channels first: give square channel_axis=1'
+  run = lambda **options: attacks.square(first, FIRST, Y, KEY, epsilon=.05, num_queries=1, **options)
+  with pytest.warns(UserWarning, match=said):
+    run()
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    run(channel_axis=1)
+  whole = lambda names: ' '.join(attacks.autoattack(
+      first, FIRST, Y, KEY, epsilon=.05, attacks=names, num_queries=1, num_steps=1).warnings)
+  assert said in whole(('square',)) and said not in whole(('apgd-ce',))
+  check = attacks._diagnostics.check_channels
+  for shape in ((9, 8, 6, 3), (9, 4, 3, 1), (9, 16, 8, 8), (9, 3, 32), (9, 7)):
+    assert check(shape, -1) == ()
+  assert 'channels last' in check((9, 8, 6, 3), 1)[0]
+
+
+def test_axes_that_are_none_are_refused():
+  for options, x, said in ((dict(channel_axis=0), FIRST, r'channel_axis = 0: use -1'),
+                           (dict(channel_axis=1), FIRST[:, 0], r'not \[C, H, W\]')):
+    with pytest.raises(ValueError, match=said):
+      attacks.square(lambda x: jnp.zeros((len(x), 4)), x, Y, KEY, epsilon=.1, **options)
+    with pytest.raises(ValueError, match=said):
+      attacks.autoattack(lambda x: jnp.zeros((len(x), 4)), x, Y, KEY, epsilon=.1, **options)

@@ -1,0 +1,178 @@
+"""Sets of TFDS, whole and offline: this machine serves tiny archives in the original formats.
+
+TFDS downloads, verifies, prepares and reads them back.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from at_jax import errors
+from at_jax.datasets import pipeline
+from tests.fixtures import data_sets as sets
+
+# The published sizes: LeCun et al. 1998; Xiao et al. 2017; Krizhevsky 2009.
+PUBLISHED = {
+    'mnist': ((60000, 28, 28, 1), (10000, 28, 28, 1), 10),
+    'fashion_mnist': ((60000, 28, 28, 1), (10000, 28, 28, 1), 10),
+    'cifar10': ((50000, 32, 32, 3), (10000, 32, 32, 3), 10),
+    'cifar100': ((50000, 32, 32, 3), (10000, 32, 32, 3), 100),
+}
+_READ_BACK = '''
+import sys
+import numpy as np
+import tensorflow_datasets as tfds
+from at_jax.datasets import pipeline as data
+name, data_dir, splits = sys.argv[1:]
+found = data.load(name, data_dir=data_dir)
+print(len(found.train.labels), len(found.test.labels), found.class_names[3])
+if name != 'tiny_imagenet':  # as an ordinary TFDS set, by TFDS alone
+  sources = tfds.data_source(name, data_dir=data_dir)
+  assert set(sources) == set(splits.split(',')), set(sources)
+  assert set(sources['train'][0]) == set(tfds.builder_cls(name)(data_dir='/none').info.features)
+  images = np.stack([record['image'] for record in sources['train']])
+  np.testing.assert_array_equal(images, found.train.images)
+assert 'tensorflow' not in sys.modules and 'tensorflow_datasets' in sys.modules
+'''
+
+
+def _without_tensorflow(tmp_path, *args):
+  """Runs Python where any attempt to import tensorflow ends in an error that nothing catches."""
+  trap = tmp_path / 'trap' / 'tensorflow'
+  trap.mkdir(parents=True, exist_ok=True)
+  (trap / '__init__.py').write_text('import os\nprint("tensorflow imported")\nos._exit(3)\n')
+  root = pathlib.Path(pipeline.__file__).parents[2]
+  env = os.environ | {'PYTHONPATH': f'{trap.parent}{os.pathsep}{root}', 'JAX_PLATFORMS': 'cpu'}
+  command = [sys.executable, *args]
+  return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize('name', sets.ARCHIVES)
+def test_a_set_is_downloaded_prepared_and_read_without_tensorflow(name, tmp_path, monkeypatch):
+  files, train, test, third_class = sets.ARCHIVES[name]()
+  with sets.internet(monkeypatch, files) as asked:
+    found = pipeline.load(name, data_dir=tmp_path)
+    assert sorted(asked) == sorted(files)
+    pipeline.load(name, data_dir=tmp_path)
+    assert len(asked) == len(files)  # nothing is downloaded twice
+  assert 'tensorflow' not in sys.modules
+  assert sets.rows(found.train) == sets.rows(pipeline.Split(*train))
+  assert sets.rows(found.test) == sets.rows(pipeline.Split(*test))
+  assert found.train.images.dtype == np.uint8 and found.train.labels.dtype == np.int32
+  assert found.class_names[3] == third_class
+  assert found.num_classes == {'cifar100': 100, 'tiny_imagenet': 200}.get(name, 10)
+  splits = ','.join(sets.SPLITS.get(name, {'train', 'test'}))
+  done = _without_tensorflow(tmp_path, '-c', _READ_BACK, name, str(tmp_path), splits)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert done.stdout.split('\n')[0] == f'5 2 {third_class}'
+
+
+def _prepared(folder, name):
+  return [str(path) for path in (folder / name).rglob('*')]
+
+
+@pytest.mark.parametrize('trouble', ['absent', 'wrong checksum', 'broken archive'])
+def test_a_failed_download_is_explained_and_leaves_nothing(trouble, tmp_path, monkeypatch):
+  files, train, _, _ = sets.cifar100_files()
+  archive = files['cifar-100-binary.tar.gz']
+  served, known = {
+      'absent': ({}, files),
+      'wrong checksum': ({'cifar-100-binary.tar.gz': archive[:-9]}, files),
+      'broken archive': ({'cifar-100-binary.tar.gz': archive[:-900]}, None),
+  }[trouble]
+  with sets.internet(monkeypatch, served, known):
+    with pytest.raises(errors.UserError, match='python -m at_jax.datasets cifar100') as caught:
+      pipeline.load('cifar100', data_dir=tmp_path)
+  assert caught.value.field == 'dataset' and "'digits'" in str(caught.value)
+  assert '\n' not in str(caught.value)
+  assert not _prepared(tmp_path, 'cifar100')
+  with sets.internet(monkeypatch, files):  # and the next attempt works
+    assert sets.rows(pipeline.load('cifar100', data_dir=tmp_path).train) == sets.rows(pipeline.Split(*train))
+
+
+def test_without_a_network_the_command_says_what_to_do(tmp_path):
+  code = ('import requests, sys\n'
+          'def no(*args, **kwargs): raise requests.ConnectionError("no network")\n'
+          'requests.Session.get = no\n'
+          'from at_jax.datasets import pipeline as data\n'
+          'sys.exit(data.main(["mnist", "--data_dir", sys.argv[1]]))\n')
+  done = _without_tensorflow(tmp_path, '-c', code, str(tmp_path / 'sets'))
+  assert done.returncode == 2, done.stderr
+  last = done.stderr.strip().split('\n')[-1]
+  assert last.startswith("dataset = 'mnist': is not prepared in") and 'no network' in last
+  assert 'Traceback' not in done.stderr
+
+
+def test_the_command_says_what_it_has(capsys):
+  assert pipeline.main(['digits']) == 0
+  assert capsys.readouterr().out == (
+      'digits: 1400 to train on, 397 to test on, 8x8x1, 10 classes\n')
+
+
+def test_tiny_imagenet_from_a_zip_put_there_by_hand(tmp_path, monkeypatch):
+  files, train, _, _ = sets.tiny_imagenet_files()
+  manual = tmp_path / 'downloads' / 'manual'
+  manual.mkdir(parents=True)
+  (manual / 'tiny-imagenet-200.zip').write_bytes(files['tiny-imagenet-200.zip'])
+  with sets.internet(monkeypatch, {}, files) as asked:
+    found = pipeline.load('tiny_imagenet', data_dir=tmp_path)
+  assert not asked
+  assert sets.rows(found.train) == sets.rows(pipeline.Split(*train))
+
+
+def test_tiny_imagenets_zip_is_checked_when_it_is_put_there_by_hand(tmp_path):
+  manual = tmp_path / 'downloads' / 'manual'
+  manual.mkdir(parents=True)
+  (manual / 'tiny-imagenet-200.zip').write_bytes(b'another file')
+  with pytest.raises(errors.UserError, match='NonMatchingChecksumError'):
+    pipeline.load('tiny_imagenet', data_dir=tmp_path)
+
+
+def test_prepared_files_that_cannot_be_read(tmp_path, monkeypatch):
+  with sets.internet(monkeypatch, sets.cifar10_files()[0]):
+    pipeline.load('cifar10', data_dir=tmp_path)
+  (tmp_path / 'cifar10' / 'incomplete.AAAAAA_3.0.2').mkdir()  # of a process that was killed
+  pipeline.load('cifar10', data_dir=tmp_path)
+  folder = tmp_path / 'cifar10' / '3.0.2'
+  info = (folder / 'dataset_info.json').read_text()
+  (folder / 'dataset_info.json').write_text(info.replace('array_record', 'tfrecord'))
+  with pytest.raises(errors.UserError, match='as tfrecord, not as array_record'):
+    pipeline.load('cifar10', data_dir=tmp_path)
+  (folder / 'dataset_info.json').write_text(info)
+  for shard in folder.glob('*train*'):
+    shard.unlink()
+  with pytest.raises(errors.UserError, match='cannot be read.*move that folder away'):
+    pipeline.load('cifar10', data_dir=tmp_path)
+
+
+def test_the_trap_for_tensorflow_works(tmp_path):
+  assert _without_tensorflow(tmp_path, '-c', 'import tensorflow').returncode == 3
+
+
+def test_importing_the_module_loads_no_reader():
+  code = ('import sys, at_jax.datasets; print([name for name in '
+          '("tensorflow_datasets", "sklearn", "PIL", "flax") if name in sys.modules])')
+  root = pathlib.Path(pipeline.__file__).parents[2]
+  done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
+  assert done.stdout.strip() == '[]', done.stderr
+
+
+def test_a_missing_package_is_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'sklearn', None)
+  with pytest.raises(errors.UserError, match=r"sklearn.*pip install 'at_jax\[data\]'"):
+    pipeline.load('digits')
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes_of_prepared_sets(name):
+  folder = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
+  if not (folder / name).exists():
+    pytest.skip(f'{name} is not prepared in {folder}')
+  found = pipeline.load(name)
+  assert (found.train.images.shape, found.test.images.shape, found.num_classes) == PUBLISHED[name]
+  assert len(found.class_names) == found.num_classes == len(np.unique(found.train.labels))

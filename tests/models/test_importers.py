@@ -1,0 +1,246 @@
+"""Weights of PyTorch models: against PyTorch itself, and by hand without it."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax import errors, models
+from at_jax.models import importers
+
+SMALL = models.SmallCNN(num_outputs=3, features=(2, 4), hidden=(5,))
+RESIDUAL = {
+    'preact': models.PreActResNet18(num_outputs=5, width=4, stage_sizes=(2, 1)),
+    'preact raw': models.PreActResNet18(num_outputs=5, width=4, stage_sizes=(2, 1),
+                                        raw_shortcut=True),
+    'preact no bn': models.PreActResNet18(num_outputs=5, width=4, stage_sizes=(2, 1),
+                                          final_norm=False),
+    'wide': models.WideResNet(num_outputs=5, depth=16, widen_factor=2),
+}
+# In the sizes that are published.
+WHOLE = {'preact whole': models.PreActResNet18(num_outputs=10),
+         'wide whole': models.WideResNet(num_outputs=10, depth=34, widen_factor=10)}
+
+
+def small_arrays(image=(8, 10)):
+  """The state dict of SMALL in TRADES' names, and what it computes, in NumPy."""
+  random = np.random.default_rng(0)
+  flat = 4 * ((image[0] - 4) // 2) * ((image[1] - 4) // 2)
+  shapes = {'feature_extractor.conv1': (2, 1, 3, 3), 'feature_extractor.conv2': (4, 2, 3, 3),
+            'classifier.fc1': (5, flat), 'classifier.fc2': (3, 5)}
+  arrays = {f'{name}.weight': random.normal(size=s).astype(np.float32) / 2
+            for name, s in shapes.items()}
+  arrays |= {f'{name}.bias': random.normal(size=s[0]).astype(np.float32)
+             for name, s in shapes.items()}
+
+  def forward(x):  # [B, 1, H, W], as PyTorch has it
+    for layer in ('conv1', 'conv2'):
+      windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
+      x = np.einsum('bchwij,ocij->bohw', windows, arrays[f'feature_extractor.{layer}.weight'])
+      x = np.maximum(x + arrays[f'feature_extractor.{layer}.bias'][:, None, None], 0)
+    b, c, h, w = x.shape
+    x = x.reshape(b, c, h // 2, 2, w // 2, 2).max((3, 5)).reshape(b, -1)
+    x = np.maximum(x @ arrays['classifier.fc1.weight'].T + arrays['classifier.fc1.bias'], 0)
+    return x @ arrays['classifier.fc2.weight'].T + arrays['classifier.fc2.bias']
+
+  return arrays, forward
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda arrays: arrays,
+    lambda arrays: {'state_dict': {f'module.{k}': v for k, v in arrays.items()}, 'epoch': 7},
+    lambda arrays: {'model': {f'module.model.{k}': v for k, v in arrays.items()}},
+])
+def test_small_cnn_computes_what_numpy_does_channels_first(wrap):
+  arrays, forward = small_arrays()
+  x = np.random.default_rng(1).uniform(size=(6, 8, 10, 1)).astype(np.float32)
+  variables = importers.from_torch(SMALL, wrap(arrays), (8, 10, 1))
+  np.testing.assert_allclose(SMALL.apply(variables, x), forward(x.transpose(0, 3, 1, 2)), atol=1e-5)
+
+
+def test_names_that_do_not_fit_are_listed():
+  arrays, _ = small_arrays()
+  arrays['classifier.fc9.weight'] = arrays.pop('classifier.fc2.weight')
+  with pytest.raises(errors.UserError, match='missing: classifier.fc2.weight; '
+                     'unknown: classifier.fc9.weight'):
+    importers.from_torch(SMALL, arrays, (8, 10, 1))
+  arrays, _ = small_arrays()
+  with pytest.raises(errors.UserError, match=r'another shape for inputs \(8, 12, 1\), which is '
+                     r'\(H, W, C\): classifier.fc1.weight \(5, 24\)$'):
+    importers.from_torch(SMALL, arrays, (8, 12, 1))
+  with pytest.raises(errors.UserError, match='SmallCNN, PreActResNet18 and WideResNet'):
+    importers.from_torch(models.DucatResNet18(num_outputs=5, width=4), {}, (8, 8, 3))
+
+
+def test_of_many_names_that_do_not_fit_the_first_are_given():
+  with pytest.raises(errors.UserError, match='missing: bn.bias, .*, and 34 more$') as said:
+    importers.from_torch(RESIDUAL['preact'], {}, (8, 8, 3))
+  assert str(said.value).count('.') < 12
+
+
+# PyTorch's name of every array, by the collection and the name that Flax has for it.
+LEAVES = {('params', 'kernel'): 'weight', ('params', 'scale'): 'weight', ('params', 'bias'): 'bias',
+          ('batch_stats', 'mean'): 'running_mean', ('batch_stats', 'var'): 'running_var'}
+
+
+# How many arrays: 10 a block, 1 a convolution of a shortcut, 1 for the stem, 4 for the last
+# BatchNorm, 2 for the head; 3 and 6 blocks.
+@pytest.mark.parametrize('name, layer, count', [
+    ('preact', 'layer2.0.shortcut.0.weight', 38), ('preact no bn', 'layer1.1.bn2.running_var', 34),
+    ('wide', 'block2.layer.0.convShortcut.weight', 70)])
+def test_every_array_of_a_residual_network_finds_its_place(name, layer, count):
+  model = RESIDUAL[name]
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  filled = jax.tree.map(
+      lambda leaf: np.random.default_rng(leaf.size).normal(size=leaf.shape), shapes)
+  arrays = {}
+  for path, value in jax.tree_util.tree_leaves_with_path(filled):
+    collection, inner, leaf = (key.key for key in path)
+    value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+    arrays[f'{importers._layer(model, inner)}.{LEAVES[collection, leaf]}'] = value
+  assert layer in arrays and len(arrays) == count
+  arrays |= {'bn1.num_batches_tracked': np.array(3), 'sub_block1.layer.0.bn1.weight': np.ones(2)}
+  back = importers.from_torch(model, arrays, (8, 8, 3))
+  jax.tree.map(np.testing.assert_array_equal, back,
+               jax.tree.map(lambda v: v.astype(np.float32), filled))
+
+
+def preact(torch, *, width, sizes, outputs, raw, final_norm):
+  """The network of RobustBench's resnet.py, with the names it gives to its layers."""
+  nn = torch.nn
+
+  class Block(nn.Module):
+
+    def __init__(self, c, f, stride):
+      super().__init__()
+      self.bn1, self.bn2 = nn.BatchNorm2d(c), nn.BatchNorm2d(f)
+      self.conv1 = nn.Conv2d(c, f, 3, stride, 1, bias=False)
+      self.conv2 = nn.Conv2d(f, f, 3, 1, 1, bias=False)
+      if stride != 1 or c != f:
+        self.shortcut = nn.Sequential(nn.Conv2d(c, f, 1, stride, bias=False))
+
+    def forward(self, x):
+      out = torch.relu(self.bn1(x))
+      beside = self.shortcut(x if raw else out) if hasattr(self, 'shortcut') else x
+      return beside + self.conv2(torch.relu(self.bn2(self.conv1(out))))
+
+  class Net(nn.Module):
+
+    def __init__(self):
+      super().__init__()
+      self.conv1, c = nn.Conv2d(3, width, 3, 1, 1, bias=False), width
+      for stage, size in enumerate(sizes):
+        f, blocks = width * 2 ** stage, []
+        for block in range(size):
+          blocks.append(Block(c, f, 2 if stage and not block else 1))
+          c = f
+        self.add_module(f'layer{stage + 1}', nn.Sequential(*blocks))
+      if final_norm:
+        self.bn = nn.BatchNorm2d(c)
+      self.linear = nn.Linear(c, outputs)
+
+    def forward(self, x):
+      x = self.conv1(x)
+      for stage in range(len(sizes)):
+        x = getattr(self, f'layer{stage + 1}')(x)
+      x = torch.relu(self.bn(x)) if final_norm else x
+      return self.linear(x.mean((2, 3)))
+
+  return Net()
+
+
+def wide(torch, *, depth, widen, outputs):
+  """The network of TRADES' wideresnet.py, with its names and the block it never calls."""
+  nn, n = torch.nn, (depth - 4) // 6
+
+  class Block(nn.Module):
+
+    def __init__(self, c, f, stride):
+      super().__init__()
+      self.bn1, self.bn2 = nn.BatchNorm2d(c), nn.BatchNorm2d(f)
+      self.conv1 = nn.Conv2d(c, f, 3, stride, 1, bias=False)
+      self.conv2 = nn.Conv2d(f, f, 3, 1, 1, bias=False)
+      self.convShortcut = nn.Conv2d(c, f, 1, stride, bias=False) if c != f else None
+
+    def forward(self, x):
+      out = torch.relu(self.bn1(x))
+      beside = x if self.convShortcut is None else self.convShortcut(out)
+      return beside + self.conv2(torch.relu(self.bn2(self.conv1(out))))
+
+  class Stage(nn.Module):
+
+    def __init__(self, c, f, stride):
+      super().__init__()
+      self.layer = nn.Sequential(*(Block(c if i == 0 else f, f, stride if i == 0 else 1)
+                                   for i in range(n)))
+
+    def forward(self, x):
+      return self.layer(x)
+
+  class Net(nn.Module):
+
+    def __init__(self):
+      super().__init__()
+      sizes = [16, 16 * widen, 32 * widen, 64 * widen]
+      self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+      self.block1, self.sub_block1 = Stage(*sizes[:2], 1), Stage(*sizes[:2], 1)
+      self.block2, self.block3 = Stage(*sizes[1:3], 2), Stage(*sizes[2:], 2)
+      self.bn1, self.fc = nn.BatchNorm2d(sizes[3]), nn.Linear(sizes[3], outputs)
+
+    def forward(self, x):
+      x = self.block3(self.block2(self.block1(self.conv1(x))))
+      return self.fc(torch.relu(self.bn1(x)).mean((2, 3)))
+
+  return Net()
+
+
+def small(torch):
+  """The network of TRADES' small_cnn.py, narrower, with its names."""
+  nn = torch.nn
+  widths, parts = (1, 2, 2, 4, 4), {}
+  for i in range(1, 5):
+    parts[f'conv{i}'], parts[f'relu{i}'] = nn.Conv2d(widths[i - 1], widths[i], 3), nn.ReLU()
+    if i % 2 == 0:
+      parts[f'maxpool{i // 2}'] = nn.MaxPool2d(2, 2)
+  dense = dict(fc1=nn.Linear(4 * 4 * 4, 6), relu1=nn.ReLU(), drop=nn.Dropout(.5),
+               fc2=nn.Linear(6, 5), relu2=nn.ReLU(), fc3=nn.Linear(5, 3))
+  return nn.Sequential(collections.OrderedDict(
+      feature_extractor=nn.Sequential(collections.OrderedDict(parts)), flatten=nn.Flatten(),
+      classifier=nn.Sequential(collections.OrderedDict(dense))))
+
+
+def test_small_cnn_computes_what_pytorch_does():
+  torch = pytest.importorskip('torch')
+  torch.manual_seed(0)
+  net, x = small(torch).eval(), torch.rand(5, 1, 28, 28)
+  with torch.no_grad():
+    expected = net(x).numpy()
+  model = models.SmallCNN(num_outputs=3, features=(2, 2, 4, 4), hidden=(6, 5))
+  arrays = {k: v.numpy() for k, v in net.state_dict().items()}
+  variables = importers.from_torch(model, arrays, (28, 28, 1))
+  logits = model.apply(variables, x.numpy().transpose(0, 2, 3, 1))
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', RESIDUAL | WHOLE)
+def test_residual_networks_compute_what_pytorch_does(name):
+  torch = pytest.importorskip('torch')
+  torch.manual_seed(0)
+  model = (RESIDUAL | WHOLE)[name]
+  if isinstance(model, models.WideResNet):
+    net = wide(torch, depth=model.depth, widen=model.widen_factor, outputs=model.num_outputs)
+  else:
+    net = preact(torch, width=model.width, sizes=model.stage_sizes, outputs=model.num_outputs,
+                 raw=model.raw_shortcut, final_norm=model.final_norm)
+  x = torch.rand(16, 3, 8, 8)
+  for _ in range(3):
+    net.train()(x)  # so that the running statistics are none that would do for others
+  with torch.no_grad():
+    expected = net.eval()(x).numpy()
+  arrays = {f'module.{k}': v.numpy() for k, v in net.state_dict().items()}
+  variables = importers.from_torch(model, {'state_dict': arrays}, (8, 8, 3))
+  logits = model.apply(variables, x.numpy().transpose(0, 2, 3, 1))
+  np.testing.assert_allclose(logits, expected, atol=1e-5)

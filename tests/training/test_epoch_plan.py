@@ -1,0 +1,78 @@
+"""What an epoch decides: schedules that a configuration asks for reach the step."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax.config import command_line, fields
+from at_jax.methods import gairat, objective
+from at_jax.training import epoch_plan, optimizers, setup
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+
+
+def parsed(name, *arguments):
+  return command_line.parse([f'--config={CONFIGS}/{name}', *arguments]).config
+
+
+@pytest.mark.parametrize('arguments, expected', [
+    # What the released code's piecewise schedule was meant to be, cut down; epochs counted from 0.
+    (('--config.weights.later_lams=(-2.,-2.5)', '--config.weights.lam_epochs=(3,4)'),
+     [-1., -1., -1., -2., -2.5]),
+    # Its linear one by hand: 1 − (e/5)·(1 − (−1)), its epochs e counted from 1.
+    (('--config.weights.schedule=linear', '--config.weights.lam_first=1.'),
+     [.6, .2, -.2, -.6, -1.]),
+])
+def test_lambda_follows_its_schedule_in_one_program(arguments, expected):
+  c = parsed('gairat_cifar10.py:smoke', '--config.epochs=5', '--config.optimizer.decay_epochs=(4,)',
+             *arguments)
+  recipe = epoch_plan.recipe(setup.build(c), 'pgd_at')
+  kappa, traces = jnp.arange(2), []
+
+  @jax.jit
+  def weigh(values):
+    traces.append(1)
+    evidence = objective.Evidence(kappa, None, None, None)
+    return recipe.weigh(evidence, axis_name=None, lam=values.lam)
+
+  for epoch, lam in enumerate(expected):
+    values = epoch_plan.epoch_values(c, epoch)
+    assert values.lam == pytest.approx(lam, abs=1e-6)
+    np.testing.assert_allclose(weigh(values), gairat.geometry_weights(
+        kappa, num_steps=c.attack.num_steps, lam=lam), rtol=1e-5)
+  assert len(traces) == 1
+
+
+def test_kappa_is_the_deployed_model_s():
+  c = parsed('ducat_cifar10.py:small', '--config.dataset.name=digits')
+  attack = epoch_plan.recipe(setup.build(c), 'pgd_at').attack
+  # Of all 20 logits each image has its class's dummy on top, wherever the attack goes.
+  x, y = jnp.full((3, 4, 4, 3), .5), jnp.array([0, 4, 9])
+  logits = lambda x: 3. * (jnp.arange(20) == y[:, None] + 10) + 0 * x.sum((1, 2, 3))[:, None]
+  np.testing.assert_array_equal(attack(logits, x, y, jax.random.key(0), None).kappa, 5)
+
+
+def test_entropy_sgd_is_one_field_of_any_configuration():
+  theirs = parsed('entropy_sgd_cifar10.py:small').optimizer
+  ours = parsed('pgd_at_cifar10.py:small', '--config.optimizer.name=entropy_sgd').optimizer
+  assert ours == theirs
+  # Its anchors' SGD by the released code: 1, then a fifth. One outer step in 20; an epoch has two.
+  c = fields.default()
+  c.optimizer.name, c.optimizer.decay_epochs = 'entropy_sgd', (1,)
+  rate = optimizers.make(c, steps_per_epoch=40, key=jax.random.key(0)).learning_rate
+  assert [float(rate(step)) for step in (0, 39, 40, 79)] == pytest.approx([1., 1., .2, .2])
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)
+def test_every_evaluation_has_the_attacks_that_know_the_method(path):
+  attacks = parsed(path.name).evaluate.attacks
+  assert {'margin100x5', 'scales_pgd20', 'dummies_pgd100'} <= set(attacks)
+
+
+def test_mnist_in_l2_has_a_radius_of_that_norm():
+  c = parsed('entropy_sgd_cifar10.py:l2-mnist')
+  # 1.5 is what DDN's authors and others take for MNIST in L2; .3 is a radius in L∞.
+  assert (c.attack.norm, c.attack.epsilon_255 / 255) == ('l2', 1.5)

@@ -1,0 +1,245 @@
+"""Fine-tuning through the config: where it begins, its teacher, its adversary, its operating point."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax import attacks, errors
+from at_jax.config import validation
+from at_jax.methods import cfa, finetune, losses
+from at_jax.training import epoch_plan, setup, sharding
+from at_jax.training import finetune as finetune_lib
+from at_jax.training import step as step_lib
+from tests.fixtures.finetune_runs import config_of, equal, pieces
+
+
+def take(run, state, epoch, steps=2):
+  """The state after steps of an epoch."""
+  order = np.arange(8 * steps).reshape(steps, 8) % 16
+  step = sharding.train_steps(epoch_plan.recipe(run, epoch_plan.name(run.config, epoch)))
+  state, data = sharding.replicate(state), sharding.replicate(tuple(run.dataset.train))
+  for taken in order:
+    state, metrics = step(state, *data, taken[None], run.keys['train'],
+                          epoch_plan.epoch_values(run.config, epoch))
+    assert metrics.finite.all()
+  return sharding.unreplicate(state)
+
+
+def tuned(steps=2, **fields):
+  """A run and its state after steps of fine-tuning from the start."""
+  c = config_of(start_epoch=0, anchor_weight=0., warmup_epochs=0., **fields)
+  run, settler, validate = pieces(c)
+  state = finetune_lib.begin(run, jax.device_get(setup.init_state(run)), settler, validate)
+  return run, take(run, state, 0, steps)
+
+
+def test_the_objective_by_hand():
+  rng = np.random.default_rng(0)
+  z, z_adv, z_teacher = rng.normal(size=(3, 5, 4))
+  y = np.array([0, 1, 2, 3, 0])
+  p = lambda z: np.exp(z) / np.exp(z).sum(1, keepdims=True)
+  ce = lambda z: -np.log(p(z)[np.arange(5), y])
+  kl = lambda a, b: (p(a) * (np.log(p(a)) - np.log(p(b)))).sum(1)
+  anchors = {'kl': kl(z_teacher, z), 'squared': ((z_teacher - z) ** 2).mean(1)}
+  distances = {'kl': kl(z, z_adv), 'cross_entropy': ce(z_adv)}
+  forward = lambda x, batch_stats, branch: (jnp.asarray(x), batch_stats + 1)
+  for anchor, away in anchors.items():
+    for distance, apart in distances.items():
+      found = finetune.finetune(forward, 0, z, z_adv, y, distance=distance, anchor=anchor,
+                                anchor_weight=.7, reference=z_teacher)
+      np.testing.assert_allclose(found.fit, ce(z) + .7 * away, rtol=1e-4)
+      np.testing.assert_allclose(found.regulariser, apart, rtol=1e-4)
+      assert found.batch_stats == 2
+
+
+def test_the_clean_prediction_does_not_follow_the_adversarial_one():
+  forward = lambda x, batch_stats, branch: (x, batch_stats)
+  x_adv, y = jnp.array([[0., 2.]]), jnp.array([0])
+  apart = lambda x: finetune.finetune(forward, {}, x, x_adv, y, distance='kl', anchor='kl',
+                                      anchor_weight=0.).regulariser[0]
+  x = jnp.array([[2., 0.]])
+  assert np.all(jax.grad(apart)(x) == 0)
+  assert np.any(jax.grad(lambda x: losses.kl(x, x_adv)[0])(x) != 0)  # as TRADES would
+
+
+def test_clean_training_comes_first_and_the_teacher_is_its_end():
+  c = config_of(regulator='radius', initial=.5)
+  run, settler, validate = pieces(c)
+  assert [epoch_plan.name(c, epoch) for epoch in (0, 1)] == ['standard', 'finetune']
+  assert [epoch_plan.begun(c, epoch) for epoch in (0, 1)] == [False, True]
+  assert [finetune_lib.begins(run, step) for step in (0, 1, 2, 3)] == [False, False, True, False]
+  clean = take(run, jax.device_get(setup.init_state(run)), 0)
+  begun = finetune_lib.begin(run, clean, settler, validate)
+  equal(begun.tuning.teacher, {'params': clean.params, 'batch_stats': clean.batch_stats})
+  assert (begun.tuning.start_clean, begun.tuning.start_robust) == (.5, .25)
+  # No momentum of the clean phase, and no count of its steps.
+  assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(begun.opt_state))
+  assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(clean.opt_state))
+  after = take(run, begun, 1)
+  equal(after.tuning.teacher, begun.tuning.teacher)
+  gaps = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), after.params, clean.params)
+  assert min(jax.tree.leaves(gaps)) > 0  # all layers
+
+
+def test_the_clean_phase_is_standard_training():
+  c = config_of()
+  run, _, _ = pieces(c)
+  found = take(run, jax.device_get(setup.init_state(run)), 0)
+  c = c.copy_and_resolve_references()
+  c.loss = 'standard'
+  plain = setup.build(c)
+  expected = take(plain, jax.device_get(setup.init_state(plain)), 0)
+  equal((found.params, found.batch_stats), (expected.params, expected.batch_stats))
+
+
+def test_without_its_parts_it_is_standard_training_to_the_bit():
+  run, found = tuned(beta=0., learning_rate=.1, decay_factor=1.)
+  c = run.config.copy_and_resolve_references()
+  c.loss = 'standard'
+  plain = setup.build(c)
+  expected = take(plain, jax.device_get(setup.init_state(plain)), 0)
+  equal(found.params, expected.params)
+  _, other = tuned(beta=1., learning_rate=.1, decay_factor=1.)
+  assert np.max(np.abs(other.params['conv1']['kernel'] - expected.params['conv1']['kernel'])) > 1e-6
+
+
+@pytest.mark.parametrize('rule, distance', [('radius', 'kl'), ('controller', 'cross_entropy')])
+def test_a_full_share_that_never_moves_is_no_regulator(rule, distance):
+  _, found = tuned(regulator=rule, initial=1., delta=0., distance=distance)
+  _, expected = tuned(distance=distance)
+  equal((found.params, found.batch_stats), (expected.params, expected.batch_stats))
+  _, weaker = tuned(regulator=rule, initial=.5, delta=0., distance=distance)
+  assert np.max(np.abs(weaker.params['conv1']['kernel'] - found.params['conv1']['kernel'])) > 1e-7
+
+
+def test_boundary_is_friendly_pgd():
+  c = config_of(start_epoch=0, anchor_weight=0., regulator='boundary', tau=1,
+                distance='cross_entropy')
+  c.attack.num_steps, c.attack.epsilon_255 = 4, 40.
+  run = setup.build(c)
+  state, train = setup.init_state(run), run.dataset.train
+  key, index = jax.random.key(3), np.arange(16)
+  recipe = epoch_plan.recipe(run, 'finetune')
+  found = step_lib._examples(state, train.images, train.labels, index, key,
+                             epoch_plan.epoch_values(c, 0), recipe, cfa.ByClass())
+  logits = lambda x: run.network.logits(
+      {'params': state.params, 'batch_stats': state.batch_stats}, x)
+  attack_key = jax.random.split(jax.random.fold_in(key, 0))[1]
+  friendly = {tau: attacks.pgd(logits, found.x, train.labels, attack_key, epsilon=40 / 255,
+                               step_size=8 / 255, num_steps=4, tau=tau, index=index).x
+              for tau in (0, 1, 4)}
+  np.testing.assert_allclose(found.x_adv, friendly[1], atol=1e-6)
+  for tau in (0, 4):
+    assert np.max(np.abs(found.x_adv - friendly[tau])) > 1e-3
+
+
+def test_learning_rates_by_hand():
+  c = config_of(epochs=4, warmup_epochs=1., learning_rate=.03, decay_factor=.25)
+  c.optimizer.learning_rate, c.optimizer.decay_epochs = .4, ()
+  run = setup.build(c)
+  # Two clean steps; two of the rise to .03 in thirds; then a quarter every two steps.
+  expected = [.4, .4, .01, .02, .03, .015, .0075]
+  np.testing.assert_allclose([run.schedule(s) for s in range(7)], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('curve, expected', [
+    # Clean .900 at the start and .005 of tolerance: .895 is the least.
+    ([(1, .905, .10), (2, .896, .20), (3, .895, .30), (4, .894, .40), (5, .70, .50)], 3),
+    ([(1, .90, .10), (2, .91, .20), (3, .91, .20)], 2),  # the earliest of equals
+    ([(1, .85, .50), (2, .89, .30), (3, .80, .60)], 2),  # none: the smallest drop
+    ([(1, .894, .90), (2, .95, .0)], 2),  # kept without robustness is kept
+])
+def test_operating_points_by_hand(curve, expected):
+  points = [finetune_lib.Point(*point) for point in curve]
+  assert finetune_lib.operating_point(points, .9, .005).step == expected
+
+
+def test_the_table_marks_the_point_and_says_why():
+  told = {'start': {'clean': .9, 'robust': .01}, 'tolerance': .005, 'chosen': 20,
+          'within_tolerance': False,
+          'curve': [{'step': 10, 'epoch': 5., 'clean': .8, 'robust': .3, 'clean_change': -.1,
+                     'robust_gain': .29},
+                    {'step': 20, 'epoch': 6., 'clean': .88, 'robust': .2, 'clean_change': -.02,
+                     'robust_gain': .19}]}
+  lines = finetune_lib.table(told).splitlines()
+  assert [line[0] for line in lines[3:5]] == [' ', '*']
+  assert '-2.0' in lines[4] and '+19.0' in lines[4] and 'smallest drop' in lines[-1]
+
+
+@functools.cache
+def composed(fields):
+  """The parameters after an epoch of each phase and a repetition, and those to evaluate."""
+  fields = dict(fields)
+  c = config_of(regulator='radius', batch_norm='dual')
+  c.weights.update({name: fields[name] for name in ('kind', 'on') if name in fields})
+  c.awp_gamma, c.optimizer.entropy.inner_steps = fields.get('awp', 0.), 2
+  c.optimizer.name = fields.get('optimizer', 'sgd')
+  c.optimizer.ema_decay, c.optimizer.swa_start_epoch = fields.get('ema', 0.), fields.get('swa', 0)
+  validation.check(c)
+  run, settler, validate = pieces(c)
+  clean = take(run, jax.device_get(setup.init_state(run)), 0)
+  # Class-wise weights follow an epoch, so there are two of fine-tuning.
+  state = take(run, finetune_lib.begin(run, clean, settler, validate), 1, steps=4)
+  assert int(state.step) == 6
+  return tuple(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+               for tree in (state.params, settler(state)['params']))
+
+
+@pytest.mark.parametrize('fields', [
+    dict(kind='geometry', on='both', swa=1), dict(kind='margin', awp=.05),
+    pytest.param(dict(optimizer='entropy_sgd'), marks=pytest.mark.long),
+    pytest.param(dict(kind='class_wise', ema=.9), marks=pytest.mark.long),
+], ids=lambda fields: '-'.join(map(str, fields.values())))
+def test_it_composes(fields):
+  params, evaluated = composed(tuple(fields.items()))
+  assert np.isfinite(params).all() and np.isfinite(evaluated).all()
+  assert np.max(np.abs(params - composed(())[0])) > 1e-6
+  averages = {'swa', 'ema'} & fields.keys()  # after a whole inner loop, the anchor is where it is
+  assert (np.max(np.abs(evaluated - params)) > 1e-6) == bool(averages)
+
+
+def test_statistics_are_estimated_with_each_examples_own_radius(monkeypatch):
+  c = config_of(regulator='radius')
+  c.optimizer.ema_decay = .9
+  run, settler, _ = pieces(c)
+  seen = []
+  monkeypatch.setattr(sharding, 'settle_steps', lambda recipe: lambda state, images, labels, order,
+                      key, values: seen.append((state.tuning.radius, images)) or (state, None))
+  state = jax.device_get(setup.init_state(run))
+  own = np.linspace(0, 1, 16, dtype=np.float32)
+  state = state._replace(step=np.int32(4), tuning=state.tuning._replace(radius=own))
+  settler(state)
+  for radius, image in zip(*sharding.unreplicate(seen[0]), strict=True):
+    which, = np.flatnonzero((run.dataset.train.images == image).all(axis=(1, 2, 3)))
+    assert radius == own[which]
+
+
+@pytest.mark.parametrize('change, reason', [
+    (dict(start_epoch=2), 'never be fine-tuned'),
+    (dict(source='somewhere'), 'clean training of its own'),
+    (dict(start_epoch=0), 'untrained network'),
+    (dict(regulator='radious'), "did you mean 'radius'"),
+    (dict(distance='l2'), 'cross_entropy'),
+    (dict(tolerance=1.5), 'share between 0 and 1'),
+    (dict(initial=-.1), 'share between 0 and 1'),
+], ids=lambda value: '-'.join(value) if isinstance(value, dict) else '')
+def test_what_makes_no_sense_is_refused(change, reason):
+  with pytest.raises(errors.UserError, match=reason):
+    config_of(**change)
+
+
+@pytest.mark.parametrize('field, value, reason', [
+    ('dummy.enabled', True, 'no dummy classes'),
+    ('attack.friendly_taus', (0,), "regulator = 'boundary'"),
+    ('dataset.validation_size', 0, 'clean accuracy'),
+    ('model.batch_norm', False, 'has no BatchNorm'),
+])
+def test_what_does_not_go_with_it_is_refused(field, value, reason):
+  c = config_of(batch_norm='dual')
+  group, name = field.split('.')
+  c[group][name] = value
+  with pytest.raises(errors.UserError, match=reason):
+    validation.check(c)

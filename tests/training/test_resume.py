@@ -1,0 +1,155 @@
+"""A run that is stopped, in whatever way, ends as one that never was."""
+
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from orbax.checkpoint import v1 as ocp
+import pytest
+
+from at_jax import main
+
+pytestmark = pytest.mark.usefixtures('fully_compiled')
+ROOT = pathlib.Path(__file__).parents[2]
+QUICK = f'--config={ROOT}/configs/quickstart.py:smoke'
+# 26 steps of two phases on a tiny network, a checkpoint every third.
+LONGER = (QUICK, '--config.batch_size=100', '--config.checkpoint.every_steps=3',
+          '--config.log_every_steps=1')
+
+
+def digests(workdir, step):
+  """The digests of every leaf of a checkpoint, as they were computed when it was saved."""
+  path = workdir / 'checkpoints' / f'{step:08d}'
+  return ocp.checkpointables_metadata(path).custom_metadata['digests']
+
+
+def start(workdir, *arguments):
+  return subprocess.Popen([sys.executable, '-m', 'at_jax.main', *LONGER, f'--workdir={workdir}',
+                           *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                          stdout=subprocess.DEVNULL)
+
+
+def steps_logged(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line)['step'] for line in lines if '"loss"' in line]
+
+
+def test_more_epochs_go_on_to_the_same_bits(tmp_path, capsys):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  assert main.main([QUICK, f'--workdir={whole}']) == 0
+  fewer = [QUICK, f'--workdir={parts}', '--config.dummy.start_epoch=0']
+  assert main.main([QUICK, f'--workdir={whole}', '--config.seed=1']) == 2  # another run's folder
+  err = capsys.readouterr().err
+  assert 'config.seed was 0 and is 1' in err and 'Traceback' not in err
+  assert main.main([*fewer, '--config.epochs=1']) == 0
+  assert main.main(fewer) == 0
+  assert 'resuming after step 1' in capsys.readouterr().err
+  again = tmp_path / 'again'
+  assert main.main([QUICK, f'--workdir={again}', '--config.dummy.start_epoch=0']) == 0
+  assert digests(parts, 2) == digests(again, 2) != digests(whole, 2)
+  assert steps_logged(parts) == [1, 2]
+
+
+def test_a_finished_run_evaluates_again_without_training(tmp_path):
+  assert main.main([QUICK, f'--workdir={tmp_path}']) == 0
+  before = json.loads((tmp_path / 'results.json').read_text())
+  (tmp_path / 'results.json').unlink()
+  assert main.main([QUICK, f'--workdir={tmp_path}', '--mode=evaluate']) == 0
+  after = json.loads((tmp_path / 'results.json').read_text())
+  for field in ('clean', 'robust', 'authors', 'worst_case', 'n', 'step', 'last'):
+    assert before[field] == after[field]
+  assert set(after['robust']) == {'pgd1'} == set(after['authors'])
+
+
+def test_results_say_what_was_run(tmp_path):
+  assert main.main([QUICK, f'--workdir={tmp_path}', '--config.seed=3']) == 0
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert {'config', 'dataset', 'n', 'seed', 'clean', 'robust', 'authors', 'worst_case', 'device',
+          'versions', 'command', 'seconds', 'last'} <= results.keys()
+  assert (results['dataset'], results['n'], results['seed']) == ('digits', 16, 3)
+  assert results['command'].startswith('python -m at_jax.main --config=')
+  assert '--config.seed=3' in results['command']
+  assert results['config']['seed'] == 3 and 'jax' in results['versions']
+  least = min(results['clean'], *results['robust'].values(), *results['authors'].values())
+  assert 0 <= results['worst_case'] <= least <= 1
+  assert any((tmp_path / 'tensorboard').iterdir())
+
+
+def test_sigterm_saves_and_exits_with_zero(tmp_path):
+  process = start(tmp_path, '--config.epochs=400')
+  deadline = time.monotonic() + 240
+  while not (tmp_path / 'metrics.jsonl').exists() or len(steps_logged(tmp_path)) < 2:
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(.1)
+  process.send_signal(signal.SIGTERM)
+  _, err = process.communicate(timeout=240)
+  assert process.returncode == 0, err
+  assert 'the same command goes on from there' in err
+  stopped = steps_logged(tmp_path)[-1]
+  assert (tmp_path / 'checkpoints' / f'{stopped:08d}').is_dir()  # the very step it stopped at
+  assert not (tmp_path / 'results.json').exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, capsys):
+  # A learning rate this large makes the second step's logits infinite.
+  code = main.main([*LONGER, f'--workdir={tmp_path}', '--config.optimizer.learning_rate=1e30',
+                    '--config.checkpoint.every_steps=1'])
+  err = capsys.readouterr().err.strip().splitlines()
+  assert code == 2
+  assert err[-1].startswith('at_jax: loss = nan: not a number at step')
+  assert 'learning_rate' in err[-1] and not (tmp_path / 'results.json').exists()
+  for folder in (tmp_path / 'checkpoints').iterdir():  # whatever was kept is sound
+    assert folder.name.isdecimal()
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+  # A limit on the size of a file stands in for the disk: writing beyond it fails, as on a full one.
+  limited = ('import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2); '
+             'from at_jax import main; sys.exit(main.main(sys.argv[1:]))')
+  found = subprocess.run(
+      [sys.executable, '-c', limited, *LONGER, f'--workdir={tmp_path}',
+       '--config.model.hidden=(800,)'], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+  assert found.returncode == 2
+  assert 'Traceback' not in found.stderr
+  last = found.stderr.strip().splitlines()[-1]
+  assert last.startswith('at_jax: workdir = ') and 'a checkpoint could not be written' in last
+
+
+@pytest.mark.long
+def test_killed_ten_times_it_ends_with_the_same_bits(tmp_path):
+  whole, killed, last = tmp_path / 'whole', tmp_path / 'killed', 260
+  longer = '--config.epochs=20', '--config.validate.every_epochs=2'
+  process = start(whole, *longer)
+  _, err = process.communicate()
+  assert process.returncode == 0, err
+  chance = random.Random(0)
+  for _ in range(10):
+    process = start(killed, *longer)
+    before = len(logged_so_far(killed))
+    # Now and then before the first step, mostly while it trains and saves.
+    wanted, deadline = before + chance.randint(0, 9), time.monotonic() + 120
+    while len(logged_so_far(killed)) < wanted and time.monotonic() < deadline:
+      time.sleep(.01)
+    time.sleep(chance.random() * .2)
+    assert process.poll() is None, 'it ended before it could be killed'
+    process.kill()
+    process.communicate()
+  process = start(killed, *longer)
+  _, err = process.communicate()
+  assert process.returncode == 0, err
+  assert digests(killed, last) == digests(whole, last)
+  assert steps_logged(killed) == list(range(1, last + 1))
+  same = ('clean', 'robust', 'authors', 'worst_case', 'last')
+  results = [json.loads((d / 'results.json').read_text()) for d in (whole, killed)]
+  assert [results[0][k] for k in same] == [results[1][k] for k in same]
+
+
+def logged_so_far(workdir):
+  try:
+    return steps_logged(workdir)
+  except (FileNotFoundError, ValueError):  # not begun, or a line is just being written
+    return []

@@ -1,0 +1,157 @@
+"""The training step: devices, collectives, and what it learns from."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from at_jax import attacks, errors, models
+from at_jax import devices as devices_lib
+from at_jax.datasets import pipeline
+from at_jax.methods import ducat as ducat_lib
+from at_jax.methods import pgd_at
+from at_jax.models import deployed as deployed_lib
+from at_jax.training import step as step_lib
+from tests.fixtures import processes
+from tests.fixtures.training_steps import make
+
+# Run in a process of its own, because the number of devices and float64 are set before jax starts.
+_FOUR_DEVICES = '''
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from tests.fixtures import training_steps
+wide = sys.argv[1] == 'float64'
+jax.config.update('jax_enable_x64', wide)
+dtype = jnp.float64 if wide else jnp.float32
+steps = 20 if wide else 1
+assert jax.device_count() == 4
+one = training_steps.run(dtype, steps, 'one')
+for form in ('vmap', 'pmap'):
+  other = training_steps.run(dtype, steps, form)
+  gaps = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), one, other)
+  print(form, max(jax.tree.leaves(gaps)))
+'''
+
+
+@pytest.mark.parametrize('dtype, tolerance', [
+    ('float64', 1e-10),  # 20 steps
+    # One step: later, sign gradients turn rounding into pixels.
+    pytest.param('float32', 1e-6, marks=pytest.mark.long),
+])
+def test_four_devices_take_the_step_of_one(dtype, tolerance):
+  found = processes.in_four_devices(_FOUR_DEVICES, dtype)
+  gaps = {line.split()[0]: float(line.split()[1]) for line in found.splitlines()}
+  assert set(gaps) == {'vmap', 'pmap'}
+  assert max(gaps.values()) <= tolerance, gaps
+
+
+_COLLECTIVES = '''
+import jax
+from tests.fixtures import training_steps
+print(*(training_steps.collectives(n) for n in (0, 1, 6)))
+'''
+
+
+def test_the_attack_has_no_collective():
+  # Its steps are written out on the CPU, so one collective in it would show once a step.
+  clean, one, six = map(int, processes.in_four_devices(_COLLECTIVES).split())
+  assert clean == one == six > 0
+
+
+def test_ducat_learns_both_halves_of_the_head_from_clean_and_adversarial_examples():
+  # The attack is a stand-in, so that x' is known; the weights are unequal, and so are the terms.
+  ducat = functools.partial(ducat_lib.ducat, benign_weight=.25, adversarial_weight=1., alpha=2.)
+  stand_in = lambda logits_fn, x, y, key, index: attacks.AttackResult(1 - x, y < 0, y, 0. * y)
+  model = models.SmallCNN(num_outputs=20, features=(4,), hidden=(), padding='SAME', batch_norm=True)
+  recipe = make(objective=ducat)._replace(network=deployed_lib.deploy(model, has_dummies=True),
+                                          attack=stand_in, pad=0, flip=False)
+  images = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 1), dtype=np.uint8)
+  x, rows = pipeline.to_unit(images), np.arange(16)
+  init = jax.jit(functools.partial(step_lib.init, recipe.network, recipe.optimizer))
+  state = init(jax.random.key(0), x)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  z, _ = jax.jit(recipe.network.train)(variables, jnp.concatenate([x, 1 - x]))  # in one pass
+  # Every other label is what the deployed model says of x', and of some of them the dummy says it.
+  on_top = np.argmax(z[16:], axis=1)
+  y = (on_top + rows % 2) % 10
+  assert (on_top[::2] >= 10).any() and (on_top[::2] < 10).any()
+  step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
+  found, metrics = step(state, images, y, rows, jax.random.key(1))
+  assert metrics.accuracy == .5
+  # ½[CE(f(x), t_b) + α·CE(f(x'), t_a)] in NumPy: the clean target gives a quarter to the dummy,
+  # output y + 10, the adversarial one everything.
+  p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+  own, dummy, adversarial_dummy = p[rows, y], p[rows, y + 10], p[16 + rows, y + 10]
+  loss = -(.75 * np.log(own) + .25 * np.log(dummy) + 2 * np.log(adversarial_dummy)) / 2
+  np.testing.assert_allclose(metrics.loss, loss.mean(), rtol=1e-5)
+  # The gradient of a cross-entropy in the logits is p − t, and its mean is that of the head's bias.
+  targets = np.zeros((32, 20))
+  targets[rows, y], targets[rows, y + 10], targets[16 + rows, y + 10] = .75, .25, 1.
+  slope = (p[:16] - targets[:16] + 2 * (p[16:] - targets[16:])).mean(axis=0) / 2
+  before, after = state.params['fc1']['bias'], found.params['fc1']['bias']
+  np.testing.assert_allclose(after, before - .1 * (slope + 5e-4 * before), atol=1e-6)
+  moved = np.abs(after - before)
+  assert moved[:10].max() > 1e-3 and moved[10:].max() > 1e-3  # both halves move
+
+
+def test_the_attack_sees_the_folded_logits_when_asked():
+  def seen(folded):
+    widths = []
+
+    def stand_in(logits_fn, x, y, key, index):
+      widths.append(logits_fn(x).shape[-1])
+      return attacks.AttackResult(x, y < 0, y, 0. * y)
+    recipe = make(folded=folded, outputs=20)._replace(attack=stand_in)
+    x = jnp.zeros((2, 8, 8, 1), jnp.uint8)
+    state = jax.eval_shape(functools.partial(step_lib.init, recipe.network, recipe.optimizer),
+                           jax.random.key(0), x / 255)
+    jax.eval_shape(functools.partial(step_lib.train_step, recipe=recipe), state, x, jnp.arange(2),
+                   jnp.arange(2), jax.random.key(0))
+    return widths
+
+  # Ten classes and their ten dummies, or the ten that are deployed.
+  assert seen(False) == [20] and seen(True) == [10]
+
+
+def test_the_update_is_that_of_sgd_by_hand():
+  # One step without an attack: w ← w − lr·(∇ mean CE + wd·w); the momentum begins at the gradient.
+  recipe = make()._replace(attack=None, objective=pgd_at.standard, pad=0, flip=False)
+  train = pipeline.load('digits').train
+  x, y = pipeline.to_unit(train.images[:8]), train.labels[:8]
+  state = step_lib.init(recipe.network, recipe.optimizer, jax.random.key(0), x)
+
+  def loss(params):
+    logits, _ = recipe.network.train({'params': params, 'batch_stats': state.batch_stats}, x)
+    return jnp.mean(-jax.nn.log_softmax(logits)[jnp.arange(8), y])
+
+  expected = jax.tree.map(lambda w, g: w - .1 * (g + 5e-4 * w), state.params,
+                          jax.grad(loss)(state.params))
+  step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
+  found, metrics = step(state, train.images[:8], y, np.arange(8), jax.random.key(0))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found.params, expected)
+  np.testing.assert_allclose(metrics.loss, loss(state.params), rtol=1e-5)
+
+
+def test_several_steps_in_a_call_are_the_steps_one_by_one(monkeypatch):
+  recipe = make()
+  train = pipeline.load('digits').train
+  start = step_lib.init(recipe.network, recipe.optimizer, jax.random.key(0),
+                        pipeline.to_unit(train.images[:1]))
+  order, key = np.arange(48).reshape(3, 16), jax.random.key(1)
+  together, _ = jax.jit(functools.partial(step_lib.train_steps, recipe=recipe))(
+      start, train.images, train.labels, order, key)
+  single = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
+  state = start
+  for taken in order:
+    state, _ = single(state, train.images[taken], train.labels[taken], taken, key)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), state.params,
+               together.params)
+  assert int(together.step) == 3
+
+
+def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
+  monkeypatch.setattr(jax, 'device_count', lambda: 3)
+  with pytest.raises(errors.UserError, match='batch_size = 128: use a multiple .* 3 .129'):
+    devices_lib.check_batch_size('config.batch_size', 128)
