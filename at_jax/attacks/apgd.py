@@ -78,7 +78,7 @@ def stage_at(table: Stage, count: Array, dtype: Any) -> Stage:
   Source: ours.
   """
   kind = lambda column: dtype if column.dtype.kind == 'f' else None
-  return jax.tree.map(lambda column: jnp.asarray(column, kind(column))[count], schedule)
+  return jax.tree.map(lambda column: jnp.asarray(column, kind(column))[count], table)
 
 
 def _windows(num_steps: int, norm: str) -> list[int]:
