@@ -1,12 +1,13 @@
 """The objective of fine-tuning: learn from x, be consistent at x', stay near a teacher."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.methods import losses, objective
+from at_jax.methods import inner_attacks, losses, objective
 
 Array = jax.Array
 DISTANCES = ('kl', 'cross_entropy')
@@ -57,6 +58,22 @@ def finetune(forward: objective.Forward, batch_stats: object, x: Array, x_adv: A
   apart = (losses.kl(jax.lax.stop_gradient(clean), adversarial) if distance == 'kl'
            else losses.cross_entropy(adversarial, y))
   return objective.Outcome(fit, apart, adversarial, batch_stats)
+
+
+def inner_attack(distance: str) -> Callable[..., inner_attacks.Attack]:
+  """The inner attack that fits a distance: it maximises what D measures.
+
+  Args:
+    distance: D, 'kl' or 'cross_entropy'.
+
+  Returns:
+    `inner_attacks.kl` or `inner_attacks.uniform`.
+
+  Example:
+    >>> inner_attack('kl') is inner_attacks.kl
+    True
+  """
+  return {'kl': inner_attacks.kl, 'cross_entropy': inner_attacks.uniform}[distance]
 
 
 # Accuracies are multiples of one over the number of examples; a tolerance must not turn on a bit.

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from at_jax.methods import losses, objective
+from at_jax.methods import inner_attacks, losses, objective
 from at_jax.methods.objective import Forward, Objective, Outcome
 
 Array = jax.Array
@@ -150,6 +150,7 @@ def by_epoch(epoch: int | Array, first: float, changes: Mapping[int, float]) -> 
   return values[passed]
 
 
+@objective.attacked_by(inner_attacks.kl_and_margin)
 def gair_trades(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *,
                 ducat: Objective | None = None) -> Outcome:
   """TRADES whose KL is shared between two attacks, w · KL(p ‖ p'_KL) + (1 − w) · KL(p ‖ p'_margin).

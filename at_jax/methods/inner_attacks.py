@@ -1,8 +1,30 @@
-"""The inner maximisation of training: attacks with everything but the model and the examples given.
+"""Inner attacks of training: PGD with a loss, a start and everything but the model and the examples.
 
-Each is `(logits_fn, x, y, key, index, tau=None, epsilon=epsilon, scale=1.) -> AttackResult`. With τ it
-is friendly PGD, which stops τ steps past the boundary; ε may be f32[B], a radius for each example;
-scale, a number or f32[B], multiplies the radius and the step size.
+A method names its own with `objective.attacked_by`; a config overrides it with `config.attack.kind`,
+one of this module's names or the import path of a function of your own.
+
+An inner attack is a factory, called once a run:
+
+  factory(*, norm, epsilon, step_size, num_steps, decide) -> Attack
+
+  norm: as for `attacks.pgd`. epsilon, step_size: numbers, in units of x. num_steps: K, an integer.
+  decide: `f32[B, K'] -> f32[B, C]`, from the attacked logits to those whose argmax is the decision;
+    None where they are the same. It counts κ and success; it is not what the attack maximises.
+
+An `Attack` is called in every step, inside jit, on one device's share of the batch:
+
+  attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon, scale=1.) -> attacks.AttackResult
+
+  logits_fn: `f32[B, ...] -> f32[B, K']`, the network in inference mode. x: f32[B, ...]. y: i32[B].
+  key: a PRNG key. index: i32[B], each example's place in the training set, or None; draws depend on
+    the key and the index alone.
+  tau: i32[] or None. With τ the attack is friendly PGD: it stops τ steps past the boundary.
+  epsilon: a number or f32[B], radii that replace the factory's.
+  scale: a number or f32[B], multiplies the radius and the step size.
+
+The result's x is f32[V·B, ...], V = 1 unless the objective expects another layout (`kl_and_margin`).
+Only options in use are passed: an attack that does not take `tau` can be used with any config that
+sets no friendly steps.
 """
 
 from collections.abc import Callable
@@ -19,23 +41,24 @@ Attack = Callable[..., attacks.AttackResult]
 
 def uniform(*, epsilon: float, step_size: float,
             loss: Callable[..., Array] = attacks.losses.cross_entropy, **options) -> Attack:
-  """PGD from a point drawn uniformly from the ball: PGD-AT's attack.
+  """PGD from a uniform random point of the ball: the attack of PGD-AT.
 
   Args:
-    epsilon: of `attacks.pgd`, unless the call says another.
-    step_size: of `attacks.pgd`.
-    loss: of `attacks.pgd`.
-    **options: of `attacks.pgd`: norm, num_steps, random_start.
+    epsilon: radius, in units of x.
+    step_size: step size, in units of x.
+    loss: what the attack maximises, as for `attacks.pgd`.
+    **options: keyword arguments of `attacks.pgd`: norm, num_steps, decide, random_start.
 
   Returns:
-    An attack.
+    An `Attack`.
 
   Example:
-    >>> attack = uniform(norm='linf', epsilon=.1, step_size=.1, num_steps=1)
-    >>> attack(lambda x: x, jnp.zeros((1, 2)), jnp.array([0]), jax.random.key(0), None).x.shape
-    (1, 2)
+    >>> attack = uniform(norm='linf', epsilon=.1, step_size=.1, num_steps=4)
+    >>> x, y = jnp.array([[.5, .5]]), jnp.array([0])
+    >>> print(attack(lambda x: x, x, y, jax.random.key(0), None).x)
+    [[0.4 0.6]]
 
-  Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, section
+  Reference: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, section
   2.1.
   """
   def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon, scale=1.):
@@ -45,28 +68,30 @@ def uniform(*, epsilon: float, step_size: float,
 
 
 def gaussian(*, epsilon: float, step_size: float,
-           loss: Callable[..., Array] = attacks.losses.cross_entropy, **options) -> Attack:
-  """PGD from x + .001 · N(0, 1): MART's and MAIL's attack.
+             loss: Callable[..., Array] = attacks.losses.cross_entropy, **options) -> Attack:
+  """PGD from x + .001 · N(0, 1): the attack of MART and MAIL.
 
   Args:
-    epsilon: of `attacks.pgd`, unless the call says another.
-    step_size: of `attacks.pgd`.
-    loss: of `attacks.pgd`.
-    **options: of `attacks.pgd`: norm, num_steps.
+    epsilon: radius, in units of x.
+    step_size: step size, in units of x.
+    loss: what the attack maximises, as for `attacks.pgd`.
+    **options: keyword arguments of `attacks.pgd`: norm, num_steps, decide.
 
   Returns:
-    An attack.
+    An `Attack`.
 
   Example:
-    >>> attack = beside(norm='linf', epsilon=.1, step_size=.1, num_steps=1)
-    >>> attack(lambda x: x, jnp.zeros((1, 2)), jnp.array([0]), jax.random.key(0), None).x.shape
-    (1, 2)
+    >>> attack = gaussian(norm='linf', epsilon=.1, step_size=0., num_steps=1)
+    >>> x, y = jnp.full((1, 2), .5), jnp.array([0])
+    >>> found = attack(lambda x: x, x, y, jax.random.key(0), None)
+    >>> print(0 < jnp.max(jnp.abs(found.x - x)) < .005)
+    True
 
-  Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
-  2020, its released code.
+  Reference: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
+  2020, released code.
   """
   def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon, scale=1.):
-    # With a start of its own the attack draws nothing, so the key is used once.
+    # With a given start PGD draws nothing, so the key is used only once.
     return attacks.pgd(logits_fn, x, y, key, loss=loss, tau=tau, index=index,
                        epsilon=scale * epsilon, step_size=scale * step_size,
                        start=attacks.gaussian_start(x, key, index=index), **options)
@@ -74,15 +99,15 @@ def gaussian(*, epsilon: float, step_size: float,
 
 
 def kl(*, epsilon: float, step_size: float, **options) -> Attack:
-  """PGD on KL(f(x) ‖ f(x')) from x + .001 · N(0, 1): TRADES' attack.
+  """PGD on KL(f(x) ‖ f(x')) from x + .001 · N(0, 1): the attack of TRADES.
 
   Args:
-    epsilon: of `attacks.pgd`, unless the call says another.
-    step_size: of `attacks.pgd`.
-    **options: of `attacks.pgd`: norm, num_steps.
+    epsilon: radius, in units of x.
+    step_size: step size, in units of x.
+    **options: keyword arguments of `attacks.pgd`: norm, num_steps, decide.
 
   Returns:
-    An attack.
+    An `Attack`.
 
   Example:
     >>> attack = kl(norm='linf', epsilon=.1, step_size=.1, num_steps=1)
@@ -90,7 +115,7 @@ def kl(*, epsilon: float, step_size: float, **options) -> Attack:
     >>> print(found.loss > 0)
     [ True]
 
-  Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
+  Reference: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
   algorithm 1, and its released code.
   """
   def attack(logits_fn, x, y, key, index, tau=None, epsilon=epsilon, scale=1.):
@@ -101,22 +126,24 @@ def kl(*, epsilon: float, step_size: float, **options) -> Attack:
 
 
 def kl_and_margin(*, epsilon: float, **options) -> Attack:
-  """`kl`, and beside it the attack on the margin from the same kind of start: GAIR-TRADES'.
+  """Two attacks of each example, `kl` and PGD on the margin: the attack of GAIR-TRADES.
+
+  Both start from x + .001 · N(0, 1), each with its own draw.
 
   Args:
-    epsilon: of `attacks.pgd`, unless the call says another.
-    **options: of `attacks.pgd`: norm, step_size, num_steps.
+    epsilon: radius, in units of x.
+    **options: step_size, and keyword arguments of `attacks.pgd`: norm, num_steps, decide.
 
   Returns:
-    An attack whose x is f32[2·B, ...], those found by `kl` first; all else is of `kl`.
+    An `Attack` whose x is f32[2·B, ...], the examples of `kl` first. All other fields are those of `kl`.
 
   Example:
     >>> attack = kl_and_margin(norm='linf', epsilon=.1, step_size=.1, num_steps=1)
     >>> attack(lambda x: x, jnp.zeros((1, 2)), jnp.array([0]), jax.random.key(0), None).x.shape
     (2, 2)
 
-  Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, its released
-  code for robust self-training, which clips the margin at a confidence of 50.
+  Reference: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, released code
+  for robust self-training, which also clips the margin at a confidence of 50.
   """
   by_kl = kl(epsilon=epsilon, **options)
   by_margin = gaussian(epsilon=epsilon, loss=attacks.losses.margin, **options)

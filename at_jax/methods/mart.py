@@ -4,12 +4,13 @@ from typing import Any
 
 import jax
 
-from at_jax.methods import losses, objective
+from at_jax.methods import inner_attacks, losses, objective
 from at_jax.methods.objective import Forward, Objective, Outcome
 
 Array = jax.Array
 
 
+@objective.attacked_by(inner_attacks.gaussian)
 def mart(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *,
          ducat: Objective | None = None) -> Outcome:
   """MART: the fit is CE(f(x'), y) + `mart_boost`, the regulariser KL(p ‖ p') · (1 − p_y).

@@ -14,6 +14,30 @@ Forward = Callable[[Array, Any], tuple[Array, Any]]
 Objective = Callable[..., 'Outcome']
 
 
+def attacked_by(inner_attack: Callable) -> Callable[[Objective], Objective]:
+  """Decorator that names the inner attack of an objective, as its attribute `inner_attack`.
+
+  An objective without the attribute is trained with `inner_attacks.uniform`.
+
+  Args:
+    inner_attack: a factory of attacks, as `inner_attacks` describes it.
+
+  Returns:
+    A decorator. It returns the same function.
+
+  Example:
+    >>> from at_jax.methods import inner_attacks
+    >>> @attacked_by(inner_attacks.kl)
+    ... def smoothed(forward, batch_stats, x, x_adv, y): ...
+    >>> smoothed.inner_attack is inner_attacks.kl
+    True
+  """
+  def decorate(objective: Objective) -> Objective:
+    objective.inner_attack = inner_attack
+    return objective
+  return decorate
+
+
 class Outcome(NamedTuple):
   """What an objective returns.
 
