@@ -23,7 +23,7 @@ def get_config(arg: str = ''):
   c.epochs, c.optimizer.learning_rate, c.optimizer.weight_decay = 120, .01, 3.5e-3
   c.optimizer.decay_epochs = (75, 90, 100)
   c.attack.epsilon_255, c.attack.step_size_255 = .031 * 255, .007 * 255
-  c.attack.start = 'beside'
+  c.attack.kind = 'gaussian'
   c.weights.kind, c.weights.start_epoch = 'margin', 76
   c.weights.bias, c.weights.slope = -0.5, 10.0
   return variants.variant(c, arg)

@@ -1,4 +1,4 @@
-"""Configurations: the fields, the variants behind the colon of `--config`, the checks and the command line."""
+"""Configurations: fields, checks, variants (the part of `--config` behind the colon) and command line."""
 
 from at_jax.config.fields import default, flatten
 from at_jax.config.validation import check

@@ -1,169 +1,365 @@
-"""What a run can be told: every field with its default.
+"""The fields of a configuration: default, meaning, check, and when each is read.
 
-A file in `configs/` starts from `default()` and says what its published row changes. Radii and step
-sizes are in 255ths (`epsilon_255`), because a command line cannot say 8/255.
+`FIELDS` is the single place for all four. `default()` builds the configuration from it,
+`validation.check` applies its checks, `resume.conflicts` reads `when` and `free`, and
+`python -m at_jax.config` prints it as a table.
+
+Radii and step sizes are given in units of 1/255 (`epsilon_255`), because the command line takes 8.0
+but not 8/255.
 """
 
+from collections.abc import Callable
+import math
+from typing import Any, NamedTuple
+
 import ml_collections
+
+from at_jax import errors, methods, models
+from at_jax.config import import_path
+from at_jax.evaluation import attack_names
+from at_jax.methods import finetune, inner_attacks
+from at_jax.models import dual_batchnorm
+
+ATTACKS = {'uniform': inner_attacks.uniform, 'gaussian': inner_attacks.gaussian, 'kl': inner_attacks.kl,
+           'kl_and_margin': inner_attacks.kl_and_margin}
+_HAVE_REGULARISER = ('trades', 'gair_trades', 'mart', 'consistency', 'finetune')
+
+
+class Check(NamedTuple):
+  """The values that a field takes.
+
+  Attributes:
+    values: them, in words for the table of fields.
+    remedy: `(field, value) -> str`, what to do about a wrong value; '' if the value is right.
+  """
+  values: str
+  remedy: Callable[[str, Any], str]
+
+
+class When(NamedTuple):
+  """The condition under which a run reads a field.
+
+  Attributes:
+    text: the condition in words for the table of fields.
+    holds: `flat configuration -> bool`.
+  """
+  text: str
+  holds: Callable[[dict], bool]
+
+
+class SameAs(NamedTuple):
+  """The default of a field that follows another field of another group.
+
+  Attributes:
+    group: the group of the other field.
+    name: its name in the group.
+  """
+  group: str
+  name: str
+
+
+class Field(NamedTuple):
+  """A field of a configuration.
+
+  Attributes:
+    default: its default.
+    meaning: what it is, in one sentence with its unit.
+    check: the values that it takes; None if its type says all.
+    when: the condition under which it is read; None for always.
+    free: it does not affect the parameters after a step, so it may change when a run resumes.
+  """
+  default: Any
+  meaning: str
+  check: Check | None = None
+  when: When | None = None
+  free: bool = False
+
+
+def may_regularise(loss: str) -> bool:
+  """Whether a loss has, or may have, a regulariser that `config.beta` weighs.
+
+  Args:
+    loss: the field `loss`.
+
+  Returns:
+    True for an imported loss: only a run shows what it has.
+
+  Example:
+    >>> may_regularise('trades'), may_regularise('pgd_at'), may_regularise('mine.smoothed')
+    (True, False, True)
+  """
+  return loss in _HAVE_REGULARISER or '.' in loss
+
+
+def _number(values: str, remedy: str, accepts: Callable[[Any], bool]) -> Check:
+  return Check(values, lambda field, value: '' if accepts(value) else remedy)
+
+
+def _whole(least: int) -> Check:
+  return _number(f'whole number ≥ {least}', f'use a whole number of at least {least}', lambda v: v >= least)
+
+
+def _choice(*names: str) -> Check:
+  return Check(_listed(names), lambda field, value: '' if value in names else errors.nearest(value, names))
+
+
+def _function(known: dict[str, Callable | None], none: str = '') -> Check:
+  def remedy(field: str, value: str) -> str:
+    if value != none:
+      import_path.load(field, value, known)
+    return ''
+  return Check(f'{_listed(known)} or an import path `module.function`', remedy)
+
+
+def _listed(names) -> str:
+  return ', '.join(f"`'{name}'`" for name in names)
+
+
+_POSITIVE = _number('number > 0', 'use a number above 0', lambda v: 0 < v < math.inf)
+_NOT_NEGATIVE = _number('number ≥ 0', 'use a number of at least 0', lambda v: 0 <= v < math.inf)
+_SHARE = _number('0 ≤ number ≤ 1', 'use a share between 0 and 1', lambda v: 0 <= v <= 1)
+_BELOW_ONE = _number('0 ≤ number < 1', 'use a number of at least 0 and below 1', lambda v: 0 <= v < 1)
+_FINITE = _number('number', 'use a number', math.isfinite)
+_RADIUS = _number('number > 0', 'use a radius above 0 (8.0 means 8/255)', lambda v: 0 < v < math.inf)
+_LAMBDA = _number('number or inf', 'use a number; inf switches the weights off', lambda v: v > -math.inf)
+_LAMBDAS = _number('tuple of numbers', 'use numbers', lambda v: all(each > -math.inf for each in v))
+_STEPS = _number('tuple of whole numbers ≥ 0', 'use whole numbers of at least 0',
+                 lambda v: all(isinstance(each, int) and each >= 0 for each in v))
+_EPOCHS = _number('tuple of rising epochs > 0', 'use epochs above 0 in rising order',
+                  lambda v: v == sorted(v) and min(v, default=1) > 0)
+_ATTACK_NAMES = _number(
+    'tuple of names of `at_jax/evaluation/attack_names.py`',
+    'use pgd20 (20 steps), pgd20x5 (5 restarts of 20 steps), margin100x5, scales_pgd20, dummies_pgd100, '
+    'autoattack, apgd-t or another name of at_jax/evaluation/attack_names.py',
+    lambda v: all(map(attack_names.known, v)))
+
+
+def _equals(name: str, value: Any) -> When:
+  return When(f'`{name} = {value!r}`', lambda flat: flat[name] == value)
+
+
+_SGD, _ENTROPY_SGD = _equals('optimizer.name', 'sgd'), _equals('optimizer.name', 'entropy_sgd')
+_CALIBRATED = When('any of `calibration.radius`, `.beta` and `.temperature`', lambda flat: any(
+    flat[f'calibration.{name}'] for name in ('radius', 'beta', 'temperature')))
+_FAIR = When('`optimizer.fair_decay > 0`', lambda flat: flat['optimizer.fair_decay'] > 0)
+
+
+def _group(name: str, fields: dict[str, Field], when: When | None = None, free: bool = False
+           ) -> dict[str, Field]:
+  """The fields of a group, which share a condition."""
+  return {f'{name}.{field}': f._replace(when=f.when or when, free=f.free or free)
+          for field, f in fields.items()}
+
+
+FIELDS = {
+    'seed': Field(0, 'Seed of all random numbers of a run.', _whole(0)),
+    'epochs': Field(130, 'Training epochs.', _whole(1)),
+    'batch_size': Field(128, 'Examples per step, over all devices.', _whole(1)),
+    'loss': Field('pgd_at', 'Objective of the training step; it also has an inner attack of its own.',
+                  _function({**methods.OBJECTIVES, 'finetune': None})),
+    'beta': Field(6.0, 'Weight of the regulariser: β of TRADES and MART, λ of Consistency and fine-tuning.',
+                  _NOT_NEGATIVE,
+                  When('the loss has a regulariser', lambda flat: may_regularise(flat['loss']))),
+    'consistency_temperature': Field(0.5, "Temperature of Consistency's softmax.", _POSITIVE,
+                                     _equals('loss', 'consistency')),
+    'awp_gamma': Field(0.0, 'γ, the relative size of the adversarial weight perturbation; 0 switches it off.',
+                       _NOT_NEGATIVE),
+    'log_every_steps': Field(50, 'Steps between two lines of metrics.jsonl.', _whole(1), free=True),
+}
+FIELDS |= _group('dataset', {
+    'name': Field('cifar10', 'A name of `at_jax.datasets`, or the path of an .npz file.'),
+    'num_classes': Field(10, 'Number of classes.', _whole(2)),
+    'data_dir': Field('', "Folder of the prepared TFDS data; '' for the default folder of TFDS.", free=True),
+    'validation_size': Field(1000, 'Training examples held out to select the best checkpoint.', _whole(0)),
+    'pad': Field(4, 'Pixels of zero padding before the random crop.', _whole(0)),
+    'flip': Field(True, 'Random horizontal flips.'),
+    'augment': Field('crop', "Augmentation; 'autoaugment' adds AutoAugment's CIFAR-10 policy and Cutout.",
+                     _choice('crop', 'autoaugment')),
+    'autoaugment_start_epoch': Field(0, 'Epoch from which AutoAugment and Cutout are used.', _whole(0),
+                                     _equals('dataset.augment', 'autoaugment')),
+})
+FIELDS |= _group('model', {
+    'name': Field('PreActResNet18', 'A class of `at_jax.models`; other fields of `model` are its arguments.',
+                  _choice(*models.__all__)),
+    'dtype': Field('float32', 'Type of the computation; parameters are float32.',
+                   _choice('float32', 'bfloat16', 'float64')),
+})
+FIELDS |= _group('attack', {
+    'norm': Field('linf', 'Norm of the inner attack.', _choice('linf', 'l2')),
+    'epsilon_255': Field(8.0, 'Radius ε of the inner attack, in 1/255; at most 255 in L∞.', _RADIUS),
+    'step_size_255': Field(2.0, 'Step size of the inner attack, in 1/255.', _POSITIVE),
+    'num_steps': Field(10, 'Steps of the inner attack.', _whole(1)),
+    'kind': Field('', "Inner attack of training; '' for the one of the loss.", _function(ATTACKS)),
+    'friendly_taus': Field((), 'Friendly PGD: an example stops τ steps past the decision boundary; `()` '
+                           'never stops one.', _STEPS),
+    'friendly_epochs': Field((), 'Epochs from which the second, third, … τ is used; one fewer than '
+                             '`attack.friendly_taus`.', _EPOCHS),
+})
+FIELDS |= _group('weights', {
+    'kind': Field('none', 'Importance weights of examples: GAIRAT (geometry), MAIL (margin) or by class.',
+                  _choice('none', 'geometry', 'margin', 'class_wise')),
+    'on': Field('fit', 'Term of the loss that the weights multiply.', _choice('fit', 'regulariser', 'both')),
+    'start_epoch': Field(60, 'Epoch from which the weights are used; before it all are 1.', _whole(0)),
+    'lam': Field(-1.0, 'Geometry: λ, or the last λ of the linear schedule.', _LAMBDA),
+    'schedule': Field('stages', 'Geometry: λ changes in stages, or linearly over training.',
+                      _choice('stages', 'linear')),
+    'later_lams': Field((), 'Geometry, stages: the λ from each of `weights.lam_epochs` on.', _LAMBDAS),
+    'lam_epochs': Field((), 'Geometry, stages: rising epochs, as many as `weights.later_lams`.'),
+    'lam_first': Field(1.0, 'Geometry, linear: λ at the start of training.', _FINITE),
+    'form': Field('tanh', 'Geometry: function from κ to the weight.', _choice('tanh', 'sigmoid', 'discrete')),
+    'normalized': Field(True, 'Geometry: scale the weights to mean 1 over the batch.'),
+    'bias': Field(-0.5, 'Margin: b of MAIL.', _FINITE),
+    'slope': Field(10.0, 'Margin: s of MAIL.', _POSITIVE),
+    'base': Field(0.5, 'By class: the larger, the more equal the weights.', _POSITIVE),
+}, When("`weights.kind != 'none'`", lambda flat: flat['weights.kind'] != 'none'))
+FIELDS |= _group('calibration', {
+    'radius': Field(False, 'CFA: the radius of class k is (radius_base + t_k) · ε, with t_k its robust '
+                    'training accuracy in the epoch before.'),
+    'beta': Field(False, 'CFA: β of class k is (beta_base + t_k) · β, in '
+                  '(fit + β_k · regulariser)/(1 + β_k).'),
+    'temperature': Field(False, 'The training loss divides logits by temperature_base + t_k (ours).'),
+    'radius_base': Field(0.5, 'λ of the radii of classes.', _POSITIVE),
+    'beta_base': Field(0.5, 'λ of the β of classes.', _POSITIVE),
+    'temperature_base': Field(0.5, 'λ of the temperatures of classes.', _POSITIVE),
+    'start_epoch': Field(10, 'Epoch from which classes are calibrated; before it all factors are 1.',
+                         _whole(1)),
+}, _CALIBRATED)
+FIELDS |= _group('dummy', {
+    'enabled': Field(False, 'DUCAT: one dummy class per class.'),
+    'start_epoch': Field(104, "Epoch from which dummy classes are trained; 104 is the released code's 105th.",
+                         _whole(0)),
+    'benign_weight': Field(0.25, 'Share of the target at x that the dummy class takes.', _SHARE),
+    'adversarial_weight': Field(1.0, "Share of the target at x' that the dummy class takes.", _SHARE),
+    'alpha': Field(1.0, "α, the weight of the cross-entropy at x'.", _POSITIVE),
+    'attack_logits': Field('raw', 'What the inner attack sees: all 2C logits (raw), or the C deployed ones '
+                           '(folded).', _choice('raw', 'folded')),
+}, _equals('dummy.enabled', True))
+FIELDS |= _group('finetune', {
+    'start_epoch': Field(100, 'Epochs of clean training before; 0 starts from `finetune.source`.', _whole(0)),
+    'source': Field('', "Work directory of the run to start from; '' for none."),
+    'checkpoint': Field('best', 'Checkpoint of the source.', _choice('best', 'last')),
+    'distance': Field('kl', "Regulariser: distance of f(x') to the clean prediction (kl) or to the label.",
+                      _choice(*finetune.DISTANCES)),
+    'anchor': Field('kl', "Distance of f(x) to the teacher's logits.", _choice(*finetune.ANCHORS)),
+    'anchor_weight': Field(1.0, 'μ, the weight of the distance to the teacher.', _NOT_NEGATIVE),
+    'learning_rate': Field(0.01, 'Largest learning rate of fine-tuning.', _POSITIVE),
+    'warmup_epochs': Field(1.0, 'Epochs of the linear warm-up to it.', _NOT_NEGATIVE),
+    'decay_factor': Field(0.5, 'Factor per epoch after the warm-up, applied at every step.', _POSITIVE),
+    'tolerance': Field(0.005, 'Clean accuracy on the validation split that may be lost, a fraction.', _SHARE),
+    'batch_norm': Field('shared', "One BatchNorm for x and x', or one each.", _choice('shared', 'dual')),
+    'deployed': Field('clean', 'Dual BatchNorm: the one that is attacked and evaluated.',
+                      _choice(*dual_batchnorm.NAMES)),
+    'regulator': Field('none', 'Rule that weakens the attack: stop τ steps past the boundary, a radius per '
+                       'example, or a radius for all by the clean validation accuracy (controller).',
+                       _choice('none', 'boundary', 'radius', 'controller')),
+    'tau': Field(1, 'Boundary: τ, in steps.', _whole(0)),
+    'initial': Field(0.25, 'Radius, controller: share of the radius at the start.', _SHARE),
+    'delta': Field(0.25, 'Change of the share, each time an example is seen (radius) or each epoch '
+                   '(controller).', _SHARE),
+}, _equals('loss', 'finetune'))
+FIELDS |= _group('optimizer', {
+    'name': Field('sgd', 'SGD, or EntropySGD.', _choice('sgd', 'entropy_sgd')),
+    'learning_rate': Field(0.1, 'Initial learning rate.', _POSITIVE, _SGD),
+    'momentum': Field(0.9, 'Momentum.', _BELOW_ONE, _SGD),
+    'weight_decay': Field(5e-4, 'Weight decay, added to the gradient.', _NOT_NEGATIVE),
+    'schedule': Field('piecewise', 'Piecewise constant, or cosine to zero at the last epoch.',
+                      _choice('piecewise', 'cosine')),
+    'decay_epochs': Field((100, 105), 'Piecewise: epochs at which the learning rate is multiplied.', _EPOCHS),
+    'decay_factor': Field(0.1, 'Piecewise: the factor.', _POSITIVE, _SGD),
+    'ema_decay': Field(0.0, 'Decay of an average of weights, which is then evaluated; 0 switches it off.',
+                       _BELOW_ONE),
+    'swa_start_epoch': Field(0, 'Epoch from which weights at the end of epochs are averaged (SWA) and '
+                             'evaluated; 0 switches it off.', _whole(0)),
+    'fair_decay': Field(0.0, "Decay of CFA's average of weights at the end of epochs; 0 switches it off.",
+                        _BELOW_ONE, _FAIR),
+    'fair_threshold': Field(0.2, 'Robust validation accuracy that the worst class needs for an epoch to be '
+                            'averaged.', _SHARE, _FAIR),
+    'fair_start_epoch': Field(50, 'First epoch that may be averaged.', _whole(0), _FAIR),
+})
+FIELDS |= _group('optimizer.outer', {
+    'learning_rate': Field(1.0, "Learning rate of the SGD that moves EntropySGD's anchor.", _POSITIVE),
+    'momentum': Field(0.0, 'Its momentum.', _BELOW_ONE),
+    'decay_factor': Field(0.2, 'Piecewise: its factor at `optimizer.decay_epochs`.', _POSITIVE),
+}, _ENTROPY_SGD)
+FIELDS |= _group('optimizer.entropy', {
+    'inner_steps': Field(20, 'L, the inner steps per outer step; 0 leaves the outer SGD alone.', _whole(0)),
+    'inner_learning_rate': Field(0.1, 'Learning rate of the inner steps.', _POSITIVE),
+    'gamma': Field(0.03, 'γ, the pull towards the anchor.', _NOT_NEGATIVE),
+    'scoping': Field(1e-3, 'Growth of γ per outer step.', _NOT_NEGATIVE),
+    'noise': Field(1e-4, 'Standard deviation of the noise of the inner steps.', _NOT_NEGATIVE),
+    'momentum': Field(0.9, 'Momentum of the inner steps.', _BELOW_ONE),
+}, _ENTROPY_SGD)
+FIELDS |= _group('validate', {
+    'choose_by': Field('average', 'Score of a checkpoint: robust accuracy, or the sum of it and that of the '
+                       'worst class.', _choice('average', 'average_and_worst')),
+    'every_epochs': Field(1, 'Epochs between two validations.', _whole(1), free=True),
+    'num_steps': Field(10, 'Steps of PGD on the validation split.', _whole(1)),
+    'batch_size': Field(500, 'Examples per batch of validation.', _whole(1), free=True),
+})
+FIELDS |= _group('checkpoint', {
+    'every_steps': Field(0, 'Steps between two checkpoints; 0 for one per epoch.', _whole(0)),
+    'keep': Field(2, 'How many of the newest checkpoints are kept, besides the best.', _whole(1)),
+}, free=True)
+FIELDS |= _group('inference', {
+    'kind': Field('none', 'Change of the deployed logits by class, fitted on the validation split to raise '
+                  'the worst class (ours).', _choice('none', 'bias', 'temperature')),
+    'rounds': Field(10, 'Rounds of attacking the changed model and changing it again.', _whole(1)),
+    'rate': Field(1.0, 'Change per round, in logits or in log temperature, for a robust accuracy that '
+                  'differs by 1.', _POSITIVE),
+}, free=True)
+FIELDS |= _group('evaluate', {
+    'attacks': Field(('pgd20', 'margin100x5', 'scales_pgd20', 'dummies_pgd100'),
+                     'Attacks of the final evaluation.', _ATTACK_NAMES),
+    'search_dtype': Field('', 'Type in which AutoAttack searches; only what the model itself confirms '
+                          "counts. '' for the type of the model.", _choice('', 'bfloat16')),
+    'norm': Field(SameAs('attack', 'norm'), 'Norm of the evaluation.', _choice('linf', 'l2', 'l1')),
+    'epsilon_255': Field(SameAs('attack', 'epsilon_255'), 'Radius of the evaluation, in 1/255.', _RADIUS),
+    'step_size_255': Field(SameAs('attack', 'step_size_255'), 'Step size of PGD, in 1/255.', _POSITIVE),
+    'num_examples': Field(0, 'Test examples that are attacked, from the first on; 0 for all.', _whole(0)),
+    'batch_size': Field(256, 'Examples per batch of evaluation.', _whole(1)),
+}, free=True)
 
 
 def default() -> ml_collections.ConfigDict:
   """The configuration that every file in `configs/` starts from: PGD-AT on CIFAR-10.
 
   Returns:
-    A `ConfigDict`; a field's comment gives its unit and the values it takes.
+    A `ConfigDict` with the defaults of `FIELDS`.
 
   Example:
     >>> default().attack.epsilon_255
     8.0
-
-  Source: ours.
   """
-  c = ml_collections.ConfigDict()
-  c.seed = 0
-  c.epochs = 130
-  c.batch_size = 128  # over all devices
-  # 'standard' (clean examples), 'pgd_at', 'trades', 'gair_trades', 'mart', 'consistency' (on PGD-AT)
-  # or 'finetune'. It also decides what the inner maximisation maximises, and from which start.
-  c.loss = 'pgd_at'
-  # Of the loss's regulariser, where it has one: TRADES' β, MART's, Consistency's λ, fine-tuning's λ.
-  c.beta = 6.0
-  c.consistency_temperature = 0.5
-  c.awp_gamma = 0.0  # of adversarial weight perturbation; 0 is none
-  c.log_every_steps = 50
+  config = ml_collections.ConfigDict()
+  for path, field in FIELDS.items():
+    *groups, name = path.split('.')
+    group = config
+    for each in groups:
+      if each not in group:
+        group[each] = ml_collections.ConfigDict()
+      group = group[each]
+    value = field.default
+    group[name] = config[value.group].get_oneway_ref(value.name) if isinstance(value, SameAs) else value
+  return config
 
-  c.dataset = ml_collections.ConfigDict()
-  c.dataset.name = 'cifar10'  # a name of at_jax.datasets, or the path of an .npz
-  c.dataset.num_classes = 10
-  c.dataset.data_dir = ''  # where prepared TFDS data lies; '' is where TFDS looks by itself
-  c.dataset.validation_size = 1000  # held out of train, for choosing the best checkpoint
-  c.dataset.pad = 4  # pixels of zero padding before the random crop
-  c.dataset.flip = True  # random horizontal flip
-  c.dataset.augment = 'crop'  # or 'autoaugment': then CIFAR-10's AutoAugment policy, and Cutout
-  c.dataset.autoaugment_start_epoch = 0  # crop and flip alone before
 
-  c.model = ml_collections.ConfigDict()
-  c.model.name = 'PreActResNet18'  # a class of at_jax.models; the other fields are its arguments
-  c.model.dtype = 'float32'  # of the computation, or 'bfloat16'; parameters are float32
+def upgrade(tree: dict) -> dict:
+  """An old config.json in the fields of today.
 
-  c.attack = ml_collections.ConfigDict()  # the inner maximisation
-  c.attack.norm = 'linf'  # or 'l2'
-  c.attack.epsilon_255 = 8.0
-  c.attack.step_size_255 = 2.0
-  c.attack.num_steps = 10
-  c.attack.start = 'uniform'  # in the ball; or 'beside', x + .001 · N(0, 1), as TRADES and MART have it
-  # Friendly PGD: from epoch friendly_epochs[i] on an example stops friendly_taus[i + 1] steps past
-  # the boundary, before the first of them friendly_taus[0]; () never stops an example.
-  c.attack.friendly_taus = ()
-  c.attack.friendly_epochs = ()
+  Args:
+    tree: nested dictionaries, as a config.json of any version of at_jax gives them.
 
-  c.weights = ml_collections.ConfigDict()  # of examples
-  c.weights.kind = 'none'  # 'geometry' (GAIRAT), 'margin' (MAIL) or 'class_wise'
-  c.weights.on = 'fit'  # the term that they multiply: 'fit', 'regulariser' or 'both'
-  c.weights.start_epoch = 60  # each example counts the same before
-  c.weights.lam = -1.0  # geometry: λ; inf is no weights
-  # geometry: 'stages', λ is later_lams[i] from epoch lam_epochs[i] on; or 'linear', λ is on the line
-  # from lam_first, at the beginning of training, to lam at its end.
-  c.weights.schedule = 'stages'
-  c.weights.later_lams = ()
-  c.weights.lam_epochs = ()
-  c.weights.lam_first = 1.0
-  c.weights.form = 'tanh'  # geometry: or 'sigmoid', 'discrete'
-  c.weights.normalized = True  # geometry: mean 1 over the batch
-  c.weights.bias = -0.5  # margin: b
-  c.weights.slope = 10.0  # margin: s
-  c.weights.base = 0.5  # class_wise: the larger, the flatter
+  Returns:
+    The same with renamed fields under their new names.
 
-  # CFA: with t_k the robust training accuracy of class k in the epoch before, its radius is
-  # (radius_base + t_k) · ε; its β is (beta_base + t_k) · β, in (fit + β_y · regulariser)/(1 + β_y);
-  # and (ours) the training loss takes its logits over temperature_base + t_k.
-  c.calibration = ml_collections.ConfigDict()
-  c.calibration.radius = c.calibration.beta = c.calibration.temperature = False
-  c.calibration.radius_base = c.calibration.beta_base = c.calibration.temperature_base = 0.5
-  c.calibration.start_epoch = 10  # each factor is 1 before
-
-  c.dummy = ml_collections.ConfigDict()  # DUCAT
-  c.dummy.enabled = False
-  c.dummy.start_epoch = 104  # the authors' 105th epoch, the last before the second fall
-  c.dummy.benign_weight = 0.25
-  c.dummy.adversarial_weight = 1.0
-  c.dummy.alpha = 1.0
-  c.dummy.attack_logits = 'raw'  # what the inner maximisation sees: all 2C, or the folded C
-
-  c.finetune = ml_collections.ConfigDict()  # of the loss 'finetune'
-  c.finetune.start_epoch = 100  # clean training before; 0 begins at once, from `source`
-  c.finetune.source = ''  # the work directory of the run whose model it begins from; '' is none
-  c.finetune.checkpoint = 'best'  # of the source, or 'last'
-  c.finetune.distance = 'kl'  # of f(x') to the clean prediction; 'cross_entropy' is to the label
-  c.finetune.anchor = 'kl'  # of f(x) to the teacher's logits, or 'squared'
-  c.finetune.anchor_weight = 1.0  # μ
-  c.finetune.learning_rate = 0.01  # the largest
-  c.finetune.warmup_epochs = 1.0  # of a linear rise to it
-  c.finetune.decay_factor = 0.5  # an epoch afterwards, falling with every step
-  c.finetune.tolerance = 0.005  # how much clean accuracy on the validation split may be lost
-  c.finetune.batch_norm = 'shared'  # or 'dual', one for x and one for x'
-  c.finetune.deployed = 'clean'  # dual: the one that is attacked and evaluated, or 'adversarial'
-  # 'boundary' stops an example τ steps past the boundary; 'radius' keeps a share of attack.epsilon
-  # for each example; 'controller' one for all, by the clean accuracy on the validation split.
-  c.finetune.regulator = 'none'
-  c.finetune.tau = 1  # boundary: τ
-  c.finetune.initial = 0.25  # radius, controller: the share at the start
-  c.finetune.delta = 0.25  # radius: its change each time an example is met; controller: each epoch
-
-  c.optimizer = ml_collections.ConfigDict()  # SGD
-  c.optimizer.name = 'sgd'  # or 'entropy_sgd', whose anchors another SGD moves
-  c.optimizer.learning_rate = 0.1
-  c.optimizer.momentum = 0.9
-  c.optimizer.weight_decay = 5e-4
-  c.optimizer.schedule = 'piecewise'  # or 'cosine', to zero at the last epoch
-  c.optimizer.decay_epochs = (100, 105)  # where 'piecewise' multiplies by decay_factor
-  c.optimizer.decay_factor = 0.1
-  c.optimizer.ema_decay = 0.0  # of averaged weights, which are then what is evaluated; 0 is none
-  c.optimizer.swa_start_epoch = 0  # averages the ends of epochs from this one on instead; 0 is none
-  c.optimizer.fair_decay = 0.0  # CFA: of averaged ends of epochs instead; 0 is none
-  c.optimizer.fair_threshold = 0.2  # robust validation accuracy of the worst class to be averaged
-  c.optimizer.fair_start_epoch = 50
-  c.optimizer.outer = ml_collections.ConfigDict()  # the SGD of EntropySGD's anchors
-  c.optimizer.outer.learning_rate = 1.0
-  c.optimizer.outer.momentum = 0.0
-  c.optimizer.outer.decay_factor = 0.2
-  c.optimizer.entropy = ml_collections.ConfigDict()  # arguments of transforms.entropy_sgd
-  c.optimizer.entropy.inner_steps = 20  # 0 leaves the outer SGD alone
-  c.optimizer.entropy.inner_learning_rate = 0.1
-  c.optimizer.entropy.gamma = 0.03
-  c.optimizer.entropy.scoping = 1e-3
-  c.optimizer.entropy.noise = 1e-4
-  c.optimizer.entropy.momentum = 0.9
-
-  c.validate = ml_collections.ConfigDict()  # PGD on the validation split chooses the best checkpoint
-  c.validate.choose_by = 'average'  # or 'average_and_worst', plus that of the worst class
-  c.validate.every_epochs = 1
-  c.validate.num_steps = 10
-  c.validate.batch_size = 500
-
-  c.checkpoint = ml_collections.ConfigDict()
-  c.checkpoint.every_steps = 0  # 0 is once an epoch
-  c.checkpoint.keep = 2  # the newest, and besides them the best
-
-  c.inference = ml_collections.ConfigDict()  # fitted on the validation split, deployed (ours)
-  c.inference.kind = 'none'  # 'bias' or 'temperature' of each class's logit, for the worst class
-  c.inference.rounds = 10  # of attacking the model as changed so far, then changing it
-  c.inference.rate = 1.0  # logits (or log temperature) for a robust accuracy that differs by 1
-
-  c.evaluate = ml_collections.ConfigDict()  # on the test set, at the end
-  # 20 steps of PGD; 100 on the margin with 5 restarts; 20 at each of eight scales of the logits; 100
-  # on the margin of own and dummy logits, where there are any. Also pgd20x5, fgsm, autoattack,
-  # autoattack_plus and autoattack_rand, and AutoAttack's parts by name: apgd-t, fab-t, square, ….
-  c.evaluate.attacks = ('pgd20', 'margin100x5', 'scales_pgd20', 'dummies_pgd100')
-  # What AutoAttack's search computes in: 'bfloat16' is faster where the hardware has it, and counts
-  # only what the model as it is confirms; '' is as the model.
-  c.evaluate.search_dtype = ''
-  c.evaluate.norm = c.attack.get_oneway_ref('norm')  # or another: 'linf', 'l2' or 'l1'
-  c.evaluate.epsilon_255 = c.attack.get_oneway_ref('epsilon_255')
-  c.evaluate.step_size_255 = c.attack.get_oneway_ref('step_size_255')
-  c.evaluate.num_examples = 0  # the first of the test set; 0 is all
-  c.evaluate.batch_size = 256
-  return c
+  Example:
+    >>> upgrade({'attack': {'start': 'beside'}})
+    {'attack': {'kind': 'gaussian'}}
+  """
+  attack = dict(tree.get('attack', {}))
+  if 'start' in attack:
+    attack['kind'] = {'uniform': '', 'beside': 'gaussian'}[attack.pop('start')]
+  return tree | {'attack': attack}
 
 
 def flatten(tree: dict, prefix: str = '') -> dict:
@@ -171,16 +367,14 @@ def flatten(tree: dict, prefix: str = '') -> dict:
 
   Args:
     tree: nested dictionaries, as `ConfigDict.to_dict()` or a config.json gives them.
-    prefix: what the names begin with.
+    prefix: prepended to every name.
 
   Returns:
-    The flat dictionary; tuples have become lists, as they do in a JSON file.
+    The flat dictionary. Tuples become lists, as in a JSON file.
 
   Example:
     >>> flatten({'attack': {'norm': 'l2'}, 'mean': ((1,), 2)})
     {'attack.norm': 'l2', 'mean': [[1], 2]}
-
-  Source: ours.
   """
   flat = {}
   for name, value in tree.items():
@@ -193,3 +387,29 @@ def flatten(tree: dict, prefix: str = '') -> dict:
 
 def _as_json(value):
   return [_as_json(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+_TYPES = {bool: '`True`, `False`', str: 'text', tuple: 'tuple'}
+
+
+def table() -> str:
+  """The table of all fields, in Markdown.
+
+  Returns:
+    One row per field: name, default, values, meaning, when it is read, and whether it may change when
+    a run resumes.
+
+  Example:
+    >>> print(table().splitlines()[2])
+    | `seed` | `0` | whole number ≥ 0 | Seed of all random numbers of a run. | always | no |
+  """
+  lines = ['| field | default | values | meaning | read if | may change on resume |',
+           '|---|---|---|---|---|---|']
+  for name, field in FIELDS.items():
+    value = field.default
+    value = f'that of `{value.group}.{value.name}`' if isinstance(value, SameAs) else f'`{value!r}`'
+    values = field.check.values if field.check else _TYPES[type(field.default)]
+    when = field.when.text if field.when else 'always'
+    cells = (f'`{name}`', value, values, field.meaning, when, 'yes' if field.free else 'no')
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines)

@@ -1,4 +1,4 @@
-"""The forms that a configuration has: what stands behind the colon of --config."""
+"""Variants of a configuration: the part of `--config` behind the colon, as in `X.py:cifar100-small`."""
 
 import ml_collections
 
@@ -7,29 +7,27 @@ from at_jax import errors
 
 def variant(config: ml_collections.ConfigDict, arg: str,
          *own: str) -> ml_collections.ConfigDict:
-  """The form of a CIFAR-10 configuration that the part of --config behind the colon asks for.
+  """Applies the part of `--config` behind the colon to a CIFAR-10 configuration.
 
-  cifar100 and mnist change the data (mnist also the network, the radius to .3, the step to .01, the
-  steps to 40, and SGD's learning rate to a tenth, as TRADES' MNIST script has them; in L2 the
-  radius to 1.5 and the step to .1, ours); small and smoke the size. They combine: cifar100-small.
+  cifar100 and mnist change the data. mnist also sets the network, the radius .3 with 40 steps of .01
+  and a tenth of the learning rate, as TRADES' MNIST script does; in L2 the radius is 1.5 and the step
+  .1 (ours). small and smoke change the size. Names combine: cifar100-small.
 
   Args:
     config: the whole configuration.
-    arg: '', or names with '-' between them.
-    *own: names that the file itself has acted upon.
+    arg: '', or names joined by '-'.
+    *own: further names that the file itself handles.
 
   Returns:
     The configuration.
 
   Raises:
-    errors.UserError: for a name that is not known.
+    errors.UserError: if a name is unknown.
 
   Example:
     >>> from at_jax import config
-    >>> form(config.default(), 'cifar100-small').dataset.num_classes
+    >>> variant(config.default(), 'cifar100-small').dataset.num_classes
     100
-
-  Source: ours.
   """
   c = config
   asked = arg.split('-') if arg else []
@@ -49,11 +47,12 @@ def variant(config: ml_collections.ConfigDict, arg: str,
 
 
 def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Any configuration cut down to a small network for eight epochs of the *whole* data: minutes.
+  """A small network for eight epochs of the whole data: minutes on two cores.
 
-  The method stays, with five attack steps. Network, epochs, radius and SGD, which falls after five
-  epochs and after seven, are the same for all, so that their numbers can be set side by side. What
-  begins late begins at the first fall: before it, dummy classes undo what was learnt.
+  The method stays; its attack takes five steps. Network, epochs, radius and learning rates are the
+  same for every method, so that the results can be compared. Methods that begin late begin at epoch 5,
+  where the learning rate first decays: DUCAT loses accuracy if training continues for long at a high
+  rate.
 
   Args:
     config: a whole configuration.
@@ -65,8 +64,6 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     >>> from at_jax import config
     >>> small(config.default()).optimizer.decay_epochs
     (5, 7)
-
-  Source: ours.
   """
   c = config
   c.model = ml_collections.ConfigDict(dict(
@@ -82,11 +79,11 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if c.attack.friendly_taus:
     c.attack.friendly_taus, c.attack.friendly_epochs = (0, 2), (4,)
   c.calibration.start_epoch = 1
-  # The worst class of so small a network is seldom at .05, let alone .2: three epochs are averaged.
+  # The worst class of this network rarely reaches .05: with a threshold of 0 three epochs are averaged.
   c.optimizer.update(fair_start_epoch=5, fair_threshold=0.0)
   c.optimizer.fair_decay = min(c.optimizer.fair_decay, 0.5)
   c.optimizer.weight_decay, c.optimizer.decay_epochs = 5e-4, (5, 7)
-  # A tenth, which larger networks take, leaves this one at chance from the first steps on.
+  # At .1, the rate of larger networks, this one stays at chance.
   c.optimizer.learning_rate = 0.01 if c.dataset.name == 'mnist' else 0.03
   c.optimizer.entropy.inner_learning_rate = c.optimizer.learning_rate
   if c.optimizer.swa_start_epoch:
@@ -97,25 +94,23 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Any configuration cut down to two steps on scikit-learn's digits: seconds, no network.
+  """Two steps on scikit-learn's digits: seconds.
 
-  The method, its phases, the kind of network and the optimizer stay; sizes do not.
+  The method, its phases, the kind of network and the optimizer stay.
 
   Args:
     config: a whole configuration.
 
   Returns:
-    The same object; two epochs of one step, the second in the last phase.
+    The same object, with two epochs of one step. The second is in the last phase.
 
   Example:
     >>> from at_jax import config
     >>> smoke(config.default()).epochs
     2
-
-  Source: ours.
   """
   c = config
-  # One batch an epoch; and one batch shape for all attacks of an evaluation, which compiles once.
+  # One batch per epoch, and one batch shape for all attacks of an evaluation, which compile once.
   c.epochs, c.batch_size = 2, 1384
   c.dataset.update(name='digits', num_classes=10, validation_size=16, pad=1)
   if c.model.name == 'WideResNet':
@@ -143,21 +138,19 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def only(arg: str, *known: str) -> None:
-  """Raises unless the part of --config behind the colon is one that the file knows.
+  """Checks that the part of `--config` behind the colon is one that the file handles.
 
   Args:
-    arg: what `get_config` was called with; '' is always known.
-    *known: the others.
+    arg: the argument of `get_config`; '' is always accepted.
+    *known: the other accepted values.
 
   Raises:
-    errors.UserError: with the known ones.
+    errors.UserError: if it is not, with the known ones.
 
   Example:
     >>> only('smal', 'small', 'smoke')
     Traceback (most recent call last):
     at_jax.errors.UserError: --config = ':smal': did you mean ':small'? known: :small, :smoke
-
-  Source: ours.
   """
   if arg and arg not in known:
     raise errors.UserError('--config', f':{arg}',

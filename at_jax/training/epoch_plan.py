@@ -1,23 +1,19 @@
 """What each epoch of a run does: its program, and what it decides without another program."""
 
+from collections.abc import Callable
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from at_jax import methods
-from at_jax.methods import cfa, finetune, gairat, inner_attacks, pgd_at
+from at_jax.config import fields, import_path
+from at_jax.methods import cfa, finetune, gairat, inner_attacks, mail, pgd_at
 from at_jax.methods import ducat as ducat_lib
 from at_jax.methods import objective as objective_lib
 from at_jax.training import setup
 from at_jax.training import step as step_lib
-
-# What each loss is attacked with while it trains; one from elsewhere as PGD-AT is.
-_INNER = {'pgd_at': inner_attacks.uniform, 'consistency': inner_attacks.uniform, 'mart': inner_attacks.gaussian,
-          'trades': inner_attacks.kl, 'gair_trades': inner_attacks.kl_and_margin,
-          'finetune_cross_entropy': inner_attacks.uniform, 'finetune_kl': inner_attacks.kl}
 
 
 def name(config: ml_collections.ConfigDict, epoch: int) -> str:
@@ -106,44 +102,44 @@ def recipe(run: setup.Run, phase: str) -> step_lib.Recipe:
 
   Args:
     run: the run.
-    phase: as `name` gives it.
+    phase: the phase, as `name` gives it.
 
   Returns:
     A `step.Recipe`.
-
-  Source: ours.
   """
   c = run.config
-  if phase == 'standard':  # the whole run's loss, or what is before fine-tuning
-    return step_lib.Recipe(
-        run.network, run.optimizer, pgd_at.standard, None, attack_folded=False,
-        pad=c.dataset.pad, flip=c.dataset.flip, steps_per_epoch=run.steps_per_epoch,
-        awp_gamma=c.awp_gamma if c.loss == 'standard' else 0.,
-        autoaugment=c.dataset.augment == 'autoaugment')
+  common = dict(pad=c.dataset.pad, flip=c.dataset.flip, steps_per_epoch=run.steps_per_epoch,
+                autoaugment=c.dataset.augment == 'autoaugment')
+  if phase == 'standard':  # the loss of the whole run, or the phase before fine-tuning
+    return step_lib.Recipe(run.network, run.optimizer, pgd_at.standard, None, attack_folded=False,
+                           awp_gamma=c.awp_gamma if c.loss == 'standard' else 0., **common)
   tunes = c.loss == 'finetune'
-  kind = f'{c.loss}_{c.finetune.distance}' if tunes else c.loss
-  kind_of_attack = _INNER.get(kind, inner_attacks.uniform)
-  if c.attack.start == 'beside':  # allowed where it would else be uniform
-    kind_of_attack = inner_attacks.gaussian
-  folded = c.dummy.attack_logits == 'folded'
-  attack = kind_of_attack(
+  regulate = None
+  if tunes and c.finetune.regulator == 'radius':
+    regulate = functools.partial(finetune.update_radius, delta=c.finetune.delta)
+  return step_lib.Recipe(
+      run.network, run.tuner if tunes else run.optimizer, _objective(c, with_ducat=phase != c.loss),
+      _attack(run), attack_folded=c.dummy.attack_logits == 'folded', weigh=_weigh(c),
+      weights_on=c.weights.on, beta=c.beta, awp_gamma=c.awp_gamma,
+      views=2 if c.loss == 'consistency' else 1, calibration=_calibration(c),
+      uses_teacher=tunes and c.finetune.anchor_weight > 0, regulate=regulate, **common)
+
+
+def _attack(run: setup.Run) -> inner_attacks.Attack:
+  """The inner attack: that of `config.attack.kind`, or the one of the loss."""
+  c = run.config
+  if c.attack.kind:
+    make = import_path.load('attack.kind', c.attack.kind, fields.ATTACKS)
+  elif c.loss == 'finetune':
+    make = finetune.inner_attack(c.finetune.distance)
+  else:
+    loss = import_path.load('loss', c.loss, methods.OBJECTIVES)
+    make = getattr(loss, 'inner_attack', inner_attacks.uniform)
+  return make(
       norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
       step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps,
-      # What κ counts is whether the deployed model stands, whatever is attacked.
-      decide=None if folded else run.network.fold)
-  recipe = step_lib.Recipe(
-      run.network, run.tuner if tunes else run.optimizer,
-      _objective(c, ducat_begun=phase != c.loss), attack,
-      attack_folded=folded, pad=c.dataset.pad, flip=c.dataset.flip,
-      weigh=_weigh(c), weights_on=c.weights.on, beta=c.beta, awp_gamma=c.awp_gamma,
-      views=2 if c.loss == 'consistency' else 1, steps_per_epoch=run.steps_per_epoch,
-      calibration=_calibration(c), autoaugment=c.dataset.augment == 'autoaugment')
-  if not tunes:
-    return recipe
-  regulate = None
-  if c.finetune.regulator == 'radius':
-    regulate = functools.partial(finetune.update_radius, delta=c.finetune.delta)
-  return recipe._replace(anchored=c.finetune.anchor_weight > 0, regulate=regulate)
+      # κ counts whether the deployed decision is correct, whichever logits are attacked.
+      decide=None if c.dummy.attack_logits == 'folded' else run.network.fold)
 
 
 def _calibration(config: ml_collections.ConfigDict) -> cfa.Calibration:
@@ -154,15 +150,15 @@ def _calibration(config: ml_collections.ConfigDict) -> cfa.Calibration:
       c.temperature_base if c.temperature else None)
 
 
-def _objective(config: ml_collections.ConfigDict, *, ducat_begun: bool) -> objective_lib.Objective:
+def _objective(config: ml_collections.ConfigDict, *, with_ducat: bool) -> objective_lib.Objective:
   if config.loss == 'finetune':
     f = config.finetune
     return functools.partial(finetune.finetune, distance=f.distance, anchor=f.anchor,
                              anchor_weight=f.anchor_weight)
-  objective = methods.named(config.loss)
+  objective = import_path.load('loss', config.loss, methods.OBJECTIVES)
   if config.loss == 'consistency':
     objective = functools.partial(objective, temperature=config.consistency_temperature)
-  if not ducat_begun:
+  if not with_ducat:
     return objective
   d = config.dummy
   ducat = functools.partial(ducat_lib.ducat, benign_weight=d.benign_weight,
@@ -170,15 +166,12 @@ def _objective(config: ml_collections.ConfigDict, *, ducat_begun: bool) -> objec
   return ducat if config.loss == 'pgd_at' else functools.partial(objective, ducat=ducat)
 
 
-def _weigh(config: ml_collections.ConfigDict) -> Any:
+def _weigh(config: ml_collections.ConfigDict) -> Callable[..., jax.Array] | None:
   w = config.weights
-  if w.kind == 'none':
-    return None
-  options = {
-      # λ here is that of a step which is told of no epoch.
-      'geometry': dict(num_steps=config.attack.num_steps, lam=w.lam, form=w.form,
-                       normalized=w.normalized),
-      'margin': dict(bias=w.bias, slope=w.slope),
-      'class_wise': dict(base=w.base),
-  }
-  return functools.partial(getattr(gairat, w.kind), **options[w.kind])
+  if w.kind == 'geometry':
+    # λ is replaced by that of the epoch, `EpochValues.lam`.
+    return functools.partial(gairat.weigh, num_steps=config.attack.num_steps, lam=w.lam, form=w.form,
+                             normalized=w.normalized)
+  if w.kind == 'margin':
+    return functools.partial(mail.weigh, bias=w.bias, slope=w.slope)
+  return functools.partial(cfa.weigh, base=w.base) if w.kind == 'class_wise' else None

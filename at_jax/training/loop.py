@@ -1,7 +1,7 @@
-"""The loop: from a configuration and a work directory to a trained and evaluated model."""
+"""The training loop: from a configuration and a work directory to a trained and evaluated model."""
 
-from collections.abc import Iterator
-import functools
+from collections.abc import Callable, Iterator
+import contextlib
 import pathlib
 import signal
 import sys
@@ -18,27 +18,26 @@ from at_jax.datasets import pipeline
 from at_jax.training import (
   batchnorm,
   checkpoints,
+  epoch_hooks,
   epoch_plan,
   final_evaluation,
-  model_selection,
   records,
   setup,
   sharding,
 )
-from at_jax.training import finetune as finetune_lib
 from at_jax.training import step as step_lib
 
 
 class Preempted(Exception):
-  """The run was asked to stop, and has saved where it was."""
+  """Training stopped after SIGTERM; its state is saved."""
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path,
                        command: str) -> dict[str, Any]:
-  """Trains, going on from the work directory's newest checkpoint, then evaluates best and last.
+  """Trains a model, then evaluates its best and its last checkpoint.
 
-  On resume, in this order: the configuration is compared, then the newest sound checkpoint is read,
-  then what was logged beyond it is dropped, and the order of examples goes on inside its epoch.
+  If the work directory has checkpoints, training resumes from the newest sound one. What was logged
+  after it is dropped, and the order of examples continues inside its epoch.
 
   Args:
     config: the configuration.
@@ -46,16 +45,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path,
     command: the command line, for results.json.
 
   Returns:
-    What results.json holds.
+    The content of results.json.
 
   Raises:
-    errors.UserError: the configuration, the data or the work directory do not allow it.
-    Preempted: SIGTERM arrived; the state is saved.
-
-  Source: ours.
+    errors.UserError: if the configuration, the data or the work directory is wrong.
+    Preempted: if SIGTERM arrived; the state is saved.
   """
   run, store = _open(config, workdir)
-  state, seconds = _begin(run, store)
+  state, seconds = _first_state(run, store)
   records.write_json(workdir / 'config.json', config.to_dict())
   seconds = _train(run, workdir, store, state, seconds)
   return final_evaluation.evaluate(run, workdir, store, command, seconds)
@@ -66,61 +63,59 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   """Evaluates the best and the last checkpoint of a work directory.
 
   Args:
-    config: the configuration; it may differ from the run's in how to evaluate.
+    config: the configuration; fields that may change on resume may differ from those of the run.
     workdir: the work directory of a run.
     command: the command line, for results.json.
 
   Returns:
-    What results.json holds.
+    The content of results.json.
 
   Raises:
-    errors.UserError: as `train_and_evaluate`, or there is no checkpoint.
-
-  Source: ours.
+    errors.UserError: as `train_and_evaluate`, or if there is no checkpoint.
   """
   run, store = _open(config, workdir)
   if not store.steps():
     raise errors.UserError('workdir', str(workdir), 'there is no checkpoint in it: train first, '
-                           'with --mode=train, or name the folder of a run')
+                           'with --mode=train, or name the work directory of a run')
   return final_evaluation.evaluate(run, workdir, store, command, 0.)
 
 
 def _open(config: ml_collections.ConfigDict,
           workdir: pathlib.Path) -> tuple[setup.Run, checkpoints.Checkpoints]:
-  """The parts of a run, after making sure that the work directory is not another run's."""
+  """The parts of a run and its checkpoints, after checking that the work directory is not another run's."""
   run = setup.build(config)
   before = records.read_json(workdir / 'config.json')
   if before is not None:
-    changed = resume.conflicts(fields.flatten(before),
-                                   fields.flatten(config.to_dict()))
+    changed = resume.conflicts(fields.flatten(fields.upgrade(before)), fields.flatten(config.to_dict()))
     if changed:
-      told = ', '.join(f'config.{name} was {old!r} and is {new!r}'
-                       for name, (old, new) in changed.items())
+      summary = ', '.join(f'config.{name} was {old!r} and is {new!r}'
+                          for name, (old, new) in changed.items())
       raise errors.UserError('workdir', str(workdir), 'it holds a run with another configuration '
-                             f'({told}): name another folder, or set these fields back')
+                             f'({summary}): name another folder, or set these fields back')
   return run, checkpoints.Checkpoints(workdir / 'checkpoints', keep=config.checkpoint.keep)
 
 
-def _begin(run: setup.Run, store: checkpoints.Checkpoints) -> tuple[step_lib.TrainState, float]:
-  """The state to go on from, and the seconds it took to get there."""
+def _first_state(run: setup.Run, store: checkpoints.Checkpoints) -> tuple[step_lib.TrainState, float]:
+  """The state to train from, and the seconds of training behind it."""
   state = setup.init_state(run)
   store.clear_unfinished()
   saved = checkpoints.report_damage(store.newest(jax.device_get(state)))
   if saved is None:
-    return finetune_lib.initial_state(run), 0.
+    return epoch_hooks.initial_state(run), 0.
   print(f'resuming after step {saved.step}', file=sys.stderr)
   return saved.state, saved.info['seconds']
 
 
 class _Call(NamedTuple):
-  """One compiled call: the steps it takes, all in one epoch."""
+  """The steps of one compiled call, all in one epoch."""
   epoch: int
   order: np.ndarray  # i32[S, B]
+  starts_epoch: bool
   ends_epoch: bool
 
 
 def _calls(run: setup.Run, step: int) -> Iterator[_Call]:
-  """The calls that are still to be made after `step` steps."""
+  """The calls that remain after `step` steps."""
   per_call, per_epoch = sharding.steps_per_call(run.steps_per_epoch), run.steps_per_epoch
   batch_size, examples = run.config.batch_size, len(run.dataset.train.labels)
   for epoch in range(step // per_epoch, run.config.epochs):
@@ -128,82 +123,104 @@ def _calls(run: setup.Run, step: int) -> Iterator[_Call]:
     order = order[:per_epoch * batch_size].reshape(per_epoch, batch_size)
     for first in range(max(step - epoch * per_epoch, 0), per_epoch, per_call):
       taken = order[first:first + per_call]
-      yield _Call(epoch, taken, first + len(taken) == per_epoch)
+      yield _Call(epoch, taken, first == 0, first + len(taken) == per_epoch)
 
 
 def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints,
            state: step_lib.TrainState, seconds: float) -> float:
-  """Trains to the last epoch; returns the seconds spent, those before a resume counted in."""
-  c, train, step = run.config, run.dataset.train, int(state.step)
-  total = c.epochs * run.steps_per_epoch
-  begun = time.monotonic() - seconds
-  stop: list[int] = []
-  handler = signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
-  metrics = records.Metrics(workdir, step=step)
-  progress = records.Progress('training', total * c.batch_size, done=step * c.batch_size)
-  state = sharding.replicate(state)
-  images, labels = sharding.replicate((train.images, train.labels))
-  settle = batchnorm.reestimate_batchnorm(run)
-  functions, note, logged_step, logged_at = {}, '', step, time.monotonic()
-  try:
+  """Trains to the last epoch; returns the seconds of training, with those before a resume."""
+  c, step = run.config, int(state.step)
+  total, started = c.epochs * run.steps_per_epoch, time.monotonic() - seconds
+  state, take_steps = sharding.replicate(state), _step_function(run)
+  eval_variables = batchnorm.reestimate_batchnorm(run)
+  note, logged = '', (step, time.monotonic())
+  with contextlib.ExitStack() as stack:
+    stop = stack.enter_context(_sigterm())
+    metrics = stack.enter_context(contextlib.closing(records.Metrics(workdir, step=step)))
+    progress = stack.enter_context(contextlib.closing(
+        records.Progress('training', total * c.batch_size, done=step * c.batch_size)))
+    stack.callback(store.wait)
     for call in _calls(run, step):
-      name, before = epoch_plan.name(c, call.epoch), step
-      if finetune_lib.begins(run, step):
-        state = sharding.replicate(finetune_lib.begin(run, sharding.unreplicate(state), settle,
-                                                  functools.partial(model_selection.accuracies, run)))
-      if name not in functions:
-        functions[name] = sharding.train_steps(epoch_plan.recipe(run, name))
-      state, numbers = functions[name](state, images, labels, call.order, run.keys['train'],
-                                       epoch_plan.epoch_values(c, call.epoch))
-      numbers = jax.device_get(numbers)
+      if call.starts_epoch:
+        for hook in epoch_hooks.at_start(run, call.epoch, eval_variables):
+          state = sharding.replicate(hook(run, sharding.unreplicate(state), call.epoch))
+      before = step
+      state, numbers = take_steps(state, call)
       _check_finite(numbers.finite, before, workdir)
       step += len(call.order)
       progress.show(step * c.batch_size, note)
-      passed = lambda every: step // every > before // every
-      if passed(c.log_every_steps):
+      if _passed(c.log_every_steps, before, step):
         now = time.monotonic()
-        metrics.write(
-            step, epoch=step / run.steps_per_epoch, phase=name, loss=float(numbers.loss[-1]),
-            train_accuracy=float(numbers.accuracy[-1]),
-            learning_rate=float(run.schedule(step - 1)),
-            examples_per_second=(step - logged_step) * c.batch_size / (now - logged_at),
-            seconds=now - begun)
-        logged_step, logged_at = step, now
-      if c.optimizer.fair_decay and call.ends_epoch and call.epoch >= c.optimizer.fair_start_epoch:
-        average, worst = model_selection.take_in(run, settle, sharding.unreplicate(state))
-        state = state._replace(average=sharding.replicate(average))
-        metrics.write(step, own_worst_class=worst, averaged=int(average.count))
-      score = robust = None
-      # The curve of fine-tuning has a point an epoch, and its adversary may follow it.
-      validates = ((call.epoch + 1) % c.validate.every_epochs == 0 or step == total
-                   or name == 'finetune')
-      validates &= call.ends_epoch and len(run.dataset.validation.labels) > 0
-      if validates:
-        found = model_selection.report(run, settle(sharding.unreplicate(state))).accuracies()
-        clean, robust, worst = (found[name] for name in ('clean', 'worst_case', 'worst_class'))
-        note = f'validation clean {clean:.3f}, robust {robust:.3f}, worst class {worst:.3f}'
-        point, told = model_selection.score(found, c.validate.choose_by), {}
-        if name == 'finetune':
-          tuning, point, told = finetune_lib.after_epoch(
-              c, sharding.unreplicate(state.tuning), clean, robust)
-          state = state._replace(tuning=sharding.replicate(tuning))
-        if epoch_plan.begun(c, call.epoch):  # DUCAT's best would else be the plain model before it
-          score = point
-        metrics.write(step, validation_clean=clean, validation_robust=robust,
-                      validation_worst_class=worst, **told)
-      if validates or stop or step == total or passed(c.checkpoint.every_steps
-                                                      or run.steps_per_epoch):
-        store.save(step, sharding.unreplicate(state),
-                   {'score': score, 'validation_robust': robust,
-                    'seconds': time.monotonic() - begun})
+        speed = (step - logged[0]) * c.batch_size / (now - logged[1])
+        metrics.write(step, **_step_numbers(run, call.epoch, step, numbers), examples_per_second=speed,
+                      seconds=now - started)
+        logged = step, now
+      hooks = epoch_hooks.at_end(run, call.epoch, eval_variables) if call.ends_epoch else []
+      end, state = _walk(hooks, run, state, call.epoch)
+      if end.numbers:
+        metrics.write(step, **end.numbers)
+      note = end.note or note
+      saves = _passed(c.checkpoint.every_steps or run.steps_per_epoch, before, step)
+      if saves or hooks or stop or step == total:
+        store.save(step, end.state or sharding.unreplicate(state),
+                   {'score': end.score, 'validation_robust': end.numbers.get('validation_robust'),
+                    'seconds': time.monotonic() - started})
       if stop and step < total:
-        raise Preempted(f'stopped after step {step} of {total}: the same command goes on from there')
+        raise Preempted(f'stopped after step {step} of {total}: the same command resumes there')
+  return time.monotonic() - started
+
+
+def _passed(every: int, before: int, step: int) -> bool:
+  """Whether a multiple of `every` lies in the steps of a call."""
+  return step // every > before // every
+
+
+def _step_function(run: setup.Run) -> Callable[[Any, _Call], tuple[Any, step_lib.Metrics]]:
+  """`(replicated state, call) -> (state, metrics on the host)`; compiles once per phase."""
+  images, labels = sharding.replicate(tuple(run.dataset.train))
+  programs = {}
+
+  def take_steps(state, call):
+    name = epoch_plan.name(run.config, call.epoch)
+    if name not in programs:
+      programs[name] = sharding.train_steps(epoch_plan.recipe(run, name))
+    state, numbers = programs[name](state, images, labels, call.order, run.keys['train'],
+                                    epoch_plan.epoch_values(run.config, call.epoch))
+    return state, jax.device_get(numbers)
+
+  return take_steps
+
+
+def _step_numbers(run: setup.Run, epoch: int, step: int, numbers: step_lib.Metrics) -> dict[str, Any]:
+  return dict(epoch=step / run.steps_per_epoch, phase=epoch_plan.name(run.config, epoch),
+              loss=float(numbers.loss[-1]), train_accuracy=float(numbers.accuracy[-1]),
+              learning_rate=float(run.schedule(step - 1)))
+
+
+def _walk(hooks: list[epoch_hooks.EndHook], run: setup.Run, state: step_lib.TrainState,
+          epoch: int) -> tuple[epoch_hooks.EpochEnd, step_lib.TrainState]:
+  """Applies the hooks of an epoch's end; without hooks the end's state is None and nothing is copied."""
+  if not hooks:
+    return epoch_hooks.EpochEnd(None), state
+  before = sharding.unreplicate(state)
+  end = epoch_hooks.EpochEnd(before)
+  for hook in hooks:
+    end = hook(run, end, epoch)
+  if end.state is before:
+    return end, state
+  state = sharding.replicate(end.state)
+  return end._replace(state=sharding.unreplicate(state)), state  # saved with the types of the state
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[list[int]]:
+  """A list that is empty until SIGTERM arrives."""
+  received: list[int] = []
+  handler = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+  try:
+    yield received
   finally:
-    store.wait()
-    progress.close()
-    metrics.close()
     signal.signal(signal.SIGTERM, handler)
-  return time.monotonic() - begun
 
 
 def _check_finite(finite: np.ndarray, before: int, workdir: pathlib.Path) -> None:

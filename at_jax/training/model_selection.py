@@ -73,25 +73,23 @@ def score(found: dict[str, Any], choose_by: str) -> float:
   return found['worst_case'] + (found['worst_class'] if choose_by == 'average_and_worst' else 0)
 
 
-def take_in(run: setup.Run, settle: Callable[[step_lib.TrainState], Variables],
-            state: step_lib.TrainState) -> tuple[weight_averaging.FairAverageState, float]:
-  """`transforms.take_in` of an epoch's parameters, by their own worst class.
+def average_if_fair(run: setup.Run, eval_variables: Callable[[step_lib.TrainState], Variables],
+                    state: step_lib.TrainState) -> tuple[weight_averaging.FairAverageState, float]:
+  """CFA's average after an epoch; its parameters are averaged in if their own worst class is robust.
 
   Args:
     run: the run.
-    settle: of `settle.settler`.
+    eval_variables: from a state to the variables that are evaluated, of `batchnorm`.
     state: at the end of an epoch, on the host.
 
   Returns:
-    The average after, on the host, and the worst class's robust accuracy.
-
-  Source: `transforms.take_in`.
+    The average, on the host, and the robust validation accuracy of the epoch's own worst class.
   """
   o = run.config.optimizer
-  own = settle(state._replace(average=()))
+  own = eval_variables(state._replace(average=()))
   worst = report(run, own).accuracies()['worst_class']
   return weight_averaging.take_in(state.average, own['params'], worst, decay=o.fair_decay,
-                            threshold=o.fair_threshold), worst
+                                  threshold=o.fair_threshold), worst
 
 
 def fit(run: setup.Run, variables: Variables) -> tuple[Variables, dict[str, Any] | None]:

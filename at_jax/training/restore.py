@@ -71,7 +71,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
     return None
   config = fields.default()
   config.model = ml_collections.ConfigDict(told['model'])
-  config.update({name: value for name, value in told.items() if name != 'model'})
+  config.update({name: value for name, value in fields.upgrade(told).items() if name != 'model'})
   return config
 
 

@@ -61,7 +61,7 @@ def _over_devices(steps: Callable, recipe: step_lib.Recipe) -> Callable:
   per_device = functools.partial(steps, recipe=recipe, axis_name=devices_lib.AXIS)
   mapped = jax.pmap(per_device, devices_lib.AXIS, in_axes=(0, 0, 0, 0, None, None), donate_argnums=0)
 
-  def call(state, images, labels, order, key, values=step_lib.EpochValues()):
+  def call(state, images, labels, order, key, values=step_lib.DEFAULT_VALUES):
     devices = jax.local_device_count()
     shares = np.asarray(order).reshape(len(order), devices, -1).swapaxes(0, 1)
     state, metrics = mapped(state, images, labels, shares, key, values)

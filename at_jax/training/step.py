@@ -73,6 +73,9 @@ class EpochValues(NamedTuple):
   lam: Array | None = None
 
 
+DEFAULT_VALUES = EpochValues()
+
+
 class Recipe(NamedTuple):
   """What a step does: functions and static values, fixed for a phase of training.
 
@@ -93,7 +96,7 @@ class Recipe(NamedTuple):
     views: augmentations of each example in a step, each of them attacked.
     steps_per_epoch: after how many steps `ClassCounts` begin again.
     calibration: what is calibrated by class.
-    anchored: give the objective the teacher's logits at x, as `reference`.
+    uses_teacher: give the objective the teacher's logits at x, as `reference`.
     regulate: `(tuning, index, robust, axis_name=…) -> tuning`, of `regulated`, or None.
     autoaugment: whether `autoaugment.augment` follows on `data.augment`.
   """
@@ -111,9 +114,9 @@ class Recipe(NamedTuple):
   views: int = 1
   steps_per_epoch: int = 1
   calibration: cfa.Calibration = cfa.Calibration()
-  anchored: bool = False
+  uses_teacher: bool = False
   regulate: Callable[..., finetune.Tuning] | None = None
-  autoaugment_lib: bool = False
+  autoaugment: bool = False
 
 
 def init(network: deployed_lib.Network, optimizer: optax.GradientTransformation, key: Array,
@@ -176,13 +179,13 @@ def _examples(state, images, labels, index, key, values, recipe, by_class) -> _E
   options = {name: value for name, value in options.items() if value is not None}
   logits = jax.tree_util.Partial(logits, variables)
   found = jax.lax.stop_gradient(recipe.attack(logits, x, y, attack_key, index, **options))
-  reference = recipe.network.logits(state.tuning.teacher, x) if recipe.anchored else None
+  reference = recipe.network.logits(state.tuning.teacher, x) if recipe.uses_teacher else None
   return _Examples(x, found.x, y, found.kappa, ~found.success, reference)
 
 
 def train_step(
     state: TrainState, images: Array, labels: Array, index: Array, key: Array,
-    values: EpochValues = EpochValues(), *, recipe: Recipe, axis_name: str | None = None,
+    values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe, axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
   """One step: augment, attack in inference mode, update in train mode.
 
@@ -255,7 +258,7 @@ def _outcome(state: TrainState, examples: _Examples, recipe: Recipe,
       logits = cfa.temper(logits, y, temperature)
     return logits, batch_stats
 
-  options = {'reference': examples.reference} if recipe.anchored else {}
+  options = {'reference': examples.reference} if recipe.uses_teacher else {}
   outcome = objective_lib.check(
       recipe.objective(forward, state.batch_stats, examples.x, examples.x_adv, y, **options),
       recipe.objective, len(y), recipe.views)
@@ -266,7 +269,7 @@ def _outcome(state: TrainState, examples: _Examples, recipe: Recipe,
 
 def train_steps(
     state: TrainState, images: Array, labels: Array, order: Array, key: Array,
-    values: EpochValues = EpochValues(), *, recipe: Recipe, axis_name: str | None = None,
+    values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe, axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Several steps in one program, on a training set that lives on the device.
 
@@ -294,7 +297,7 @@ def train_steps(
 
 def batchnorm_steps(
     state: TrainState, images: Array, labels: Array, order: Array, key: Array,
-    values: EpochValues = EpochValues(), *, recipe: Recipe, axis_name: str | None = None,
+    values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe, axis_name: str | None = None,
 ) -> tuple[TrainState, None]:
   """What `train_steps` does to the BatchNorm statistics, at parameters that stay as they are.
 

@@ -123,15 +123,15 @@ def test_each_calibration_with_each_loss(name, loss, head, optimizer, awp):
 
 
 @pytest.mark.parametrize('fields, reason', [
-    ({'loss': 'standard', 'calibration.radius': True}, 'no robust accuracy to follow'),
-    ({'loss': 'standard', 'calibration.temperature': True}, 'no robust accuracy to follow'),
+    ({'loss': 'standard', 'calibration.radius': True}, 'no robust training accuracy'),
+    ({'loss': 'standard', 'calibration.temperature': True}, 'no robust training accuracy'),
     ({'calibration.beta': True}, 'pgd_at has no regulariser'),
     ({'calibration.radius': True, 'calibration.start_epoch': 2}, 'would ever count'),
     ({'calibration.radius': True, 'calibration.start_epoch': 0}, 'at least 1'),
     ({'calibration.radius_base': 0.}, 'above 0'),
-    ({'optimizer.fair_decay': .85, 'optimizer.ema_decay': .9}, 'one average is kept'),
+    ({'optimizer.fair_decay': .85, 'optimizer.ema_decay': .9}, 'only one average is kept'),
     ({'optimizer.fair_decay': .85}, 'nothing would be averaged'),
-    ({'optimizer.fair_decay': .85, 'optimizer.fair_start_epoch': 0}, 'looks at the worst class'),
+    ({'optimizer.fair_decay': .85, 'optimizer.fair_start_epoch': 0}, 'measures the worst class'),
     ({'optimizer.fair_decay': 1.}, 'below 1'),
     ({'inference.kind': 'bias'}, 'is fitted on it'),
     ({'inference.kind': 'biases'}, "did you mean 'bias'"),

@@ -206,7 +206,7 @@ def test_statistics_are_estimated_with_each_examples_own_radius(monkeypatch):
   c.optimizer.ema_decay = .9
   run, settler, _ = pieces(c)
   seen = []
-  monkeypatch.setattr(sharding, 'settle_steps', lambda recipe: lambda state, images, labels, order,
+  monkeypatch.setattr(sharding, 'batchnorm_steps', lambda recipe: lambda state, images, labels, order,
                       key, values: seen.append((state.tuning.radius, images)) or (state, None))
   state = jax.device_get(setup.init_state(run))
   own = np.linspace(0, 1, 16, dtype=np.float32)
@@ -219,7 +219,7 @@ def test_statistics_are_estimated_with_each_examples_own_radius(monkeypatch):
 
 @pytest.mark.parametrize('change, reason', [
     (dict(start_epoch=2), 'never be fine-tuned'),
-    (dict(source='somewhere'), 'clean training of its own'),
+    (dict(source='somewhere'), 'its own clean model'),
     (dict(start_epoch=0), 'untrained network'),
     (dict(regulator='radious'), "did you mean 'radius'"),
     (dict(distance='l2'), 'cross_entropy'),

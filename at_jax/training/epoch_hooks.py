@@ -1,0 +1,125 @@
+"""What acts between epochs, as lists of functions that the training loop walks.
+
+A hook at an epoch's start is `(run, state, epoch) -> state`. A hook at an epoch's end is
+`(run, end, epoch) -> end`, where `end` also collects numbers to log and the score of the checkpoint.
+All see the state on the host. A new feature that acts between epochs is one more function here.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple
+
+from at_jax.training import epoch_plan, finetune, model_selection, setup
+from at_jax.training import step as step_lib
+
+EvalVariables = Callable[[step_lib.TrainState], dict[str, Any]]
+
+
+class EpochEnd(NamedTuple):
+  """The end of an epoch, as the hooks before have left it.
+
+  Attributes:
+    state: the training state, on the host.
+    numbers: logged as one line of metrics.jsonl.
+    score: the checkpoint with the highest score is the best; None for one that cannot be the best.
+    note: shown beside the progress.
+  """
+  state: step_lib.TrainState
+  numbers: dict[str, Any] = {}
+  score: float | None = None
+  note: str = ''
+
+
+StartHook = Callable[[setup.Run, step_lib.TrainState, int], step_lib.TrainState]
+EndHook = Callable[[setup.Run, EpochEnd, int], EpochEnd]
+
+
+def initial_state(run: setup.Run) -> step_lib.TrainState:
+  """The state of a new run at step 0, from the network's initializers or from another run.
+
+  Args:
+    run: the run.
+
+  Returns:
+    The state, on the host or on the default device.
+
+  Raises:
+    errors.UserError: if the run to start from cannot be read or does not fit.
+  """
+  return finetune.initial_state(run)
+
+
+def at_start(run: setup.Run, epoch: int, eval_variables: EvalVariables) -> list[StartHook]:
+  """The functions that act before the first step of an epoch.
+
+  Args:
+    run: the run.
+    epoch: counted from 0.
+    eval_variables: from a state to the variables that are evaluated, of `batchnorm`.
+
+  Returns:
+    The functions, in order.
+  """
+  c = run.config
+  begins = c.loss == 'finetune' and epoch == c.finetune.start_epoch
+  return [functools.partial(begin_finetuning, eval_variables=eval_variables)] if begins else []
+
+
+def at_end(run: setup.Run, epoch: int, eval_variables: EvalVariables) -> list[EndHook]:
+  """The functions that act after the last step of an epoch.
+
+  Args:
+    run: the run.
+    epoch: counted from 0.
+    eval_variables: from a state to the variables that are evaluated, of `batchnorm`.
+
+  Returns:
+    The functions, in order.
+  """
+  c, hooks = run.config, []
+  tunes = epoch_plan.name(c, epoch) == 'finetune'
+  if c.optimizer.fair_decay and epoch >= c.optimizer.fair_start_epoch:
+    hooks.append(functools.partial(average_if_fair, eval_variables=eval_variables))
+  # Fine-tuning is validated every epoch: its report needs the curve, and its regulator the accuracy.
+  due = (epoch + 1) % c.validate.every_epochs == 0 or epoch + 1 == c.epochs or tunes
+  if due and len(run.dataset.validation.labels):
+    hooks.append(functools.partial(validate, eval_variables=eval_variables))
+    if tunes:
+      hooks.append(regulate)
+  return hooks
+
+
+def begin_finetuning(run: setup.Run, state: step_lib.TrainState, epoch: int, *,
+                     eval_variables: EvalVariables) -> step_lib.TrainState:
+  """Start hook: the model so far becomes the teacher of fine-tuning."""
+  del epoch
+  return finetune.begin(run, state, eval_variables, functools.partial(model_selection.accuracies, run))
+
+
+def average_if_fair(run: setup.Run, end: EpochEnd, epoch: int, *, eval_variables: EvalVariables) -> EpochEnd:
+  """End hook of CFA: averages the epoch's parameters if their own worst class is robust enough."""
+  del epoch
+  average, worst = model_selection.average_if_fair(run, eval_variables, end.state)
+  numbers = {'own_worst_class': worst, 'averaged': int(average.count)}
+  return end._replace(state=end.state._replace(average=average), numbers=end.numbers | numbers)
+
+
+def validate(run: setup.Run, end: EpochEnd, epoch: int, *, eval_variables: EvalVariables) -> EpochEnd:
+  """End hook: attacks the validation split and scores the checkpoint."""
+  found = model_selection.report(run, eval_variables(end.state)).accuracies()
+  clean, robust, worst = (found[name] for name in ('clean', 'worst_case', 'worst_class'))
+  numbers = {'validation_clean': clean, 'validation_robust': robust, 'validation_worst_class': worst}
+  # A model from before the method began, such as plain PGD-AT before DUCAT, must not become the best.
+  score = model_selection.score(found, run.config.validate.choose_by)
+  return end._replace(
+      numbers=end.numbers | numbers, score=score if epoch_plan.begun(run.config, epoch) else None,
+      note=f'validation clean {clean:.3f}, robust {robust:.3f}, worst class {worst:.3f}')
+
+
+def regulate(run: setup.Run, end: EpochEnd, epoch: int) -> EpochEnd:
+  """End hook of fine-tuning, after `validate`: scores by the operating point and moves the attack."""
+  del epoch
+  tuning, score, numbers = finetune.after_epoch(
+      run.config, end.state.tuning, end.numbers['validation_clean'], end.numbers['validation_robust'])
+  return end._replace(state=end.state._replace(tuning=tuning), numbers=end.numbers | numbers,
+                      score=None if end.score is None else score)
