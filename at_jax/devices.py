@@ -1,4 +1,4 @@
-"""Devices: the batch axis, and how arrays are placed over them."""
+"""Devices: the name of the batch axis, and how arrays are placed."""
 
 from typing import Any
 
@@ -12,35 +12,31 @@ AXIS = 'batch'
 
 
 def check_batch_size(field: str, batch_size: int) -> None:
-  """Raises unless a batch divides evenly over the devices.
+  """Checks that a batch divides evenly over the devices.
 
   Args:
-    field: the field the batch size was set by.
-    batch_size: of all devices together.
+    field: name of the field that sets the batch size, for the error message.
+    batch_size: number of examples, over all devices.
 
   Raises:
     errors.UserError: if it does not divide.
-
-  Source: ours.
   """
   devices = jax.device_count()
   if batch_size % devices:
     nearest = max(devices, round(batch_size / devices) * devices)
     raise errors.UserError(field, batch_size,
-                           f'use a multiple of the number of devices, {devices} ({nearest}, say)')
+                           f'use a multiple of the number of devices, {devices}, such as {nearest}')
 
 
 def spread(batch: Any, *, replicated: bool = False) -> Any:
-  """Places arrays for a jit-compiled function that is to run on all devices.
+  """Places arrays on all local devices, for a jit-compiled function that runs on all of them.
 
   Args:
-    batch: arrays whose leading axis divides over the devices.
-    replicated: give every device the whole instead of a share.
+    batch: pytree of arrays whose leading axis divides over the devices.
+    replicated: copy the whole to every device instead of a share.
 
   Returns:
-    The same arrays, on the devices.
-
-  Source: ours.
+    The same pytree, on the devices.
   """
   mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
   spec = PartitionSpec() if replicated else PartitionSpec(AXIS)

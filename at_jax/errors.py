@@ -1,22 +1,20 @@
-"""The one exception that a user's mistake raises, and how close a wrong name was to a right one."""
+"""The exception for mistakes of the user, and suggestions for misspelt names."""
 
 from collections.abc import Iterable
 import difflib
 
 
 class UserError(Exception):
-  """A mistake the user can mend: shown as one line, without a traceback, exit code 2.
+  """A mistake of the user. The command prints it as one line without a traceback and exits with 2.
 
   Args:
-    field: what was set wrongly, under the name the user set it by ('attack.epsilon_255').
-    value: what it was set to.
-    remedy: what to do about it, as a clause ('use a number above 0').
+    field: name of what is wrong, as the user writes it ('attack.epsilon_255').
+    value: its value.
+    remedy: what to do, as a clause ('use a number above 0').
 
   Example:
     >>> str(UserError('batch_size', 0, 'use a whole number above 0'))
     'batch_size = 0: use a whole number above 0'
-
-  Source: ours.
   """
 
   def __init__(self, field: str, value: object, remedy: str):
@@ -25,20 +23,18 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-  """Says which of the known names was probably meant, else lists them.
+  """Suggests the known name that is closest to an unknown one.
 
   Args:
-    name: the name that is not known.
-    known: the names that are.
+    name: the unknown name.
+    known: the known names.
 
   Returns:
-    A clause for `UserError`'s remedy.
+    A clause for the remedy of a `UserError`, with all known names.
 
   Example:
     >>> nearest('cifar_10', ['mnist', 'cifar10'])
     "did you mean 'cifar10'? known: cifar10, mnist"
-
-  Source: ours.
   """
   known = sorted(known)
   close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)

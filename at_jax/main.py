@@ -1,4 +1,4 @@
-"""The command: `python -m at_jax.main --config=configs/X.py [--workdir=DIR] [--mode=…]`."""
+"""The command `python -m at_jax.main --config=configs/X.py [--workdir=DIR] [--mode=train|evaluate]`."""
 
 import importlib.util
 import shlex
@@ -11,11 +11,10 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs the command.
 
   Args:
-    arguments: the command line without the program; by default this process's.
+    arguments: the command line without the program; None for that of this process.
 
   Returns:
-    The exit code: 0, also after --help, or 2 after one line that says what is wrong with what was
-    asked for.
+    The exit code: 0, or 2 after a line on stderr that says what is wrong and what to do.
   """
   arguments = sys.argv[1:] if arguments is None else arguments
   missing = [name for name in _NEEDED if not _installed(name)]
@@ -27,37 +26,36 @@ def main(arguments: list[str] | None = None) -> int:
   from absl import logging
 
   from at_jax import errors
-  from at_jax.config import command_line, fields
-  logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of what is said in one line here
+  from at_jax.config import command_line
+  logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of errors that are one line here
   if {'--help', '-h'} & set(arguments):
-    print(f'{command_line.USAGE}\nEvery field, its default and its meaning: {fields.__file__}')
+    print(f'{command_line.USAGE}\nevery field with its default, values and meaning: python -m at_jax.config')
     return 0
   try:
     asked = command_line.parse(arguments)
-    from at_jax.training import loop
+    from at_jax.training import loop  # orbax and the rest take seconds: after the command line is checked
     command = shlex.join(['python', '-m', 'at_jax.main', *arguments])
     run = {'train': loop.train_and_evaluate, 'evaluate': loop.evaluate_only}[asked.mode]
-    _leave_closed_loops_unsaid()
+    _hide_closed_loop_errors()
     try:
       run(asked.config, asked.workdir, command)
     except loop.Preempted as stopped:
       print(stopped, file=sys.stderr)
-  except errors.UserError as mistake:
-    return _fail(str(mistake))
+  except errors.UserError as error:
+    return _fail(str(error))
   return 0
 
 
 def _installed(name: str) -> bool:
   try:
     return importlib.util.find_spec(name) is not None
-  except ModuleNotFoundError:  # of a parent package
+  except ModuleNotFoundError:  # the parent package is missing
     return False
 
 
-def _leave_closed_loops_unsaid() -> None:
-  # When a write fails, orbax closes the loop that its other writes answer to, and each says so by a
-  # traceback from a thread of tensorstore's: some only after this command has said its one line, so
-  # the hook stays to the end of the process. `checkpoints` reports the failure itself.
+def _hide_closed_loop_errors() -> None:
+  # When a write fails, orbax closes its event loop, and its other writes print tracebacks from threads of
+  # tensorstore, some after this command has printed its message. `checkpoints` reports the failure.
   report = sys.unraisablehook
   sys.unraisablehook = lambda raised: (
       None if str(raised.exc_value) == 'Event loop is closed' else report(raised))

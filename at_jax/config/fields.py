@@ -208,8 +208,8 @@ FIELDS |= _group('weights', {
     'lam_first': Field(1.0, 'Geometry, linear: λ at the start of training.', _FINITE),
     'form': Field('tanh', 'Geometry: function from κ to the weight.', _choice('tanh', 'sigmoid', 'discrete')),
     'normalized': Field(True, 'Geometry: scale the weights to mean 1 over the batch.'),
-    'bias': Field(-0.5, 'Margin: b of MAIL.', _FINITE),
-    'slope': Field(10.0, 'Margin: s of MAIL.', _POSITIVE),
+    'bias': Field(-0.5, 'Margin: b of MAIL, the margin at which a weight is half of the largest.', _FINITE),
+    'slope': Field(10.0, 'Margin: s of MAIL, the slope.', _POSITIVE),
     'base': Field(0.5, 'By class: the larger, the more equal the weights.', _POSITIVE),
 }, When("`weights.kind != 'none'`", lambda flat: flat['weights.kind'] != 'none'))
 FIELDS |= _group('calibration', {
@@ -218,9 +218,9 @@ FIELDS |= _group('calibration', {
     'beta': Field(False, 'CFA: β of class k is (beta_base + t_k) · β, in '
                   '(fit + β_k · regulariser)/(1 + β_k).'),
     'temperature': Field(False, 'The training loss divides logits by temperature_base + t_k (ours).'),
-    'radius_base': Field(0.5, 'λ of the radii of classes.', _POSITIVE),
-    'beta_base': Field(0.5, 'λ of the β of classes.', _POSITIVE),
-    'temperature_base': Field(0.5, 'λ of the temperatures of classes.', _POSITIVE),
+    'radius_base': Field(0.5, 'radius_base of CFA; larger radii for all classes.', _POSITIVE),
+    'beta_base': Field(0.5, 'beta_base of CFA; a larger β for all classes.', _POSITIVE),
+    'temperature_base': Field(0.5, 'temperature_base; a higher temperature for all classes.', _POSITIVE),
     'start_epoch': Field(10, 'Epoch from which classes are calibrated; before it all factors are 1.',
                          _whole(1)),
 }, _CALIBRATED)
@@ -237,14 +237,14 @@ FIELDS |= _group('dummy', {
 FIELDS |= _group('finetune', {
     'start_epoch': Field(100, 'Epochs of clean training before; 0 starts from `finetune.source`.', _whole(0)),
     'source': Field('', "Work directory of the run to start from; '' for none."),
-    'checkpoint': Field('best', 'Checkpoint of the source.', _choice('best', 'last')),
+    'checkpoint': Field('best', 'Checkpoint of the source that fine-tuning starts from.', _choice('best', 'last')),
     'distance': Field('kl', "Regulariser: distance of f(x') to the clean prediction (kl) or to the label.",
                       _choice(*finetune.DISTANCES)),
     'anchor': Field('kl', "Distance of f(x) to the teacher's logits.", _choice(*finetune.ANCHORS)),
     'anchor_weight': Field(1.0, 'μ, the weight of the distance to the teacher.', _NOT_NEGATIVE),
     'learning_rate': Field(0.01, 'Largest learning rate of fine-tuning.', _POSITIVE),
-    'warmup_epochs': Field(1.0, 'Epochs of the linear warm-up to it.', _NOT_NEGATIVE),
-    'decay_factor': Field(0.5, 'Factor per epoch after the warm-up, applied at every step.', _POSITIVE),
+    'warmup_epochs': Field(1.0, 'Epochs of the linear warm-up to `finetune.learning_rate`.', _NOT_NEGATIVE),
+    'decay_factor': Field(0.5, 'Factor of the learning rate per epoch after the warm-up, applied smoothly.', _POSITIVE),
     'tolerance': Field(0.005, 'Clean accuracy on the validation split that may be lost, a fraction.', _SHARE),
     'batch_norm': Field('shared', "One BatchNorm for x and x', or one each.", _choice('shared', 'dual')),
     'deployed': Field('clean', 'Dual BatchNorm: the one that is attacked and evaluated.',
@@ -258,14 +258,14 @@ FIELDS |= _group('finetune', {
                    '(controller).', _SHARE),
 }, _equals('loss', 'finetune'))
 FIELDS |= _group('optimizer', {
-    'name': Field('sgd', 'SGD, or EntropySGD.', _choice('sgd', 'entropy_sgd')),
-    'learning_rate': Field(0.1, 'Initial learning rate.', _POSITIVE, _SGD),
-    'momentum': Field(0.9, 'Momentum.', _BELOW_ONE, _SGD),
+    'name': Field('sgd', 'Optimizer: SGD, or EntropySGD around an outer SGD.', _choice('sgd', 'entropy_sgd')),
+    'learning_rate': Field(0.1, 'Initial learning rate of SGD.', _POSITIVE, _SGD),
+    'momentum': Field(0.9, 'Momentum of SGD.', _BELOW_ONE, _SGD),
     'weight_decay': Field(5e-4, 'Weight decay, added to the gradient.', _NOT_NEGATIVE),
     'schedule': Field('piecewise', 'Piecewise constant, or cosine to zero at the last epoch.',
                       _choice('piecewise', 'cosine')),
     'decay_epochs': Field((100, 105), 'Piecewise: epochs at which the learning rate is multiplied.', _EPOCHS),
-    'decay_factor': Field(0.1, 'Piecewise: the factor.', _POSITIVE, _SGD),
+    'decay_factor': Field(0.1, 'Factor of the learning rate at `optimizer.decay_epochs`.', _POSITIVE, _SGD),
     'ema_decay': Field(0.0, 'Decay of an average of weights, which is then evaluated; 0 switches it off.',
                        _BELOW_ONE),
     'swa_start_epoch': Field(0, 'Epoch from which weights at the end of epochs are averaged (SWA) and '
@@ -274,12 +274,12 @@ FIELDS |= _group('optimizer', {
                         _BELOW_ONE, _FAIR),
     'fair_threshold': Field(0.2, 'Robust validation accuracy that the worst class needs for an epoch to be '
                             'averaged.', _SHARE, _FAIR),
-    'fair_start_epoch': Field(50, 'First epoch that may be averaged.', _whole(0), _FAIR),
+    'fair_start_epoch': Field(50, "First epoch that CFA's average may contain.", _whole(0), _FAIR),
 })
 FIELDS |= _group('optimizer.outer', {
     'learning_rate': Field(1.0, "Learning rate of the SGD that moves EntropySGD's anchor.", _POSITIVE),
-    'momentum': Field(0.0, 'Its momentum.', _BELOW_ONE),
-    'decay_factor': Field(0.2, 'Piecewise: its factor at `optimizer.decay_epochs`.', _POSITIVE),
+    'momentum': Field(0.0, "Momentum of the SGD that moves EntropySGD's anchor.", _BELOW_ONE),
+    'decay_factor': Field(0.2, 'Factor of its learning rate at `optimizer.decay_epochs`.', _POSITIVE),
 }, _ENTROPY_SGD)
 FIELDS |= _group('optimizer.entropy', {
     'inner_steps': Field(20, 'L, the inner steps per outer step; 0 leaves the outer SGD alone.', _whole(0)),

@@ -142,7 +142,7 @@ def test_the_rate_changes_with_the_outer_step_at_the_boundary(whole):
     assert (found.outer_step, found.inner_step) == divmod(step, 3)
   # And this is the rate that is used: a ← a − rate·(a − μ).
   for end, rate in ((3, .5), (6, .1)):
-    landed = jax.tree.map(lambda a, mean: a - rate * (a - mean), whole.states[end - 3].params,
+    landed = jax.tree.map(lambda a, mean, rate=rate: a - rate * (a - mean), whole.states[end - 3].params,
                           entropy_state(whole.states[end]).average)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
                  whole.states[end].params, landed)
@@ -154,7 +154,7 @@ def test_in_mid_cycle_the_anchor_is_evaluated(whole):
   best = [whole.results['step']] * (whole.results['step'] != whole.results['last']['step'])
   ends = [4, 8, 8, *best]
   assert len(whole.variables) == len(ends)
-  for end, found in zip(ends, whole.variables):
+  for end, found in zip(ends, whole.variables, strict=True):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), found['params'],
                  whole.states[end // 3 * 3].params)
     gaps = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), found['params'],
@@ -166,7 +166,7 @@ def test_its_statistics_are_estimated_again(whole):
   # From those of the chain, by linen's .9 a batch over one pass at the anchor; in NumPy.
   images = whole.run.dataset.train.images
   order = np.asarray(pipeline.epoch_order(whole.run.keys['evaluate'], 0, 16)).reshape(4, 4)
-  for end, found in zip((4, 8), whole.variables):
+  for end, found in zip((4, 8), whole.variables[:2], strict=True):
     layer = whole.states[end // 3 * 3].params['conv1']
     statistics = whole.states[end].batch_stats['bn1']
     mean, var = statistics['mean'], statistics['var']

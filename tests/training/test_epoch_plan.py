@@ -66,13 +66,34 @@ def test_entropy_sgd_is_one_field_of_any_configuration():
   assert [float(rate(step)) for step in (0, 39, 40, 79)] == pytest.approx([1., 1., .2, .2])
 
 
-@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)
-def test_every_evaluation_has_the_attacks_that_know_the_method(path):
-  attacks = parsed(path.name).evaluate.attacks
-  assert {'margin100x5', 'scales_pgd20', 'dummies_pgd100'} <= set(attacks)
+def test_the_inner_attack_is_a_field(monkeypatch, tmp_path):
+  (tmp_path / 'mine.py').write_text("""
+from at_jax.methods import inner_attacks
+
+def attack(*, epsilon, **options):
+  return inner_attacks.uniform(epsilon=epsilon / 2, random_start=False, **options)
+""")
+  monkeypatch.syspath_prepend(tmp_path)
+  x, y = jnp.full((1, 4, 4, 3), .5), jnp.array([0])
+  logits = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], axis=-1)
+
+  def radius(*arguments):
+    """How far from x the inner attack goes, in 1/255; on these logits it moves all pixels together."""
+    c = parsed('pgd_at_cifar10.py:small', '--config.dataset.name=digits', *arguments)
+    attack = epoch_plan.recipe(setup.build(c), c.loss).attack
+    return float(jnp.max(jnp.abs(attack(logits, x, y, jax.random.key(0), None).x - x)) * 255)
+
+  # Five steps of 2.5/255 reach the ball of 8/255 from any start, and that of 4/255 of `mine`.
+  assert radius() == pytest.approx(8, abs=1e-3)
+  assert radius('--config.attack.kind=mine.attack') == pytest.approx(4, abs=1e-3)
+  # The softmax of these logits is saturated at x, so the KL has no gradient: it stays where it starts.
+  assert radius('--config.attack.kind=kl') < 1
 
 
-def test_mnist_in_l2_has_a_radius_of_that_norm():
-  c = parsed('entropy_sgd_cifar10.py:l2-mnist')
-  # 1.5 is what DDN's authors and others take for MNIST in L2; .3 is a radius in L∞.
-  assert (c.attack.norm, c.attack.epsilon_255 / 255) == ('l2', 1.5)
+@pytest.mark.parametrize('name, attack', [
+    ('pgd_at', 'uniform'), ('consistency', 'uniform'), ('mart', 'gaussian'), ('trades', 'kl'),
+    ('gair_trades', 'kl_and_margin'), ('mail_at', 'gaussian')])
+def test_each_method_has_the_attack_of_its_paper(name, attack):
+  c = parsed(f'{name}_cifar10.py:small', '--config.dataset.name=digits')
+  found = epoch_plan.recipe(setup.build(c), c.loss).attack
+  assert found.__qualname__ == f'{attack}.<locals>.attack'

@@ -101,7 +101,8 @@ def test_it_begins_with_the_outputs_of_a_checkpoint(which, average, tmp_path):
     begun = finetune_lib.begin(run, jax.device_get(state), settler, validate)
     np.testing.assert_allclose(run.network.logits(begun.tuning.teacher, x), expected, atol=1e-6)
     if kind == 'dual':
-      finetune_runs.equal(*(dual_batchnorm.single(begun.tuning.teacher, name) for name in dual_batchnorm.NAMES))
+      finetune_runs.equal(*(dual_batchnorm.single(begun.tuning.teacher, name)
+                            for name in dual_batchnorm.NAMES))
 
 
 def test_a_source_that_is_missing_or_does_not_fit_is_one_line(tmp_path, capsys):

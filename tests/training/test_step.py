@@ -153,5 +153,5 @@ def test_several_steps_in_a_call_are_the_steps_one_by_one(monkeypatch):
 
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
   monkeypatch.setattr(jax, 'device_count', lambda: 3)
-  with pytest.raises(errors.UserError, match='batch_size = 128: use a multiple .* 3 .129'):
+  with pytest.raises(errors.UserError, match='batch_size = 128: use a multiple .* 3, such as 129'):
     devices_lib.check_batch_size('config.batch_size', 128)

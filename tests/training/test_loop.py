@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 import pytest
 
@@ -88,7 +89,7 @@ def test_sigterm_saves_and_exits_with_zero(tmp_path):
   process.send_signal(signal.SIGTERM)
   _, err = process.communicate(timeout=240)
   assert process.returncode == 0, err
-  assert 'the same command goes on from there' in err
+  assert 'the same command resumes there' in err
   stopped = steps_logged(tmp_path)[-1]
   assert (tmp_path / 'checkpoints' / f'{stopped:08d}').is_dir()  # the very step it stopped at
   assert not (tmp_path / 'results.json').exists()
@@ -146,6 +147,17 @@ def test_killed_ten_times_it_ends_with_the_same_bits(tmp_path):
   same = ('clean', 'robust', 'authors', 'worst_case', 'last')
   results = [json.loads((d / 'results.json').read_text()) for d in (whole, killed)]
   assert [results[0][k] for k in same] == [results[1][k] for k in same]
+
+
+def test_arrays_of_an_npz_file_train(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  path = tmp_path / 'mine.npz'
+  np.savez(path, train_images=rng.integers(0, 256, (1400, 12, 10, 3), dtype=np.uint8),
+           train_label=rng.integers(0, 10, 1400), label_names=np.array(list('abcdefghij')),
+           test_images=rng.integers(0, 256, (20, 12, 10, 3), dtype=np.uint8),
+           test_label=rng.integers(0, 10, 20))
+  code = main.main([QUICK, f'--config.dataset.name={path}', f'--workdir={tmp_path}/run'])
+  assert code == 0, capsys.readouterr().err
 
 
 def logged_so_far(workdir):
