@@ -1,6 +1,8 @@
-"""What imports what: attacks need jax and numpy alone, and imports only point down."""
+"""The layout of the package: few entries, imports that only point down, no cycles, light attacks."""
 
 import ast
+import functools
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -8,7 +10,7 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / 'at_jax'
-# From the bottom up; a module may import those of its own row and of the rows above it here.
+# From the bottom up. A module may import from its own layer and from the layers before it.
 LAYERS = (
     {'errors', 'xla_flags', 'devices'},
     {'attacks'},
@@ -20,42 +22,98 @@ LAYERS = (
     {'analysis'},
     {'main'},
 )
+COMMANDS = {'main.py'}
 HEAVY = ('flax', 'optax', 'absl', 'orbax', 'ml_collections', 'tensorflow', 'tensorflow_datasets',
          'chex', 'sklearn')
+FILES = sorted(PACKAGE.rglob('*.py'))
+
+
+def loaded(statement, names):
+  """Which of the modules a new process has loaded after a statement."""
+  script = f'import sys; {statement}; print(*(m for m in {names!r} if m in sys.modules))'
+  return subprocess.run([sys.executable, '-c', script], check=True, text=True, stdout=subprocess.PIPE,
+                        cwd=PACKAGE.parent).stdout.split()
+
+
+def module_name(path):
+  parts = path.relative_to(PACKAGE.parent).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+@functools.cache
+def imported(path):
+  """The modules of at_jax that a file imports, in functions too."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names} & MODULES.keys()
+    elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+      names = {alias.name for alias in node.names}
+      submodules = {f'{node.module}.{name}' for name in names} & MODULES.keys()
+      found |= submodules | ({node.module} if len(submodules) < len(names) else set())
+  return found - {'at_jax', module_name(path)}
+
+
+def entry(module):
+  """The file or folder of at_jax that a module is in."""
+  return module.split('.')[1]
 
 
 @pytest.mark.oldest
-def test_attacks_load_neither_flax_nor_optax_nor_the_rest():
-  script = ('import sys, at_jax.attacks; '
-            f'print([m for m in {HEAVY!r} if m in sys.modules])')
-  found = subprocess.run([sys.executable, '-c', script], check=True, text=True,
-                         stdout=subprocess.PIPE, cwd=PACKAGE.parent).stdout
-  assert found.strip() == '[]'
+@pytest.mark.parametrize('statement', ['import at_jax.attacks', 'import at_jax; at_jax.attacks.pgd'])
+def test_attacks_load_only_jax_and_numpy(statement):
+  assert loaded(statement, (*HEAVY, 'jax')) == ['jax']
 
 
 def test_training_does_not_import_tensorflow():
-  script = "import sys, at_jax.training.loop; print('tensorflow' in sys.modules)"
-  found = subprocess.run([sys.executable, '-c', script], check=True, text=True,
-                         stdout=subprocess.PIPE, cwd=PACKAGE.parent).stdout
-  assert found.strip() == 'False'
+  assert loaded('import at_jax.training.loop', ('tensorflow', 'flax')) == ['flax']
 
 
-def imported(path):
-  """The modules of at_jax that a file imports, by their first name."""
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith('at_jax'):
-      below = node.module.split('.')[1:2]
-      yield from below or [alias.name for alias in node.names]
+def test_the_command_loads_orbax_after_its_command_line():
+  assert loaded('import at_jax.config.command_line, at_jax.training', ('orbax', 'flax')) == ['flax']
 
 
-@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')),
-                         ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_public_names_of_subpackages():
+  import at_jax
+  for name in at_jax._SUBPACKAGES:
+    package = getattr(at_jax, name)
+    for public in getattr(package, '__all__', ()):
+      assert getattr(package, public) is not None
+  with pytest.raises(AttributeError, match="no attribute 'pgd'"):
+    at_jax.pgd  # noqa: B018
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-  own = path.relative_to(PACKAGE).parts[0].removesuffix('.py')
-  if own == '__init__':
+  module = module_name(path)
+  if module == 'at_jax':
     return
-  layer = next(i for i, names in enumerate(LAYERS) if own in names)
-  allowed = set().union(*LAYERS[:layer + 1])
-  if own == 'attacks':
-    allowed = {'attacks'}
-  assert set(imported(path)) <= allowed
+  layer = next(i for i, names in enumerate(LAYERS) if entry(module) in names)
+  allowed = {'attacks'} if entry(module) == 'attacks' else set().union(*LAYERS[:layer + 1])
+  assert {entry(each) for each in imported(path)} <= allowed
+
+
+def test_no_cycle_between_modules():
+  order = graphlib.TopologicalSorter({module: imported(path) for module, path in MODULES.items()})
+  assert len(list(order.static_order())) >= len(MODULES) - 1  # raises CycleError on a cycle
+
+
+def test_at_most_eight_levels_of_imports():
+  above = {}
+  for module, path in MODULES.items():
+    if module != 'at_jax':
+      below = {entry(each) for each in imported(path)} - {entry(module)}
+      above[entry(module)] = above.get(entry(module), set()) | below
+  levels = {}
+  for name in graphlib.TopologicalSorter(above).static_order():
+    levels[name] = 1 + max((levels[each] for each in above.get(name, ())), default=0)
+  assert max(levels.values()) <= 8, levels
+
+
+def test_at_most_twelve_entries_at_the_top():
+  entries = {path.name for path in PACKAGE.iterdir()
+             if path.suffix == '.py' or (path / '__init__.py').exists()}
+  assert len(entries - COMMANDS - {'__init__.py'}) <= 12, entries

@@ -1,4 +1,7 @@
-"""Configurations: fields, checks, variants (the part of `--config` behind the colon) and command line."""
+"""Configurations: fields, checks, variants (the part of `--config` behind the colon) and command line.
+
+`python -m at_jax.config` prints every field with its default, its values and its meaning.
+"""
 
 from at_jax.config.fields import default, flatten
 from at_jax.config.validation import check
