@@ -1,4 +1,4 @@
-"""Which variables a training state is evaluated with."""
+"""The variables that are evaluated: averaged weights, with BatchNorm statistics of their own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,50 +11,48 @@ from at_jax.methods import weight_averaging
 from at_jax.training import epoch_plan, setup, sharding
 from at_jax.training import step as step_lib
 
-# Linen's running statistics keep .9 of themselves a batch, so .5 % is left of what they were.
+# Running statistics keep .9 of their value per batch (linen's default), so .5 % of the old ones is left.
 BATCHES = 50
 
 
 def reestimate_batchnorm(run: setup.Run) -> Callable[[step_lib.TrainState], dict[str, Any]]:
-  """Makes the function from a state to the variables to evaluate.
+  """Makes the function from a training state to the variables that are evaluated.
 
-  Where an average or an anchor is kept, that is evaluated, and the BatchNorm statistics, which
-  belong to other parameters, are estimated again: over `BATCHES` training batches, attacked and
-  passed as the step does. Elsewhere the variables are those of the state.
+  If the state has an average of weights or an anchor of EntropySGD, those are evaluated. Their BatchNorm
+  statistics are re-estimated over `BATCHES` training batches, which are attacked as in training; the
+  released code of EntropySGD and SWA uses clean images. Otherwise the variables are those of the state.
 
   Args:
     run: the run.
 
   Returns:
-    `(state on the host) -> variables on the host`. It compiles once for each phase.
-
-  Source: ours; released code of EntropySGD and of weight averages estimates them on clean images.
+    `eval_variables(state on the host) -> variables on the host`. It compiles once per phase.
   """
   c = run.config
   o = c.optimizer
-  always = o.ema_decay or o.swa_start_epoch or (
+  has_other = o.ema_decay or o.swa_start_epoch or (
       o.name == 'entropy_sgd' and o.entropy.inner_steps)
   count = min(BATCHES, run.steps_per_epoch)
   functions = {}
 
-  def settle(state: step_lib.TrainState) -> dict[str, Any]:
+  def eval_variables(state: step_lib.TrainState) -> dict[str, Any]:
     params = weight_averaging.eval_params(state.opt_state, state.params)
     params = weight_averaging.eval_params(state.average, params)
-    keeps_others = always or (state.average and state.average.count > 0)
-    if not keeps_others or not jax.tree.leaves(state.batch_stats):
+    averaged = has_other or (state.average and state.average.count > 0)
+    if not averaged or not jax.tree.leaves(state.batch_stats):
       return {'params': params, 'batch_stats': state.batch_stats}
     epoch = max(int(state.step) - 1, 0) // run.steps_per_epoch
     name = epoch_plan.name(c, epoch)
     if name not in functions:
       functions[name] = sharding.batchnorm_steps(epoch_plan.recipe(run, name))
     train = run.dataset.train
-    # By another key than training's orders: the same batches at every evaluation.
+    # The key differs from that of the training order: every evaluation uses the same batches.
     order = np.asarray(pipeline.epoch_order(run.keys['evaluate'], 0, len(train.labels)))
     taken = order[:count * c.batch_size]
     images, labels = sharding.replicate((train.images[taken], train.labels[taken]))
     order = np.arange(len(taken), dtype=np.int32).reshape(count, -1)
     tuning = state.tuning
-    if tuning and not isinstance(tuning.radius, tuple):  # the steps see places in `taken`
+    if tuning and not isinstance(tuning.radius, tuple):  # the steps index into `taken`
       tuning = tuning._replace(radius=tuning.radius[taken])
     moving = sharding.replicate(state._replace(
         step=np.zeros((), np.int32), params=params, opt_state=(), average=(), tuning=tuning))
@@ -64,4 +62,4 @@ def reestimate_batchnorm(run: setup.Run) -> Callable[[step_lib.TrainState], dict
                                   run.keys['evaluate'], epoch_plan.epoch_values(c, epoch))
     return {'params': params, 'batch_stats': sharding.unreplicate(moving).batch_stats}
 
-  return settle
+  return eval_variables

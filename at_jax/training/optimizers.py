@@ -1,4 +1,4 @@
-"""From a configuration to an optimizer and its learning rates."""
+"""The optimizers and learning rates of a run."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ from at_jax.methods import entropy_sgd, weight_averaging
 
 
 class Optimizers(NamedTuple):
-  """What moves the parameters.
+  """The optimizers of a run.
 
   Attributes:
-    optimizer: from the first step.
-    tuner: of fine-tuning, whose schedule counts from its start, or None. Their states have the same
-      structure.
-    learning_rate: as a function of the run's step, a number.
+    optimizer: the optimizer from the first step on.
+    tuner: the optimizer of fine-tuning, whose schedule starts with it, or None. Both states have the
+      same structure.
+    learning_rate: `step of the run -> learning rate`, for logging.
   """
   optimizer: optax.GradientTransformation
   tuner: optax.GradientTransformation | None
@@ -24,20 +24,18 @@ class Optimizers(NamedTuple):
 
 
 def make(config: ml_collections.ConfigDict, *, steps_per_epoch: int, key: jax.Array) -> Optimizers:
-  """The optimizers of a run.
+  """Makes the optimizers of a run.
 
   Args:
     config: the configuration.
-    steps_per_epoch: of the run.
-    key: a PRNG key, for EntropySGD's noise.
+    steps_per_epoch: number of steps of an epoch.
+    key: PRNG key for the noise of EntropySGD.
 
   Returns:
     `Optimizers`.
-
-  Source: ours.
   """
   o = config.optimizer
-  # EntropySGD's schedules count outer steps, one of which takes `inner` steps.
+  # The schedules of EntropySGD count outer steps; one takes `inner` steps of training.
   inner = max(o.entropy.inner_steps, 1) if o.name == 'entropy_sgd' else 1
   per_epoch = steps_per_epoch / inner
   before = schedule(config, per_epoch)
@@ -53,16 +51,14 @@ def make(config: ml_collections.ConfigDict, *, steps_per_epoch: int, key: jax.Ar
 
 
 def schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> optax.Schedule:
-  """The learning rate from the first epoch on; before fine-tuning, where there is such a phase.
+  """The learning rate of training; with fine-tuning, that of the clean epochs before it.
 
   Args:
     config: the configuration.
-    steps_per_epoch: how far an epoch moves the schedule.
+    steps_per_epoch: steps of the schedule per epoch.
 
   Returns:
-    `i32[] -> f32[]`.
-
-  Source: the usual definitions.
+    `step i32[] -> f32[]`.
   """
   o, sgd = config.optimizer, _sgd(config)
   if o.schedule == 'cosine':
@@ -73,21 +69,19 @@ def schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> optax
 
 
 def _sgd(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The rates of the SGD that moves what is evaluated."""
+  """The fields of the SGD that moves the evaluated parameters."""
   return config.optimizer.outer if config.optimizer.name == 'entropy_sgd' else config.optimizer
 
 
 def tuning_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> optax.Schedule:
-  """The learning rate of fine-tuning: a linear rise to its largest, then a factor an epoch.
+  """The learning rate of fine-tuning: a linear warm-up, then exponential decay.
 
   Args:
     config: the configuration.
-    steps_per_epoch: how far an epoch moves the schedule.
+    steps_per_epoch: steps of the schedule per epoch.
 
   Returns:
-    `i32[] -> f32[]`, of the steps since fine-tuning began; the first is above 0.
-
-  Source: ours.
+    `step i32[] -> f32[]`; step 0 is the first of fine-tuning, and its rate is above 0.
   """
   f = config.finetune
   rise = round(f.warmup_epochs * steps_per_epoch)
@@ -99,32 +93,30 @@ def tuning_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -
 def optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Schedule, *,
               steps_per_epoch: float, key: jax.Array, since: int = 0
               ) -> optax.GradientTransformation:
-  """The optimizer, with the averages that are kept of its parameters.
+  """SGD or EntropySGD, with weight decay and the averages of weights that are kept in its state.
 
   Args:
     config: the configuration.
-    learning_rate: of the steps that this optimizer takes.
-    steps_per_epoch: how far an epoch moves the schedule.
-    key: a PRNG key, for EntropySGD's noise.
-    since: the epoch with which it begins.
+    learning_rate: learning rate of the steps of this optimizer.
+    steps_per_epoch: steps of the schedule per epoch.
+    key: PRNG key for the noise of EntropySGD.
+    since: epoch in which the optimizer starts.
 
   Returns:
     An optax transformation.
-
-  Source: `transforms`.
   """
   o = config.optimizer
-  # Decay is added to the gradient before any momentum, on every parameter, as PyTorch's SGD does;
-  # under EntropySGD to the inner gradients, as in its released code.
+  # Decay of every parameter is added to the gradient before momentum, as in PyTorch's SGD. With
+  # EntropySGD it is added to the inner gradients, as in its released code.
   decay = optax.add_decayed_weights(o.weight_decay)
   parts = [optax.sgd(learning_rate, momentum=_sgd(config).momentum)]
   if o.ema_decay:
     parts.append(weight_averaging.ema(o.ema_decay))
   if o.swa_start_epoch:
-    # The first average is taken at the end of the start epoch, not at its first step.
+    # The average starts at the end of the start epoch, not at its first step.
     first = max(o.swa_start_epoch - since, 0)
     parts.append(weight_averaging.swa(round((first + 1) * steps_per_epoch) - 1,
-                                every=max(round(steps_per_epoch), 1)))
+                                      every=max(round(steps_per_epoch), 1)))
   if o.name == 'entropy_sgd':
     return optax.chain(decay, entropy_sgd.entropy_sgd(optax.chain(*parts), key=key, **o.entropy))
   return optax.chain(decay, *parts)

@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: its data, network, optimizer, keys and first state."""
+"""Builds the parts of a run from its configuration: data, network, optimizers, keys and first state."""
 
 import functools
 from typing import Any, NamedTuple
@@ -19,17 +19,17 @@ from at_jax.training import step as step_lib
 
 
 class Run(NamedTuple):
-  """What a configuration comes down to.
+  """The parts of a run.
 
   Attributes:
     config: the configuration.
-    dataset: its data.
-    network: its network.
-    optimizer: its optimizer.
-    tuner: the optimizer of fine-tuning, whose schedule counts from its start, or None.
-    schedule: the learning rate as a function of the step.
-    steps_per_epoch: whole batches in the training set; the rest of an epoch's order is left out.
-    keys: one PRNG key for each use: 'init', 'order', 'train', 'evaluate', 'optimizer'.
+    dataset: the data.
+    network: the network.
+    optimizer: the optimizer.
+    tuner: the optimizer of fine-tuning, whose schedule starts with it, or None.
+    schedule: `step -> learning rate`.
+    steps_per_epoch: whole batches in the training set; the remainder of an epoch's order is dropped.
+    keys: PRNG keys by use: 'init', 'order', 'train', 'evaluate', 'optimizer'.
   """
   config: ml_collections.ConfigDict
   dataset: pipeline.Dataset
@@ -42,19 +42,17 @@ class Run(NamedTuple):
 
 
 def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None = None) -> Run:
-  """Checks a configuration, reads its data and makes its parts.
+  """Checks a configuration, loads its data and builds its parts.
 
   Args:
     config: the configuration.
-    dataset: its data, where they have been read before.
+    dataset: the data, if they are already loaded.
 
   Returns:
     A `Run`.
 
   Raises:
-    errors.UserError: a field makes no sense, or contradicts the data or the devices.
-
-  Source: ours.
+    errors.UserError: if a field has a wrong value or does not fit the data or the devices.
   """
   validation.check(config)
   for field in ('batch_size', 'evaluate.batch_size', 'validate.batch_size'):
@@ -63,10 +61,9 @@ def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None
     dataset = dataset or pipeline.load(
         config.dataset.name, validation_size=config.dataset.validation_size,
         data_dir=config.dataset.data_dir or None)
-  except errors.UserError as mistake:
+  except errors.UserError as error:
     field = {'dataset': 'dataset.name', 'validation_size': 'dataset.validation_size'}
-    raise errors.UserError(f'config.{field[mistake.field]}', mistake.value, mistake.remedy
-                           ) from mistake
+    raise errors.UserError(f'config.{field[error.field]}', error.value, error.remedy) from error
   if dataset.num_classes != config.dataset.num_classes:
     raise errors.UserError('config.dataset.num_classes', config.dataset.num_classes,
                            f'{dataset.name} has {dataset.num_classes} classes: use that')
@@ -86,15 +83,13 @@ def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None
 
 
 def search_network(run: Run) -> deployed_lib.Network | None:
-  """The network that AutoAttack searches on, where its precision is not that of the run's own.
+  """The network in which AutoAttack searches, if `config.evaluate.search_dtype` asks for another dtype.
 
   Args:
     run: the run.
 
   Returns:
-    A `Network` of the same variables, None where the run's own serves.
-
-  Source: ours.
+    A `Network` that takes the same variables, or None for the network of the run.
   """
   dtype = run.config.evaluate.search_dtype
   if dtype in ('', run.config.model.dtype):
@@ -122,15 +117,13 @@ def _model(config: ml_collections.ConfigDict, dtype: str | None = None) -> Any:
 
 
 def calibrated(config: ml_collections.ConfigDict) -> bool:
-  """Whether anything follows each class's robust accuracy.
+  """Whether a radius, β or temperature is calibrated by class.
 
   Args:
     config: the configuration.
 
   Returns:
-    True if a radius, β or temperature does.
-
-  Source: ours.
+    True if at least one is.
   """
   c = config.calibration
   return c.radius or c.beta or c.temperature
@@ -144,35 +137,31 @@ def init_state(run: Run) -> step_lib.TrainState:
 
   Returns:
     A `step.TrainState`.
-
-  Source: ours.
   """
   x = pipeline.to_unit(run.dataset.train.images[:1])
   c = run.config
-  counts = c.weights.kind == 'class_wise' or calibrated(c)
+  counts_classes = c.weights.kind == 'class_wise' or calibrated(c)
   init = jax.jit(lambda key: step_lib.init(
       run.network, run.optimizer, key, x, averaged=c.optimizer.fair_decay > 0,
-      classes_counted=run.dataset.num_classes if counts else 0))
+      classes_counted=run.dataset.num_classes if counts_classes else 0))
   state = init(run.keys['init'])
   if c.loss != 'finetune':
     return state
-  nothing = {'params': state.params, 'batch_stats': state.batch_stats}
-  return state._replace(tuning=init_tuning(run, jax.tree.map(jnp.zeros_like, nothing), (0., 0.)))
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  return state._replace(tuning=init_tuning(run, jax.tree.map(jnp.zeros_like, variables), (0., 0.)))
 
 
 def init_tuning(run: Run, teacher: Any, accuracies: tuple[float, float]) -> finetune.Tuning:
-  """The state of fine-tuning where it begins.
+  """The state of fine-tuning at its start.
 
   Args:
     run: the run.
-    teacher: the variables that it begins from.
-    accuracies: theirs on the validation split, clean and robust.
+    teacher: the variables of the teacher.
+    accuracies: clean and robust accuracy of the teacher on the validation split.
 
   Returns:
-    A `regulated.Tuning`.
-
-  Source: ours.
+    A `methods.finetune.Tuning`.
   """
   f = run.config.finetune
   return finetune.begin_tuning(teacher, rule=f.regulator, initial=f.initial,
-                         num_examples=len(run.dataset.train.labels), accuracies=accuracies)
+                               num_examples=len(run.dataset.train.labels), accuracies=accuracies)

@@ -1,4 +1,4 @@
-"""Devices: the only file that counts them."""
+"""Runs the training step of one device on all devices, with `jax.pmap`."""
 
 from collections.abc import Callable
 import functools
@@ -15,44 +15,54 @@ LONGEST_CALL = 100
 
 
 def replicate(tree: Any) -> Any:
-  """Copies a pytree to every device, with a leading axis of devices, as `pmap` takes it."""
-  # By pmap itself, so that the copies have its sharding: donation of any other is lost.
-  devices = np.arange(jax.local_device_count())  # pmap wants something to map over
-  # The same axis name as the step's: a mesh of another name would compile the step twice.
+  """Copies a pytree to every device, with a leading axis of devices, as `pmap` takes it.
+
+  Args:
+    tree: pytree of arrays.
+
+  Returns:
+    The pytree with arrays of shape [devices, ...].
+  """
+  # pmap itself makes the copies, so that they have its sharding: arrays of another are not donated.
+  devices = np.arange(jax.local_device_count())  # pmap needs an argument to map over
+  # The axis has the name of the step's axis: with another name the step would compile twice.
   return jax.pmap(lambda _, t: t, devices_lib.AXIS, in_axes=(0, None))(devices, tree)
 
 
 def unreplicate(tree: Any) -> Any:
-  """The first device's copy, on the host."""
+  """The copy of the first device, on the host.
+
+  Args:
+    tree: pytree of arrays of shape [devices, ...].
+
+  Returns:
+    The pytree of NumPy arrays without the leading axis.
+  """
   return jax.device_get(jax.tree.map(lambda leaf: leaf[0], tree))
 
 
 def train_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainState, Any]]:
-  """`step.train_steps` over all devices, as a function of replicated arguments.
+  """`step.train_steps` on all devices, as a function of a replicated state.
 
   Args:
     recipe: what a step does.
 
   Returns:
-    `(state, images, labels, order i32[S, B], key, values) -> (state, metrics of S steps)`. The
-    state that is passed in is given up to the call (donated).
-
-  Source: ours.
+    `(state, images, labels, order i32[S, B], key, values) -> (state, metrics of S steps)`; state,
+    images and labels are replicated. The state that is passed in is donated.
   """
   return _over_devices(step_lib.train_steps, recipe)
 
 
 def batchnorm_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainState, None]]:
-  """`step.settle_steps` over all devices, as `train_steps`.
+  """`step.batchnorm_steps` on all devices, as `train_steps`.
 
   Args:
-    recipe: what a step of training does.
+    recipe: what a training step does.
 
   Returns:
-    `(state, images, labels, order i32[S, B], key, values) -> (state, None)`. The state that is
-    passed in is given up to the call (donated).
-
-  Source: ours.
+    `(state, images, labels, order i32[S, B], key, values) -> (state, None)`. The state that is passed
+    in is donated.
   """
   return _over_devices(step_lib.batchnorm_steps, recipe)
 
@@ -66,7 +76,7 @@ def _over_devices(steps: Callable, recipe: step_lib.Recipe) -> Callable:
     shares = np.asarray(order).reshape(len(order), devices, -1).swapaxes(0, 1)
     state, metrics = mapped(state, images, labels, shares, key, values)
     if devices > 1 and jax.default_backend() == 'cpu':
-      # There the devices are threads: those of a step in flight may wait for those of the next.
+      # CPU devices are threads; those of two steps in flight can deadlock in their collectives.
       jax.block_until_ready(state)
     return state, jax.tree.map(lambda leaf: leaf[0], metrics)
 
@@ -74,17 +84,16 @@ def _over_devices(steps: Callable, recipe: step_lib.Recipe) -> Callable:
 
 
 def steps_per_call(steps_per_epoch: int) -> int:
-  """How many steps to compile into one call: one where loops are slow, else up to `LONGEST_CALL`.
+  """The number of steps that one compiled call takes.
 
-  A divisor of the epoch, so that every call has the same shape and compiles once.
+  It is 1 where compiled loops are slow (XLA:CPU), else at most `LONGEST_CALL`. It divides the epoch, so
+  that every call has the same shape and compiles once.
 
   Args:
-    steps_per_epoch: the steps of an epoch.
+    steps_per_epoch: number of steps of an epoch.
 
   Returns:
-    A divisor of it.
-
-  Source: ours.
+    A divisor of `steps_per_epoch`.
   """
   if _loops.writes_out():
     return 1

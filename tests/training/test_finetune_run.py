@@ -14,10 +14,9 @@ from at_jax.config import fields as fields_lib
 from at_jax.models import dual_batchnorm
 from at_jax.training import batchnorm, checkpoints, loop, setup
 from at_jax.training import finetune as finetune_lib
-from tests.fixtures import finetune_runs
+from tests.fixtures import finetune_runs, tiny_data
 
 SMOKE = f'--config={pathlib.Path(__file__).parents[2]}/configs/finetune_cifar10.py'
-tiny = finetune_runs.tiny  # the set that its configurations name
 
 
 def digests(workdir, step):
@@ -27,7 +26,7 @@ def digests(workdir, step):
 
 def command(workdir, form='', **fields):
   """A run on the tiny data: 4 epochs of two steps, the first of them clean."""
-  c = {'dataset.name': finetune_runs.config_of.path,
+  c = {'dataset.name': tiny_data.path(24),
        'dataset.num_classes': 3, 'dataset.validation_size': 8,
        'batch_size': 8, 'validate.batch_size': 8, 'evaluate.batch_size': 8, 'epochs': 4,
        'evaluate.num_examples': 8, 'model.width': 2} | fields

@@ -12,11 +12,8 @@ import pytest
 from at_jax.methods import objective
 from at_jax.training import epoch_plan
 from at_jax.training import step as step_lib
-from tests.fixtures import composed_runs
+from tests.fixtures.composed_runs import AXES, after, config_of, take_steps
 
-tiny = composed_runs.tiny  # the data of its configurations
-AXES, after, config_of = composed_runs.AXES, composed_runs.after, composed_runs.config_of
-take_steps = composed_runs.take_steps
 # Each loss with each head, and of the other axes one value after the other.
 REDUCED = [
     pytest.param(AXES['weights'][(i + i // 4) % 4], loss, head, AXES['optimizer'][(i + i // 2) % 2],
