@@ -1,4 +1,4 @@
-"""Reads the command line of `at_jax.main`; every mistake in it becomes one line."""
+"""Reads the command line of `at_jax.main`. Every mistake becomes one line."""
 
 from collections.abc import Sequence
 import contextlib
@@ -18,11 +18,11 @@ USAGE = ('use python -m at_jax.main --config=configs/X.py [--workdir=DIR] [--mod
          '[--config.field=value]')
 
 
-class Asked(NamedTuple):
-  """What a command line asks for.
+class Parsed(NamedTuple):
+  """A command line.
 
   Attributes:
-    config: the configuration, with the command line's values in it.
+    config: the configuration, with the values of the command line.
     workdir: the work directory; by default runs/X, or runs/X-small for X.py:small.
     mode: 'train' or 'evaluate'.
   """
@@ -31,19 +31,17 @@ class Asked(NamedTuple):
   mode: str
 
 
-def parse(arguments: Sequence[str]) -> Asked:
+def parse(arguments: Sequence[str]) -> Parsed:
   """Reads a command line.
 
   Args:
-    arguments: without the program's name.
+    arguments: the command line without the program.
 
   Returns:
-    What it asks for.
+    Its configuration, work directory and mode.
 
   Raises:
-    errors.UserError: an unknown flag, file, field or mode, or a value of the wrong type.
-
-  Source: ours.
+    errors.UserError: if a flag, file, field or mode is unknown, or a value has the wrong type.
   """
   files = [argument for argument in arguments if argument.lstrip('-').startswith('config=')]
   paths = [argument.split('=', 1)[1] for argument in files]
@@ -53,19 +51,19 @@ def parse(arguments: Sequence[str]) -> Asked:
   default = _load(pathlib.Path(config_path), paths[-1])
   known = fields.flatten(default.to_dict())
   _check_names(arguments, known)
-  # ml_collections wants --config before its fields; a user need not know.
+  # ml_collections needs --config before its fields; users may write them in any order.
   values = _read(['at_jax.main', files[-1], *(a for a in arguments if a not in files)], known)
   name = pathlib.Path(config_path).stem + (f'-{argument}' if argument else '')
-  return Asked(values['config'].value, pathlib.Path(values['workdir'].value or f'runs/{name}'),
+  return Parsed(values['config'].value, pathlib.Path(values['workdir'].value or f'runs/{name}'),
                values['mode'].value)
 
 
-def _load(path: pathlib.Path, asked: str) -> ml_collections.ConfigDict:
+def _load(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict:
   if not path.is_file():
     found = [str(p) for p in path.parent.glob('*.py')] if path.parent.is_dir() else []
     remedy = errors.nearest(str(path), found) if found else 'there is no such folder'
     raise errors.UserError('--config', str(path), f'no such file; {remedy}')
-  values = _read(['at_jax.main', f'--config={asked}'])
+  values = _read(['at_jax.main', f'--config={argument}'])
   return values['config'].value
 
 
@@ -81,26 +79,26 @@ def _check_names(arguments: Sequence[str], known: dict) -> None:
 
 
 def _nearest_field(field: str, known: dict) -> str:
-  # All of them would fill the screen: those of the same group, or the groups, are enough.
+  # The fields of the same group, or the groups: a list of all fields would fill the screen.
   group = field.rpartition('.')[0]
-  beside = [name for name in known if name.rpartition('.')[0] == group]
+  siblings = [name for name in known if name.rpartition('.')[0] == group]
   hint = errors.nearest(field, known).partition('known:')[0]
-  if len(beside) < 2:
-    beside = sorted({name.partition('.')[0] for name in known})
-  return f'{hint}known: {", ".join(sorted(beside))}'
+  if len(siblings) < 2:
+    siblings = sorted({name.partition('.')[0] for name in known})
+  return f'{hint}known: {", ".join(sorted(siblings))}'
 
 
 def _read(argv: list[str], known: dict | None = None) -> flags.FlagValues:
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
-  flags.DEFINE_string('workdir', '', 'Where the run is kept.', flag_values=values)
-  flags.DEFINE_enum('mode', 'train', MODES, 'What to do.', flag_values=values)
+  flags.DEFINE_string('workdir', '', 'Work directory of the run.', flag_values=values)
+  flags.DEFINE_enum('mode', 'train', MODES, 'train or evaluate.', flag_values=values)
   try:
-    with contextlib.redirect_stderr(io.StringIO()):  # absl prints the help text at some mistakes
+    with contextlib.redirect_stderr(io.StringIO()):  # absl prints its help text for some mistakes
       rest = values(argv)[1:]
   except errors.UserError:
     raise
-  except Exception as error:  # absl and ml_collections raise many types for a user's mistake
+  except Exception as error:  # absl and ml_collections raise many types for mistakes of the user
     for argument in argv:
       name, _, value = argument.partition('=')
       default = (known or {}).get(name.lstrip('-').removeprefix('config.'))
@@ -108,9 +106,9 @@ def _read(argv: list[str], known: dict | None = None) -> flags.FlagValues:
         default = tuple(default) if isinstance(default, list) else default
         kind = {int: 'whole number', bool: 'truth value'}.get(type(default), type(default).__name__)
         raise errors.UserError(name, value, f'use a {kind}, such as {default!r}') from error
-    told = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in str(error).splitlines() if line.strip()]
     raise errors.UserError('command line', ' '.join(argv[1:]),
-                           f'{told[-1] if told else type(error).__name__}; {USAGE}') from error
+                           f'{lines[-1] if lines else type(error).__name__}; {USAGE}') from error
   if rest:
     raise errors.UserError('command line', ' '.join(rest), f'not a flag; {USAGE}')
   return values

@@ -112,7 +112,7 @@ def validate(run: setup.Run, end: EpochEnd, epoch: int, *, eval_variables: EvalV
   # A model from before the method began, such as plain PGD-AT before DUCAT, must not become the best.
   score = model_selection.score(found, run.config.validate.choose_by)
   return end._replace(
-      numbers=end.numbers | numbers, score=score if epoch_plan.begun(run.config, epoch) else None,
+      numbers=end.numbers | numbers, score=score if epoch_plan.method_started(run.config, epoch) else None,
       note=f'validation clean {clean:.3f}, robust {robust:.3f}, worst class {worst:.3f}')
 
 

@@ -1,4 +1,4 @@
-"""What each epoch of a run does: its program, and what it decides without another program."""
+"""What each epoch of a run does: its phase, the recipe of its steps, and the values that change."""
 
 from collections.abc import Callable
 import functools
@@ -17,17 +17,15 @@ from at_jax.training import step as step_lib
 
 
 def name(config: ml_collections.ConfigDict, epoch: int) -> str:
-  """The name of the program that an epoch runs: DUCAT and fine-tuning begin after a plain phase.
+  """The phase of an epoch. DUCAT and fine-tuning start after a phase without them.
 
   Args:
     config: the configuration.
     epoch: counted from 0.
 
   Returns:
-    The name of the loss, 'standard' before fine-tuning; with DUCAT begun 'ducat' on PGD-AT, else
-    'ducat_trades' and so on.
-
-  Source: ours.
+    The loss, or 'standard' before fine-tuning; with DUCAT 'ducat' for PGD-AT and 'ducat_trades' and so
+    on for other losses.
   """
   if config.dummy.enabled and epoch >= config.dummy.start_epoch:
     return 'ducat' if config.loss == 'pgd_at' else f'ducat_{config.loss}'
@@ -36,37 +34,35 @@ def name(config: ml_collections.ConfigDict, epoch: int) -> str:
   return config.loss
 
 
-def begun(config: ml_collections.ConfigDict, epoch: int) -> bool:
-  """Whether everything that begins late has begun, so that the epoch's model is the method's.
+def method_started(config: ml_collections.ConfigDict, epoch: int) -> bool:
+  """Whether all parts of the method are active, so that the model may become the best checkpoint.
 
   Args:
     config: the configuration.
     epoch: counted from 0.
 
   Returns:
-    False during the plain epochs before DUCAT, fine-tuning, importance weights, calibration by
-    class, an average of weights or AutoAugment.
-
-  Source: ours.
+    False in the epochs before DUCAT, fine-tuning, importance weights, calibration by class, an average
+    of weights or AutoAugment starts.
   """
   starts = [config.dummy.start_epoch] * config.dummy.enabled
   starts += [config.weights.start_epoch] * (config.weights.kind != 'none')
   starts += [_calibrated_from(config)] * setup.calibrated(config)
   starts += [config.optimizer.fair_start_epoch] * (config.optimizer.fair_decay > 0)
-  starts += [config.optimizer.swa_start_epoch]  # 0 where there is none
+  starts += [config.optimizer.swa_start_epoch]  # 0 without SWA
   starts += [config.finetune.start_epoch] * (config.loss == 'finetune')
   starts += [config.dataset.autoaugment_start_epoch] * (config.dataset.augment == 'autoaugment')
   return epoch >= max(starts, default=0)
 
 
 def _calibrated_from(config: ml_collections.ConfigDict) -> int:
-  # Fine-tuning's first epoch has no robust accuracy to follow yet.
+  # In the first epoch of fine-tuning no robust training accuracy has been measured.
   tuned = config.finetune.start_epoch + 1 if config.loss == 'finetune' else 0
   return max(config.calibration.start_epoch, tuned)
 
 
 def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.EpochValues:
-  """What an epoch decides without another program.
+  """The values of an epoch that do not need another program.
 
   Args:
     config: the configuration.
@@ -74,8 +70,6 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
 
   Returns:
     A `step.EpochValues`.
-
-  Source: ours.
   """
   tau = None
   if config.attack.friendly_taus:

@@ -1,4 +1,4 @@
-"""Fine-tuning around the step: where it begins, what follows an epoch, and the curve at the end."""
+"""Fine-tuning around the step: its first state, the end of an epoch, and the report on its curve."""
 
 from collections.abc import Callable, Sequence
 import json
@@ -15,17 +15,17 @@ from at_jax.models import dual_batchnorm
 from at_jax.training import epoch_plan, restore, setup
 from at_jax.training import step as step_lib
 
-# What a run and the one it begins from must have in common; of the model all but its dtype.
+# Fields that a run must share with its source, besides those of the model other than dtype.
 _SHARED = ('dataset.name', 'dataset.num_classes', 'dataset.validation_size', 'dummy.enabled')
 
 
 class Point(NamedTuple):
-  """A model on the way, measured on the validation split.
+  """Validation accuracies of the model after a step.
 
   Attributes:
-    step: after which step.
-    clean: its clean accuracy.
-    robust: its accuracy under the validation attack, at the full radius.
+    step: number of steps taken.
+    clean: clean accuracy.
+    robust: accuracy under the validation attack, at the full radius.
   """
   step: int
   clean: float
@@ -33,18 +33,16 @@ class Point(NamedTuple):
 
 
 def initial_state(run: setup.Run) -> step_lib.TrainState:
-  """The state of a new run: `run.init_state`, or the model of the run that it begins from.
+  """The state of a new run: `setup.init_state`, or the evaluated model of `config.finetune.source`.
 
   Args:
     run: the run.
 
   Returns:
-    A `step.TrainState` at step 0. Its model gives the outputs of the other run's evaluated one.
+    A `step.TrainState` at step 0.
 
   Raises:
-    errors.UserError: that run cannot be read, or does not fit.
-
-  Source: ours.
+    errors.UserError: if the source cannot be read or does not fit.
   """
   state, c = setup.init_state(run), run.config
   if c.loss != 'finetune' or not c.finetune.source:
@@ -54,13 +52,13 @@ def initial_state(run: setup.Run) -> step_lib.TrainState:
   found = restore.variables(other, pathlib.Path(c.finetune.source), c.finetune.checkpoint)
   if found is None:
     raise errors.UserError('config.finetune.source', c.finetune.source,
-                           'none of its checkpoints can be read: name the folder of a trained run')
+                           'none of its checkpoints can be read: name the work directory of a trained run')
   variables = _as(c, _plain(before, found))
   return state._replace(**variables, opt_state=run.optimizer.init(variables['params']))
 
 
 def _source_config(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The configuration of the run to begin from, if it fits."""
+  """The configuration of the source, after checking that it fits."""
   source = c.finetune.source
   before = restore.read_config(pathlib.Path(source))
   if before is None:
@@ -71,7 +69,7 @@ def _source_config(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   for name in (*_SHARED, *sorted(names - {'model.dtype'})):
     if old.get(name) != now.get(name):
       raise errors.UserError('config.finetune.source', source, f'its config.{name} is '
-                             f'{old.get(name)!r} and here it is {now.get(name)!r}: set it to that')
+                             f'{old.get(name)!r} and here it is {now.get(name)!r}: use that of the source')
   return before
 
 
@@ -80,7 +78,7 @@ def _is_dual(c: ml_collections.ConfigDict) -> bool:
 
 
 def _plain(c: ml_collections.ConfigDict, variables: dict[str, Any]) -> dict[str, Any]:
-  """The deployed model of a run as one with one BatchNorm."""
+  """The deployed variables of a run, with one BatchNorm."""
   return dual_batchnorm.single(variables, c.finetune.deployed) if _is_dual(c) else variables
 
 
@@ -88,48 +86,32 @@ def _as(c: ml_collections.ConfigDict, plain: dict[str, Any]) -> dict[str, Any]:
   return dual_batchnorm.double(plain) if _is_dual(c) else plain
 
 
-def begins(run: setup.Run, step: int) -> bool:
-  """Whether fine-tuning begins after this many steps.
-
-  Args:
-    run: the run.
-    step: steps taken.
-
-  Returns:
-    False also for a run that does not fine-tune.
-
-  Source: ours.
-  """
-  c = run.config
-  return c.loss == 'finetune' and step == c.finetune.start_epoch * run.steps_per_epoch
-
-
 def begin(run: setup.Run, state: step_lib.TrainState,
-          settle: Callable[[step_lib.TrainState], dict[str, Any]],
+          eval_variables: Callable[[step_lib.TrainState], dict[str, Any]],
           validate: Callable[[dict[str, Any]], tuple[float, float]]) -> step_lib.TrainState:
-  """The state with which fine-tuning begins: the model so far, as its own teacher.
+  """The first state of fine-tuning: the model so far, with itself as teacher.
 
-  The optimizer's state is new: its schedule counts from here, and the momentum of clean training at
-  its last learning rate has nothing to say about another loss at another one. Where an average is
-  kept, the model is the average; with two BatchNorms both begin as the one that was trained.
+  The state of the optimizer is new, because its schedule starts here and the momentum of clean training
+  belongs to another loss. If weights are averaged, the model is the average. With dual BatchNorm both
+  start as copies of the trained one.
 
   Args:
     run: the run.
-    state: after the clean epochs, on the host.
-    settle: of `settle.settler`.
-    validate: from variables to the clean and the robust accuracy on the validation split.
+    state: the state after the clean epochs, on the host.
+    eval_variables: from a state to the variables that are evaluated, of `batchnorm`.
+    validate: from variables to clean and robust accuracy on the validation split.
 
   Returns:
     The state, on the host.
 
-  Source: ours, in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated
-  Adversary, 2022.
+  Reference: after Hou et al., Adversarial Fine-tune with Dynamically Regulated Adversary, 2022; details
+  are ours.
   """
   c = run.config
   at_start = {'params': state.params, 'batch_stats': state.batch_stats}
-  variables = _as(c, _plain(c, settle(state) if state.step else at_start))
+  variables = _as(c, _plain(c, eval_variables(state) if state.step else at_start))
   tuning = setup.init_tuning(run, variables, validate(variables))
-  # What was counted are right answers to clean examples.
+  # The counts so far are of clean examples.
   counts = state.class_counts and cfa.no_counts(len(state.class_counts.seen))
   return jax.device_get(state._replace(
       **variables, opt_state=run.tuner.init(variables['params']), tuning=tuning,
@@ -138,18 +120,16 @@ def begin(run: setup.Run, state: step_lib.TrainState,
 
 def after_epoch(c: ml_collections.ConfigDict, tuning: finetune.Tuning, clean: float,
                 robust: float) -> tuple[finetune.Tuning, float, dict[str, float]]:
-  """What an epoch's end decides.
+  """Scores the model at the end of an epoch and moves the controller.
 
   Args:
     c: the configuration.
-    tuning: the state, on the host.
-    clean: accuracy on the validation split.
-    robust: the same under the validation attack.
+    tuning: the state of fine-tuning, on the host.
+    clean: clean accuracy on the validation split.
+    robust: accuracy there under the validation attack.
 
   Returns:
-    The state for the next epoch, the `score` of this one's model, and numbers to log.
-
-  Source: ours.
+    The state for the next epoch, the `score` of the model, and numbers to log.
   """
   f, start = c.finetune, float(tuning.start_clean)
   point = score(clean, robust, start, f.tolerance)
@@ -157,30 +137,28 @@ def after_epoch(c: ml_collections.ConfigDict, tuning: finetune.Tuning, clean: fl
     strength = finetune.control(tuning.strength, clean, start, tolerance=f.tolerance,
                                  delta=f.delta)
     return tuning._replace(strength=strength), point, {'strength': float(tuning.strength)}
-  told = {'mean_radius': float(tuning.radius.mean())} if f.regulator == 'radius' else {}
-  return tuning, point, told
+  numbers = {'mean_radius': float(tuning.radius.mean())} if f.regulator == 'radius' else {}
+  return tuning, point, numbers
 
 
 def score(clean: float, robust: float, start_clean: float, tolerance: float) -> float:
   """A number whose maximum is the operating point.
 
-  1 + robust where the clean accuracy is kept to within the tolerance, else clean − start_clean,
-  which is below 0: the most robust of those that keep it, and if none does the smallest drop.
+  1 + robust if the clean accuracy is within the tolerance, else clean − start_clean, which is below 0.
+  The maximum is the most robust model within the tolerance, or else the one with the smallest drop.
 
   Args:
-    clean: accuracy, a fraction.
-    robust: accuracy, a fraction.
-    start_clean: that of the teacher.
-    tolerance: the drop that is allowed, a fraction.
+    clean: clean accuracy, a fraction.
+    robust: robust accuracy, a fraction.
+    start_clean: clean accuracy of the teacher.
+    tolerance: clean accuracy that may be lost, a fraction.
 
   Returns:
-    The number.
+    The score.
 
   Example:
     >>> f'{score(.90, .30, .905, .005):.3f} {score(.88, .40, .905, .005):.3f}'
     '1.300 -0.025'
-
-  Source: ours.
   """
   if finetune.keeps(clean, start_clean, tolerance):
     return 1 + robust
@@ -188,12 +166,12 @@ def score(clean: float, robust: float, start_clean: float, tolerance: float) -> 
 
 
 def operating_point(curve: Sequence[Point], start_clean: float, tolerance: float) -> Point:
-  """The point of highest `score`, the earliest of several.
+  """The point with the highest `score`, the earliest of equals.
 
   Args:
-    curve: one point an epoch.
-    start_clean: the teacher's clean accuracy.
-    tolerance: the drop that is allowed.
+    curve: one point per epoch.
+    start_clean: clean accuracy of the teacher.
+    tolerance: clean accuracy that may be lost, a fraction.
 
   Returns:
     The point.
@@ -202,33 +180,29 @@ def operating_point(curve: Sequence[Point], start_clean: float, tolerance: float
     >>> curve = [Point(1, .90, .10), Point(2, .896, .20), Point(3, .85, .40)]
     >>> operating_point(curve, .90, .005).step
     2
-
-  Source: ours.
   """
   return max(curve, key=lambda p: (score(p.clean, p.robust, start_clean, tolerance), -p.step))
 
 
 def report(run: setup.Run, workdir: pathlib.Path, tuning: finetune.Tuning) -> dict[str, Any]:
-  """What results.json says of fine-tuning.
+  """The summary of fine-tuning in results.json.
 
   Args:
     run: the run.
-    workdir: where its metrics.jsonl is.
-    tuning: of its last state.
+    workdir: the work directory, with metrics.jsonl.
+    tuning: the last state of fine-tuning.
 
   Returns:
-    'start' (the teacher), 'curve' (each epoch's accuracies, what was kept and what was gained, in
-    fractions), 'chosen' (the step), 'within_tolerance' and 'tolerance'; empty if there is no curve.
-
-  Source: ours.
+    'start' (the teacher), 'curve' (accuracies per epoch and their changes, in fractions), 'chosen' (the
+    step of the operating point), 'within_tolerance' and 'tolerance'; empty without a curve.
   """
   f, per_epoch = run.config.finetune, run.steps_per_epoch
   clean, robust = float(tuning.start_clean), float(tuning.start_robust)
   curve = _curve(workdir, f.start_epoch * per_epoch)
   if not curve:
     return {}
-  # Only what may be the best checkpoint, as training scores it.
-  scored = [p for p in curve if epoch_plan.begun(run.config, p.step // per_epoch - 1)]
+  # Only checkpoints that may become the best, as in training.
+  scored = [p for p in curve if epoch_plan.method_started(run.config, p.step // per_epoch - 1)]
   chosen = operating_point(scored or curve, clean, f.tolerance)
   return {
       'start': {'step': f.start_epoch * per_epoch, 'clean': clean, 'robust': robust},
@@ -248,28 +222,27 @@ def _curve(workdir: pathlib.Path, start: int) -> list[Point]:
   return [points[step] for step in sorted(points)]
 
 
-def table(told: dict[str, Any]) -> str:
-  """The curve for a terminal: clean accuracy kept against robustness gained, in points.
+def table(summary: dict[str, Any]) -> str:
+  """The curve of fine-tuning as a table: clean accuracy against robustness, in points.
 
   Args:
-    told: as `report` returns it.
+    summary: the summary, as `report` returns it.
 
   Returns:
     Lines of text.
-
-  Source: ours.
   """
-  start = told['start']
+  start = summary['start']
   lines = ['fine-tuning on the validation split, in points; * is the operating point',
            '   epoch  clean (change)  robust  (gain)',
            f"   start  {100 * start['clean']:5.1f}           {100 * start['robust']:6.1f}"]
-  for point in told['curve']:
-    mark = '*' if point['step'] == told['chosen'] else ' '
-    lines.append(f"{mark} {point['epoch']:6.4g}  {100 * point['clean']:5.1f} "
+  for point in summary['curve']:
+    star = '*' if point['step'] == summary['chosen'] else ' '
+    lines.append(f"{star} {point['epoch']:6.4g}  {100 * point['clean']:5.1f} "
                  f"({100 * point['clean_change']:+5.1f})  {100 * point['robust']:6.1f}  "
                  f"({100 * point['robust_gain']:+.1f})")
-  allowed = 100 * told['tolerance']
-  lines.append(f'the most robust of those within {allowed:.2g} points of clean accuracy'
-               if told['within_tolerance'] else
-               f'none is within {allowed:.2g} points of clean accuracy: the smallest drop')
+  allowed = 100 * summary['tolerance']
+  lines.append(f'the operating point is the most robust within {allowed:.2g} points of clean accuracy'
+               if summary['within_tolerance'] else
+               f'no epoch is within {allowed:.2g} points of clean accuracy; the operating point has the '
+               'smallest drop')
   return '\n'.join(lines)

@@ -1,7 +1,7 @@
-"""What held-out training examples decide: the best checkpoint, an average, a change of the logits.
+"""Decisions by the validation split: the best checkpoint, CFA's average, a change of the logits.
 
-Each time PGD attacks the deployed model on them, at the radius of training and with the steps of
-`config.validate`.
+In each case PGD attacks the deployed model on the validation split, with the radius of training and the
+number of steps of `config.validate`.
 """
 
 from collections.abc import Callable
@@ -17,16 +17,14 @@ Variables = dict[str, Any]
 
 
 def report(run: setup.Run, variables: Variables) -> robustness.Report:
-  """The verdicts on the validation split.
+  """Attacks the validation split.
 
   Args:
     run: the run.
-    variables: those that are deployed.
+    variables: the deployed variables.
 
   Returns:
-    A `Report`.
-
-  Source: ours.
+    A `robustness.Report`.
   """
   c = run.config
   return robustness.evaluate(
@@ -41,34 +39,32 @@ def accuracies(run: setup.Run, variables: Variables) -> tuple[float, float]:
 
   Args:
     run: the run.
-    variables: those that are deployed.
+    variables: the deployed variables.
 
   Returns:
-    Two fractions.
-
-  Source: ours.
+    Clean and robust accuracy, as fractions.
   """
   found = report(run, variables).accuracies()
   return found['clean'], found['worst_case']
 
 
 def score(found: dict[str, Any], choose_by: str) -> float:
-  """By how much a checkpoint is the best.
+  """The score of a checkpoint; the highest is the best.
 
   Args:
     found: `Report.accuracies()` on the validation split.
-    choose_by: 'average', robust accuracy, or 'average_and_worst', plus that of the worst class,
-      which between neighbouring epochs swings by ten times as much.
+    choose_by: 'average' for robust accuracy; 'average_and_worst' adds that of the worst class, which
+      varies about ten times as much between epochs.
 
   Returns:
-    The score; higher is better.
+    The score.
 
   Example:
     >>> score({'worst_case': .5, 'worst_class': .25}, 'average_and_worst')
     0.75
 
-  Source: Wei et al., CFA: Class-wise Calibrated Fair Adversarial Training, 2023, section 4.3. Its
-  released code scores so on the test set.
+  Reference: Wei et al., CFA: Class-wise Calibrated Fair Adversarial Training, 2023, section 4.3. The
+  released code scores on the test set.
   """
   return found['worst_case'] + (found['worst_class'] if choose_by == 'average_and_worst' else 0)
 
@@ -93,21 +89,19 @@ def average_if_fair(run: setup.Run, eval_variables: Callable[[step_lib.TrainStat
 
 
 def fit(run: setup.Run, variables: Variables) -> tuple[Variables, dict[str, Any] | None]:
-  """Fits a change of the deployed logits, `config.inference`, that raises the worst class.
+  """Fits `config.inference`, a change of the deployed logits that raises the worst class.
 
-  In each round PGD attacks the model as changed so far, and `inference.favour` changes it by what
-  stood. Of all rounds, the first of them without a change, the one with the highest worst class is
-  kept, of several that with the highest average.
+  In each round PGD attacks the model as changed so far, and `logit_adjustment.favour` changes it by the
+  robust accuracy of each class. The result is the round with the most robust worst class, and among
+  equals with the highest robust accuracy; the first round has no change.
 
   Args:
     run: the run.
-    variables: those to deploy.
+    variables: the variables to deploy.
 
   Returns:
-    The variables with the change, and the numbers before and after on the validation split; the
-    variables as they were and None for the kind 'none'.
-
-  Source: ours.
+    The variables with the change, and a summary of the validation accuracies before and after; for the
+    kind 'none' the unchanged variables and None.
   """
   c = run.config.inference
   if c.kind == 'none':
@@ -117,13 +111,13 @@ def fit(run: setup.Run, variables: Variables) -> tuple[Variables, dict[str, Any]
   for _ in range(c.rounds + 1):
     found = report(run, variables | {logit_adjustment.NAME: by_class})
     rounds.append((by_class, found.accuracies()))
-    stood = found.by_class(found.worst_case)
-    by_class = logit_adjustment.favour(by_class, stood, kind=c.kind, rate=c.rate)
+    robust = found.by_class(found.worst_case)
+    by_class = logit_adjustment.favour(by_class, robust, kind=c.kind, rate=c.rate)
   quality = lambda n: (rounds[n][1]['worst_class'], rounds[n][1]['worst_case'], -n)
   best = max(range(len(rounds)), key=quality)
   by_class, after = rounds[best]
   numbers = lambda found: {name: found[name]
                            for name in ('clean', 'worst_case', 'worst_class', 'by_class')}
-  told = {'round': best, **{name: values.tolist() for name, values in by_class.items()},
-          'validation': {'before': numbers(rounds[0][1]), 'after': numbers(after)}}
-  return variables | {logit_adjustment.NAME: by_class}, told
+  summary = {'round': best, **{name: values.tolist() for name, values in by_class.items()},
+             'validation': {'before': numbers(rounds[0][1]), 'after': numbers(after)}}
+  return variables | {logit_adjustment.NAME: by_class}, summary

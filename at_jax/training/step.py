@@ -1,6 +1,6 @@
-"""The training step of one device, pure, with a named axis for what devices share.
+"""The training step of one device, a pure function with a named axis for collectives.
 
-`sharding.py` runs it with `jax.pmap`; `jax.vmap(axis_name=…)` on one device computes the same.
+`sharding.py` runs it with `jax.pmap`. `jax.vmap(axis_name=…)` on one device computes the same.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,16 @@ Array = jax.Array
 
 
 class TrainState(NamedTuple):
-  """Everything a step changes; with the seed, everything a run needs to go on.
+  """The state that a step changes. With the configuration it is all that a run needs to resume.
 
   Attributes:
-    step: i32[], steps taken.
-    params: the network's parameters.
-    batch_stats: its BatchNorm statistics.
-    opt_state: the optimizer's state.
-    class_counts: `calibration.ClassCounts` where something depends on them, else empty.
-    average: `transforms.FairAverageState` where ends of epochs are averaged, else empty.
-    tuning: `regulated.Tuning` where a model is fine-tuned, else empty.
+    step: i32[], number of steps taken.
+    params: parameters of the network.
+    batch_stats: BatchNorm statistics of the network.
+    opt_state: state of the optimizer.
+    class_counts: `cfa.ClassCounts` if weights or calibration depend on the class, else empty.
+    average: `weight_averaging.FairAverageState` if CFA averages weights, else empty.
+    tuning: `methods.finetune.Tuning` if the loss is 'finetune', else empty.
   """
   step: Array
   params: Any
@@ -47,9 +47,9 @@ class Metrics(NamedTuple):
 
   Attributes:
     loss: f32[], in nats.
-    accuracy: f32[], of the deployed decision on the examples the method learns from (x', or x where
-      there is no attack), in train mode.
-    finite: bool[], the loss and every gradient are numbers.
+    accuracy: f32[], fraction of correct deployed decisions in train mode, at x', or at x without an
+      attack.
+    finite: bool[], the loss and all gradients are finite.
   """
   loss: Array
   accuracy: Array
@@ -57,14 +57,14 @@ class Metrics(NamedTuple):
 
 
 class EpochValues(NamedTuple):
-  """What may change from epoch to epoch without compiling again.
+  """Values that change between epochs without compiling again.
 
   Attributes:
-    weighted: bool[], importance weights count; before, each is exactly 1.
-    tau: i32[], of friendly PGD; None for an attack that does not stop early.
-    calibrated: bool[], factors by class count; before, each is exactly 1.
-    autoaugmented: bool[], AutoAugment has begun, for a recipe that has it.
-    lam: f32[], λ of `weighting.geometry`; None for other weights.
+    weighted: bool[], importance weights are used; otherwise all are exactly 1.
+    tau: i32[], τ of friendly PGD; None for an attack that does not stop early.
+    calibrated: bool[], factors per class are used; otherwise all are exactly 1.
+    autoaugmented: bool[], AutoAugment is used, if the recipe has it.
+    lam: f32[], λ of `gairat.weigh`; None for other weights.
   """
   weighted: Array | bool = True
   tau: Array | None = None
@@ -81,24 +81,23 @@ class Recipe(NamedTuple):
 
   Attributes:
     network: the network.
-    optimizer: an optax transformation.
-    objective: of `objectives`.
-    attack: `(logits_fn, x, y, key, index) -> AttackResult`, that takes `tau` where it is friendly,
-      `epsilon` where radii are by class and `scale` where it is regulated; or None for clean
-      training.
-    attack_folded: attack the deployed logits instead of the head's.
-    pad: of `data.augment`.
-    flip: of `data.augment`.
-    weigh: `(evidence, axis_name=…) -> weights`, of `weighting`, or None.
-    weights_on: of `objectives.mean_loss`.
-    beta: of `objectives.mean_loss`.
-    awp_gamma: of `transforms.awp_value_and_grad`.
-    views: augmentations of each example in a step, each of them attacked.
-    steps_per_epoch: after how many steps `ClassCounts` begin again.
+    optimizer: optax transformation.
+    objective: objective, as `methods.objective` describes it.
+    attack: inner attack, as `methods.inner_attacks` describes it; None for clean training. It gets
+      `tau` if it is friendly, `epsilon` if radii are calibrated and `scale` if a regulator scales it.
+    attack_folded: attack the deployed logits instead of those of the head.
+    pad: pixels of padding, as for `datasets.augment`.
+    flip: random flips, as for `datasets.augment`.
+    weigh: `(evidence, axis_name=…) -> weights f32[B]`, or None.
+    weights_on: as for `objective.mean_loss`.
+    beta: as for `objective.mean_loss`.
+    awp_gamma: γ of `awp.awp_value_and_grad`.
+    views: number of augmentations of each example per step; each is attacked.
+    steps_per_epoch: number of steps after which `cfa.ClassCounts` are reset.
     calibration: what is calibrated by class.
-    uses_teacher: give the objective the teacher's logits at x, as `reference`.
-    regulate: `(tuning, index, robust, axis_name=…) -> tuning`, of `regulated`, or None.
-    autoaugment: whether `autoaugment.augment` follows on `data.augment`.
+    uses_teacher: pass the logits of the teacher at x to the objective, as `reference`.
+    regulate: `(tuning, index, robust, axis_name=…) -> tuning`, or None.
+    autoaugment: apply `datasets.autoaugment_images` after `datasets.augment`.
   """
   network: deployed_lib.Network
   optimizer: optax.GradientTransformation
@@ -121,20 +120,18 @@ class Recipe(NamedTuple):
 
 def init(network: deployed_lib.Network, optimizer: optax.GradientTransformation, key: Array,
          x: Array, *, classes_counted: int = 0, averaged: bool = False) -> TrainState:
-  """A state at step 0.
+  """The state at step 0.
 
   Args:
     network: the network.
-    optimizer: an optax transformation.
-    key: a PRNG key.
+    optimizer: optax transformation.
+    key: PRNG key.
     x: f32[B, ...], any input of the right shape.
-    classes_counted: C if `ClassCounts` are to be kept, else 0.
-    averaged: whether the ends of epochs are to be averaged.
+    classes_counted: C to keep `cfa.ClassCounts`, else 0.
+    averaged: keep a `weight_averaging.FairAverageState`.
 
   Returns:
     A `TrainState`.
-
-  Source: ours.
   """
   variables = network.init(key, x)
   params = variables['params']
@@ -145,23 +142,23 @@ def init(network: deployed_lib.Network, optimizer: optax.GradientTransformation,
 
 
 class _Examples(NamedTuple):
-  """What a step learns from: each example once a view, the first views of all first."""
+  """The examples of a step, one per view: the first views of all, then the second."""
   x: Array
   x_adv: Array
   y: Array
   kappa: Array | None
-  robust: Array | None = None  # stood at x', in inference mode
-  reference: Array | None = None  # the teacher's logits at x
+  robust: Array | None = None  # still classified correctly at x', in inference mode
+  reference: Array | None = None  # logits of the teacher at x
 
 
 def _examples(state, images, labels, index, key, values, recipe, by_class) -> _Examples:
-  """Augments and attacks: no collective, and no gradient."""
+  """Augments and attacks. It has no collective and no gradient."""
   augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
   keys = jax.vmap(lambda i: jax.random.fold_in(augment_key, i))(index)
   if recipe.views == 2:
     keys = jnp.concatenate(list(jax.vmap(jax.random.split, out_axes=1)(keys)))
     images, y = jnp.concatenate([images, images]), jnp.concatenate([labels, labels])
-    index = jnp.concatenate([index, ~index])  # which no example has, so that its start is its own
+    index = jnp.concatenate([index, ~index])  # no example has index ~i, so the second view has its own draws
   else:
     y = labels
   images = pipeline.augment(images, keys, pad=recipe.pad, flip=recipe.flip)
@@ -187,26 +184,24 @@ def train_step(
     state: TrainState, images: Array, labels: Array, index: Array, key: Array,
     values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe, axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-  """One step: augment, attack in inference mode, update in train mode.
+  """One step: augments, attacks in inference mode, and updates in train mode.
 
-  What an example draws depends on the key, the step and its index alone, so it is the same on any
-  number of devices. The attack has no collective in it; the update has those of BatchNorm and one
-  mean of the gradients.
+  The draws of an example depend only on the key, the step and its index, so they are the same on any
+  number of devices. The attack has no collective. The update has those of BatchNorm, of weight
+  normalisers and of the mean of the gradients.
 
   Args:
-    state: the state before.
-    images: uint8[b, H, W, C], this device's share of the batch.
+    state: the state before the step.
+    images: uint8[b, H, W, C], the share of the batch of this device.
     labels: i32[b].
-    index: i32[b], the examples' places in the training set.
-    key: the run's PRNG key for training.
-    values: what the epoch decides.
-    recipe: what to do.
-    axis_name: the axis over devices, or None.
+    index: i32[b], positions of the examples in the training set.
+    key: PRNG key of training.
+    values: values of the epoch.
+    recipe: what a step does.
+    axis_name: axis over devices, or None.
 
   Returns:
-    The state after, and the step's `Metrics`.
-
-  Source: ours.
+    The state after the step, and its `Metrics`.
   """
   counts = cfa.begin_epoch(state.class_counts, state.step % recipe.steps_per_epoch == 0)
   by_class = cfa.by_class(recipe.calibration, counts, values.calibrated)
@@ -262,7 +257,7 @@ def _outcome(state: TrainState, examples: _Examples, recipe: Recipe,
   outcome = objective_lib.check(
       recipe.objective(forward, state.batch_stats, examples.x, examples.x_adv, y, **options),
       recipe.objective, len(y), recipe.views)
-  if temperature is not None:  # what weights and counts read are the network's own
+  if temperature is not None:  # weights and counts use the logits of the network
     outcome = outcome._replace(logits=cfa.temper(outcome.logits, y, 1 / temperature))
   return outcome
 
@@ -271,22 +266,20 @@ def train_steps(
     state: TrainState, images: Array, labels: Array, order: Array, key: Array,
     values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe, axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-  """Several steps in one program, on a training set that lives on the device.
+  """Several steps in one program, with the training set on the device.
 
   Args:
-    state: the state before.
+    state: the state before the steps.
     images: uint8[N, H, W, C], the whole training set.
     labels: i32[N].
-    order: i32[S, b], which examples this device takes in each step.
-    key: the run's PRNG key for training.
-    values: what the epoch decides.
-    recipe: what to do.
-    axis_name: the axis over devices, or None.
+    order: i32[S, b], the examples of this device in each step.
+    key: PRNG key of training.
+    values: values of the epoch.
+    recipe: what a step does.
+    axis_name: axis over devices, or None.
 
   Returns:
     The state after S steps, and `Metrics` with a leading axis S.
-
-  Source: ours.
   """
   def body(state: TrainState, index: Array) -> tuple[TrainState, Metrics]:
     return train_step(state, images[index], labels[index], index, key, values, recipe=recipe,
@@ -299,26 +292,25 @@ def batchnorm_steps(
     state: TrainState, images: Array, labels: Array, order: Array, key: Array,
     values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe, axis_name: str | None = None,
 ) -> tuple[TrainState, None]:
-  """What `train_steps` does to the BatchNorm statistics, at parameters that stay as they are.
+  """Updates the BatchNorm statistics as `train_steps` does, with fixed parameters.
 
-  The same examples go through the same passes, attacks included, so that the statistics are of the
-  same kind as those of training.
+  The examples are augmented, attacked and passed through the network as in training.
 
   Args:
-    state: the state before; its optimizer state is not read.
+    state: the state before the steps; its optimizer state is not used.
     images: uint8[N, H, W, C].
     labels: i32[N].
-    order: i32[S, b], which examples this device takes in each step.
-    key: a PRNG key.
-    values: what the epoch decides.
-    recipe: what training does.
-    axis_name: the axis over devices, or None.
+    order: i32[S, b], the examples of this device in each step.
+    key: PRNG key.
+    values: values of the epoch.
+    recipe: what a training step does.
+    axis_name: axis over devices, or None.
 
   Returns:
-    The state with statistics that have moved S times, and None.
+    The state with statistics updated S times, and None.
 
-  Source: ours; re-estimation before an average is evaluated: Izmailov et al., Averaging Weights
-  Leads to Wider Optima and Better Generalization, 2018.
+  Reference: Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, 2018
+  (re-estimation for an average of weights).
   """
   def body(state: TrainState, index: Array) -> tuple[TrainState, None]:
     by_class = cfa.by_class(recipe.calibration, state.class_counts, values.calibrated)

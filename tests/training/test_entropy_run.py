@@ -90,7 +90,7 @@ def test_an_average_of_ends_of_epochs_begins_at_the_end_of_its_epoch(name, inner
   np.testing.assert_allclose(found[8:11], own[7], rtol=1e-5)
   np.testing.assert_allclose(found[11:15], (own[7] + own[11]) / 2, rtol=1e-5)
   np.testing.assert_allclose(found[15], (own[7] + own[11] + own[15]) / 3, rtol=1e-5)
-  assert [epoch_plan.begun(c, epoch) for epoch in range(3)] == [False, True, True]
+  assert [epoch_plan.method_started(c, epoch) for epoch in range(3)] == [False, True, True]
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,7 @@ import pytest
 from at_jax import attacks, errors
 from at_jax.config import validation
 from at_jax.methods import cfa, finetune, losses
-from at_jax.training import epoch_plan, setup, sharding
+from at_jax.training import epoch_hooks, epoch_plan, setup, sharding
 from at_jax.training import finetune as finetune_lib
 from at_jax.training import step as step_lib
 from tests.fixtures.finetune_runs import config_of, equal, pieces
@@ -69,8 +69,8 @@ def test_clean_training_comes_first_and_the_teacher_is_its_end():
   c = config_of(regulator='radius', initial=.5)
   run, settler, validate = pieces(c)
   assert [epoch_plan.name(c, epoch) for epoch in (0, 1)] == ['standard', 'finetune']
-  assert [epoch_plan.begun(c, epoch) for epoch in (0, 1)] == [False, True]
-  assert [finetune_lib.begins(run, step) for step in (0, 1, 2, 3)] == [False, False, True, False]
+  assert [epoch_plan.method_started(c, epoch) for epoch in (0, 1)] == [False, True]
+  assert [len(epoch_hooks.at_start(run, epoch, settler)) for epoch in range(3)] == [0, 1, 0]
   clean = take(run, jax.device_get(setup.init_state(run)), 0)
   begun = finetune_lib.begin(run, clean, settler, validate)
   equal(begun.tuning.teacher, {'params': clean.params, 'batch_stats': clean.batch_stats})

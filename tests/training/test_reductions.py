@@ -39,7 +39,7 @@ def test_burn_in_is_training_without_weights_and_compiles_nothing_more(weights, 
 
   c = config_of(weights, loss)
   c.weights.start_epoch = 1
-  assert not epoch_plan.begun(c, 0) and epoch_plan.begun(c, 1)
+  assert not epoch_plan.method_started(c, 0) and epoch_plan.method_started(c, 1)
   weighed, _ = take_steps(c, counted)
   assert len(traces) == 1
   off = step_lib.EpochValues(jnp.asarray(False))
