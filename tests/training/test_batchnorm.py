@@ -1,4 +1,4 @@
-"""Averaged parameters are evaluated with statistics of their own."""
+"""Averages of weights are evaluated with BatchNorm statistics of their own."""
 
 import jax
 import numpy as np
@@ -9,8 +9,8 @@ from at_jax.methods import weight_averaging
 from at_jax.training import batchnorm, setup
 
 
-def started(**optimizer):
-  """A run on digits, and its state with an average that is another network's parameters."""
+def start(**optimizer):
+  """A run on digits, its state with an average of other parameters, and those parameters."""
   c = fields.default()
   c.dataset.update(name='digits', num_classes=10, validation_size=16, pad=0, flip=False)
   c.model.update(name='SmallCNN', features=(4,), hidden=(), padding='SAME', batch_norm=True)
@@ -28,24 +28,24 @@ def started(**optimizer):
 
 @pytest.mark.parametrize('optimizer', [dict(ema_decay=.9), dict(swa_start_epoch=1)],
                          ids=['ema', 'swa'])
-def test_statistics_are_those_of_the_training_data_at_the_average(optimizer):
-  run, state, other = started(**optimizer)
+def test_averages_get_statistics_of_the_training_data(optimizer):
+  run, state, other = start(**optimizer)
   found = batchnorm.reestimate_batchnorm(run)(state)
   jax.tree.map(np.testing.assert_array_equal, found['params'], other)
-  # By hand: the first layer's outputs over the whole training set, in NumPy.
+  # Expected: mean and variance of the first layer over the whole training set, in NumPy.
   x = np.pad(run.dataset.train.images / 255., ((0, 0), (1, 1), (1, 1), (0, 0)))[..., 0]
   w, b = other['conv1']['kernel'][:, :, 0], other['conv1']['bias']
   out = b + sum(x[:, i:i + 8, j:j + 8, None] * w[i, j] for i in range(3) for j in range(3))
   statistics = found['batch_stats']['bn1']
-  # Each is a weighted mean over some tens of batches of 20.
+  # The running statistics are weighted means over some tens of batches of 20.
   np.testing.assert_allclose(statistics['mean'], out.mean((0, 1, 2)), rtol=.05)
   np.testing.assert_allclose(statistics['var'], out.var((0, 1, 2)), rtol=.1)
   again = batchnorm.reestimate_batchnorm(run)(state)
   jax.tree.map(np.testing.assert_array_equal, found, again)
 
 
-def test_a_fair_average_is_settled_once_anything_is_taken_in():
-  run, state, other = started(fair_decay=.5)
+def test_fair_average_gets_statistics_once_it_is_not_empty():
+  run, state, other = start(fair_decay=.5)
   found = batchnorm.reestimate_batchnorm(run)(state)
   jax.tree.map(np.testing.assert_array_equal, found['params'], state.params)
   assert found['batch_stats'] is state.batch_stats
@@ -53,11 +53,11 @@ def test_a_fair_average_is_settled_once_anything_is_taken_in():
                                                     threshold=.2))
   found = batchnorm.reestimate_batchnorm(run)(state)
   jax.tree.map(np.testing.assert_array_equal, found['params'], other)
-  expected = batchnorm.reestimate_batchnorm(started(ema_decay=.9)[0])(started(ema_decay=.9)[1])
+  expected = batchnorm.reestimate_batchnorm(start(ema_decay=.9)[0])(start(ema_decay=.9)[1])
   jax.tree.map(np.testing.assert_array_equal, found['batch_stats'], expected['batch_stats'])
 
 
-def test_without_an_average_the_state_is_evaluated_as_it_is():
-  run, state, _ = started()
+def test_without_an_average_the_state_is_evaluated():
+  run, state, _ = start()
   found = batchnorm.reestimate_batchnorm(run)(state)
   assert found['params'] is state.params and found['batch_stats'] is state.batch_stats

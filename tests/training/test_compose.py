@@ -1,4 +1,4 @@
-"""Every weight with every loss, head, optimizer and perturbation, through the config alone."""
+"""Every combination of weights, loss, head, optimizer and perturbation, set in the configuration."""
 
 import functools
 import itertools
@@ -18,7 +18,7 @@ from tests.fixtures.composed_runs import AXES, after, config_of, take_steps
 
 ROOT = pathlib.Path(__file__).parents[2]
 ALL = list(itertools.product(*AXES.values()))
-# From the plainest on, each changes one thing of one before it; all values of all axes are in it.
+# Each combination changes one axis of an earlier one. All values of all axes occur.
 QUICK = [
     ('none', 'pgd_at', 'C', 'sgd', 0.),
     ('geometry', 'pgd_at', 'C', 'sgd', 0.),
@@ -34,7 +34,7 @@ QUICK = [
 
 
 def calibrate(config, *names):
-  """By class from the second epoch on, which is the second step."""
+  """Calibrates by class from the second epoch on, which is the second step."""
   config.calibration.update({name: True for name in names}, start_epoch=1)
   return config
 
@@ -50,7 +50,7 @@ def differ(a, b):
   return np.max(np.abs(after(*a) - after(*b))) > 1e-6
 
 
-def test_a_chain_of_changes_each_of_which_matters():
+def test_each_change_in_a_chain_changes_the_parameters():
   for one, other in itertools.pairwise(QUICK):
     assert np.isfinite(after(*other)).all()
     assert other in neighbours(one) and differ(one, other), (one, other)
@@ -58,13 +58,13 @@ def test_a_chain_of_changes_each_of_which_matters():
 
 @pytest.mark.long
 @pytest.mark.parametrize('combination', ALL, ids=lambda c: '-'.join(map(str, c)))
-def test_all_128(combination):
+def test_each_axis_of_all_128_combinations_matters(combination):
   assert np.isfinite(after(*combination)).all()
   same = [other for other in neighbours(combination) if not differ(combination, other)]
   assert not same
 
 
-def test_none_of_the_128_is_refused():
+def test_all_128_combinations_are_valid():
   assert len(ALL) == 128
   for combination in ALL:
     validation.check(config_of(*combination))
@@ -82,7 +82,7 @@ def test_none_of_the_128_is_refused():
     (dict(loss='gair_trades', kind='geometry', on='both', normalized=False), 'its regulariser'),
     (dict(loss='gair_trades', kind='geometry', on='regulariser'), 'must not be above 1'),
 ], ids=lambda value: '-'.join(map(str, value.values())) if isinstance(value, dict) else '')
-def test_what_makes_no_sense_is_refused_with_the_reason(fields, reason):
+def test_wrong_weights_are_refused(fields, reason):
   c = config_of()
   c.loss = fields.pop('loss', c.loss)
   c.weights.update(fields)
@@ -90,7 +90,7 @@ def test_what_makes_no_sense_is_refused_with_the_reason(fields, reason):
     validation.check(c)
 
 
-# What is calibrated, and loss, head, optimizer and perturbation beside it.
+# What is calibrated; then loss, head, optimizer and perturbation.
 CALIBRATED = [
     (('radius',), 'pgd_at', 'C', 'sgd', 0.),
     (('radius', 'beta', 'temperature'), 'consistency', '2C', 'entropy_sgd', .05),
@@ -104,7 +104,7 @@ def differs_where_calibrated(names, loss, *rest):
   plain = take_steps(c)[0]
   found, state = take_steps(calibrate(c, *names))
   assert np.isfinite(found).all() and np.max(np.abs(found - plain)) > 1e-6
-  # The accuracies it followed are of the epoch before, not all equal to what leaves it as it is.
+  # The accuracies of the previous epoch differ between classes, so the factors do too.
   assert np.ptp(state.class_counts.accuracy) > 0
 
 
@@ -116,7 +116,7 @@ def test_calibration_composes(combination):
 @pytest.mark.long
 @pytest.mark.parametrize('name, loss', [
     (name, loss) for name in ('radius', 'beta', 'temperature') for loss in (*AXES['loss'], 'gair_trades')
-    if (name, loss) != ('beta', 'pgd_at')])  # which has no regulariser
+    if (name, loss) != ('beta', 'pgd_at')])  # pgd_at has no regulariser
 @pytest.mark.parametrize('head, optimizer, awp', [('C', 'sgd', 0.), ('2C', 'entropy_sgd', .05)])
 def test_each_calibration_with_each_loss(name, loss, head, optimizer, awp):
   differs_where_calibrated((name,), loss, head, optimizer, awp)
@@ -137,7 +137,7 @@ def test_each_calibration_with_each_loss(name, loss, head, optimizer, awp):
     ({'inference.kind': 'biases'}, "did you mean 'bias'"),
     ({'validate.choose_by': 'worst'}, 'average_and_worst'),
 ], ids=lambda value: '-'.join(value) if isinstance(value, dict) else '')
-def test_what_makes_no_sense_by_class_is_refused_with_the_reason(fields, reason):
+def test_wrong_calibration_is_refused(fields, reason):
   c = config_of()
   c.update_from_flattened_dict(fields)
   with pytest.raises(errors.UserError, match=reason):
@@ -153,10 +153,10 @@ def test_four_devices_take_the_step_of_one(weights, loss):
   run = setup.build(c)
   recipe = epoch_plan.recipe(run, epoch_plan.name(c, 0))
   state, order = setup.init_state(run), np.arange(16)
-  if weights == 'class_wise':  # as if an epoch were over
+  if weights == 'class_wise':  # the counts of a finished epoch
     state = state._replace(class_counts=state.class_counts._replace(
         correct=jnp.array([1., 2., 3.]), seen=jnp.array([6., 5., 5.])))
-  copy = lambda tree: jax.tree.map(jnp.copy, tree)  # a step gives its state up
+  copy = lambda tree: jax.tree.map(jnp.copy, tree)  # a step donates its state
   images, labels = run.dataset.train
   one, _ = sharding.train_steps(recipe)(
       sharding.replicate(copy(state)), *sharding.replicate((images, labels)), order[None],
@@ -171,15 +171,15 @@ def test_four_devices_take_the_step_of_one(weights, loss):
                  getattr(four, part), getattr(one, part))
 
 
-def test_class_accuracies_are_of_the_epoch_before():
+def test_class_accuracies_are_of_the_previous_epoch():
   counts = take_steps(config_of('class_wise'))[1].class_counts
   np.testing.assert_array_equal(counts.seen, [6, 5, 5])  # this epoch's, of 16 labels 0, 1, 2, 0, …
-  before = counts.accuracy * counts.seen  # the epoch before had as many
+  before = counts.accuracy * counts.seen  # the previous epoch saw as many
   np.testing.assert_allclose(before, np.round(before), atol=1e-5)
   assert np.ptp(counts.accuracy) > 0
 
 
-def test_friendly_attacks_stop_as_their_schedule_says():
+def test_friendly_attacks_follow_their_schedule_of_tau():
   c = config_of()
   c.attack.num_steps = 2
   c.attack.friendly_taus, c.attack.friendly_epochs = (0, 2), (1,)
@@ -188,7 +188,7 @@ def test_friendly_attacks_stop_as_their_schedule_says():
   free = c.copy_and_resolve_references()
   free.attack.friendly_taus, free.attack.friendly_epochs = (), ()
   never = take_steps(free)[0]
-  # At τ = K no example ever stops; at 0 it does.
+  # At τ = K no example ever stops; at τ = 0 examples do.
   always = step_lib.EpochValues(jnp.asarray(True), jnp.asarray(2))
   np.testing.assert_allclose(take_steps(c, values=always)[0], never, atol=1e-7)
   assert np.max(np.abs(take_steps(c)[0] - never)) > 1e-6
@@ -199,7 +199,7 @@ def test_friendly_attacks_stop_as_their_schedule_says():
     ['--config.weights.kind=class_wise'], ['--config.optimizer.name=entropy_sgd'],
     ['--config.loss=consistency', '--config.optimizer.ema_decay=.9'],
 ], ids=['class-wise', 'entropy', 'ema'])
-def test_a_resumed_run_ends_as_one_that_never_stopped(fields, tmp_path):
+def test_a_resumed_run_ends_with_the_same_digests(fields, tmp_path):
   fields += [f'--config={ROOT}/configs/quickstart.py:smoke', '--config.dummy.start_epoch=0',
              '--config.weights.start_epoch=0']
   for name, epochs in (('whole', 2), ('parts', 1), ('parts', 2)):

@@ -16,8 +16,8 @@ from at_jax.methods import entropy_sgd, weight_averaging
 from at_jax.training import checkpoints, epoch_plan, loop, optimizers, setup
 
 # With a gradient of 1 and η' = .1 the inner steps reach a − .1, a − .2, a − .3, and μ ← .75μ + .25w
-# a − .025, a − .06875, a − .1265625: so far the anchor falls in a cycle, times the outer rate.
-FALL = {2: .06875, 3: .1265625}
+# a − .025, a − .06875, a − .1265625: the anchor moves by this per cycle, times the outer rate.
+MOVE = {2: .06875, 3: .1265625}
 
 
 def config_of(inner_steps, **optimizer):
@@ -33,7 +33,7 @@ def config_of(inner_steps, **optimizer):
 
 
 def evaluated(config, steps, steps_per_epoch):
-  """What would be evaluated after each step from 0 under a gradient that is always 1."""
+  """The evaluated parameter after each step from 0, with a gradient that is always 1."""
   made = optimizers.make(config, steps_per_epoch=steps_per_epoch, key=jax.random.key(0))
   update, w, found = jax.jit(made.optimizer.update), jnp.zeros(()), []
   state = made.optimizer.init(w)
@@ -54,20 +54,20 @@ def test_schedules_count_outer_steps(schedule, rates):
   c = config_of(3, **schedule)
   c.epochs = 3
   anchors, learning_rate = evaluated(c, 18, steps_per_epoch=6)
-  np.testing.assert_allclose(anchors[2::3], -FALL[3] * np.cumsum(rates), rtol=1e-5)
+  np.testing.assert_allclose(anchors[2::3], -MOVE[3] * np.cumsum(rates), rtol=1e-5)
   np.testing.assert_allclose([learning_rate(step) for step in range(18)], np.repeat(rates, 3),
                              rtol=1e-5)
 
 
 @pytest.mark.parametrize('name, inner_steps', [('sgd', 3), ('entropy_sgd', 0)])
-def test_without_cycles_they_count_steps(name, inner_steps):
+def test_without_inner_steps_schedules_count_steps(name, inner_steps):
   c = config_of(inner_steps, name=name, decay_epochs=(1,), decay_factor=.5)
   found, learning_rate = evaluated(c, 4, steps_per_epoch=2)
   np.testing.assert_allclose(found, [-1, -2, -2.5, -3])
   np.testing.assert_allclose([learning_rate(step) for step in range(4)], [1, 1, .5, .5])
 
 
-def test_the_schedule_of_fine_tuning_counts_outer_steps_from_its_start():
+def test_finetune_schedule_counts_outer_steps():
   c = config_of(3)
   c.loss = 'finetune'
   c.finetune.update(start_epoch=1, learning_rate=.01, warmup_epochs=1., decay_factor=.5)
@@ -78,15 +78,15 @@ def test_the_schedule_of_fine_tuning_counts_outer_steps_from_its_start():
                              rtol=1e-5)
 
 
-@pytest.mark.parametrize('name, inner_steps, fall', [('sgd', 0, 1.), ('entropy_sgd', 2, FALL[2])])
-def test_an_average_of_ends_of_epochs_begins_at_the_end_of_its_epoch(name, inner_steps, fall):
+@pytest.mark.parametrize('name, inner_steps, move', [('sgd', 0, 1.), ('entropy_sgd', 2, MOVE[2])])
+def test_swa_starts_at_the_end_of_its_epoch(name, inner_steps, move):
   # Four steps an epoch, and the ends of all epochs but the first are averaged.
   c = config_of(inner_steps, name=name, swa_start_epoch=1)
   c.epochs = 4
   found, _ = evaluated(c, 16, steps_per_epoch=4)
   inner = max(inner_steps, 1)
-  own = -fall * (np.arange(1, 17) // inner)  # w, or the anchor
-  np.testing.assert_allclose(found[:8], own[:8], rtol=1e-5)  # as long as nothing is averaged
+  own = -move * (np.arange(1, 17) // inner)  # w, or the anchor
+  np.testing.assert_allclose(found[:8], own[:8], rtol=1e-5)  # nothing is averaged yet
   np.testing.assert_allclose(found[8:11], own[7], rtol=1e-5)
   np.testing.assert_allclose(found[11:15], (own[7] + own[11]) / 2, rtol=1e-5)
   np.testing.assert_allclose(found[15], (own[7] + own[11] + own[15]) / 3, rtol=1e-5)
@@ -95,7 +95,7 @@ def test_an_average_of_ends_of_epochs_begins_at_the_end_of_its_epoch(name, inner
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-  """Two epochs of four steps in cycles of three, so that both end in the middle of a cycle."""
+  """Two epochs of four steps with cycles of three steps: both epochs end in mid-cycle."""
   rng, path = np.random.default_rng(0), tmp_path_factory.mktemp('run')
   images, labels = rng.integers(0, 256, (24, 4, 4, 1), dtype=np.uint8), np.arange(24) % 3
   np.savez(path / 'tiny.npz', train_images=images, train_label=labels, test_images=images,
@@ -134,13 +134,13 @@ def entropy_state(state):
   return next(part for part in state.opt_state if isinstance(part, entropy_sgd.EntropySGDState))
 
 
-def test_the_rate_changes_with_the_outer_step_at_the_boundary(whole):
+def test_the_rate_changes_with_the_outer_step(whole):
   # An epoch is 4/3 of an outer step, so × .2 comes after the first: at the fourth of eight steps.
   np.testing.assert_allclose(whole.logged, 3 * [.5] + 5 * [.1], rtol=1e-6)
   for step in range(1, 9):
     found = entropy_state(whole.states[step])
     assert (found.outer_step, found.inner_step) == divmod(step, 3)
-  # And this is the rate that is used: a ← a − rate·(a − μ).
+  # The rate in use: a ← a − rate·(a − μ).
   for end, rate in ((3, .5), (6, .1)):
     landed = jax.tree.map(lambda a, mean, rate=rate: a - rate * (a - mean), whole.states[end - 3].params,
                           entropy_state(whole.states[end]).average)
@@ -149,8 +149,8 @@ def test_the_rate_changes_with_the_outer_step_at_the_boundary(whole):
 
 
 def test_in_mid_cycle_the_anchor_is_evaluated(whole):
-  # After four and eight steps for validation, where a cycle began after three and six; then last,
-  # and best where it is another.
+  # Validation after four and eight steps, in cycles that began after three and six; then the final
+  # evaluation of last, and of best if it is another checkpoint.
   best = [whole.results['step']] * (whole.results['step'] != whole.results['last']['step'])
   ends = [4, 8, 8, *best]
   assert len(whole.variables) == len(ends)
@@ -162,8 +162,8 @@ def test_in_mid_cycle_the_anchor_is_evaluated(whole):
     assert max(jax.tree.leaves(gaps)) > 1e-3  # not the point of the chain
 
 
-def test_its_statistics_are_estimated_again(whole):
-  # From those of the chain, by linen's .9 a batch over one pass at the anchor; in NumPy.
+def test_statistics_of_the_anchor_are_reestimated(whole):
+  # Expected in NumPy: from the statistics of the last step, with linen's .9 per batch, at the anchor.
   images = whole.run.dataset.train.images
   order = np.asarray(pipeline.epoch_order(whole.run.keys['evaluate'], 0, 16)).reshape(4, 4)
   for end, found in zip((4, 8), whole.variables[:2], strict=True):

@@ -1,4 +1,4 @@
-"""What an epoch decides: schedules that a configuration asks for reach the step."""
+"""Schedules, inner attacks and optimizers of a configuration reach the step."""
 
 import pathlib
 
@@ -19,10 +19,10 @@ def parsed(name, *arguments):
 
 
 @pytest.mark.parametrize('arguments, expected', [
-    # What the released code's piecewise schedule was meant to be, cut down; epochs counted from 0.
+    # The intended piecewise schedule of the released code, shortened; epochs are counted from 0.
     (('--config.weights.later_lams=(-2.,-2.5)', '--config.weights.lam_epochs=(3,4)'),
      [-1., -1., -1., -2., -2.5]),
-    # Its linear one by hand: 1 − (e/5)·(1 − (−1)), its epochs e counted from 1.
+    # Its linear schedule: 1 − (e/5)·(1 − (−1)), with epochs e counted from 1.
     (('--config.weights.schedule=linear', '--config.weights.lam_first=1.'),
      [.6, .2, -.2, -.6, -1.]),
 ])
@@ -46,27 +46,27 @@ def test_lambda_follows_its_schedule_in_one_program(arguments, expected):
   assert len(traces) == 1
 
 
-def test_kappa_is_the_deployed_model_s():
+def test_kappa_counts_the_deployed_decision():
   c = parsed('ducat_cifar10.py:small', '--config.dataset.name=digits')
   attack = epoch_plan.recipe(setup.build(c), 'pgd_at').attack
-  # Of all 20 logits each image has its class's dummy on top, wherever the attack goes.
+  # The dummy of the true class is the largest of the 20 logits, whatever the attack does.
   x, y = jnp.full((3, 4, 4, 3), .5), jnp.array([0, 4, 9])
   logits = lambda x: 3. * (jnp.arange(20) == y[:, None] + 10) + 0 * x.sum((1, 2, 3))[:, None]
   np.testing.assert_array_equal(attack(logits, x, y, jax.random.key(0), None).kappa, 5)
 
 
-def test_entropy_sgd_is_one_field_of_any_configuration():
+def test_entropy_sgd_is_one_field_of_any_config():
   theirs = parsed('entropy_sgd_cifar10.py:small').optimizer
   ours = parsed('pgd_at_cifar10.py:small', '--config.optimizer.name=entropy_sgd').optimizer
   assert ours == theirs
-  # Its anchors' SGD by the released code: 1, then a fifth. One outer step in 20; an epoch has two.
+  # The outer rate of the released code: 1, then a fifth. 20 inner steps are one outer step.
   c = fields.default()
   c.optimizer.name, c.optimizer.decay_epochs = 'entropy_sgd', (1,)
   rate = optimizers.make(c, steps_per_epoch=40, key=jax.random.key(0)).learning_rate
   assert [float(rate(step)) for step in (0, 39, 40, 79)] == pytest.approx([1., 1., .2, .2])
 
 
-def test_the_inner_attack_is_a_field(monkeypatch, tmp_path):
+def test_the_inner_attack_takes_an_import_path(monkeypatch, tmp_path):
   (tmp_path / 'mine.py').write_text("""
 from at_jax.methods import inner_attacks
 

@@ -1,4 +1,4 @@
-"""An average of fair epochs through a whole run: resumed, never taken in, and what is logged."""
+"""CFA's average of weights in a whole run: logging, resume, and an average that stays empty."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 from at_jax import main
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Three epochs of three steps on a tiny network with radii by class; any worst class is fair.
+# Three epochs of three steps on a tiny network with radii by class; every epoch is averaged.
 RUN = (f'--config={ROOT}/configs/quickstart.py:smoke', '--config.dummy.enabled=False',
        '--config.calibration.radius=True', '--config.batch_size=460', '--config.epochs=3',
        '--config.checkpoint.every_steps=1', '--config.checkpoint.keep=20',
@@ -32,7 +32,7 @@ def logged(workdir, field):
   return [(line['step'], line[field]) for line in lines if field in line]
 
 
-def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_path):
+def test_fair_average_resumes_with_the_same_bits(tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   results = train(whole)
   assert logged(whole, 'averaged') == [(6, 1), (9, 2)]  # from the second epoch on
@@ -53,7 +53,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_path
 
 
 @pytest.mark.long
-def test_an_average_that_takes_nothing_in_is_none_to_the_bit(tmp_path):
+def test_an_empty_fair_average_changes_no_bit(tmp_path):
   with_average, without = tmp_path / 'with', tmp_path / 'without'
   results = [train(with_average, '--config.optimizer.fair_threshold=1.'),
              train(without, '--config.optimizer.fair_decay=0.')]

@@ -1,4 +1,4 @@
-"""Fine-tuning through the config: where it begins, its teacher, its adversary, its operating point."""
+"""Fine-tuning: objective, start, teacher, regulators, schedule, and operating point."""
 
 import functools
 
@@ -17,7 +17,7 @@ from tests.fixtures.finetune_runs import config_of, equal, pieces
 
 
 def take(run, state, epoch, steps=2):
-  """The state after steps of an epoch."""
+  """The state after some steps of an epoch."""
   order = np.arange(8 * steps).reshape(steps, 8) % 16
   step = sharding.train_steps(epoch_plan.recipe(run, epoch_plan.name(run.config, epoch)))
   state, data = sharding.replicate(state), sharding.replicate(tuple(run.dataset.train))
@@ -29,14 +29,14 @@ def take(run, state, epoch, steps=2):
 
 
 def tuned(steps=2, **fields):
-  """A run and its state after steps of fine-tuning from the start."""
+  """A run that fine-tunes from the start, and its state after some steps."""
   c = config_of(start_epoch=0, anchor_weight=0., warmup_epochs=0., **fields)
   run, settler, validate = pieces(c)
   state = finetune_lib.begin(run, jax.device_get(setup.init_state(run)), settler, validate)
   return run, take(run, state, 0, steps)
 
 
-def test_the_objective_by_hand():
+def test_objective_equals_numpy():
   rng = np.random.default_rng(0)
   z, z_adv, z_teacher = rng.normal(size=(3, 5, 4))
   y = np.array([0, 1, 2, 3, 0])
@@ -55,17 +55,17 @@ def test_the_objective_by_hand():
       assert found.batch_stats == 2
 
 
-def test_the_clean_prediction_does_not_follow_the_adversarial_one():
+def test_the_kl_has_no_gradient_in_the_clean_prediction():
   forward = lambda x, batch_stats, branch: (x, batch_stats)
   x_adv, y = jnp.array([[0., 2.]]), jnp.array([0])
   apart = lambda x: finetune.finetune(forward, {}, x, x_adv, y, distance='kl', anchor='kl',
                                       anchor_weight=0.).regulariser[0]
   x = jnp.array([[2., 0.]])
   assert np.all(jax.grad(apart)(x) == 0)
-  assert np.any(jax.grad(lambda x: losses.kl(x, x_adv)[0])(x) != 0)  # as TRADES would
+  assert np.any(jax.grad(lambda x: losses.kl(x, x_adv)[0])(x) != 0)  # TRADES has this gradient
 
 
-def test_clean_training_comes_first_and_the_teacher_is_its_end():
+def test_the_teacher_is_the_end_of_clean_training():
   c = config_of(regulator='radius', initial=.5)
   run, settler, validate = pieces(c)
   assert [epoch_plan.name(c, epoch) for epoch in (0, 1)] == ['standard', 'finetune']
@@ -75,7 +75,7 @@ def test_clean_training_comes_first_and_the_teacher_is_its_end():
   begun = finetune_lib.begin(run, clean, settler, validate)
   equal(begun.tuning.teacher, {'params': clean.params, 'batch_stats': clean.batch_stats})
   assert (begun.tuning.start_clean, begun.tuning.start_robust) == (.5, .25)
-  # No momentum of the clean phase, and no count of its steps.
+  # The optimizer's state is new: no momentum and no step count of the clean phase.
   assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(begun.opt_state))
   assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(clean.opt_state))
   after = take(run, begun, 1)
@@ -95,7 +95,7 @@ def test_the_clean_phase_is_standard_training():
   equal((found.params, found.batch_stats), (expected.params, expected.batch_stats))
 
 
-def test_without_its_parts_it_is_standard_training_to_the_bit():
+def test_without_its_parts_it_is_standard_to_the_bit():
   run, found = tuned(beta=0., learning_rate=.1, decay_factor=1.)
   c = run.config.copy_and_resolve_references()
   c.loss = 'standard'
@@ -107,7 +107,7 @@ def test_without_its_parts_it_is_standard_training_to_the_bit():
 
 
 @pytest.mark.parametrize('rule, distance', [('radius', 'kl'), ('controller', 'cross_entropy')])
-def test_a_full_share_that_never_moves_is_no_regulator(rule, distance):
+def test_a_constant_full_radius_is_no_regulator(rule, distance):
   _, found = tuned(regulator=rule, initial=1., delta=0., distance=distance)
   _, expected = tuned(distance=distance)
   equal((found.params, found.batch_stats), (expected.params, expected.batch_stats))
@@ -136,42 +136,42 @@ def test_boundary_is_friendly_pgd():
     assert np.max(np.abs(found.x_adv - friendly[tau])) > 1e-3
 
 
-def test_learning_rates_by_hand():
+def test_learning_rates_of_warmup_and_decay():
   c = config_of(epochs=4, warmup_epochs=1., learning_rate=.03, decay_factor=.25)
   c.optimizer.learning_rate, c.optimizer.decay_epochs = .4, ()
   run = setup.build(c)
-  # Two clean steps; two of the rise to .03 in thirds; then a quarter every two steps.
+  # Two clean steps; a warm-up of two steps to .03 in thirds; then a factor .25 per two steps.
   expected = [.4, .4, .01, .02, .03, .015, .0075]
   np.testing.assert_allclose([run.schedule(s) for s in range(7)], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('curve, expected', [
-    # Clean .900 at the start and .005 of tolerance: .895 is the least.
+    # Clean accuracy .900 at the start and a tolerance of .005: at least .895.
     ([(1, .905, .10), (2, .896, .20), (3, .895, .30), (4, .894, .40), (5, .70, .50)], 3),
     ([(1, .90, .10), (2, .91, .20), (3, .91, .20)], 2),  # the earliest of equals
-    ([(1, .85, .50), (2, .89, .30), (3, .80, .60)], 2),  # none: the smallest drop
-    ([(1, .894, .90), (2, .95, .0)], 2),  # kept without robustness is kept
+    ([(1, .85, .50), (2, .89, .30), (3, .80, .60)], 2),  # none is within: the smallest drop
+    ([(1, .894, .90), (2, .95, .0)], 2),  # within, with robustness 0
 ])
-def test_operating_points_by_hand(curve, expected):
+def test_operating_point_within_tolerance(curve, expected):
   points = [finetune_lib.Point(*point) for point in curve]
   assert finetune_lib.operating_point(points, .9, .005).step == expected
 
 
-def test_the_table_marks_the_point_and_says_why():
-  told = {'start': {'clean': .9, 'robust': .01}, 'tolerance': .005, 'chosen': 20,
+def test_the_table_marks_the_operating_point():
+  summary = {'start': {'clean': .9, 'robust': .01}, 'tolerance': .005, 'chosen': 20,
           'within_tolerance': False,
           'curve': [{'step': 10, 'epoch': 5., 'clean': .8, 'robust': .3, 'clean_change': -.1,
                      'robust_gain': .29},
                     {'step': 20, 'epoch': 6., 'clean': .88, 'robust': .2, 'clean_change': -.02,
                      'robust_gain': .19}]}
-  lines = finetune_lib.table(told).splitlines()
+  lines = finetune_lib.table(summary).splitlines()
   assert [line[0] for line in lines[3:5]] == [' ', '*']
   assert '-2.0' in lines[4] and '+19.0' in lines[4] and 'smallest drop' in lines[-1]
 
 
 @functools.cache
 def composed(fields):
-  """The parameters after an epoch of each phase and a repetition, and those to evaluate."""
+  """The parameters after an epoch of clean training and two of fine-tuning, and those evaluated."""
   fields = dict(fields)
   c = config_of(regulator='radius', batch_norm='dual')
   c.weights.update({name: fields[name] for name in ('kind', 'on') if name in fields})
@@ -181,7 +181,7 @@ def composed(fields):
   validation.check(c)
   run, settler, validate = pieces(c)
   clean = take(run, jax.device_get(setup.init_state(run)), 0)
-  # Class-wise weights follow an epoch, so there are two of fine-tuning.
+  # Class-wise weights need the accuracies of an epoch, so there are two epochs of fine-tuning.
   state = take(run, finetune_lib.begin(run, clean, settler, validate), 1, steps=4)
   assert int(state.step) == 6
   return tuple(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
@@ -193,15 +193,16 @@ def composed(fields):
     pytest.param(dict(optimizer='entropy_sgd'), marks=pytest.mark.long),
     pytest.param(dict(kind='class_wise', ema=.9), marks=pytest.mark.long),
 ], ids=lambda fields: '-'.join(map(str, fields.values())))
-def test_it_composes(fields):
+def test_finetuning_composes(fields):
   params, evaluated = composed(tuple(fields.items()))
   assert np.isfinite(params).all() and np.isfinite(evaluated).all()
   assert np.max(np.abs(params - composed(())[0])) > 1e-6
-  averages = {'swa', 'ema'} & fields.keys()  # after a whole inner loop, the anchor is where it is
+  # Of EntropySGD the anchor is evaluated, which after a whole cycle equals the parameters.
+  averages = {'swa', 'ema'} & fields.keys()
   assert (np.max(np.abs(evaluated - params)) > 1e-6) == bool(averages)
 
 
-def test_statistics_are_estimated_with_each_examples_own_radius(monkeypatch):
+def test_statistics_use_the_radius_of_each_example(monkeypatch):
   c = config_of(regulator='radius')
   c.optimizer.ema_decay = .9
   run, settler, _ = pieces(c)
@@ -226,7 +227,7 @@ def test_statistics_are_estimated_with_each_examples_own_radius(monkeypatch):
     (dict(tolerance=1.5), 'share between 0 and 1'),
     (dict(initial=-.1), 'share between 0 and 1'),
 ], ids=lambda value: '-'.join(value) if isinstance(value, dict) else '')
-def test_what_makes_no_sense_is_refused(change, reason):
+def test_wrong_finetune_fields_are_refused(change, reason):
   with pytest.raises(errors.UserError, match=reason):
     config_of(**change)
 
@@ -237,7 +238,7 @@ def test_what_makes_no_sense_is_refused(change, reason):
     ('dataset.validation_size', 0, 'clean accuracy'),
     ('model.batch_norm', False, 'has no BatchNorm'),
 ])
-def test_what_does_not_go_with_it_is_refused(field, value, reason):
+def test_incompatible_fields_are_refused(field, value, reason):
   c = config_of(batch_norm='dual')
   group, name = field.split('.')
   c[group][name] = value

@@ -1,4 +1,4 @@
-"""Fine-tuning as a command: resumed, from another run's checkpoint, and what it reports."""
+"""Fine-tuning as a command: resume, start from another run, and report."""
 
 import json
 import pathlib
@@ -38,13 +38,13 @@ def command(workdir, form='', **fields):
     ('radius-', 2),  # where fine-tuning begins
     pytest.param('controller-dual-', 5, marks=pytest.mark.long),  # amid its second epoch
 ])
-def test_a_resumed_run_ends_with_the_same_bits_and_reports_its_curve(form, stopped, tmp_path,
+def test_a_resumed_run_has_the_same_bits_and_curve(form, stopped, tmp_path,
                                                                      capsys):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   every = {'checkpoint.every_steps': 1, 'checkpoint.keep': 9}
   assert command(whole, form, **every) == 0
   printed = capsys.readouterr().out
-  shutil.copytree(whole, parts)  # what a run that was killed there leaves
+  shutil.copytree(whole, parts)  # as if the run had been killed there
   for step in range(stopped + 1, 9):
     shutil.rmtree(parts / 'checkpoints' / f'{step:08d}')
   (parts / 'results.json').unlink()
@@ -54,15 +54,15 @@ def test_a_resumed_run_ends_with_the_same_bits_and_reports_its_curve(form, stopp
   assert any('teacher' in leaf for leaf in digests(whole, 8))
   assert any(('radius' if 'radius' in form else 'strength') in leaf for leaf in digests(whole, 8))
   results, again = (json.loads((d / 'results.json').read_text()) for d in (whole, parts))
-  told = results['finetune']
-  assert told == again['finetune']
-  assert [point['epoch'] for point in told['curve']] == [2, 3, 4]
-  # The checkpoint that was kept as best, and tested, is the operating point of the curve.
-  assert results['step'] == told['chosen'] and '* is the operating point' in printed
+  summary = results['finetune']
+  assert summary == again['finetune']
+  assert [point['epoch'] for point in summary['curve']] == [2, 3, 4]
+  # The best checkpoint, which is evaluated, is the operating point of the curve.
+  assert results['step'] == summary['chosen'] and '* is the operating point' in printed
   if 'controller' in form:
     lines = map(json.loads, (whole / 'metrics.jsonl').read_text().splitlines())
     strengths = [line['strength'] for line in lines if 'strength' in line]
-    kept = [point['clean'] >= told['start']['clean'] - .005 for point in told['curve']]
+    kept = [point['clean'] >= summary['start']['clean'] - .005 for point in summary['curve']]
     expected = [.25]
     for one in kept[:-1]:
       expected.append(min(max(expected[-1] + (.25 if one else -.25), 0), 1))
@@ -76,14 +76,14 @@ def source_run(workdir, **fields):
 
 @pytest.mark.parametrize('which, average', [
     ('best', 0.), pytest.param('last', .9, marks=pytest.mark.long)])
-def test_it_begins_with_the_outputs_of_a_checkpoint(which, average, tmp_path):
+def test_it_starts_with_the_outputs_of_a_checkpoint(which, average, tmp_path):
   source = tmp_path / 'source'
   source_run(source, **{'optimizer.ema_decay': average})
-  # The other run, opened as its own evaluation would.
+  # The source, opened as its own evaluation would open it.
   before = fields_lib.default()
   before.model = {}
-  told = json.loads((source / 'config.json').read_text())
-  before.update(told)
+  summary = json.loads((source / 'config.json').read_text())
+  before.update(summary)
   other, store = loop._open(before, source)
   template = jax.device_get(setup.init_state(other))
   saved = (store.best if which == 'best' else store.newest)(template)[0]
@@ -104,12 +104,12 @@ def test_it_begins_with_the_outputs_of_a_checkpoint(which, average, tmp_path):
                             for name in dual_batchnorm.NAMES))
 
 
-def test_a_source_that_is_missing_or_does_not_fit_is_one_line(tmp_path, capsys):
+def test_a_wrong_source_is_one_line(tmp_path, capsys):
   source = tmp_path / 'source'
   source_run(source)
   begin = {'finetune.start_epoch': 0, 'epochs': 2}
 
-  def said(**fields):
+  def message(**fields):
     capsys.readouterr()
     assert command(tmp_path / 'run', **begin, **fields) == 2
     line, = capsys.readouterr().err.strip().splitlines()
@@ -117,17 +117,17 @@ def test_a_source_that_is_missing_or_does_not_fit_is_one_line(tmp_path, capsys):
     assert not (tmp_path / 'run').exists()
     return line
 
-  assert 'no config.json' in said(**{'finetune.source': tmp_path / 'nowhere'})
-  assert 'config.model.width is 2 and here it is 3' in said(
+  assert 'no config.json' in message(**{'finetune.source': tmp_path / 'nowhere'})
+  assert 'config.model.width is 2 and here it is 3' in message(
       **{'finetune.source': source, 'model.width': 3})
-  assert 'config.dataset.validation_size is 8 and here it is 7' in said(
+  assert 'config.dataset.validation_size is 8 and here it is 7' in message(
       **{'finetune.source': source, 'dataset.validation_size': 7})
   for checkpoint in (source / 'checkpoints').iterdir():
     checkpoint.rename(checkpoint.with_suffix('.gone'))
-  assert 'none of its checkpoints' in said(**{'finetune.source': source})
+  assert 'none of its checkpoints' in message(**{'finetune.source': source})
 
 
-def test_a_run_from_a_source_needs_it_only_to_begin(tmp_path):
+def test_a_resumed_run_does_not_need_its_source(tmp_path):
   source, workdir = tmp_path / 'source', tmp_path / 'run'
   source_run(source)
   fields = {'finetune.start_epoch': 0, 'finetune.source': source}

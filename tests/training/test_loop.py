@@ -1,4 +1,4 @@
-"""A run that is stopped, in whatever way, ends as one that never was."""
+"""The training loop: resume with the same bits, SIGTERM, kills, NaN, a full disk, and results."""
 
 import json
 import pathlib
@@ -17,13 +17,13 @@ from at_jax import main
 pytestmark = pytest.mark.usefixtures('fully_compiled')
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = f'--config={ROOT}/configs/quickstart.py:smoke'
-# 26 steps of two phases on a tiny network, a checkpoint every third.
+# 26 steps in two phases of a tiny network, with a checkpoint every third step.
 LONGER = (QUICK, '--config.batch_size=100', '--config.checkpoint.every_steps=3',
           '--config.log_every_steps=1')
 
 
 def digests(workdir, step):
-  """The digests of every leaf of a checkpoint, as they were computed when it was saved."""
+  """The digests of all arrays of a checkpoint, computed when it was saved."""
   path = workdir / 'checkpoints' / f'{step:08d}'
   return ocp.checkpointables_metadata(path).custom_metadata['digests']
 
@@ -39,11 +39,11 @@ def steps_logged(workdir):
   return [json.loads(line)['step'] for line in lines if '"loss"' in line]
 
 
-def test_more_epochs_go_on_to_the_same_bits(tmp_path, capsys):
+def test_more_epochs_end_with_the_same_bits(tmp_path, capsys):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   assert main.main([QUICK, f'--workdir={whole}']) == 0
   fewer = [QUICK, f'--workdir={parts}', '--config.dummy.start_epoch=0']
-  assert main.main([QUICK, f'--workdir={whole}', '--config.seed=1']) == 2  # another run's folder
+  assert main.main([QUICK, f'--workdir={whole}', '--config.seed=1']) == 2  # the folder of another run
   err = capsys.readouterr().err
   assert 'config.seed was 0 and is 1' in err and 'Traceback' not in err
   assert main.main([*fewer, '--config.epochs=1']) == 0
@@ -55,7 +55,7 @@ def test_more_epochs_go_on_to_the_same_bits(tmp_path, capsys):
   assert steps_logged(parts) == [1, 2]
 
 
-def test_a_finished_run_evaluates_again_without_training(tmp_path):
+def test_evaluate_mode_repeats_the_results(tmp_path):
   assert main.main([QUICK, f'--workdir={tmp_path}']) == 0
   before = json.loads((tmp_path / 'results.json').read_text())
   (tmp_path / 'results.json').unlink()
@@ -66,7 +66,7 @@ def test_a_finished_run_evaluates_again_without_training(tmp_path):
   assert set(after['robust']) == {'pgd1'} == set(after['authors'])
 
 
-def test_results_say_what_was_run(tmp_path):
+def test_results_hold_config_versions_and_command(tmp_path):
   assert main.main([QUICK, f'--workdir={tmp_path}', '--config.seed=3']) == 0
   results = json.loads((tmp_path / 'results.json').read_text())
   assert {'config', 'dataset', 'n', 'seed', 'clean', 'robust', 'authors', 'worst_case', 'device',
@@ -91,11 +91,11 @@ def test_sigterm_saves_and_exits_with_zero(tmp_path):
   assert process.returncode == 0, err
   assert 'the same command resumes there' in err
   stopped = steps_logged(tmp_path)[-1]
-  assert (tmp_path / 'checkpoints' / f'{stopped:08d}').is_dir()  # the very step it stopped at
+  assert (tmp_path / 'checkpoints' / f'{stopped:08d}').is_dir()  # the step at which it stopped
   assert not (tmp_path / 'results.json').exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path, capsys):
+def test_a_nan_loss_stops_the_run(tmp_path, capsys):
   # A learning rate this large makes the second step's logits infinite.
   code = main.main([*LONGER, f'--workdir={tmp_path}', '--config.optimizer.learning_rate=1e30',
                     '--config.checkpoint.every_steps=1'])
@@ -103,12 +103,12 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, capsys):
   assert code == 2
   assert err[-1].startswith('at_jax: loss = nan: not a number at step')
   assert 'learning_rate' in err[-1] and not (tmp_path / 'results.json').exists()
-  for folder in (tmp_path / 'checkpoints').iterdir():  # whatever was kept is sound
+  for folder in (tmp_path / 'checkpoints').iterdir():  # the checkpoints that remain are sound
     assert folder.name.isdecimal()
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-  # A limit on the size of a file stands in for the disk: writing beyond it fails, as on a full one.
+  # A limit on the size of files makes writing fail, as on a full disk.
   limited = ('import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2); '
              'from at_jax import main; sys.exit(main.main(sys.argv[1:]))')
   found = subprocess.run(
@@ -131,7 +131,7 @@ def test_killed_ten_times_it_ends_with_the_same_bits(tmp_path):
   for _ in range(10):
     process = start(killed, *longer)
     before = len(logged_so_far(killed))
-    # Now and then before the first step, mostly while it trains and saves.
+    # Sometimes before the first step, mostly while it trains and saves.
     wanted, deadline = before + chance.randint(0, 9), time.monotonic() + 120
     while len(logged_so_far(killed)) < wanted and time.monotonic() < deadline:
       time.sleep(.01)
@@ -163,5 +163,5 @@ def test_arrays_of_an_npz_file_train(tmp_path, capsys):
 def logged_so_far(workdir):
   try:
     return steps_logged(workdir)
-  except (FileNotFoundError, ValueError):  # not begun, or a line is just being written
+  except (FileNotFoundError, ValueError):  # not started, or a line is just being written
     return []

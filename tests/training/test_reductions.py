@@ -1,4 +1,4 @@
-"""What a method becomes where its parameter ends: no weights, hard labels, no perturbation."""
+"""Limits of the methods: no weights, hard labels, no perturbation, no inner steps."""
 
 import functools
 import itertools
@@ -14,7 +14,7 @@ from at_jax.training import epoch_plan
 from at_jax.training import step as step_lib
 from tests.fixtures.composed_runs import AXES, after, config_of, take_steps
 
-# Each loss with each head, and of the other axes one value after the other.
+# Each loss with each head; the other axes take their values in turn.
 REDUCED = [
     pytest.param(AXES['weights'][(i + i // 4) % 4], loss, head, AXES['optimizer'][(i + i // 2) % 2],
                  AXES['awp'][i // 2 % 2], marks=pytest.mark.long)
@@ -22,12 +22,12 @@ REDUCED = [
 
 
 def in_cells(*quick):
-  """A test in one cell of the matrix, and in those of `REDUCED` among the long ones."""
+  """Parametrizes a test by one combination, and by those of `REDUCED` in the long tests."""
   return pytest.mark.parametrize('weights, loss, head, optimizer, awp', [quick, *REDUCED])
 
 
 @pytest.mark.parametrize('weights, loss', [('geometry', 'pgd_at'), ('margin', 'trades')])
-def test_burn_in_is_training_without_weights_and_compiles_nothing_more(weights, loss):
+def test_burn_in_has_no_weights_and_one_program(weights, loss):
   traces = []
 
   def counted(recipe):
@@ -65,7 +65,7 @@ def hard_labels(forward, batch_stats, x, x_adv, y):
 
 @pytest.mark.parametrize('loss', [
     'pgd_at', *(pytest.param(loss, marks=pytest.mark.long) for loss in AXES['loss'][1:])])
-def test_no_dummy_weight_in_a_config_is_hard_labels(loss):
+def test_zero_dummy_weights_are_hard_labels(loss):
   def after_one(change, **weights):
     c = config_of('none', loss, '2C')
     c.dummy.update(weights)
@@ -75,17 +75,17 @@ def test_no_dummy_weight_in_a_config_is_hard_labels(loss):
   def by_hand(recipe):
     if loss == 'pgd_at':
       return recipe._replace(objective=hard_labels)
-    # All that the config gives the objective stays, but for DUCAT's part.
+    # The options of the objective stay, except that of DUCAT.
     return recipe._replace(objective=functools.partial(recipe.objective, ducat=hard_labels))
 
   found = after_one(lambda recipe: recipe, benign_weight=0., adversarial_weight=0.)
-  # With the default weights, which an objective that takes none does not read.
+  # `hard_labels` does not read the dummy weights, which have their defaults here.
   expected = after_one(by_hand)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
 
 
 @in_cells('geometry', 'mart', 'C', 'sgd', 0.)
-def test_no_perturbation_is_none(weights, loss, head, optimizer, awp):
+def test_awp_with_gamma_zero_is_no_perturbation(weights, loss, head, optimizer, awp):
   del awp
   c = config_of(weights, loss, head, optimizer)
   found, _ = take_steps(c, lambda recipe: recipe._replace(awp_gamma=jnp.array(0.)))
@@ -93,7 +93,7 @@ def test_no_perturbation_is_none(weights, loss, head, optimizer, awp):
 
 
 @in_cells('none', 'pgd_at', 'C', 'sgd', 0.)
-def test_no_inner_step_is_the_outer_optimizer_to_the_bit(weights, loss, head, optimizer, awp):
+def test_zero_inner_steps_are_sgd_to_the_bit(weights, loss, head, optimizer, awp):
   del optimizer
   c = config_of(weights, loss, head, 'entropy_sgd', awp)
   c.optimizer.entropy.inner_steps = 0

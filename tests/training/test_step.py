@@ -1,4 +1,4 @@
-"""The training step: devices, collectives, and what it learns from."""
+"""The training step: devices, collectives, targets and updates."""
 
 import functools
 
@@ -17,7 +17,7 @@ from at_jax.training import step as step_lib
 from tests.fixtures import processes
 from tests.fixtures.training_steps import make
 
-# Run in a process of its own, because the number of devices and float64 are set before jax starts.
+# Runs in a process of its own: the number of devices and float64 are set before jax starts.
 _FOUR_DEVICES = '''
 import sys
 import jax, jax.numpy as jnp, numpy as np
@@ -37,7 +37,7 @@ for form in ('vmap', 'pmap'):
 
 @pytest.mark.parametrize('dtype, tolerance', [
     ('float64', 1e-10),  # 20 steps
-    # One step: later, sign gradients turn rounding into pixels.
+    # One step: sign gradients amplify rounding in later steps.
     pytest.param('float32', 1e-6, marks=pytest.mark.long),
 ])
 def test_four_devices_take_the_step_of_one(dtype, tolerance):
@@ -55,12 +55,12 @@ print(*(training_steps.collectives(n) for n in (0, 1, 6)))
 
 
 def test_the_attack_has_no_collective():
-  # Its steps are written out on the CPU, so one collective in it would show once a step.
+  # On the CPU the attack is unrolled, so a collective in it would be counted once per step.
   clean, one, six = map(int, processes.in_four_devices(_COLLECTIVES).split())
   assert clean == one == six > 0
 
 
-def test_ducat_learns_both_halves_of_the_head_from_clean_and_adversarial_examples():
+def test_ducat_step_equals_numpy_in_both_halves():
   # The attack is a stand-in, so that x' is known; the weights are unequal, and so are the terms.
   ducat = functools.partial(ducat_lib.ducat, benign_weight=.25, adversarial_weight=1., alpha=2.)
   stand_in = lambda logits_fn, x, y, key, index: attacks.AttackResult(1 - x, y < 0, y, 0. * y)
@@ -73,15 +73,15 @@ def test_ducat_learns_both_halves_of_the_head_from_clean_and_adversarial_example
   state = init(jax.random.key(0), x)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   z, _ = jax.jit(recipe.network.train)(variables, jnp.concatenate([x, 1 - x]))  # in one pass
-  # Every other label is what the deployed model says of x', and of some of them the dummy says it.
+  # Every other label is the deployed decision at x'; for some of them the dummy class decides.
   on_top = np.argmax(z[16:], axis=1)
   y = (on_top + rows % 2) % 10
   assert (on_top[::2] >= 10).any() and (on_top[::2] < 10).any()
   step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
   found, metrics = step(state, images, y, rows, jax.random.key(1))
   assert metrics.accuracy == .5
-  # ½[CE(f(x), t_b) + α·CE(f(x'), t_a)] in NumPy: the clean target gives a quarter to the dummy,
-  # output y + 10, the adversarial one everything.
+  # ½[CE(f(x), t_b) + α·CE(f(x'), t_a)] in NumPy: the clean target gives a quarter to the dummy class,
+  # which is output y + 10; the adversarial target gives it everything.
   p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
   own, dummy, adversarial_dummy = p[rows, y], p[rows, y + 10], p[16 + rows, y + 10]
   loss = -(.75 * np.log(own) + .25 * np.log(dummy) + 2 * np.log(adversarial_dummy)) / 2
@@ -96,7 +96,7 @@ def test_ducat_learns_both_halves_of_the_head_from_clean_and_adversarial_example
   assert moved[:10].max() > 1e-3 and moved[10:].max() > 1e-3  # both halves move
 
 
-def test_the_attack_sees_the_folded_logits_when_asked():
+def test_attack_logits_are_raw_or_folded():
   def seen(folded):
     widths = []
 
@@ -111,11 +111,11 @@ def test_the_attack_sees_the_folded_logits_when_asked():
                    jnp.arange(2), jax.random.key(0))
     return widths
 
-  # Ten classes and their ten dummies, or the ten that are deployed.
+  # Ten classes and ten dummy classes, or the ten deployed logits.
   assert seen(False) == [20] and seen(True) == [10]
 
 
-def test_the_update_is_that_of_sgd_by_hand():
+def test_the_update_equals_sgd():
   # One step without an attack: w ← w − lr·(∇ mean CE + wd·w); the momentum begins at the gradient.
   recipe = make()._replace(attack=None, objective=pgd_at.standard, pad=0, flip=False)
   train = pipeline.load('digits').train
@@ -134,7 +134,7 @@ def test_the_update_is_that_of_sgd_by_hand():
   np.testing.assert_allclose(metrics.loss, loss(state.params), rtol=1e-5)
 
 
-def test_several_steps_in_a_call_are_the_steps_one_by_one(monkeypatch):
+def test_several_steps_in_a_call_equal_single_steps(monkeypatch):
   recipe = make()
   train = pipeline.load('digits').train
   start = step_lib.init(recipe.network, recipe.optimizer, jax.random.key(0),
