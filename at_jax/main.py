@@ -32,13 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     print(f'{command_line.USAGE}\nevery field with its default, values and meaning: python -m at_jax.config')
     return 0
   try:
-    asked = command_line.parse(arguments)
+    parsed = command_line.parse(arguments)
     from at_jax.training import loop  # orbax and the rest take seconds: after the command line is checked
     command = shlex.join(['python', '-m', 'at_jax.main', *arguments])
-    run = {'train': loop.train_and_evaluate, 'evaluate': loop.evaluate_only}[asked.mode]
+    run = {'train': loop.train_and_evaluate, 'evaluate': loop.evaluate_only}[parsed.mode]
     _hide_closed_loop_errors()
     try:
-      run(asked.config, asked.workdir, command)
+      run(parsed.config, parsed.workdir, command)
     except loop.Preempted as stopped:
       print(stopped, file=sys.stderr)
   except errors.UserError as error:

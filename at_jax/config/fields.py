@@ -153,7 +153,7 @@ def _group(name: str, fields: dict[str, Field], when: When | None = None, free: 
 
 FIELDS = {
     'seed': Field(0, 'Seed of all random numbers of a run.', _whole(0)),
-    'epochs': Field(130, 'Training epochs.', _whole(1)),
+    'epochs': Field(130, 'Number of training epochs.', _whole(1)),
     'batch_size': Field(128, 'Examples per step, over all devices.', _whole(1)),
     'loss': Field('pgd_at', 'Objective of the training step; it also has an inner attack of its own.',
                   _function({**methods.OBJECTIVES, 'finetune': None})),

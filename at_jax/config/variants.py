@@ -30,20 +30,20 @@ def variant(config: ml_collections.ConfigDict, arg: str,
     100
   """
   c = config
-  asked = arg.split('-') if arg else []
-  for name in asked:
+  names = arg.split('-') if arg else []
+  for name in names:
     only(name, 'cifar100', 'mnist', 'small', 'smoke', *own)
-  if 'cifar100' in asked:
+  if 'cifar100' in names:
     c.dataset.name, c.dataset.num_classes = 'cifar100', 100
-  if 'mnist' in asked:
+  if 'mnist' in names:
     c.dataset.update(name='mnist', pad=0, flip=False)
     c.model = ml_collections.ConfigDict(dict(name='SmallCNN', dtype='float32'))
     radius, step = {'linf': (.3, .01), 'l2': (1.5, .1)}[c.attack.norm]
     c.attack.update(epsilon_255=radius * 255, step_size_255=step * 255, num_steps=40)
     c.optimizer.learning_rate /= 10
-  if 'small' in asked:
+  if 'small' in names:
     c = small(c)
-  return smoke(c) if 'smoke' in asked else c
+  return smoke(c) if 'smoke' in names else c
 
 
 def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

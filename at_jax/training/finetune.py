@@ -53,7 +53,7 @@ def initial_state(run: setup.Run) -> step_lib.TrainState:
   if found is None:
     raise errors.UserError('config.finetune.source', c.finetune.source,
                            'none of its checkpoints can be read: name the work directory of a trained run')
-  variables = _as(c, _plain(before, found))
+  variables = _double(c, _single(before, found))
   return state._replace(**variables, opt_state=run.optimizer.init(variables['params']))
 
 
@@ -77,13 +77,14 @@ def _is_dual(c: ml_collections.ConfigDict) -> bool:
   return c.loss == 'finetune' and c.finetune.batch_norm == 'dual'
 
 
-def _plain(c: ml_collections.ConfigDict, variables: dict[str, Any]) -> dict[str, Any]:
+def _single(c: ml_collections.ConfigDict, variables: dict[str, Any]) -> dict[str, Any]:
   """The deployed variables of a run, with one BatchNorm."""
   return dual_batchnorm.single(variables, c.finetune.deployed) if _is_dual(c) else variables
 
 
-def _as(c: ml_collections.ConfigDict, plain: dict[str, Any]) -> dict[str, Any]:
-  return dual_batchnorm.double(plain) if _is_dual(c) else plain
+def _double(c: ml_collections.ConfigDict, single: dict[str, Any]) -> dict[str, Any]:
+  """The variables of a run, with two BatchNorms if it has dual BatchNorm."""
+  return dual_batchnorm.double(single) if _is_dual(c) else single
 
 
 def begin(run: setup.Run, state: step_lib.TrainState,
@@ -109,7 +110,7 @@ def begin(run: setup.Run, state: step_lib.TrainState,
   """
   c = run.config
   at_start = {'params': state.params, 'batch_stats': state.batch_stats}
-  variables = _as(c, _plain(c, eval_variables(state) if state.step else at_start))
+  variables = _double(c, _single(c, eval_variables(state) if state.step else at_start))
   tuning = setup.init_tuning(run, variables, validate(variables))
   # The counts so far are of clean examples.
   counts = state.class_counts and cfa.no_counts(len(state.class_counts.seen))

@@ -1,0 +1,48 @@
+"""The hooks between epochs: which act when, and what they leave in the end of an epoch."""
+
+import types
+
+import pytest
+
+from at_jax.training import epoch_hooks, setup
+from tests.fixtures import finetune_runs
+
+
+def names(hooks):
+  return [getattr(hook, 'func', hook).__name__ for hook in hooks]
+
+
+def test_hooks_of_a_finetuning_run():
+  run = setup.build(finetune_runs.config_of(epochs=4, start_epoch=2))
+  run.config.validate.every_epochs = 3
+  starts = [names(epoch_hooks.at_start(run, epoch, None)) for epoch in range(4)]
+  assert starts == [[], [], ['begin_finetuning'], []]
+  ends = [names(epoch_hooks.at_end(run, epoch, None)) for epoch in range(4)]
+  # Fine-tuning is validated every epoch, whatever `validate.every_epochs` is.
+  assert ends == [[], [], ['validate', 'regulate'], ['validate', 'regulate']]
+
+
+def test_hooks_of_a_run_with_a_fair_average():
+  config = finetune_runs.config_of().copy_and_resolve_references()
+  config.loss, config.epochs = 'pgd_at', 4
+  config.optimizer.update(fair_decay=.5, fair_start_epoch=1)
+  config.validate.every_epochs = 3
+  run = setup.build(config)
+  assert not any(epoch_hooks.at_start(run, epoch, None) for epoch in range(4))
+  ends = [names(epoch_hooks.at_end(run, epoch, None)) for epoch in range(4)]
+  # The average comes first, because it is what is validated. The last epoch is always validated.
+  assert ends == [[], ['average_if_fair'], ['average_if_fair', 'validate'], ['average_if_fair', 'validate']]
+
+
+@pytest.mark.parametrize('epoch, score', [(0, None), (1, .5)])
+def test_no_score_before_the_method_has_started(epoch, score, monkeypatch):
+  found = {'clean': .75, 'worst_case': .5, 'worst_class': .25}
+  monkeypatch.setattr(epoch_hooks.model_selection, 'report',
+                      lambda run, variables: types.SimpleNamespace(accuracies=lambda: found))
+  run = types.SimpleNamespace(config=finetune_runs.config_of())  # one epoch of clean training
+  end = epoch_hooks.validate(run, epoch_hooks.EpochEnd('state', {'other': 1}), epoch,
+                             eval_variables=lambda state: {'params': state})
+  assert end.score == score and end.state == 'state'
+  assert end.numbers == {'other': 1, 'validation_clean': .75, 'validation_robust': .5,
+                         'validation_worst_class': .25}
+  assert end.note == 'validation clean 0.750, robust 0.500, worst class 0.250'
