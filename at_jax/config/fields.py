@@ -103,10 +103,9 @@ def _choice(*names: str) -> Check:
   return Check(_listed(names), lambda field, value: '' if value in names else errors.nearest(value, names))
 
 
-def _function(known: dict[str, Callable | None], none: str = '') -> Check:
+def _function(known: dict[str, Callable | None]) -> Check:
   def remedy(field: str, value: str) -> str:
-    if value != none:
-      import_path.load(field, value, known)
+    import_path.load(field, value, known)
     return ''
   return Check(f'{_listed(known)} or an import path `module.function`', remedy)
 
@@ -153,7 +152,8 @@ def _group(name: str, fields: dict[str, Field], when: When | None = None, free: 
 
 FIELDS = {
     'seed': Field(0, 'Seed of all random numbers of a run.', _whole(0)),
-    'epochs': Field(130, 'Number of training epochs.', _whole(1)),
+    'epochs': Field(130, 'Number of training epochs; it may grow on resume, except with the cosine schedule.',
+                    _whole(1)),
     'batch_size': Field(128, 'Examples per step, over all devices.', _whole(1)),
     'loss': Field('pgd_at', 'Objective of the training step; it also has an inner attack of its own.',
                   _function({**methods.OBJECTIVES, 'finetune': None})),
@@ -189,7 +189,8 @@ FIELDS |= _group('attack', {
     'epsilon_255': Field(8.0, 'Radius ε of the inner attack, in 1/255; at most 255 in L∞.', _RADIUS),
     'step_size_255': Field(2.0, 'Step size of the inner attack, in 1/255.', _POSITIVE),
     'num_steps': Field(10, 'Steps of the inner attack.', _whole(1)),
-    'kind': Field('', "Inner attack of training; '' for the one of the loss.", _function(ATTACKS)),
+    'kind': Field('', "Inner attack of training; '' for the one of the loss.",
+                  _function({'': None} | ATTACKS)),
     'friendly_taus': Field((), 'Friendly PGD: an example stops τ steps past the decision boundary; `()` '
                            'never stops one.', _STEPS),
     'friendly_epochs': Field((), 'Epochs from which the second, third, … τ is used; one fewer than '

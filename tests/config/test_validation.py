@@ -17,6 +17,7 @@ IDS = lambda value: value[-1].split('/')[-1] if isinstance(value, list) else ''
     ([QUICK, '--config.dummy.enabled=False', "--config.evaluate.attacks=('dummies_pgd2',)"],
      ['dummies_pgd2', 'add pgd20']),
     ([QUICK, '--config.loss=math.pi'], ['math.pi', 'not a function']),
+    ([QUICK, '--config.loss='], ["config.loss = ''", 'pgd_at']),
     ([QUICK, '--config.loss=.pgd_at'], ['.pgd_at', 'module.function']),
     ([QUICK, '--config.attack.kind=gausian'], ["did you mean 'gaussian'", 'module.function']),
     ([QUICK, '--config.attack.kind=nowhere.attack'], ['nowhere.attack', "No module named 'nowhere'"]),
