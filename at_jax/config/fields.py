@@ -29,7 +29,7 @@ class Check(NamedTuple):
   """The values that a field takes.
 
   Attributes:
-    values: them, in words for the table of fields.
+    values: the values, in words for the table of fields.
     remedy: `(field, value) -> str`, what to do about a wrong value; '' if the value is right.
   """
   values: str
@@ -64,7 +64,7 @@ class Field(NamedTuple):
   Attributes:
     default: its default.
     meaning: what it is, in one sentence with its unit.
-    check: the values that it takes; None if its type says all.
+    check: the values that it takes; None for all values of its type.
     when: the condition under which it is read; None for always.
     free: it does not affect the parameters after a step, so it may change when a run resumes.
   """
@@ -347,13 +347,13 @@ def default() -> ml_collections.ConfigDict:
 
 
 def upgrade(tree: dict) -> dict:
-  """An old config.json in the fields of today.
+  """Renames the fields of an old config.json.
 
   Args:
     tree: nested dictionaries, as a config.json of any version of at_jax gives them.
 
   Returns:
-    The same with renamed fields under their new names.
+    The same tree with the present names and values.
 
   Example:
     >>> upgrade({'attack': {'start': 'beside'}})

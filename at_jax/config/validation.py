@@ -49,7 +49,7 @@ def _check_attacks(flat: dict) -> None:
   for name in ('epsilon_255', 'step_size_255'):
     _require(flat, f'evaluate.{name}', flat['evaluate.norm'] == flat['attack.norm']
              or flat[f'evaluate.{name}'] != flat[f'attack.{name}'],
-             f'it is that of training, whose norm is {flat["attack.norm"]}: set it for '
+             f'it is the value of training, where the norm is {flat["attack.norm"]}: set it for '
              f'evaluate.norm = {flat["evaluate.norm"]}')
   usable = [name for name in flat['evaluate.attacks'] if flat['dummy.enabled']
             or not all(map(attack_names.knows_dummies, attack_names.expand(name)))]

@@ -22,7 +22,7 @@ class EpochEnd(NamedTuple):
     state: the training state, on the host.
     numbers: logged as one line of metrics.jsonl.
     score: the checkpoint with the highest score is the best; None for one that cannot be the best.
-    note: shown beside the progress.
+    note: shown with the progress.
   """
   state: step_lib.TrainState
   numbers: dict[str, Any] = {}

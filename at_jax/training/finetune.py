@@ -143,7 +143,7 @@ def after_epoch(c: ml_collections.ConfigDict, tuning: finetune.Tuning, clean: fl
 
 
 def score(clean: float, robust: float, start_clean: float, tolerance: float) -> float:
-  """A number whose maximum is the operating point.
+  """The score of a model; the operating point has the highest.
 
   1 + robust if the clean accuracy is within the tolerance, else clean − start_clean, which is below 0.
   The maximum is the most robust model within the tolerance, or else the one with the smallest drop.

@@ -31,8 +31,8 @@ def take(run, state, epoch, steps=2):
 def tuned(steps=2, **fields):
   """A run that fine-tunes from the start, and its state after some steps."""
   c = config_of(start_epoch=0, anchor_weight=0., warmup_epochs=0., **fields)
-  run, settler, validate = pieces(c)
-  state = finetune_lib.begin(run, jax.device_get(setup.init_state(run)), settler, validate)
+  run, eval_variables, validate = pieces(c)
+  state = finetune_lib.begin(run, jax.device_get(setup.init_state(run)), eval_variables, validate)
   return run, take(run, state, 0, steps)
 
 
@@ -67,19 +67,19 @@ def test_the_kl_has_no_gradient_in_the_clean_prediction():
 
 def test_the_teacher_is_the_end_of_clean_training():
   c = config_of(regulator='radius', initial=.5)
-  run, settler, validate = pieces(c)
+  run, eval_variables, validate = pieces(c)
   assert [epoch_plan.name(c, epoch) for epoch in (0, 1)] == ['standard', 'finetune']
   assert [epoch_plan.method_started(c, epoch) for epoch in (0, 1)] == [False, True]
-  assert [len(epoch_hooks.at_start(run, epoch, settler)) for epoch in range(3)] == [0, 1, 0]
+  assert [len(epoch_hooks.at_start(run, epoch, eval_variables)) for epoch in range(3)] == [0, 1, 0]
   clean = take(run, jax.device_get(setup.init_state(run)), 0)
-  begun = finetune_lib.begin(run, clean, settler, validate)
-  equal(begun.tuning.teacher, {'params': clean.params, 'batch_stats': clean.batch_stats})
-  assert (begun.tuning.start_clean, begun.tuning.start_robust) == (.5, .25)
+  started = finetune_lib.begin(run, clean, eval_variables, validate)
+  equal(started.tuning.teacher, {'params': clean.params, 'batch_stats': clean.batch_stats})
+  assert (started.tuning.start_clean, started.tuning.start_robust) == (.5, .25)
   # The optimizer's state is new: no momentum and no step count of the clean phase.
-  assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(begun.opt_state))
+  assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(started.opt_state))
   assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(clean.opt_state))
-  after = take(run, begun, 1)
-  equal(after.tuning.teacher, begun.tuning.teacher)
+  after = take(run, started, 1)
+  equal(after.tuning.teacher, started.tuning.teacher)
   gaps = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), after.params, clean.params)
   assert min(jax.tree.leaves(gaps)) > 0  # all layers
 
@@ -149,7 +149,7 @@ def test_learning_rates_of_warmup_and_decay():
     # Clean accuracy .900 at the start and a tolerance of .005: at least .895.
     ([(1, .905, .10), (2, .896, .20), (3, .895, .30), (4, .894, .40), (5, .70, .50)], 3),
     ([(1, .90, .10), (2, .91, .20), (3, .91, .20)], 2),  # the earliest of equals
-    ([(1, .85, .50), (2, .89, .30), (3, .80, .60)], 2),  # none is within: the smallest drop
+    ([(1, .85, .50), (2, .89, .30), (3, .80, .60)], 2),  # no point is within: the smallest drop
     ([(1, .894, .90), (2, .95, .0)], 2),  # within, with robustness 0
 ])
 def test_operating_point_within_tolerance(curve, expected):
@@ -179,13 +179,13 @@ def composed(fields):
   c.optimizer.name = fields.get('optimizer', 'sgd')
   c.optimizer.ema_decay, c.optimizer.swa_start_epoch = fields.get('ema', 0.), fields.get('swa', 0)
   validation.check(c)
-  run, settler, validate = pieces(c)
+  run, eval_variables, validate = pieces(c)
   clean = take(run, jax.device_get(setup.init_state(run)), 0)
   # Class-wise weights need the accuracies of an epoch, so there are two epochs of fine-tuning.
-  state = take(run, finetune_lib.begin(run, clean, settler, validate), 1, steps=4)
+  state = take(run, finetune_lib.begin(run, clean, eval_variables, validate), 1, steps=4)
   assert int(state.step) == 6
   return tuple(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-               for tree in (state.params, settler(state)['params']))
+               for tree in (state.params, eval_variables(state)['params']))
 
 
 @pytest.mark.parametrize('fields', [
@@ -205,14 +205,14 @@ def test_finetuning_composes(fields):
 def test_statistics_use_the_radius_of_each_example(monkeypatch):
   c = config_of(regulator='radius')
   c.optimizer.ema_decay = .9
-  run, settler, _ = pieces(c)
+  run, eval_variables, _ = pieces(c)
   seen = []
   monkeypatch.setattr(sharding, 'batchnorm_steps', lambda recipe: lambda state, images, labels, order,
                       key, values: seen.append((state.tuning.radius, images)) or (state, None))
   state = jax.device_get(setup.init_state(run))
   own = np.linspace(0, 1, 16, dtype=np.float32)
   state = state._replace(step=np.int32(4), tuning=state.tuning._replace(radius=own))
-  settler(state)
+  eval_variables(state)
   for radius, image in zip(*sharding.unreplicate(seen[0]), strict=True):
     which, = np.flatnonzero((run.dataset.train.images == image).all(axis=(1, 2, 3)))
     assert radius == own[which]

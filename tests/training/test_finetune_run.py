@@ -93,14 +93,14 @@ def test_it_starts_with_the_outputs_of_a_checkpoint(which, average, tmp_path):
     c = before.copy_and_resolve_references()
     c.loss, c.optimizer.ema_decay = 'finetune', 0.
     c.finetune.update(start_epoch=0, source=str(source), checkpoint=which, batch_norm=kind)
-    run, settler, validate = finetune_runs.pieces(c)
+    run, eval_variables, validate = finetune_runs.pieces(c)
     state = finetune_lib.initial_state(run)
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
     np.testing.assert_allclose(run.network.deployed(variables, x), expected, atol=1e-6)
-    begun = finetune_lib.begin(run, jax.device_get(state), settler, validate)
-    np.testing.assert_allclose(run.network.logits(begun.tuning.teacher, x), expected, atol=1e-6)
+    started = finetune_lib.begin(run, jax.device_get(state), eval_variables, validate)
+    np.testing.assert_allclose(run.network.logits(started.tuning.teacher, x), expected, atol=1e-6)
     if kind == 'dual':
-      finetune_runs.equal(*(dual_batchnorm.single(begun.tuning.teacher, name)
+      finetune_runs.equal(*(dual_batchnorm.single(started.tuning.teacher, name)
                             for name in dual_batchnorm.NAMES))
 
 
