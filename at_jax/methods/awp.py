@@ -1,4 +1,14 @@
-"""Adversarial weight perturbation, as a wrapper of value-and-grad."""
+"""AWP, adversarial weight perturbation: the gradient is taken at weights moved up the loss.
+
+With g = ∇L(w), for each weight tensor w_l:
+
+  v_l = γ ‖w_l‖ · g_l / ‖g_l‖          γ = .01, or .005 with TRADES          `perturb`
+  update w with ∇L(w + v)               `awp_value_and_grad`
+
+It wraps `jax.value_and_grad` of the loss of any method. Inner attack: that of the method, at w.
+
+Reference: Wu et al., Adversarial Weight Perturbation Helps Robust Generalization, 2020, section 4.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +21,14 @@ PyTree = Any
 
 
 def perturb(params: PyTree, gradient: PyTree, *, gamma: float | Array) -> PyTree:
-  """Moves each weight along its gradient by a share of its own norm, w + γ‖w‖·g/‖g‖.
+  """Moves each weight tensor along its gradient by a share of its norm, w + γ‖w‖ · g/‖g‖.
 
-  Leaves with fewer than two axes (biases, scales of BatchNorm) and those of zero gradient stay.
+  Leaves with fewer than two axes (biases, BatchNorm scales) and leaves of zero gradient do not move.
 
   Args:
     params: weights.
-    gradient: like params, of the loss to raise.
-    gamma: γ, .01, or .005 with TRADES; a number, traced if it is an array.
+    gradient: like params, the gradient of the loss.
+    gamma: γ. Traced if it is an array.
 
   Returns:
     Like params.
@@ -28,15 +38,15 @@ def perturb(params: PyTree, gradient: PyTree, *, gamma: float | Array) -> PyTree
     >>> print(perturb({'w': w, 'b': w[0]}, {'w': g, 'b': g[0]}, gamma=.1))
     {'b': Array([3., 4.], dtype=float32), 'w': Array([[3. , 4.5]], dtype=float32)}
 
-  Source: Wu et al., Adversarial Weight Perturbation Helps Robust Generalization, 2020, section 4,
-  and its released code, where one step of a proxy's SGD is rescaled to this; which leaves, too.
+  Reference: Wu et al., Adversarial Weight Perturbation Helps Robust Generalization, 2020, section 4, and
+  its released code, which rescales one SGD step of a proxy network to the same and moves the same leaves.
   """
   def move(w: Array, g: Array) -> Array:
     if w.ndim < 2:
       return w
     norm = jnp.linalg.norm(g.reshape(-1))
-    some = norm > 0
-    size = jnp.where(some, gamma * jnp.linalg.norm(w.reshape(-1)) / jnp.where(some, norm, 1), 0)
+    nonzero = norm > 0
+    size = jnp.where(nonzero, gamma * jnp.linalg.norm(w.reshape(-1)) / jnp.where(nonzero, norm, 1), 0)
     return (w + size * g).astype(w.dtype)
 
   return jax.tree.map(move, params, gradient)
@@ -49,22 +59,21 @@ def awp_value_and_grad(
     has_aux: bool = False,
     axis_name: str | None = None,
 ) -> Callable[..., tuple[Any, PyTree]]:
-  """`jax.value_and_grad` at weights that `perturb` first moves up the loss, on the same batch.
+  """`jax.value_and_grad` at w + v, with v = γ‖w‖ · ∇L(w)/‖∇L(w)‖ from `perturb` on the same batch.
 
-  v = γ‖w‖·g/‖g‖ with g = ∇loss(w); returns loss and ∇loss at w + v, for an update of w itself. So
-  it goes with any optimizer. Value and auxiliary output (BatchNorm statistics among it) are those
-  at w + v. The released code also takes its weight decay at w + v; here the optimizer takes it at
-  w, which differs by weight_decay·v.
+  The gradient updates w itself, so this works with any optimizer. The value and the auxiliary output
+  (BatchNorm statistics included) are those at w + v. The released code also takes its weight decay at
+  w + v; here the optimizer takes it at w, which differs by weight_decay · v.
 
   Args:
-    loss_fn: `(params, *args, **kwargs) -> loss`, or `(loss, aux)`; of one device's batch.
-    gamma: γ, .01, or .005 with TRADES. The number 0 costs and changes nothing.
+    loss_fn: `(params, *args, **kwargs) -> loss` or `(loss, aux)`, on one device's batch.
+    gamma: γ. The number 0 returns `jax.value_and_grad(loss_fn)`.
     has_aux: whether `loss_fn` returns a pair.
-    axis_name: the axis over devices. g is averaged over it, so that every device moves to the same
-      weights; the gradient that is returned is not.
+    axis_name: the axis over devices, or None. ∇L(w) is averaged over it, so that every device moves to
+      the same weights; the returned gradient is not averaged.
 
   Returns:
-    A function of `loss_fn`'s arguments, which returns what `jax.value_and_grad` would.
+    A function with the arguments of `loss_fn` and the results of `jax.value_and_grad`.
 
   Example:
     >>> w = jnp.array([[3., 4.]])
@@ -72,8 +81,8 @@ def awp_value_and_grad(
     >>> print(value, gradient)  # at w = (3, 4.5)
     20.25 [[0. 9.]]
 
-  Source: Wu et al., Adversarial Weight Perturbation Helps Robust Generalization, 2020, section 4,
-  and its released code.
+  Reference: Wu et al., Adversarial Weight Perturbation Helps Robust Generalization, 2020, section 4, and
+  its released code.
   """
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
   if isinstance(gamma, (int, float)) and gamma == 0:

@@ -1,4 +1,21 @@
-"""EntropySGD, with its inner loop broken into successive calls of `update`."""
+"""EntropySGD: descends the local entropy of the loss, which is smoother than the loss.
+
+  F(w) = −log ∫ exp(−f(w') − γ/2 ‖w − w'‖²) dw',    ∇F(w) = γ (w − ⟨w'⟩)
+
+⟨w'⟩ is estimated by the running mean μ of L steps of Langevin dynamics around an anchor a. With g the
+gradient of a new minibatch, attacked at the current w, and t the number of finished cycles:
+
+  d ← g + weight_decay · w;  m ← momentum · m + d;  d ← d + momentum · m      (Nesterov)
+  d ← d + γ (1 + scoping)^t · (w − a) + noise · √(2/η') · N(0, 1)
+  w ← w − η' · d;  μ ← averaging · μ + (1 − averaging) · w
+  after L steps: w ← a, and a − μ is the gradient of the outer optimizer
+
+Each call of `update` is one of the L steps, so an epoch costs as much as an epoch of SGD.
+
+Reference: Chaudhari et al., Entropy-SGD: Biasing Gradient Descent Into Wide Valleys, 2017, algorithm 1.
+In adversarial training: Kanai et al., Relationship Between Nonsmoothness in Adversarial Training,
+Constraints of Attacks, and Flatness in the Input Space, 2024.
+"""
 
 from typing import Any, NamedTuple
 
@@ -14,12 +31,12 @@ class EntropySGDState(NamedTuple):
   """The state of `entropy_sgd`.
 
   Attributes:
-    inner_step: i32[], the Langevin steps taken in this cycle, 0..L − 1.
-    outer_step: i32[], the cycles finished; the schedules of `outer` count these.
-    anchor: like the parameters, where the cycle began: the iterate of the outer optimizer.
+    inner_step: i32[], Langevin steps taken in this cycle, 0..L − 1.
+    outer_step: i32[], finished cycles, t. The schedules of `outer` count these.
+    anchor: like the parameters, a, where the cycle began: the iterate of the outer optimizer.
     average: like the parameters, μ, the running mean of the cycle's iterates.
-    momentum: like the parameters, of the Langevin steps.
-    outer_state: of the outer optimizer.
+    momentum: like the parameters, m, of the Langevin steps.
+    outer_state: the state of the outer optimizer.
   """
   inner_step: Array
   outer_step: Array
@@ -43,48 +60,39 @@ def entropy_sgd(
     averaging: float | Array = .75,
     weight_decay: float | Array = 0.,
 ) -> optax.GradientTransformationExtraArgs:
-  """Descends the local entropy −log∫exp(−f(w') − γ/2 ‖w − w'‖²)dw', which smooths f around w.
+  """EntropySGD as an optax transformation: each call of `update` is one step of its inner loop.
 
-  Its gradient is γ(w − ⟨w'⟩), and ⟨w'⟩ is estimated by L steps of Langevin dynamics around an
-  anchor a. Each call of `update` is one of those steps, on the gradient it is given, so every one
-  sees a minibatch of its own, attacked at the parameters of that moment. With g the gradient and t
-  the finished cycles:
+  The formulas are in the module docstring. The L-th call of a cycle returns to the anchor a and passes
+  a − μ to `outer` as its gradient; γ is absorbed in the learning rate of `outer`, which is about 1. The
+  next call starts a cycle with a = μ = w and m = 0. The schedules of `outer` therefore count cycles, and
+  its weight decay and momentum are separate from the inner ones. Between two calls the parameters are a
+  point of the Langevin chain: evaluate `weight_averaging.eval_params`.
 
-    d ← g + weight_decay·w;  m ← momentum·m + d;  d ← d + momentum·m  (not Nesterov: d ← m)
-    d ← d + γ(1 + scoping)^t·(w − a) + noise·√(2/η')·N(0, 1)
-    w ← w − η'·d;  μ ← averaging·μ + (1 − averaging)·w
-
-  The L-th call goes back to a and hands a − μ to `outer` as its gradient (γ is absorbed in its
-  learning rate, which is about 1); the next call starts a cycle with a = μ = w and m = 0. So
-  `outer` sees, and its schedules count, outer steps; its weight decay and momentum are apart from
-  the inner ones. Between two calls the parameters are a point of the Langevin chain: evaluate
-  `eval_params`.
-
-  Like `optax.lookahead`, it must be the last of a chain that changes updates. Before it anything
-  may stand: `optax.chain(optax.clip_by_global_norm(1.), entropy_sgd(…))` clips each inner gradient.
-  With `optax.inject_hyperparams` name `inner_steps`, `nesterov` and `key` in `static_args`;
-  schedules given there count calls, not outer steps.
+  Like `optax.lookahead`, it must come after every transformation of a chain that changes updates:
+  `optax.chain(optax.clip_by_global_norm(1.), entropy_sgd(…))` clips each inner gradient. With
+  `optax.inject_hyperparams` name `inner_steps`, `nesterov` and `key` in `static_args`; schedules given
+  there count calls, not cycles.
 
   Args:
     outer: the optimizer of the anchors, any optax transformation.
-    inner_steps: L, calls a cycle. 0 returns `outer` itself. Static.
-    key: a PRNG key for the noise. What is drawn depends on it, the cycle and the step alone, so it
-      is the same on every device and after a resume; it is not part of the state.
-    inner_learning_rate: η'. Keep η'·γ(1 + scoping)^t well below 1.
-    gamma: γ in the first cycle. The released code has .03 for CIFAR-10, 1e-4 for MNIST.
-    scoping: by how much γ grows from cycle to cycle, relatively.
-    noise: the noise added in a step has the standard deviation noise·√(2η'). 0 draws none.
-    momentum: of the inner steps.
-    nesterov: whether that is Nesterov's. Static.
-    averaging: how much of μ is kept in a step.
-    weight_decay: of the inner steps, on every parameter (`optax.add_decayed_weights` with a mask
-      before this is the same on some).
+    inner_steps: L, the number of calls in a cycle. 0 returns `outer` itself. Static.
+    key: a PRNG key for the noise. The draws depend only on the key, the cycle and the step, so they are
+      the same on every device and after a resume. The key is not part of the state.
+    inner_learning_rate: η'. Keep η' · γ (1 + scoping)^t well below 1.
+    gamma: γ in the first cycle. The released code has .03 for CIFAR-10 and 1e-4 for MNIST.
+    scoping: relative growth of γ from cycle to cycle.
+    noise: the noise of a step has the standard deviation noise · √(2η'). The number 0 draws none.
+    momentum: momentum of the inner steps.
+    nesterov: use Nesterov momentum; otherwise d ← m. Static.
+    averaging: the share of μ that is kept in a step.
+    weight_decay: weight decay of the inner steps, on every parameter. For some parameters only, put
+      `optax.add_decayed_weights` with a mask before this transformation.
 
   Returns:
-    A transformation whose `update` needs `params`; extra arguments reach `outer` in the L-th call.
+    A transformation whose `update` needs `params`. Extra arguments reach `outer` in the L-th call.
 
   Raises:
-    ValueError: for a negative `inner_steps`; from `update`, without params.
+    ValueError: if `inner_steps` is negative, or if `update` is called without params.
 
   Example:
     >>> f = lambda w: jnp.abs(w)
@@ -98,27 +106,27 @@ def entropy_sgd(
     >>> print(f'{w:.2f}', state.outer_step)
     1.88 1
 
-  Source: Chaudhari et al., Entropy-SGD: Biasing Gradient Descent Into Wide Valleys, 2017, algorithm
-  1, and its released code, whose PyTorch port never increments t. In adversarial training: Kanai et
-  al., Relationship Between Nonsmoothness in Adversarial Training, Constraints of Attacks, and
-  Flatness in the Input Space, 2024; that the attack is made anew at each inner step is ours.
+  Reference: Chaudhari et al., Entropy-SGD: Biasing Gradient Descent Into Wide Valleys, 2017, algorithm 1,
+  and its released code, whose PyTorch port never increments t. In adversarial training: Kanai et al.,
+  Relationship Between Nonsmoothness in Adversarial Training, Constraints of Attacks, and Flatness in the
+  Input Space, 2024. No code of it was found; attacking anew at each inner step is ours.
   """
   if inner_steps < 0:
-    raise ValueError(f'inner_steps = {inner_steps}: use at least 0, the outer optimizer alone')
+    raise ValueError(f'inner_steps = {inner_steps}: use 0 or more; 0 is the outer optimizer alone')
   outer = optax.with_extra_args_support(outer)
   if inner_steps == 0:
     return outer
   silent = isinstance(noise, (int, float)) and noise == 0
 
   def init(params: PyTree) -> EntropySGDState:
-    # Copies, because a buffer that is in a state twice cannot be donated.
+    # Copies: a buffer that is in a state twice cannot be donated.
     copy = lambda: jax.tree.map(jnp.copy, params)
     return EntropySGDState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), copy(), copy(),
                            jax.tree.map(jnp.zeros_like, params), outer.init(params))
 
   def update(updates: PyTree, state: EntropySGDState, params: PyTree = None, **extra_args):
     if params is None:
-      raise ValueError('entropy_sgd moves around an anchor: call update(updates, state, params)')
+      raise ValueError('params = None: call update(updates, state, params), entropy_sgd needs an anchor')
     first = state.inner_step == 0
     start = lambda fresh, kept: jax.tree.map(lambda f, k: jnp.where(first, f, k), fresh, kept)
     anchor = start(params, state.anchor)

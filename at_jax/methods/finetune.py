@@ -1,4 +1,22 @@
-"""The objective of fine-tuning: learn from x, be consistent at x', stay near a teacher."""
+"""Fine-tuning a clean model to a robust one: learn x, be consistent at x', stay close to the start.
+
+With f₀ the model where fine-tuning begins (the teacher):
+
+  L = CE(f(x), y) + μ · A(f₀(x), f(x)) + λ · D(f(x'), ·)          `finetune`
+  D = KL(p ‖ p'), p held fixed, or CE(f(x'), y)
+  A = KL(p₀ ‖ p), or the mean over classes of (z₀ − z)²
+
+λ is the β of `objective.mean_loss`. The attack is regulated during training by one of three rules:
+
+  boundary    stop τ steps past the decision boundary, as in `fat`
+  radius      r_i ← clip(r_i ± δ, 0, 1), + if x_i was robust at its radius r_i · ε          `update_radius`
+  controller  s ← clip(s ± δ, 0, 1), + while clean validation accuracy ≥ start − tolerance  `control`
+
+r_i and s multiply the radius and the step size of the attack (`attack_scale`).
+
+Reference: in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated Adversary, 2022.
+Only its abstract could be read, so the formulas here are ours.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,56 +30,55 @@ from at_jax.methods import inner_attacks, losses, objective
 Array = jax.Array
 DISTANCES = ('kl', 'cross_entropy')
 ANCHORS = ('kl', 'squared')
+# Accuracies are multiples of 1/n. The slack keeps rounding from deciding at the edge of the tolerance.
+_SLACK = 1e-6
 
 
-def finetune(forward: objective.Forward, batch_stats: object, x: Array, x_adv: Array, y: Array, *,
+def finetune(forward: objective.Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *,
              distance: str, anchor: str, anchor_weight: float,
              reference: Array | None = None) -> objective.Outcome:
-  """The fit is CE(f(x), y) + μ · A(f₀(x), f(x)), the regulariser D(f(x'), ·).
+  """The fit is CE(f(x), y) + μ · A(f₀(x), f(x)), the regulariser is D(f(x'), ·).
 
-  D is KL(p ‖ p') with p, the clean prediction, held fixed, so that x' follows x and not x x'; or
-  CE(f(x'), y). A is KL(p₀ ‖ p) or the mean over classes of (z₀ − z)². x and x' go through apart,
-  and with two BatchNorms each through its own.
+  x and x' take one pass each. With dual BatchNorm each goes through its own BatchNorm layers. In D = KL
+  no gradient flows through the clean prediction, so x' is pulled towards x and not x towards x'.
 
   Args:
-    forward: the network in train mode, told which branch an input belongs to.
-    batch_stats: its statistics.
+    forward: the network in train mode; it takes `branch`, 'clean' or 'adversarial'.
+    batch_stats: its BatchNorm statistics.
     x: f32[B, ...], clean examples.
     x_adv: f32[B, ...], adversarial examples.
     y: i32[B].
     distance: D, 'kl' or 'cross_entropy'.
     anchor: A, 'kl' or 'squared'.
     anchor_weight: μ.
-    reference: f32[B, K], the teacher's logits at x; None for no anchor.
+    reference: f32[B, K], the teacher's logits at x, or None for no anchor.
 
   Returns:
-    An `Outcome`.
+    An `objective.Outcome`.
 
   Example:
     >>> f = lambda x, batch_stats, branch: (x, batch_stats)
     >>> x, x_adv, y = jnp.array([[2., 0.]]), jnp.array([[0., 2.]]), jnp.array([0])
-    >>> found = finetune(f, {}, x, x_adv, y, distance='kl', anchor='squared', anchor_weight=.5,
-    ...                  reference=x_adv)
-    >>> print(f'{found.fit[0]:.4f} {found.regulariser[0]:.4f}')
+    >>> outcome = finetune(f, {}, x, x_adv, y, distance='kl', anchor='squared', anchor_weight=.5,
+    ...                    reference=x_adv)
+    >>> print(f'{outcome.fit[0]:.4f} {outcome.regulariser[0]:.4f}')
     2.1269 1.5232
 
-  Source: ours, in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated
-  Adversary, 2022, of which the abstract could be read.
+  Reference: in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated Adversary, 2022.
   """
   clean, batch_stats = forward(x, batch_stats, branch='clean')
   adversarial, batch_stats = forward(x_adv, batch_stats, branch='adversarial')
   fit = losses.cross_entropy(clean, y)
   if reference is not None:
-    away = (losses.kl(reference, clean) if anchor == 'kl'
-            else jnp.mean((reference - clean) ** 2, axis=-1))
-    fit += anchor_weight * away
-  apart = (losses.kl(jax.lax.stop_gradient(clean), adversarial) if distance == 'kl'
-           else losses.cross_entropy(adversarial, y))
-  return objective.Outcome(fit, apart, adversarial, batch_stats)
+    fit += anchor_weight * (losses.kl(reference, clean) if anchor == 'kl'
+                            else jnp.mean((reference - clean) ** 2, axis=-1))
+  regulariser = (losses.kl(jax.lax.stop_gradient(clean), adversarial) if distance == 'kl'
+                 else losses.cross_entropy(adversarial, y))
+  return objective.Outcome(fit, regulariser, adversarial, batch_stats)
 
 
 def inner_attack(distance: str) -> Callable[..., inner_attacks.Attack]:
-  """The inner attack that fits a distance: it maximises what D measures.
+  """The inner attack of a distance: it maximises D.
 
   Args:
     distance: D, 'kl' or 'cross_entropy'.
@@ -76,19 +93,15 @@ def inner_attack(distance: str) -> Callable[..., inner_attacks.Attack]:
   return {'kl': inner_attacks.kl, 'cross_entropy': inner_attacks.uniform}[distance]
 
 
-# Accuracies are multiples of one over the number of examples; a tolerance must not turn on a bit.
-_SLACK = 1e-6
-
-
 class Tuning(NamedTuple):
-  """What fine-tuning keeps beside the model.
+  """The state of fine-tuning, besides the model.
 
   Attributes:
     teacher: the network's variables where fine-tuning began; zeros before.
     start_clean: f32[], the teacher's clean accuracy on the validation split.
-    start_robust: f32[], its accuracy there under the validation attack.
-    strength: f32[], the share of the radius for all, where the rule is `controller`, else empty.
-    radius: f32[N], the share for each training example, where the rule is `radius`, else empty.
+    start_robust: f32[], its robust accuracy there, under the validation attack.
+    strength: f32[], s, for the rule 'controller', else empty.
+    radius: f32[N], r, one per training example, for the rule 'radius', else empty.
   """
   teacher: Any
   start_clean: Array
@@ -98,24 +111,22 @@ class Tuning(NamedTuple):
 
 
 def begin_tuning(variables: Any, *, rule: str, initial: float, num_examples: int,
-          accuracies: tuple[float, float] = (0., 0.)) -> Tuning:
-  """The state at the start of fine-tuning.
+                 accuracies: tuple[float, float] = (0., 0.)) -> Tuning:
+  """The state where fine-tuning begins.
 
   Args:
-    variables: the teacher's.
-    rule: 'radius' and 'controller' have a state of their own, any other has none.
-    initial: the share of the radius to begin with.
-    num_examples: N.
-    accuracies: the teacher's on the validation split, clean and robust.
+    variables: the teacher's variables.
+    rule: 'radius' or 'controller' for its state; other rules have none.
+    initial: the initial r or s, a share of the radius.
+    num_examples: N, the size of the training set.
+    accuracies: clean and robust accuracy of the teacher on the validation split.
 
   Returns:
     A `Tuning`.
 
   Example:
-    >>> print(begin({}, rule='radius', initial=.5, num_examples=3).radius)
+    >>> print(begin_tuning({}, rule='radius', initial=.5, num_examples=3).radius)
     [0.5 0.5 0.5]
-
-  Source: ours.
   """
   clean, robust = (jnp.asarray(accuracy, jnp.float32) for accuracy in accuracies)
   strength = jnp.asarray(initial, jnp.float32) if rule == 'controller' else ()
@@ -124,21 +135,19 @@ def begin_tuning(variables: Any, *, rule: str, initial: float, num_examples: int
 
 
 def attack_scale(tuning: Tuning, index: Array) -> Array | None:
-  """The share of the radius that each example is attacked with.
+  """The share of the radius with which each example is attacked.
 
   Args:
     tuning: the state.
-    index: i32[B], the examples' places in the training set.
+    index: i32[B], the places of the examples in the training set.
 
   Returns:
-    f32[B], or f32[] where it is one for all; None where no rule scales the attack.
+    f32[B], r; or f32[], s; or None if no rule scales the attack.
 
   Example:
-    >>> tuning = begin({}, rule='none', initial=.5, num_examples=3)
-    >>> scale(tuning, jnp.array([0])) is None
-    True
-
-  Source: ours.
+    >>> tuning = begin_tuning({}, rule='radius', initial=.5, num_examples=3)
+    >>> print(attack_scale(tuning, jnp.array([0, 2])))
+    [0.5 0.5]
   """
   if not isinstance(tuning.radius, tuple):
     return tuning.radius[index]
@@ -147,26 +156,23 @@ def attack_scale(tuning: Tuning, index: Array) -> Array | None:
 
 def update_radius(tuning: Tuning, index: Array, robust: Array, *, delta: float,
                   axis_name: str | None) -> Tuning:
-  """r_i ← clip(r_i + δ, 0, 1) for an example that stood at its radius, clip(r_i − δ, 0, 1) else.
+  """The rule 'radius': r_i ← clip(r_i + δ, 0, 1) for a robust example, clip(r_i − δ, 0, 1) otherwise.
 
   Args:
     tuning: the state, with radii.
-    index: i32[B], this device's examples; none is twice in the batch of all devices.
-    robust: bool[B], whether each stood.
-    delta: δ, a share of the attack's radius.
-    axis_name: the axis over devices, or None. Every device gets the changes of all.
+    index: i32[B], this device's examples. No index appears twice in the batch of all devices.
+    robust: bool[B], whether each was robust at its radius.
+    delta: δ, a share of the radius.
+    axis_name: the axis over devices, or None. Every device applies the changes of all devices.
 
   Returns:
-    The state with the radii of these examples moved.
+    The state after.
 
   Example:
-    >>> tuning = begin({}, rule='radius', initial=.5, num_examples=3)
-    >>> stood = jnp.array([True, False])
-    >>> print(update_radius(tuning, jnp.array([2, 0]), stood, delta=.25, axis_name=None).radius)
+    >>> tuning = begin_tuning({}, rule='radius', initial=.5, num_examples=3)
+    >>> robust = jnp.array([True, False])
+    >>> print(update_radius(tuning, jnp.array([2, 0]), robust, delta=.25, axis_name=None).radius)
     [0.25 0.5  0.75]
-
-  Source: ours, in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated
-  Adversary, 2022.
   """
   if axis_name is not None:
     index, robust = jax.lax.all_gather((index, robust), axis_name, tiled=True)
@@ -175,47 +181,42 @@ def update_radius(tuning: Tuning, index: Array, robust: Array, *, delta: float,
 
 
 def keeps(clean: float, start_clean: float, tolerance: float) -> bool:
-  """Whether a clean accuracy is at most `tolerance` below that at the start.
+  """Whether a clean accuracy is at most `tolerance` below that at the start, up to rounding.
 
   Args:
-    clean: a fraction.
-    start_clean: a fraction.
-    tolerance: a fraction.
+    clean: clean accuracy, a fraction.
+    start_clean: that at the start of fine-tuning, a fraction.
+    tolerance: the allowed drop, a fraction.
 
   Returns:
-    True also where rounding alone makes the difference.
+    True if it is.
 
   Example:
     >>> keeps(.9, .905, .005), keeps(.899, .905, .005)
     (True, False)
-
-  Source: ours.
   """
   return bool(clean >= start_clean - tolerance - _SLACK)
 
 
 def control(strength: float, clean: float, start_clean: float, *, tolerance: float,
             delta: float) -> np.ndarray:
-  """The strength for the next epoch: s + δ while the clean accuracy is kept, s − δ else, in [0, 1].
+  """The rule 'controller': s + δ while the clean accuracy is kept, s − δ otherwise, in [0, 1].
 
   Args:
     strength: s.
-    clean: the clean accuracy on the validation split after an epoch, a fraction.
-    start_clean: that at the start of fine-tuning.
-    tolerance: how much may be lost, a fraction.
+    clean: clean accuracy on the validation split after the epoch, a fraction.
+    start_clean: that at the start of fine-tuning, a fraction.
+    tolerance: the allowed drop, a fraction.
     delta: δ.
 
   Returns:
-    f32[], on the host.
+    f32[] on the host, s for the next epoch.
 
   Example:
     >>> print(control(.5, .90, .90, tolerance=.005, delta=.25))
     0.75
     >>> print(control(.5, .89, .90, tolerance=.005, delta=.25))
     0.25
-
-  Source: ours, in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated
-  Adversary, 2022.
   """
   moved = strength + (delta if keeps(clean, start_clean, tolerance) else -delta)
   return np.float32(np.clip(moved, 0, 1))

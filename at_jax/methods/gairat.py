@@ -1,13 +1,24 @@
-"""How much each example counts: f32[B] importance weights, and the schedules that switch them on.
+"""GAIRAT: adversarial training whose examples are weighted by their distance to the decision boundary.
 
-No gradient flows through a weight. The geometry and the class-wise weights have mean 1 over the
-*global* batch: inside pmap, shard_map or vmap give the name of the axis over devices, and the loss
-is the mean of weight · loss.
+κ is the number of iterates of the K-step attack that are still classified correctly, 0..K:
 
->>> kappa = jnp.array([0, 5, 10])  # attack steps that each example withstood, of 10
+  w(κ) = (1 + tanh(λ + 5(1 − 2κ/K))) / 2          `unnormalized_weights`
+  w ← B · w / Σw over the global batch             `geometry_weights`
+  L = mean(w · CE(f(x'), y))                       `pgd_at.pgd_at`, weights on the fit
+
+λ is +∞ (w = 1) during burn-in, then −1 for GAIRAT, 0 for GAIR-FAT (with `fat`), and 3 for GAIR-RST.
+GAIR-TRADES weights two attacks against each other, with w not normalised:
+
+  L = CE(f(x), y) + β · [w · KL(p ‖ p'_KL) + (1 − w) · KL(p ‖ p'_margin)]          `gair_trades`
+
+Inner attacks: `inner_attacks.uniform` for GAIRAT, `inner_attacks.kl_and_margin` for GAIR-TRADES.
+
+>>> kappa = jnp.array([0, 5, 10])  # K = 10
 >>> w = geometry_weights(kappa, num_steps=10, lam=-1.)
 >>> print(' '.join(f'{v:.4f}' for v in w))
 2.6804 0.3196 0.0000
+
+Reference: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, section 3.3.
 """
 
 from collections.abc import Mapping
@@ -17,46 +28,45 @@ import jax
 import jax.numpy as jnp
 
 from at_jax.methods import inner_attacks, losses, objective
-from at_jax.methods.objective import Forward, Objective, Outcome
 
 Array = jax.Array
 
 
 def unnormalized_weights(kappa: Array, *, num_steps: int, lam: float | Array, form: str = 'tanh') -> Array:
-  """Weights in [0, 1] that fall with κ, the attack steps an example withstood; not normalised.
+  """Weights in [0, 1] that decrease with κ, before normalisation.
 
-  tanh: (1 + tanh(λ + 5(1 − 2κ/K)))/2; sigmoid: σ(λ + 5(1 − 2κ/K)); discrete: (K + 1 − κ)/(K + 1),
-  which does not depend on λ. At λ = +∞ each of them is exactly 1: training without weights.
+  With a = λ + 5(1 − 2κ/K): tanh: (1 + tanh a)/2; sigmoid: σ(a); discrete: (K + 1 − κ)/(K + 1), which
+  does not depend on λ. λ = +∞ gives exactly 1 in each form: training without weights.
 
   Args:
-    kappa: i32[B], 0..K, as `attacks.pgd` counts it.
-    num_steps: K, the attack's steps.
-    lam: λ, a number; traced. −1 is GAIRAT's, 0 GAIR-FAT's, 3 GAIR-RST's.
+    kappa: i32[B], 0..K, as in `attacks.AttackResult`.
+    num_steps: K, the number of attack steps.
+    lam: λ. Traced.
     form: 'tanh', 'sigmoid' or 'discrete'. Static.
 
   Returns:
-    f32[B].
+    f32[B]. No gradient flows through them.
 
   Raises:
-    ValueError: for an unknown form.
+    ValueError: if the form is unknown.
 
   Example:
-    >>> w = geometry(jnp.array([0, 5, 6]), num_steps=10, lam=-1.)
+    >>> w = unnormalized_weights(jnp.array([0, 5, 6]), num_steps=10, lam=-1.)
     >>> print(' '.join(f'{v:.4f}' for v in w))
     0.9997 0.1192 0.0180
 
-  Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, section 3.3.
-  The released code puts K//2 for K/2, which differs for odd K. That λ = +∞ switches the discrete
-  form off too is ours.
+  Reference: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, section 3.3.
+  The released code has K//2 for K/2, which differs for odd K. That λ = +∞ also switches off the discrete
+  form is ours.
   """
   kappa = jax.lax.stop_gradient(jnp.asarray(kappa, float))
   lam = jnp.asarray(lam, kappa.dtype)
-  guarded = lam + 5 * (1 - 2 * kappa / num_steps)
+  a = lam + 5 * (1 - 2 * kappa / num_steps)
   if form == 'tanh':
     # (1 + tanh a)/2 = σ(2a), without the cancellation that leaves 2 digits of a weight of 1e-5.
-    return jax.nn.sigmoid(2 * guarded)
+    return jax.nn.sigmoid(2 * a)
   if form == 'sigmoid':
-    return jax.nn.sigmoid(guarded)
+    return jax.nn.sigmoid(a)
   if form == 'discrete':
     return jnp.where(jnp.isposinf(lam), 1., (num_steps + 1 - kappa) / (num_steps + 1))
   raise ValueError(f'form = {form!r}: use one of tanh, sigmoid, discrete')
@@ -70,41 +80,127 @@ def geometry_weights(
     form: str = 'tanh',
     axis_name: str | None = None,
 ) -> Array:
-  """GAIRAT's weights: `geometry`, normalised to mean 1 over the global batch.
+  """GAIRAT's weights: `unnormalized_weights`, scaled to mean 1 over the global batch.
 
   Args:
-    kappa: i32[B], 0..K, as `attacks.pgd` counts it.
-    num_steps: K, the attack's steps.
-    lam: λ, a number; traced. +∞ gives exactly ones.
+    kappa: i32[B], 0..K, as in `attacks.AttackResult`.
+    num_steps: K, the number of attack steps.
+    lam: λ; +∞ gives exactly ones. Traced.
     form: 'tanh', 'sigmoid' or 'discrete'. Static.
-    axis_name: the axis over devices, or None.
+    axis_name: the axis over devices whose batches count as one, or None.
 
   Returns:
-    f32[B].
+    f32[B]. No gradient flows through them.
 
   Raises:
-    ValueError: for an unknown form.
+    ValueError: if the form is unknown.
 
   Example:
     >>> print(geometry_weights(jnp.array([0, 10]), num_steps=10, lam=jnp.inf))
     [1. 1.]
 
-  Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, section 3.3.
+  Reference: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, section 3.3.
   """
-  return objective.normalize_weights(unnormalized_weights(kappa, num_steps=num_steps, lam=lam, form=form), axis_name=axis_name)
+  w = unnormalized_weights(kappa, num_steps=num_steps, lam=lam, form=form)
+  return objective.normalize_weights(w, axis_name=axis_name)
+
+
+def weigh(evidence: objective.Evidence, *, num_steps: int, lam: float | Array, form: str, normalized: bool,
+          axis_name: str | None) -> Array:
+  """GAIRAT's weights in a training step, with or without normalisation.
+
+  Args:
+    evidence: its κ is read.
+    num_steps: K, the number of attack steps.
+    lam: λ. Traced.
+    form: 'tanh', 'sigmoid' or 'discrete'. Static.
+    normalized: True for `geometry_weights`, False for `unnormalized_weights`.
+    axis_name: the axis over devices, or None.
+
+  Returns:
+    f32[B].
+
+  Example:
+    >>> evidence = objective.Evidence(jnp.array([0, 10]), None, None, None)
+    >>> options = dict(num_steps=10, lam=-1., form='tanh', normalized=True)
+    >>> print(weigh(evidence, **options, axis_name=None).round(2))
+    [2. 0.]
+  """
+  w = unnormalized_weights(evidence.kappa, num_steps=num_steps, lam=lam, form=form)
+  return objective.normalize_weights(w, axis_name=axis_name) if normalized else w
+
+
+@objective.attacked_by(inner_attacks.kl_and_margin)
+def gair_trades(forward: objective.Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *,
+                ducat: objective.Objective | None = None) -> objective.Outcome:
+  """TRADES with two attacks: the regulariser is KL(p ‖ p'_KL), its complement is KL(p ‖ p'_margin).
+
+  `objective.mean_loss` joins them to w · KL(p ‖ p'_KL) + (1 − w) · KL(p ‖ p'_margin).
+
+  Args:
+    forward: the network in train mode.
+    batch_stats: its BatchNorm statistics.
+    x: f32[B, ...], clean examples.
+    x_adv: f32[2·B, ...], the adversarial examples of the KL, then those of the margin.
+    y: i32[B].
+    ducat: the DUCAT objective whose fit replaces the cross-entropy, with a pass before these; or None.
+
+  Returns:
+    An `objective.Outcome`; its logits are those of the KL's adversarial examples.
+
+  Example:
+    >>> f = lambda x, batch_stats: (x, batch_stats)
+    >>> x, x_adv = jnp.array([[2., 0.]]), jnp.array([[0., 1.], [1., 1.]])
+    >>> outcome = gair_trades(f, {}, x, x_adv, jnp.array([0]))
+    >>> print(f'{outcome.regulariser[0]:.4f} {outcome.complement[0]:.4f}')
+    0.8287 0.3278
+
+  Reference: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, released code
+  for robust self-training (GAIR-RST), here without unlabelled data.
+  """
+  by_kl, by_margin = jnp.split(x_adv, 2)
+  clean, adversarial, fit, batch_stats = objective.two_passes(forward, batch_stats, x, by_kl, y, ducat)
+  other, batch_stats = forward(by_margin, batch_stats)
+  fit = losses.cross_entropy(clean, y) if fit is None else fit
+  return objective.Outcome(fit, losses.kl(clean, adversarial), adversarial, batch_stats,
+                           complement=losses.kl(clean, other))
+
+
+def by_epoch(epoch: int | Array, first: float, changes: Mapping[int, float]) -> Array:
+  """A piecewise constant schedule: `first`, then `changes[e]` from epoch e on.
+
+  With epochs counted from 1, λ with its burn-in is `by_epoch(epoch, inf, {60: -1.})` for
+  WideResNet-32-10 in 120 epochs and `by_epoch(epoch, inf, {30: -1.})` for ResNet-18 in 100.
+
+  Args:
+    epoch: the current epoch, counted as in `changes`. Traced if it is an array.
+    first: the value before all changes.
+    changes: from an epoch to the value that begins there.
+
+  Returns:
+    A scalar, i32 if all values are integers, else f32.
+
+  Example:
+    >>> print(*[by_epoch(epoch, jnp.inf, {60: -1.}) for epoch in (1, 59, 60, 120)])
+    inf inf -1.0 -1.0
+
+  Reference: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, released code.
+  It also has a piecewise λ of −1, −2 and −2.5 from epochs 60, 90 and 110, but never reaches the last two.
+  """
+  starts = sorted(changes)
+  values = jnp.array([first, *(changes[start] for start in starts)])
+  passed = jnp.sum(jnp.asarray(epoch) >= jnp.array(starts), dtype=jnp.int32)
+  return values[passed]
 
 
 def linear(epoch: int | Array, *, first: float, last: float, epochs: int) -> Array:
-  """A schedule on a line, first − (epoch/epochs)·(first − last).
-
-  GAIRAT's linear λ, which the released code takes up after the burn-in; there `first` is +∞ unless
-  it is set, and λ not a number.
+  """A linear schedule, first − (epoch/epochs) · (first − last).
 
   Args:
-    epoch: the epoch that runs, counted from 1; traced if it is an array.
+    epoch: the current epoch, counted from 1. Traced if it is an array.
     first: the value before the first epoch, finite.
-    last: the value in the last.
-    epochs: how many there are.
+    last: the value in the last epoch.
+    epochs: the number of epochs.
 
   Returns:
     f32[].
@@ -113,99 +209,7 @@ def linear(epoch: int | Array, *, first: float, last: float, epochs: int) -> Arr
     >>> print(*[linear(epoch, first=1., last=-1., epochs=100) for epoch in (30, 50, 100)])
     0.4 0.0 -1.0
 
-  Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, its released
-  code.
+  Reference: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, released code,
+  where this λ follows the burn-in. There `first` is +∞ by default, which gives NaN.
   """
   return jnp.asarray(first - epoch / epochs * (first - last), jnp.float32)
-
-
-def by_epoch(epoch: int | Array, first: float, changes: Mapping[int, float]) -> Array:
-  """A schedule in stages: `first`, and from each epoch in `changes` on the value there.
-
-  GAIRAT's λ with its burn-in is `by_epoch(epoch, inf, {60: -1.})` for WideResNet-32-10 in 120
-  epochs and `{30: -1.}` for ResNet-18 in 100; GAIR-FAT's τ is `by_epoch(epoch, 0, {41: 3, 71: 6})`.
-  What the released code's piecewise λ was meant to be, `{60: -1., 90: -2., 110: -2.5}`, its
-  branches never reach.
-
-  Args:
-    epoch: the epoch that runs, counted from 1; traced if it is an array.
-    first: the value before all changes: the burn-in.
-    changes: from which epoch on there is which value.
-
-  Returns:
-    A scalar: i32 if all values are whole numbers, else f32.
-
-  Example:
-    >>> print(*[by_epoch(epoch, jnp.inf, {60: -1.}) for epoch in (1, 59, 60, 120)])
-    inf inf -1.0 -1.0
-    >>> print(*[by_epoch(epoch, 0, {41: 3, 71: 6}) for epoch in (40, 41, 70, 71)])
-    0 3 3 6
-
-  Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, its released
-  code, which counts epochs from 1 here.
-  """
-  starts = sorted(changes)
-  values = jnp.array([first, *(changes[start] for start in starts)])
-  passed = jnp.sum(jnp.asarray(epoch) >= jnp.array(starts), dtype=jnp.int32)
-  return values[passed]
-
-
-@objective.attacked_by(inner_attacks.kl_and_margin)
-def gair_trades(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *,
-                ducat: Objective | None = None) -> Outcome:
-  """TRADES whose KL is shared between two attacks, w · KL(p ‖ p'_KL) + (1 − w) · KL(p ‖ p'_margin).
-
-  Args:
-    forward: the network in train mode.
-    batch_stats: its statistics.
-    x: f32[B, ...], clean examples.
-    x_adv: f32[2·B, ...], first those found for the KL, then those found for the margin.
-    y: i32[B].
-    ducat: as for `trades`.
-
-  Returns:
-    An `Outcome`; the second KL is its complement.
-
-  Example:
-    >>> f = lambda x, batch_stats: (x, batch_stats)
-    >>> x, x_adv = jnp.array([[2., 0.]]), jnp.array([[0., 1.], [1., 1.]])
-    >>> found = gair_trades(f, {}, x, x_adv, jnp.array([0]))
-    >>> print(f'{found.regulariser[0]:.4f} {found.complement[0]:.4f}')
-    0.8287 0.3278
-
-  Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, its released
-  code for robust self-training (GAIR-RST), here without unlabelled data.
-  """
-  by_kl, by_margin = jnp.split(x_adv, 2)
-  clean, adversarial, fit, batch_stats = objective.two_passes(forward, batch_stats, x, by_kl, y, ducat)
-  other, batch_stats = forward(by_margin, batch_stats)
-  fit = losses.cross_entropy(clean, y) if fit is None else fit
-  return Outcome(fit, losses.kl(clean, adversarial), adversarial, batch_stats,
-                 complement=losses.kl(clean, other))
-
-
-def weigh(evidence: objective.Evidence, *, num_steps: int, lam: float | Array, form: str, normalized: bool,
-             axis_name: str | None) -> Array:
-  """GAIRAT's weights, by κ.
-
-  Args:
-    evidence: of the step.
-    num_steps: of the attack.
-    lam: λ of `weights.geometry`; traced.
-    form: of `weights.geometry`.
-    normalized: scale them to mean 1 over the global batch.
-    axis_name: the axis over devices, or None.
-
-  Returns:
-    f32[B].
-
-  Example:
-    >>> seen = Evidence(jax.numpy.array([0, 10]), None, None, None)
-    >>> options = dict(num_steps=10, lam=-1., form='tanh', normalized=True)
-    >>> print(geometry(seen, **options, axis_name=None).round(2))
-    [2. 0.]
-
-  Source: `weights.geometry_weights`.
-  """
-  w = unnormalized_weights(evidence.kappa, num_steps=num_steps, lam=lam, form=form)
-  return objective.normalize_weights(w, axis_name=axis_name) if normalized else w

@@ -1,4 +1,11 @@
-"""What an objective returns, and the one number that a step minimises."""
+"""The protocol of training objectives: what they return, and the scalar that a step minimises.
+
+An objective is `(forward, batch_stats, x, x_adv, y) -> Outcome`, of per-example terms. A step minimises
+
+  L = mean(w · fit) + β · mean(w · regulariser)          `mean_loss`
+
+with importance weights w on one of the terms or on both. The weights are computed from `Evidence`.
+"""
 
 from collections.abc import Callable
 import functools
@@ -10,7 +17,7 @@ import jax.numpy as jnp
 from at_jax import errors
 
 Array = jax.Array
-Forward = Callable[[Array, Any], tuple[Array, Any]]
+Forward = Callable[[Array, Any], tuple[Array, Any]]  # x, batch_stats -> logits in train mode, batch_stats
 Objective = Callable[..., 'Outcome']
 
 
@@ -39,15 +46,15 @@ def attacked_by(inner_attack: Callable) -> Callable[[Objective], Objective]:
 
 
 class Outcome(NamedTuple):
-  """What an objective returns.
+  """The per-example terms of an objective, for B examples in V views.
 
   Attributes:
-    fit: f32[V·B], how badly the labels are learnt, in nats; V is 2 where there are two views.
-    regulariser: f32[B], how far apart predictions are that should agree, or None.
-    logits: f32[V·B, K], in train mode, of the examples that the method learns from: x', or x where
-      there is no x'.
+    fit: f32[V·B], loss of the labels, in nats. V is 1, or 2 for an objective of two views.
+    regulariser: f32[B], distance between predictions that should agree, or None.
+    logits: f32[V·B, K], in train mode, at the inputs that the method learns from: x', or x for clean
+      training.
     batch_stats: the updated BatchNorm statistics.
-    complement: f32[B], what takes the share of the regulariser that a weight leaves, or None.
+    complement: f32[B], a second regulariser with the weight 1 − w, or None.
   """
   fit: Array
   regulariser: Array | None
@@ -56,82 +63,52 @@ class Outcome(NamedTuple):
   complement: Array | None = None
 
 
-def check(found: Any, objective: Callable, num_examples: int, views: int = 1) -> Outcome:
-  """Raises unless an objective returned what `mean_loss` can join.
+class Evidence(NamedTuple):
+  """What importance weights are computed from. With two views, B counts views.
 
-  A mean over the batch would pass for one number that all examples share, and no weight would count.
-
-  Args:
-    found: what it returned.
-    objective: the function, to be named.
-    num_examples: V·B, those it was given.
-    views: V.
-
-  Returns:
-    The same.
-
-  Raises:
-    errors.UserError: it is no `Outcome`, or not of the shapes that an `Outcome` has.
-
-  Example:
-    >>> mean = Outcome(jnp.float32(2), None, jnp.ones((3, 2)), {})
-    >>> check(mean, jnp.mean, 3)
-    Traceback (most recent call last):
-    at_jax.errors.UserError: config.loss = 'jax.numpy.mean': its fit has shape (): use (3,), one number per example
-
-  Source: ours.
+  Attributes:
+    kappa: i32[B], attack iterates that were still classified correctly, by the deployed decision. A
+      dummy class that is recovered counts as correct; else κ would be near 0 for every example.
+    logits: f32[B, C], deployed logits in train mode, at x'.
+    y: i32[B], true classes.
+    class_accuracy: f32[C], robust training accuracy of each class in the last epoch, or None if it is
+      not counted.
   """
-  while isinstance(objective, functools.partial):
-    objective = objective.func
-  name = f'{objective.__module__}.{getattr(objective, "__qualname__", objective)}'
-  if not isinstance(found, Outcome):
-    raise errors.UserError('config.loss', name, f'it returned {type(found).__name__}: return '
-                           'objectives.Outcome(fit, regulariser, logits, batch_stats)')
-  one_each, one_a_pair = (num_examples,), (num_examples // views,)
-  wanted = {'fit': one_each, 'regulariser': one_a_pair, 'complement': one_a_pair}
-  for part, shape in wanted.items():
-    numbers = getattr(found, part)
-    if numbers is None and part in ('regulariser', 'complement'):
-      continue
-    if jnp.shape(numbers) != shape:
-      raise errors.UserError('config.loss', name,
-                             f'its {part} has shape {jnp.shape(numbers)}: use {shape}, one number '
-                             'per example')
-  if jnp.ndim(found.logits) != 2 or len(found.logits) != num_examples:
-    raise errors.UserError('config.loss', name, f'its logits have shape {jnp.shape(found.logits)}: '
-                           f'return one row per example, {num_examples}')
-  return found
+  kappa: Array
+  logits: Array
+  y: Array
+  class_accuracy: Array | None
 
 
 def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta: float,
               betas: Array | None = None) -> Array:
-  """mean(w · fit) + β · mean(w · regulariser), with w on one of the two terms or on both.
+  """The loss of a batch, mean(w · fit) + β · mean(w · regulariser).
 
-  With a β of its own for each example, mean((w · fit + β_y · w · regulariser) / (1 + β_y)).
+  With a β for each example it is mean((w · fit + β_y · w · regulariser) / (1 + β_y)).
 
-  With two views each view's fit has that view's weight, and the pair's regulariser the mean of the
-  two. A complement has the weight 1 − w, and none without weights.
+  With two views each view's fit has that view's weight, and the regulariser of the pair has the mean
+  of the two. A complement has the weight 1 − w; without weights it is left out.
 
   Args:
     outcome: what the objective returned.
-    weights: f32[V·B], importance weights, or None.
-    weights_on: 'fit', 'regulariser' or 'both'.
-    beta: β; not read where there are `betas`.
-    betas: f32[V·B], β_y, the same for both views of an example; or None.
+    weights: f32[V·B], importance weights, or None for weights of 1.
+    weights_on: the term that is weighted, 'fit', 'regulariser' or 'both'.
+    beta: β, ignored if `betas` is given.
+    betas: f32[V·B], β_y, equal for both views of an example; or None.
 
   Returns:
     f32[], in nats.
 
   Raises:
-    errors.UserError: weights or betas are for a regulariser that the objective does not have.
+    errors.UserError: if weights or betas need a regulariser that the objective does not have.
 
   Example:
-    >>> apart = Outcome(jnp.array([1., 2.]), jnp.array([3., 4.]), None, None)
-    >>> print(mean_loss(apart, jnp.array([2., 0.]), weights_on='fit', beta=10.))
+    >>> outcome = Outcome(jnp.array([1., 2.]), jnp.array([3., 4.]), None, None)
+    >>> print(mean_loss(outcome, jnp.array([2., 0.]), weights_on='fit', beta=10.))
     36.0
 
-  Source: ours; the form with β_y: Wei et al., CFA: Class-wise Calibrated Fair Adversarial Training,
-  2023, section 4, there for TRADES.
+  Reference: for β_y, Wei et al., CFA: Class-wise Calibrated Fair Adversarial Training, 2023, section 4,
+  there for TRADES.
   """
   fit, regulariser = outcome.fit, outcome.regulariser
   if weights is not None and weights_on in ('fit', 'both'):
@@ -153,56 +130,99 @@ def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta:
   return jnp.mean(fit) + beta * jnp.mean(regulariser)
 
 
-def two_passes(forward, batch_stats, x, x_adv, y, ducat):
-  """Logits at x and at x' from a pass each, and DUCAT's fit from a pass before, or None."""
-  fit = None
-  if ducat is not None:
-    begun = ducat(forward, batch_stats, x, x_adv, y)
-    fit, batch_stats = begun.fit, begun.batch_stats
-  clean, batch_stats = forward(x, batch_stats)
-  adversarial, batch_stats = forward(x_adv, batch_stats)
-  return clean, adversarial, fit, batch_stats
-
-
-class Evidence(NamedTuple):
-  """What a step knows of each example before it counts it.
-
-  With two views of each example, B counts views: each has its own κ and its own margin.
-
-  Attributes:
-    kappa: i32[B], the attack's steps that the example withstood, by the deployed decision: a dummy
-      class that is recovered is no fall, or soon nothing would withstand a step (ours).
-    logits: f32[B, C], deployed, in train mode, at x'.
-    y: i32[B].
-    class_accuracy: f32[C], each class's robust accuracy on the training data of the last epoch;
-      None where nobody counts it.
-  """
-  kappa: Array
-  logits: Array
-  y: Array
-  class_accuracy: Array | None
-
-
 def normalize_weights(weights: Array, *, axis_name: str | None = None) -> Array:
-  """Scales weights to mean 1 over the global batch, w · B/Σw.
+  """Scales weights to mean 1 over the global batch, w · B/Σw. No gradient flows through them.
 
   Args:
     weights: f32[B], not negative.
-    axis_name: the axis over devices, whose batches count as one; None for a single batch.
+    axis_name: the axis over devices whose batches count as one, or None.
 
   Returns:
-    f32[B]; all ones where every weight is 0.
+    f32[B]; all ones if every weight is 0.
 
   Example:
-    >>> print(normalize(jnp.array([1., 3.])))
+    >>> print(normalize_weights(jnp.array([1., 3.])))
     [0.5 1.5]
 
-  Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, algorithm 2.
-  That a batch of zeros counts in full is ours.
+  Reference: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, algorithm 2.
   """
   weights = jax.lax.stop_gradient(weights)
   mean = jnp.mean(weights)
   if axis_name is not None:
     mean = jax.lax.pmean(mean, axis_name)
-  some = mean > 0
-  return jnp.where(some, weights / jnp.where(some, mean, 1), 1)
+  positive = mean > 0
+  return jnp.where(positive, weights / jnp.where(positive, mean, 1), 1)
+
+
+def two_passes(forward: Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array,
+               ducat: Objective | None) -> tuple[Array, Array, Array | None, Any]:
+  """Logits at x and at x', each from a pass with its own BatchNorm statistics.
+
+  Args:
+    forward: the network in train mode.
+    batch_stats: its BatchNorm statistics.
+    x: f32[B, ...], clean examples.
+    x_adv: f32[B, ...], adversarial examples.
+    y: i32[B].
+    ducat: the DUCAT objective, run first with a pass of its own; or None.
+
+  Returns:
+    The logits at x, the logits at x', the fit of `ducat` (None without it), and the statistics.
+
+  Example:
+    >>> f = lambda x, batch_stats: (2 * x, batch_stats + 1)
+    >>> clean, adversarial, fit, passes = two_passes(f, 0, jnp.ones(1), jnp.zeros(1), None, None)
+    >>> print(clean, adversarial, fit, passes)
+    [2.] [0.] None 2
+  """
+  fit = None
+  if ducat is not None:
+    outcome = ducat(forward, batch_stats, x, x_adv, y)
+    fit, batch_stats = outcome.fit, outcome.batch_stats
+  clean, batch_stats = forward(x, batch_stats)
+  adversarial, batch_stats = forward(x_adv, batch_stats)
+  return clean, adversarial, fit, batch_stats
+
+
+def check(outcome: Any, objective: Callable, num_examples: int, views: int = 1) -> Outcome:
+  """Checks the type and the shapes of what an objective returned.
+
+  A mean over the batch in place of one number per example would make every weight cancel out.
+
+  Args:
+    outcome: what it returned.
+    objective: the function, for the error message.
+    num_examples: V·B, the number of examples it was given.
+    views: V.
+
+  Returns:
+    The outcome.
+
+  Raises:
+    errors.UserError: if it is not an `Outcome`, or one of its fields has another shape.
+
+  Example:
+    >>> mean = Outcome(jnp.float32(2), None, jnp.ones((3, 2)), {})
+    >>> check(mean, jnp.mean, 3)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    at_jax.errors.UserError: config.loss = 'jax.numpy.mean': its fit has shape (): use (3,), one number ...
+  """
+  while isinstance(objective, functools.partial):
+    objective = objective.func
+  name = f'{objective.__module__}.{getattr(objective, "__qualname__", objective)}'
+  if not isinstance(outcome, Outcome):
+    raise errors.UserError('config.loss', name, f'it returned {type(outcome).__name__}: return '
+                           'methods.objective.Outcome(fit, regulariser, logits, batch_stats)')
+  expected = {'fit': (num_examples,), 'regulariser': (num_examples // views,),
+              'complement': (num_examples // views,)}
+  for field, shape in expected.items():
+    values = getattr(outcome, field)
+    if values is None and field != 'fit':
+      continue
+    if jnp.shape(values) != shape:
+      raise errors.UserError('config.loss', name, f'its {field} has shape {jnp.shape(values)}: use {shape}, '
+                             'one number per example')
+  if jnp.ndim(outcome.logits) != 2 or len(outcome.logits) != num_examples:
+    raise errors.UserError('config.loss', name, f'its logits have shape {jnp.shape(outcome.logits)}: '
+                           f'return one row per example, {num_examples}')
+  return outcome

@@ -1,4 +1,14 @@
-"""Averages of the parameters over training, and which parameters to evaluate."""
+"""Averages of the parameters over training, and the parameters to evaluate.
+
+  EMA   a ← δ a + (1 − δ) w after each update                          `ema`
+  SWA   a = mean of w after updates start, start + every, …            `swa`
+  fair  EMA of the epochs whose worst class is robust enough (CFA)     `take_in`
+
+BatchNorm statistics are not averaged: re-estimate them at the average before evaluating it.
+
+Reference: Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, 2018; Wei et
+al., CFA: Class-wise Calibrated Fair Adversarial Training, 2023, section 4.3.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +28,7 @@ class AverageState(NamedTuple):
   """The state of `ema` and `swa`.
 
   Attributes:
-    count: i32[], updates seen.
+    count: i32[], number of updates so far.
     average: like the parameters.
   """
   count: Array
@@ -29,30 +39,29 @@ class FairAverageState(NamedTuple):
   """The state of `take_in`.
 
   Attributes:
-    count: i32[], parameters taken in.
-    average: like the parameters; none while the count is 0.
+    count: i32[], number of epochs taken in.
+    average: like the parameters; meaningless while the count is 0.
   """
   count: Array
   average: PyTree
 
 
 def ema(decay: float, *, start: int = 0, ramp: bool = True) -> optax.GradientTransformation:
-  """Keeps an exponential moving average of the parameters, a ← δ·a + (1 − δ)·w, after each update.
+  """Exponential moving average of the parameters, a ← δ·a + (1 − δ)·w after each update.
 
-  Put it last in a chain: it passes updates on unchanged and reads w as params + updates. Statistics
-  of BatchNorm are not parameters; estimate them again at the average before evaluating it.
+  Put it last in a chain: it passes updates on unchanged and reads w as params + updates.
 
   Args:
-    decay: δ, .995 to .9999.
-    start: until this many updates the average is the parameters themselves.
-    ramp: let δ rise as min(decay, (1 + n)/(10 + n)), n the updates since `start`, so that the first
-      parameters are soon forgotten.
+    decay: δ, usually .995 to .9999.
+    start: the number of updates before averaging; until then the average equals the parameters.
+    ramp: use min(decay, (1 + n)/(10 + n)) for δ, n the updates since `start`, so that the first
+      parameters soon lose their weight.
 
   Returns:
     A transformation whose `update` needs `params`. `eval_params` reads the average.
 
   Raises:
-    ValueError: for a decay outside [0, 1].
+    ValueError: if the decay is outside [0, 1].
 
   Example:
     >>> optimizer = optax.chain(optax.sgd(1.), ema(.5, ramp=False))
@@ -61,9 +70,9 @@ def ema(decay: float, *, start: int = 0, ramp: bool = True) -> optax.GradientTra
     >>> print(eval_params(state, jnp.array(2.)))
     3.0
 
-  Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; in
-  adversarial training, Gowal et al., Uncovering the Limits of Adversarial Training against
-  Norm-Bounded Adversarial Examples, 2020. The ramp is TensorFlow's.
+  Reference: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992. In
+  adversarial training: Gowal et al., Uncovering the Limits of Adversarial Training against Norm-Bounded
+  Adversarial Examples, 2020. The ramp is that of TensorFlow's ExponentialMovingAverage.
   """
   if not 0 <= decay <= 1:
     raise ValueError(f'decay = {decay}: use a number from 0 to 1')
@@ -77,20 +86,19 @@ def ema(decay: float, *, start: int = 0, ramp: bool = True) -> optax.GradientTra
 
 
 def swa(start: int, *, every: int = 1) -> optax.GradientTransformation:
-  """Keeps the plain mean of the parameters after updates start, start + every, start + 2·every, …
+  """Mean of the parameters after updates start, start + every, start + 2·every, …, counted from 0.
 
-  Counted from 0, so `start` updates come before the first that is averaged; until then the average
-  is the parameters themselves. Put it last in a chain, as `ema`.
+  Until then the average equals the parameters. Put it last in a chain, like `ema`.
 
   Args:
-    start: from where, in updates: the first drop of the learning rate.
-    every: how many updates lie between two that are averaged: an epoch of them.
+    start: the first update whose result is averaged, usually the first drop of the learning rate.
+    every: the number of updates between two averaged ones, usually one epoch.
 
   Returns:
     A transformation whose `update` needs `params`. `eval_params` reads the average.
 
   Raises:
-    ValueError: for a negative `start` or an `every` below 1.
+    ValueError: if `start` is negative or `every` is below 1.
 
   Example:
     >>> optimizer = optax.chain(optax.sgd(1.), swa(1))
@@ -102,12 +110,12 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformation:
     >>> print(eval_params(state, w))
     -3.0
 
-  Source: Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, 2018,
-  algorithm 1; in adversarial training, Chen et al., Robust Overfitting may be mitigated by Properly
-  Learned Smoothening, 2021.
+  Reference: Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, 2018,
+  algorithm 1. In adversarial training: Chen et al., Robust Overfitting may be mitigated by Properly Learned
+  Smoothening, 2021.
   """
   if start < 0 or every < 1:
-    raise ValueError(f'start = {start}, every = {every}: use at least 0 and 1')
+    raise ValueError(f'start = {start}, every = {every}: use at least 0 and at least 1')
 
   def share(count: Array) -> Array:
     place, rest = jnp.divmod(count - start, every)
@@ -117,39 +125,36 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformation:
 
 
 def no_average(params: PyTree) -> FairAverageState:
-  """The state of `take_in` before anything is taken in.
+  """The state of `take_in` before the first epoch.
 
   Args:
     params: the parameters.
 
   Returns:
-    A `FairAverageState`, in whose place `eval_params` gives the parameters themselves.
+    A `FairAverageState`, for which `eval_params` returns the parameters themselves.
 
   Example:
     >>> print(eval_params(no_average(jnp.ones(2)), jnp.ones(2)))
     [1. 1.]
-
-  Source: ours.
   """
   return FairAverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
 
 def take_in(state: FairAverageState, params: PyTree, worst: float, *, decay: float,
             threshold: float) -> FairAverageState:
-  """Fairness-aware weight averaging: a ← δ·a + (1 − δ)·w, if w's worst class is robust enough.
+  """Fairness-aware weight averaging: a ← δ·a + (1 − δ)·w if the worst class of w is robust enough.
 
-  It is called once an epoch, on the host, which has measured `worst`; the first parameters that are
-  taken in are the average.
+  Called on the host once an epoch. The first parameters that are taken in become the average.
 
   Args:
-    state: the average so far; leaves on the host.
-    params: w, leaves on the host.
-    worst: the robust accuracy of w on the class where it is lowest, on held-out training data.
-    decay: δ, from 0 to below 1.
-    threshold: the least `worst` that is good enough.
+    state: the average so far, on the host.
+    params: w, on the host.
+    worst: worst-class robust accuracy of w on held-out training data.
+    decay: δ, in [0, 1).
+    threshold: the smallest `worst` for which w is taken in.
 
   Returns:
-    The state after, leaves on the host; the very same if w was not taken in.
+    The state after, on the host; `state` itself if w was not taken in.
 
   Example:
     >>> state = no_average(jnp.zeros(1))
@@ -158,8 +163,8 @@ def take_in(state: FairAverageState, params: PyTree, worst: float, *, decay: flo
     >>> print(state.count, state.average)
     2 [7.]
 
-  Source: Wei et al., CFA: Class-wise Calibrated Fair Adversarial Training, 2023, section 4.3. Its
-  released code averages BatchNorm's running statistics along; here they are estimated again.
+  Reference: Wei et al., CFA: Class-wise Calibrated Fair Adversarial Training, 2023, section 4.3. Its
+  released code also averages the running BatchNorm statistics; here they are re-estimated.
   """
   if worst < threshold:
     return state
@@ -170,31 +175,31 @@ def take_in(state: FairAverageState, params: PyTree, worst: float, *, decay: flo
 
 
 def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
-  """The parameters to evaluate: an average or an anchor if a transformation keeps one, else params.
+  """The parameters to evaluate: the average or anchor that the optimizer keeps, else the parameters.
 
-  Of `ema` and `swa` it is the average; of `take_in` too, once anything is taken in. Of
-  `entropy_sgd` it is what its `outer` says of the anchor:
-  in the middle of a cycle the anchor, at whose successors the released code evaluates, for μ is
-  then an average of few steps and the parameters are a point of the Langevin chain; between two
-  cycles that is the parameters themselves, exactly. States are found wherever they stand: in
-  chains, under `masked`, `partition`, `MultiSteps`, `inject_hyperparams`.
+  For `ema` and `swa` it is the average, for `take_in` too once an epoch is taken in. For `entropy_sgd` it
+  is the anchor, or what its `outer` keeps in place of it: inside a cycle the parameters are a point of
+  the Langevin chain and μ is a mean of few steps; between two cycles the anchor equals the parameters.
+  States are found inside chains, `masked`, `partition`, `MultiSteps` and `inject_hyperparams`.
 
   Args:
-    opt_state: of any optimizer; of one device.
+    opt_state: the state of any optimizer, on one device.
     params: the parameters as the optimizer left them.
 
   Returns:
-    Like params.
+    A pytree like params.
 
   Raises:
-    ValueError: if two states keep values of the same parameter, as an average *after* `entropy_sgd`
-      would, which averages the Langevin chain.
+    ValueError: if two states keep a value of the same parameter, for example an average after
+      `entropy_sgd`, which would average the Langevin chain.
 
   Example:
+    >>> optimizer = optax.chain(optax.sgd(1.), ema(.5, ramp=False))
+    >>> _, state = optimizer.update(jnp.array(2.), optimizer.init(jnp.array(4.)), jnp.array(4.))
+    >>> print(eval_params(state, jnp.array(2.)))  # w: 4 → 2
+    3.0
     >>> print(eval_params(optax.adam(1e-3).init(jnp.ones(2)), jnp.ones(2)))
     [1. 1.]
-
-  Source: ours.
   """
   keeps = lambda node: isinstance(node, (AverageState, FairAverageState, entropy_sgd.EntropySGDState))
   taken = {}
@@ -217,7 +222,7 @@ def _kept(state: AverageState | FairAverageState | entropy_sgd.EntropySGDState,
     return state.average
   if isinstance(state, FairAverageState):
     return jax.tree.map(lambda a, p: jnp.where(state.count > 0, a, p), state.average, params)
-  # Where `masked` hides a parameter, the anchor has a MaskedNode in its place.
+  # For a parameter that `masked` hides, the anchor has a MaskedNode.
   between = state.inner_step == 0
   anchor = jax.tree.map(
       lambda a, p: a if _hidden(a) else jnp.where(between, p, a), state.anchor, params,
@@ -234,17 +239,17 @@ def _hidden(node: Any) -> bool:
 
 
 def _average(share: Callable[[Array], Array]) -> optax.GradientTransformation:
-  """Averaging where `share(count)` is the part of the new parameters."""
+  """An average a ← (1 − s) a + s w with s = share(count)."""
 
   def init(params: PyTree) -> AverageState:
-    # Copies, because a buffer that is in the training state twice cannot be donated.
+    # Copies: a buffer that is in the training state twice cannot be donated.
     return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
   def update(updates: PyTree, state: AverageState, params: PyTree = None):
     if params is None:
-      raise ValueError('an average reads the parameters: call update(updates, state, params)')
+      raise ValueError('params = None: call update(updates, state, params), an average needs the parameters')
     new = share(state.count)
-    # In this form a share of 0 or 1 is exact.
+    # In this form shares of 0 and 1 are exact.
     mix = lambda a, w: ((1 - new) * a + new * w).astype(a.dtype)
     average = jax.tree.map(mix, state.average, optax.apply_updates(params, updates))
     return updates, AverageState(state.count + 1, average)

@@ -9,7 +9,7 @@ import ml_collections
 
 from at_jax import methods
 from at_jax.config import fields, import_path
-from at_jax.methods import cfa, finetune, gairat, inner_attacks, mail, pgd_at
+from at_jax.methods import cfa, fat, finetune, gairat, inner_attacks, mail, pgd_at
 from at_jax.methods import ducat as ducat_lib
 from at_jax.methods import objective as objective_lib
 from at_jax.training import setup
@@ -73,9 +73,7 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
   """
   tau = None
   if config.attack.friendly_taus:
-    first, *later = config.attack.friendly_taus
-    changes = dict(zip(config.attack.friendly_epochs, later, strict=True))
-    tau = gairat.by_epoch(epoch, first, changes)
+    tau = fat.tau_schedule(epoch, taus=config.attack.friendly_taus, epochs=config.attack.friendly_epochs)
   if config.loss == 'finetune' and config.finetune.regulator == 'boundary':
     tau = jnp.asarray(config.finetune.tau, jnp.int32)
   lam = _lam(config.weights, epoch, config.epochs) if config.weights.kind == 'geometry' else None
