@@ -31,35 +31,35 @@ def awp(**options):
   return jax.jit(awp_lib.awp_value_and_grad(loss, has_aux=True, **options))
 
 
-def test_agrees_with_its_definition():
+def test_value_and_gradient_equal_the_definition():
   gradient = jax.tree.map(np.asarray, gradient_at(PARAMS, X, Y)[0])
   moved = jax.tree.map(np.copy, PARAMS)
   for w, g in ((moved['conv']['kernel'], gradient['conv']['kernel']),
                (moved['head'], gradient['head'])):
     w += .02 * np.sqrt(np.sum(np.float64(w) ** 2)) * g / np.sqrt(np.sum(np.float64(g) ** 2))
   expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(moved, X, Y)
-  ours = awp(gamma=.02)(PARAMS, X, y=Y)
-  chex.assert_trees_all_close(ours, expected, rtol=1e-4, atol=1e-6)
-  # Higher than where it began, by about γ Σ‖w‖‖g‖.
+  found = awp(gamma=.02)(PARAMS, X, y=Y)
+  chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+  # The loss rises by about γ Σ‖w‖‖g‖.
   rise = sum(.02 * np.linalg.norm(np.ravel(p)) * np.linalg.norm(np.ravel(g)) for p, g in (
       (PARAMS['conv']['kernel'], gradient['conv']['kernel']), (PARAMS['head'], gradient['head'])))
-  np.testing.assert_allclose(ours[0][0] - loss(PARAMS, X, Y)[0], rise, rtol=.1)
+  np.testing.assert_allclose(found[0][0] - loss(PARAMS, X, Y)[0], rise, rtol=.1)
 
 
-def test_only_weights_move_and_by_their_share():
+def test_only_weights_move_by_gamma_times_their_norm():
   gradient = jax.tree.map(np.asarray, gradient_at(PARAMS, X, Y)[0])
   moved = awp_lib.perturb(PARAMS, gradient, gamma=.01)
-  for same in (lambda p: p['conv']['bias'], lambda p: p['scale'], lambda p: p['dead']):
-    np.testing.assert_array_equal(same(moved), same(PARAMS))
+  for leaf in (lambda p: p['conv']['bias'], lambda p: p['scale'], lambda p: p['dead']):
+    np.testing.assert_array_equal(leaf(moved), leaf(PARAMS))
   for leaf in (lambda p: p['conv']['kernel'], lambda p: p['head']):
     step = np.linalg.norm(np.ravel(leaf(moved) - leaf(PARAMS)))
     np.testing.assert_allclose(step, .01 * np.linalg.norm(np.ravel(leaf(PARAMS))), rtol=1e-4)
 
 
 @pytest.mark.parametrize('gamma', [0, 0., jnp.array(0.)])
-def test_no_gamma_is_value_and_grad_to_the_bit(gamma):
-  ours = awp_lib.awp_value_and_grad(loss, gamma=gamma, has_aux=True)(PARAMS, X, Y)
-  chex.assert_trees_all_equal(ours, jax.value_and_grad(loss, has_aux=True)(PARAMS, X, Y))
+def test_gamma_of_zero_is_exactly_value_and_grad(gamma):
+  found = awp_lib.awp_value_and_grad(loss, gamma=gamma, has_aux=True)(PARAMS, X, Y)
+  chex.assert_trees_all_equal(found, jax.value_and_grad(loss, has_aux=True)(PARAMS, X, Y))
 
 
 def test_gamma_may_be_traced():
@@ -70,12 +70,12 @@ def test_gamma_may_be_traced():
   assert value(0.) < value(.01) < value(.02)
 
 
-def test_the_ascent_is_global():
+def test_ascent_uses_the_gradient_of_all_devices():
   grad = awp(gamma=.02, axis_name='batch')
-  apart = jax.vmap(lambda x, y: jax.lax.pmean(grad(PARAMS, x, y)[1], 'batch'), axis_name='batch')(
+  parts = jax.vmap(lambda x, y: jax.lax.pmean(grad(PARAMS, x, y)[1], 'batch'), axis_name='batch')(
       X.reshape(4, 2, 6, 6, 2), Y.reshape(4, 2))
   whole = awp(gamma=.02)(PARAMS, X, Y)[1]
-  chex.assert_trees_all_close(jax.tree.map(lambda g: g[3], apart), whole, rtol=1e-4, atol=1e-6)
+  chex.assert_trees_all_close(jax.tree.map(lambda g: g[3], parts), whole, rtol=1e-4, atol=1e-6)
   alone = jax.vmap(lambda x, y: awp(gamma=.02)(PARAMS, x, y)[1])(
       X.reshape(4, 2, 6, 6, 2), Y.reshape(4, 2))
   assert np.abs(np.mean(alone['head'], 0) - whole['head']).max() > 1e-3

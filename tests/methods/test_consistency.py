@@ -1,4 +1,4 @@
-"""Two views of each example: each is augmented, attacked and weighed on its own."""
+"""Two views of each example: each has its own augmentation, attack and weight."""
 
 import functools
 
@@ -20,8 +20,8 @@ EPSILON = 8 / 255  # the default
 Y = np.arange(8) % 3
 
 
-def begun(images, kind='none'):
-  """A run of Consistency on 8 images in 3 classes, the recipe of its step, and its first state."""
+def make(images, kind='none'):
+  """A run of Consistency on 8 images in 3 classes, the recipe of its step, and its initial state."""
   c = fields.default()
   c.dataset.update(num_classes=3, validation_size=0, pad=1)
   c.model.update(name='SmallCNN', features=(2,), hidden=(), padding='SAME')
@@ -39,34 +39,34 @@ def step(state, images, recipe):
 
 
 def examples(images, **changes):
-  """What a step learns from, [first views, second views]: x and x' where only their start moves."""
+  """x and x' of a step, [first views, second views], for an attack that keeps its random start."""
   def objective(forward, batch_stats, x, x_adv, y):
     logits, _ = forward(x_adv, batch_stats)
     return objective_lib.Outcome(0. * x[:, 0, 0, 0], None, logits, (x, x_adv))
 
-  _, recipe, state = begun(images)
+  _, recipe, state = make(images)
   start = inner_attacks.uniform(norm='linf', epsilon=EPSILON, step_size=0., num_steps=1)
   state, _ = step(state, images, recipe._replace(objective=objective, attack=start, **changes))
   return [np.asarray(part).reshape(2, 8, -1) for part in state.batch_stats]
 
 
-def test_every_view_has_a_random_start_of_its_own():
-  # Far from 0 and 1 nothing is clipped, so x' − x are the starts, uniform in ±ε.
+def test_every_view_has_its_own_random_start():
+  # Far from 0 and 1 nothing is clipped, so x' − x is the start, uniform in ±ε.
   images = np.broadcast_to(np.uint8(100 + 7 * np.arange(8))[:, None, None, None], (8, 4, 4, 1))
   x, x_adv = examples(images, pad=0)
   for view in x:  # the first views of all examples, then the second
     np.testing.assert_allclose(view, images.reshape(8, 16) / 255, rtol=1e-6)
   starts = (x_adv - x).reshape(16, 16)
   gaps = np.abs(starts[:, None] - starts).mean(axis=-1)[np.triu_indices(16, 1)]
-  # Two independent uniform numbers are 2ε/3 apart in the mean, of 16 pixels ± .47ε/√16.
-  assert gaps.min() > .2 * EPSILON  # no start is another's, of this or of another example
+  # Two independent uniform numbers differ by 2ε/3 in the mean; over 16 pixels, ± .47ε/√16.
+  assert gaps.min() > .2 * EPSILON  # no two starts are equal, of one example or of two
   np.testing.assert_allclose(gaps.mean(), 2 / 3 * EPSILON, rtol=.1)
 
 
-def test_every_view_is_augmented_on_its_own():
+def test_every_view_has_its_own_augmentation():
   images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), dtype=np.uint8)
   first, second = examples(images)[0]
-  # Of 3 × 3 crops and 2 flips two are the same in 1 of 18.
+  # With 3 × 3 crops and 2 flips, two views are equal with probability 1/18.
   assert (first != second).any(axis=-1).sum() >= 5
 
 
@@ -80,9 +80,9 @@ def slow_weight(kind, kappa, z, y):
 
 
 @pytest.mark.parametrize('kind', ['geometry', 'margin'])
-def test_every_view_has_a_weight_of_its_own(kind):
-  # The attack is a stand-in: x' is x for the first views and 1 − x for the second, and while the
-  # first views withstand 0, 1, 2, … steps, the second withstand 4, 3, 2, …
+def test_every_view_has_its_own_weight(kind):
+  # A stand-in attack: x' is x for the first views and 1 − x for the second; κ is 0, 1, 2, … for the
+  # first views and 4, 3, 2, … for the second.
   kappa = np.concatenate([np.arange(8) % 5, 4 - np.arange(8) % 5])
 
   def stand_in(logits_fn, x, y, key, index):
@@ -90,20 +90,20 @@ def test_every_view_has_a_weight_of_its_own(kind):
     return attacks.AttackResult(x, y < 0, jnp.asarray(kappa, jnp.int32), 0. * y)
 
   images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), dtype=np.uint8)
-  run, recipe, state = begun(images, kind)
-  state = state._replace(params=jax.tree.map(lambda w: 3 * w, state.params))  # decided predictions
+  run, recipe, state = make(images, kind)
+  state = state._replace(params=jax.tree.map(lambda w: 3 * w, state.params))  # confident predictions
   recipe = recipe._replace(attack=stand_in, pad=0, flip=False)
   x = pipeline.to_unit(images)
   z = np.asarray(run.network.logits({'params': state.params}, jnp.concatenate([x, 1 - x])))
   _, metrics = step(state, images, recipe)
   labels = np.concatenate([Y, Y])
-  w = np.array([slow_weight(kind, *each) for each in zip(kappa, z, labels)])
+  w = np.array([slow_weight(kind, *each) for each in zip(kappa, z, labels, strict=True)])
   if kind == 'geometry':
     w /= w.mean()  # over the views of all examples
-  fit = np.array([-np.log(slow_losses.probabilities(row)[y]) for row, y in zip(z, labels)])
-  apart = np.array([slow_losses.slow_js(*pair, .5) for pair in zip(z[:8], z[8:])])
-  expected = np.mean(w * fit) + 3 * np.mean((w[:8] + w[8:]) / 2 * apart)
+  fit = np.array([-np.log(slow_losses.probabilities(row)[y]) for row, y in zip(z, labels, strict=True)])
+  divergence = np.array([slow_losses.slow_js(*pair, .5) for pair in zip(z[:8], z[8:], strict=True)])
+  expected = np.mean(w * fit) + 3 * np.mean((w[:8] + w[8:]) / 2 * divergence)
   np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
-  # The first views' weights for both are another number.
-  copied = np.mean(np.tile(w[:8], 2) * fit) + 3 * np.mean(w[:8] * apart)
+  # With the weights of the first views for both, the loss differs.
+  copied = np.mean(np.tile(w[:8], 2) * fit) + 3 * np.mean(w[:8] * divergence)
   assert abs(copied - expected) > .1 * expected

@@ -35,7 +35,7 @@ def test_loss_by_hand():
       [.5 * (benign_term + .5 * np.log(6) + .5 * np.log(2))], rtol=1e-6)
 
 
-def test_without_dummy_weights_it_is_the_mean_of_two_cross_entropies():
+def test_loss_without_dummy_weights_is_mean_cross_entropy():
   clean, adversarial = jax.random.normal(jax.random.key(0), (2, 7, 10))
   y = jnp.arange(7) % 5
   expected = .5 * (losses.cross_entropy(clean, y) + losses.cross_entropy(adversarial, y))
@@ -48,12 +48,12 @@ logits = hnp.arrays(np.float32, (3, 8), elements=st.floats(-1e4, 1e4, width=32),
 
 
 @hypothesis.given(logits)
-def test_the_folded_decision_is_the_recovered_one(z):
+def test_folded_decision_is_the_recovered_one(z):
   # Without ties (the logits are unique) argmax of g_c = max(z_c, z_{c+C}) is argmax(z) mod C.
   np.testing.assert_array_equal(jnp.argmax(ducat.fold(z), axis=-1), ducat.recover(z))
   np.testing.assert_array_equal(ducat.recover(z), np.argmax(z, axis=-1) % 4)
 
 
-def test_an_odd_head_is_refused():
+def test_odd_head_raises():
   with pytest.raises(ValueError, match='even'):
     ducat.fold(jnp.zeros((1, 5)))

@@ -38,21 +38,21 @@ def momentum_step(lr, decay):
 
 @pytest.mark.parametrize('nesterov', [True, False])
 @pytest.mark.parametrize('steps', [12, 10])  # three cycles, and the middle of the third
-def test_agrees_with_the_nested_loop(nesterov, steps):
+def test_updates_equal_the_nested_loop(nesterov, steps):
   options = dict(gamma=.3, scoping=.5, nesterov=nesterov)
   optimizer = entropy_sgd.entropy_sgd(
       optax.sgd(.7, momentum=.9), inner_steps=4, key=KEY, inner_learning_rate=.1, noise=0.,
       momentum=.9, averaging=.75, weight_decay=.05, **options)
   grads = gradients(steps)
-  ours = run(optimizer, PARAMS, grads)[-1][0]
+  found = run(optimizer, PARAMS, grads)[-1][0]
   for name in PARAMS:
-    theirs = nested_loop(np.float64(PARAMS[name]), [g[name] for g in grads], momentum_step(.7, .9),
-                         L=4, eta=.1, mom=.9, beta=.75, wd=.05, **options)
-    np.testing.assert_allclose(ours[name], theirs, atol=2e-6)
+    expected = nested_loop(np.float64(PARAMS[name]), [g[name] for g in grads], momentum_step(.7, .9),
+                           L=4, eta=.1, mom=.9, beta=.75, wd=.05, **options)
+    np.testing.assert_allclose(found[name], expected, atol=2e-6)
 
 
 def test_scoping_counts_cycles():
-  # At zero gradient but for the first of each cycle, w − a is −η'd; γ_t shows in the second step.
+  # Only the first gradient of each cycle is nonzero, so w − a is −η'd and the second step shows γ_t.
   optimizer = entropy_sgd.entropy_sgd(optax.sgd(1.), inner_steps=2, key=KEY, noise=0., momentum=0.,
                                      inner_learning_rate=.1, gamma=1., scoping=1.)
   trail = run(optimizer, jnp.array(0.), [jnp.array(g) for g in (1., 0.) * 3])
@@ -60,12 +60,12 @@ def test_scoping_counts_cycles():
   assert [int(state.outer_step) for _, state in trail] == [0, 1, 1, 2, 2, 3]
   # w₁ = a − .1, w₂ = w₁ + .1·γ·.1; μ = .75(.75a + .25w₁) + .25w₂, so
   # a − μ = .1(.25·.75 + .25) − .0025γ.
-  for t, (anchor, (landed, _)) in enumerate(zip(anchors, trail[1::2])):
+  for t, (anchor, (landed, _)) in enumerate(zip(anchors, trail[1::2], strict=True)):
     np.testing.assert_allclose(anchor - landed, .04375 - .0025 * 2 ** t, rtol=1e-4)
 
 
 @pytest.mark.parametrize('curvature', [.5, 2.])
-def test_closed_form_on_a_quadratic(curvature):
+def test_cycle_on_a_quadratic_has_its_closed_form(curvature):
   # f = h/2 (w − c)². Without momentum w_k = w* + r^k(a − w*) with w* = (hc + γa)/(h + γ) and
   # r = 1 − η(h + γ), so μ_L = β^L a + (1 − β^L) w* + (1 − β)(a − w*) Σ_{k=1..L} β^(L−k) r^k, and
   # that sum is r(β^L − r^L)/(β − r).
@@ -84,7 +84,7 @@ def test_closed_form_on_a_quadratic(curvature):
   np.testing.assert_allclose(a - w, a - mu, rtol=2e-5)
 
 
-def test_long_cycles_give_the_gradient_of_the_smoothed_function():
+def test_long_cycles_give_the_smoothed_gradient():
   # For L → ∞ and no noise, μ → argmin f + γ/2 (w − a)², so γ(a − μ) is the Moreau envelope's
   # gradient: for |w| Huber's clip(γa, −1, 1); for h/2 w², γh/(γ + h)·a.
   gamma = 2.
@@ -101,21 +101,21 @@ def test_long_cycles_give_the_gradient_of_the_smoothed_function():
     w, _ = jax.lax.scan(step, (anchors, optimizer.init(anchors)), length=1500)[0]
     return gamma * (anchors - w)
 
-  # sign jumps, so the iterates end within η' of the kink: γη' = .004.
+  # sign is discontinuous, so the iterates end within η' of the kink: γη' = .004.
   np.testing.assert_allclose(smoothed_gradient(jnp.sign), np.clip(gamma * anchors, -1, 1), atol=.01)
   np.testing.assert_allclose(smoothed_gradient(lambda w: 3 * w), gamma * 3 / 5 * anchors, rtol=5e-3)
 
 
-def test_no_inner_steps_is_the_outer_optimizer_to_the_bit():
+def test_no_inner_steps_is_exactly_the_outer_optimizer():
   outer = optax.chain(optax.add_decayed_weights(.01), optax.sgd(.1, .9, True), weight_averaging.ema(.9))
   smoothed = entropy_sgd.entropy_sgd(outer, inner_steps=0, key=KEY)
   grads = gradients(5)
-  for (p, s), (q, r) in zip(run(outer, PARAMS, grads), run(smoothed, PARAMS, grads)):
+  for (p, s), (q, r) in zip(run(outer, PARAMS, grads), run(smoothed, PARAMS, grads), strict=True):
     chex.assert_trees_all_equal(p, q)
     chex.assert_trees_all_equal(weight_averaging.eval_params(s, p), weight_averaging.eval_params(r, q))
 
 
-def test_noise():
+def test_noise_has_its_standard_deviation():
   # Zero gradient, γ = 0: a step moves by −η'·noise·√(2/η')·N, of standard deviation noise·√(2η').
   size, eta, noise = 40_000, .2, .5
   optimizer = entropy_sgd.entropy_sgd(optax.sgd(1.), inner_steps=3, key=KEY, gamma=0., noise=noise,
@@ -126,10 +126,10 @@ def test_noise():
            jax.tree.map(jnp.subtract, trail[3][0], trail[2][0])]
   drawn = [step[name] for step in steps for name in 'ab']
   for draw in drawn:
-    # The standard deviation of 40,000 draws is known to 1/√80,000 = .35 %.
+    # The relative standard error for 40,000 draws is 1/√80,000 = .35 %.
     np.testing.assert_allclose(np.std(draw), noise * np.sqrt(2 * eta), rtol=.015)
   correlation = np.corrcoef(drawn) - np.eye(6)
-  assert np.abs(correlation).max() < .025  # 5/√40,000: steps, cycles and leaves draw apart
+  assert np.abs(correlation).max() < .025  # 5/√40,000: steps, cycles and leaves are independent
   again = run(optimizer, zero, [zero] * 5)
   chex.assert_trees_all_equal(trail[-1][0], again[-1][0])
 
@@ -143,7 +143,7 @@ def test_outer_schedule_counts_cycles():
   assert seen == [0, 1, 2]
 
 
-def test_refusals():
+def test_invalid_calls_raise():
   with pytest.raises(ValueError, match='inner_steps = -1'):
     entropy_sgd.entropy_sgd(optax.sgd(1.), inner_steps=-1, key=KEY)
   optimizer = entropy_sgd.entropy_sgd(optax.sgd(1.), inner_steps=2, key=KEY)

@@ -1,4 +1,4 @@
-"""Objectives against slow loops on random logits: which argument goes where."""
+"""Objectives and their mean loss against slow loops on random logits."""
 
 import functools
 
@@ -9,26 +9,27 @@ import pytest
 
 from at_jax import methods
 from at_jax.config import fields
+from at_jax.datasets import pipeline
 from at_jax.methods import ducat as ducat_lib
-from at_jax.methods import gairat, mart, trades
+from at_jax.methods import gairat, inner_attacks, mart, trades
 from at_jax.methods import objective as objective_lib
-from at_jax.training import epoch_plan
+from at_jax.training import epoch_plan, setup
 from tests.fixtures import slow_losses
 
 RNG = np.random.default_rng(1)
-C = 3  # so that the doubled head has 6 logits; with labels below 3 it does for a plain one too
+C = 3  # the doubled head has 6 logits; with labels below 3 they are logits of a plain head too
 CLEAN, ADV, OTHER = RNG.normal(size=(3, 8, 2 * C)).astype(np.float32) * 2
 Y = np.arange(8) % C
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 
 
 def forward(x, batch_stats):
-  """A network whose logits are its inputs, and whose statistics are the batches that it saw."""
+  """A network whose logits are its inputs; its statistics are the batches that it has seen."""
   return x, (*batch_stats, x)
 
 
 def slow_ce(z, targets):
-  return -sum(t * np.log(p) for t, p in zip(targets, slow_losses.probabilities(z)))
+  return -sum(t * np.log(p) for t, p in zip(targets, slow_losses.probabilities(z), strict=True))
 
 
 def slow_ducat(z, z_adv, y, benign_weight, adversarial_weight, alpha):
@@ -39,32 +40,42 @@ def slow_ducat(z, z_adv, y, benign_weight, adversarial_weight, alpha):
   return (slow_ce(z, benign) + slow_ce(z_adv, adversarial)) / 2
 
 
-def test_trades_learns_the_clean_example_and_diverges_from_it():
-  found = trades.trades(forward, (), CLEAN, ADV, Y)
-  close(found.fit, [slow_ce(z, np.eye(2 * C)[y]) for z, y in zip(CLEAN, Y)])
-  expected = [slow_losses.slow_kl(*z) for z in zip(CLEAN, ADV)]
-  close(found.regulariser, expected)
-  # The other direction is another number for every example, so the above is not blind to it.
-  assert np.min(np.abs(expected - np.array([slow_losses.slow_kl(*z) for z in zip(ADV, CLEAN)]))) > .01
-  np.testing.assert_array_equal(found.logits, ADV)
+def test_inner_attack_of_each_named_objective():
+  # The released code of each: TRADES' KL, GAIR-RST's two attacks, MART's CE from a Gaussian start.
+  found = {name: getattr(objective, 'inner_attack', None) for name, objective in methods.OBJECTIVES.items()}
+  assert found == {'standard': None, 'pgd_at': None, 'consistency': None, 'trades': inner_attacks.kl,
+                   'gair_trades': inner_attacks.kl_and_margin, 'mart': inner_attacks.gaussian}
+
+
+def test_trades_is_its_formula():
+  outcome = trades.trades(forward, (), CLEAN, ADV, Y)
+  close(outcome.fit, [slow_ce(z, np.eye(2 * C)[y]) for z, y in zip(CLEAN, Y, strict=True)])
+  expected = [slow_losses.slow_kl(*z) for z in zip(CLEAN, ADV, strict=True)]
+  close(outcome.regulariser, expected)
+  # KL in the other direction differs for every example, so a swap would be seen.
+  swapped = [slow_losses.slow_kl(*z) for z in zip(ADV, CLEAN, strict=True)]
+  assert np.min(np.abs(np.subtract(expected, swapped))) > .01
+  np.testing.assert_array_equal(outcome.logits, ADV)
 
 
 def test_gair_trades_has_the_kl_of_each_attack():
-  found = gairat.gair_trades(forward, (), CLEAN, np.concatenate([ADV, OTHER]), Y)
-  close(found.fit, [slow_ce(z, np.eye(2 * C)[y]) for z, y in zip(CLEAN, Y)])
-  close(found.regulariser, [slow_losses.slow_kl(*z) for z in zip(CLEAN, ADV)])
-  expected = [slow_losses.slow_kl(*z) for z in zip(CLEAN, OTHER)]
-  close(found.complement, expected)
-  assert np.min(np.abs(expected - np.array([slow_losses.slow_kl(*z) for z in zip(OTHER, CLEAN)]))) > .01
-  np.testing.assert_array_equal(found.logits, ADV)
+  outcome = gairat.gair_trades(forward, (), CLEAN, np.concatenate([ADV, OTHER]), Y)
+  close(outcome.fit, [slow_ce(z, np.eye(2 * C)[y]) for z, y in zip(CLEAN, Y, strict=True)])
+  close(outcome.regulariser, [slow_losses.slow_kl(*z) for z in zip(CLEAN, ADV, strict=True)])
+  expected = [slow_losses.slow_kl(*z) for z in zip(CLEAN, OTHER, strict=True)]
+  close(outcome.complement, expected)
+  swapped = [slow_losses.slow_kl(*z) for z in zip(OTHER, CLEAN, strict=True)]
+  assert np.min(np.abs(np.subtract(expected, swapped))) > .01
+  np.testing.assert_array_equal(outcome.logits, ADV)
 
 
-def test_mart_learns_the_adversarial_example_and_weighs_by_the_clean_one():
-  found = mart.mart(forward, (), CLEAN, ADV, Y)
-  close(found.fit, [slow_ce(z, np.eye(2 * C)[y]) + slow_losses.slow_boost(z, y) for z, y in zip(ADV, Y)])
-  close(found.regulariser, [slow_losses.slow_kl(a, b) * (1 - slow_losses.probabilities(a)[y])
-                            for a, b, y in zip(CLEAN, ADV, Y)])
-  np.testing.assert_array_equal(found.logits, ADV)
+def test_mart_is_its_formula():
+  outcome = mart.mart(forward, (), CLEAN, ADV, Y)
+  close(outcome.fit, [slow_ce(z, np.eye(2 * C)[y]) + slow_losses.slow_boost(z, y)
+                      for z, y in zip(ADV, Y, strict=True)])
+  close(outcome.regulariser, [slow_losses.slow_kl(a, b) * (1 - slow_losses.probabilities(a)[y])
+                              for a, b, y in zip(CLEAN, ADV, Y, strict=True)])
+  np.testing.assert_array_equal(outcome.logits, ADV)
 
 
 def test_gair_trades_at_infinite_lambda_is_trades():
@@ -78,44 +89,84 @@ def test_gair_trades_at_infinite_lambda_is_trades():
                              + 6 * np.mean(shared.complement), rtol=1e-6)
 
 
+@pytest.mark.parametrize('views', [1, 2])
+@pytest.mark.parametrize('weights_on', ['fit', 'regulariser', 'both'])
+def test_mean_loss_with_betas_equals_a_loop(views, weights_on):
+  rng = np.random.default_rng(0)
+  fit, w = rng.random((2, 8 * views)).astype(np.float32)
+  regulariser, other = rng.random((2, 8)).astype(np.float32)
+  beta = np.array([1., 4., 9.], np.float32)[Y]
+  outcome = objective_lib.Outcome(fit, regulariser, None, None, complement=other)
+  found = objective_lib.mean_loss(outcome, w, weights_on=weights_on, beta=np.nan, betas=np.tile(beta, views))
+  total = 0.
+  for i in range(8):
+    copies = [i + 8 * v for v in range(views)]
+    own = np.mean([(w[j] if weights_on != 'regulariser' else 1) * fit[j] for j in copies])
+    share = np.mean(w[copies]) if weights_on != 'fit' else None
+    apart = regulariser[i] if share is None else share * regulariser[i] + (1 - share) * other[i]
+    total += (own + beta[i] * apart) / (1 + beta[i]) / 8
+  np.testing.assert_allclose(found, total, rtol=1e-5)
+
+
+def test_equal_betas_are_the_plain_loss_over_one_plus_beta():
+  outcome = objective_lib.Outcome(*np.random.default_rng(0).random((2, 8)).astype(np.float32), None, None)
+  mean = functools.partial(objective_lib.mean_loss, outcome, None, weights_on='fit', beta=6.)
+  np.testing.assert_allclose(mean(betas=jnp.full(8, 6.)), mean() / 7, rtol=1e-6)
+
+
 # w_b, w_a and α: the paper's weights, and a pair whose targets both have two parts.
 DUCAT = [(.25, 1., 2.), (.6, .3, 2.)]
 
 
 @pytest.mark.parametrize('numbers', DUCAT, ids=str)
 def test_ducat_is_its_formula(numbers):
-  found = ducat_lib.ducat(
+  outcome = ducat_lib.ducat(
       forward, (), CLEAN, ADV, Y,
-      **dict(zip(('benign_weight', 'adversarial_weight', 'alpha'), numbers)))
-  close(found.fit, [slow_ducat(*z, *numbers) for z in zip(CLEAN, ADV, Y)])
-  np.testing.assert_array_equal(found.logits, ADV)
-  passes = found.batch_stats  # one, of [x; x']
-  assert len(passes) == 1 and found.regulariser is None
+      **dict(zip(('benign_weight', 'adversarial_weight', 'alpha'), numbers, strict=True)))
+  close(outcome.fit, [slow_ducat(*z, *numbers) for z in zip(CLEAN, ADV, Y, strict=True)])
+  np.testing.assert_array_equal(outcome.logits, ADV)
+  passes = outcome.batch_stats  # one, of [x; x']
+  assert len(passes) == 1 and outcome.regulariser is None
   np.testing.assert_array_equal(passes[0], np.concatenate([CLEAN, ADV]))
+
+
+def configured(change):
+  """The objective of the first epoch of a run whose configuration `change` has changed."""
+  c = fields.default()
+  c.dataset.update(num_classes=C, validation_size=0)
+  c.model.update(name='SmallCNN', features=(2,), hidden=(), padding='SAME')
+  c.batch_size = c.evaluate.batch_size = c.validate.batch_size = 8
+  change(c)
+  split = pipeline.Split(np.zeros((8, 4, 4, 1), np.uint8), Y)
+  run = setup.build(c, dataset=pipeline.Dataset('eight', split, split, split, C, ()))
+  return epoch_plan.recipe(run, epoch_plan.name(c, 0)).objective
 
 
 @pytest.mark.parametrize('loss', ['pgd_at', 'trades', 'mart', 'consistency'])
 @pytest.mark.parametrize('numbers', DUCAT, ids=str)
-def test_a_config_gives_ducat_its_numbers(loss, numbers):
-  c = fields.default()
-  c.loss, c.dummy.enabled = loss, True
-  c.dummy.benign_weight, c.dummy.adversarial_weight, c.dummy.alpha = numbers
-  found = epoch_plan._objective(c, ducat_begun=True)(forward, (), CLEAN, ADV, Y)
-  boost = np.array([slow_losses.slow_boost(*z) for z in zip(ADV, Y)]) if loss == 'mart' else 0
-  close(found.fit, np.array([slow_ducat(*z, *numbers) for z in zip(CLEAN, ADV, Y)]) + boost)
+def test_ducat_has_the_numbers_of_the_config(loss, numbers):
+  def change(c):
+    c.loss, c.dummy.enabled, c.dummy.start_epoch = loss, True, 0
+    c.dummy.benign_weight, c.dummy.adversarial_weight, c.dummy.alpha = numbers
+
+  outcome = configured(change)(forward, (), CLEAN, ADV, Y)
+  boost = np.array([slow_losses.slow_boost(*z) for z in zip(ADV, Y, strict=True)]) if loss == 'mart' else 0
+  close(outcome.fit, np.array([slow_ducat(*z, *numbers) for z in zip(CLEAN, ADV, Y, strict=True)]) + boost)
 
 
 @pytest.mark.parametrize('temperature', [.5, 2.])
-def test_a_config_gives_consistency_its_temperature(temperature):
-  c = fields.default()
-  c.loss, c.consistency_temperature = 'consistency', temperature
-  found = epoch_plan._objective(c, ducat_begun=False)(forward, (), CLEAN, ADV, Y)
+def test_consistency_has_the_temperature_of_the_config(temperature):
+  def change(c):
+    c.loss, c.consistency_temperature = 'consistency', temperature
+
+  outcome = configured(change)(forward, (), CLEAN, ADV, Y)
   # The views of example i are the i-th and the (4 + i)-th.
-  close(found.regulariser, [slow_losses.slow_js(*z, temperature) for z in zip(ADV[:4], ADV[4:])])
+  close(outcome.regulariser, [slow_losses.slow_js(*z, temperature)
+                              for z in zip(ADV[:4], ADV[4:], strict=True)])
 
 
 @pytest.mark.parametrize('loss', ['trades', 'mart', 'consistency', 'gair_trades'])
-def test_no_dummy_weight_is_hard_labels_on_the_doubled_head(loss):
+def test_ducat_without_dummy_weight_has_hard_labels(loss):
   objective = methods.named(loss)
   if loss == 'consistency':
     objective = functools.partial(objective, temperature=.5)
@@ -124,6 +175,6 @@ def test_no_dummy_weight_is_hard_labels_on_the_doubled_head(loss):
   plain = objective(forward, (), CLEAN, x_adv, Y)
   with_ducat = objective(forward, (), CLEAN, x_adv, Y, ducat=ducat)
   ce = lambda z: -jax.nn.log_softmax(z)[np.arange(8), Y]
-  boost = np.array([slow_losses.slow_boost(*z) for z in zip(ADV, Y)]) if loss == 'mart' else 0
+  boost = np.array([slow_losses.slow_boost(*z) for z in zip(ADV, Y, strict=True)]) if loss == 'mart' else 0
   close(with_ducat.fit, .5 * (ce(CLEAN) + ce(ADV)) + boost)
   np.testing.assert_array_equal(with_ducat.regulariser, plain.regulariser)

@@ -1,4 +1,4 @@
-"""Weight averages against their sums, and which parameters are evaluated."""
+"""Weight averages against their sums, and the parameters that are evaluated."""
 
 import chex
 import jax
@@ -31,7 +31,7 @@ def walk(trail):
   return np.array([params for params, _ in trail], np.float64)
 
 
-def test_ema_is_its_sum():
+def test_ema_equals_its_sum():
   trail = run(optax.chain(optax.sgd(.1), weight_averaging.ema(.8, ramp=False)))
   average, expected = np.float64(START), []
   for w in walk(trail):
@@ -40,7 +40,7 @@ def test_ema_is_its_sum():
   np.testing.assert_allclose(evaluated(trail), expected, atol=1e-6)
 
 
-def test_ema_starts_and_ramps():
+def test_ema_with_start_and_ramp_equals_a_loop():
   trail = run(optax.chain(optax.sgd(.1), weight_averaging.ema(.35, start=3)))
   w, average, expected = walk(trail), None, []
   for count, point in enumerate(w):
@@ -53,15 +53,15 @@ def test_ema_starts_and_ramps():
 
 
 @pytest.mark.parametrize('start, every', [(0, 1), (2, 1), (2, 3)])
-def test_swa_is_the_mean(start, every):
+def test_swa_equals_the_mean(start, every):
   trail = run(optax.chain(optax.sgd(.1), weight_averaging.swa(start, every=every)))
   w = walk(trail)
-  for count, ours in enumerate(evaluated(trail)):
+  for count, found in enumerate(evaluated(trail)):
     counted = w[start:count + 1:every] if count >= start else w[count:count + 1]
-    np.testing.assert_allclose(ours, counted.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found, counted.mean(0), atol=1e-6)
 
 
-def test_updates_pass_unchanged():
+def test_averages_do_not_change_the_updates():
   plain = run(optax.sgd(.1, .9))
   for average in (weight_averaging.ema(.99), weight_averaging.swa(3)):
     chex.assert_trees_all_equal(walk(plain), walk(run(optax.chain(optax.sgd(.1, .9), average))))
@@ -79,13 +79,13 @@ def test_entropy_sgd_is_evaluated_at_its_anchor():
   ours, w = evaluated(trail), walk(trail).astype(np.float32)
   np.testing.assert_array_equal(ours[:3], np.zeros((3, 3)))  # the first anchor
   for end in (3, 7):
-    np.testing.assert_array_equal(ours[end], w[end])  # the next anchor, to the bit
+    np.testing.assert_array_equal(ours[end], w[end])  # exactly the next anchor
   np.testing.assert_allclose(ours[4:7], [w[3]] * 3, atol=1e-7)
   np.testing.assert_allclose(ours[8], w[7], atol=1e-7)
   assert np.abs(ours[8] - w[8]).max() > 1e-3
 
 
-def test_an_average_inside_entropy_sgd_is_of_the_anchors():
+def test_average_inside_entropy_sgd_is_of_the_anchors():
   outer = optax.chain(optax.sgd(1.), weight_averaging.swa(0))
   optimizer = entropy_sgd.entropy_sgd(outer, inner_steps=2, key=KEY)
   trail = run(optimizer)
@@ -95,7 +95,7 @@ def test_an_average_inside_entropy_sgd_is_of_the_anchors():
   np.testing.assert_array_equal(ours[0], START)
 
 
-def test_an_average_outside_entropy_sgd_is_refused():
+def test_two_averages_of_one_parameter_raise():
   smoothed = entropy_sgd.entropy_sgd(optax.sgd(1.), inner_steps=2, key=KEY)
   optimizer = optax.chain(smoothed, weight_averaging.ema(.9))
   with pytest.raises(ValueError, match='in its outer optimizer'):
@@ -105,7 +105,7 @@ def test_an_average_outside_entropy_sgd_is_refused():
     weight_averaging.eval_params(twice.init(START), START)
 
 
-def test_each_part_of_a_partition_has_its_own():
+def test_each_part_of_a_partition_has_its_own_average():
   params = {'head': jnp.ones(3), 'body': {'w': jnp.ones(3), 'b': jnp.ones(3)}}
   optimizer = optax.partition(
       {'average': optax.chain(optax.sgd(.1), weight_averaging.swa(0)), 'plain': optax.sgd(.1),
@@ -113,7 +113,7 @@ def test_each_part_of_a_partition_has_its_own():
       {'head': 'average', 'body': {'w': 'smooth', 'b': 'plain'}})
   trail = run(optimizer, params, [params] * 2)
   ours = weight_averaging.eval_params(trail[-1][1], trail[-1][0])
-  # w: 1 → .9 → .8; their mean, the last of them, and the anchor before any.
+  # w: 1 → .9 → .8; their mean, the last of them, and the initial anchor.
   np.testing.assert_allclose(ours['head'], .85 * np.ones(3), rtol=1e-6)
   np.testing.assert_allclose(ours['body']['b'], .8 * np.ones(3), rtol=1e-6)
   np.testing.assert_array_equal(ours['body']['w'], np.ones(3))
@@ -131,7 +131,7 @@ def test_states_are_found_inside_wrappers():
   np.testing.assert_array_equal(jitted, evaluated(trail)[-1])
 
 
-def test_resumes_through_leaves():
+def test_state_resumes_from_its_leaves():
   optimizer = optax.chain(optax.sgd(.1, .9), weight_averaging.ema(.9))
   whole = run(optimizer)
   leaves = [np.array(leaf) for leaf in jax.tree.leaves(whole[4][1])]
@@ -145,7 +145,7 @@ def test_resumes_through_leaves():
 
 @pytest.mark.parametrize('make', [lambda: weight_averaging.ema(1.1), lambda: weight_averaging.swa(-1),
                                   lambda: weight_averaging.swa(0, every=0)])
-def test_refusals(make):
+def test_invalid_arguments_raise(make):
   with pytest.raises(ValueError, match='use'):
     make()
 
@@ -158,7 +158,7 @@ def taken_in(walk, worsts, **options):
   return state, np.array(evaluated)
 
 
-def test_a_fair_average_is_that_of_a_loop_over_the_epochs_that_are_fair():
+def test_fair_average_equals_a_loop():
   worsts = [.1, .3, .19, .2, .5, 0., .2, .1, .9]
   state, found = taken_in(GRADS, worsts, decay=.85, threshold=.2)
   average, expected = None, []
@@ -170,7 +170,7 @@ def test_a_fair_average_is_that_of_a_loop_over_the_epochs_that_are_fair():
   assert state.count == 5 and state.average.dtype == START.dtype
 
 
-def test_no_decay_and_a_threshold_that_nobody_meets_are_no_average_to_the_bit():
+def test_fair_average_that_averages_nothing_is_exact():
   worsts = np.linspace(0, 1, len(GRADS))
   np.testing.assert_array_equal(taken_in(GRADS, worsts, decay=0., threshold=0.)[1], GRADS)
   state, found = taken_in(GRADS, worsts, decay=.85, threshold=1.1)
@@ -178,10 +178,11 @@ def test_no_decay_and_a_threshold_that_nobody_meets_are_no_average_to_the_bit():
   assert state.count == 0
 
 
-def test_a_fair_average_is_of_the_anchors_of_entropy_sgd():
+def test_fair_average_is_of_the_anchors_of_entropy_sgd():
   optimizer = entropy_sgd.entropy_sgd(optax.sgd(1.), inner_steps=5, key=KEY)
   params, opt_state = run(optimizer)[6]  # in the middle of a cycle
   anchor = weight_averaging.eval_params(opt_state, params)
   assert np.abs(anchor - params).max() > 1e-3
-  state = weight_averaging.take_in(weight_averaging.no_average(START), anchor, 1., decay=.5, threshold=0.)
+  state = weight_averaging.take_in(weight_averaging.no_average(START), anchor, 1., decay=.5,
+                                   threshold=0.)
   np.testing.assert_array_equal(weight_averaging.eval_params(state, params), anchor)

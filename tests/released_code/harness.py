@@ -22,7 +22,7 @@ NUMBERS = json.loads(REFERENCE.read_text())['numbers']
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
   """float64, and the random starts that the authors' code was given."""
-  monkeypatch.setattr(attacks, 'beside', lambda x, key, index: x + .001 * NOISE)
+  monkeypatch.setattr(attacks, 'gaussian_start', lambda x, key, index: x + .001 * NOISE)
   with jax.enable_x64(True):
     yield
 
