@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 # Commands, not tests.
-collect_ignore = ['authors/make_reference.py', 'authors/released.py']
+collect_ignore = ['released_code/make_reference.py', 'released_code/checkouts.py']
 # The same examples in every run.
 hypothesis.settings.register_profile('default', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('default')

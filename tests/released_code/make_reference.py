@@ -1,12 +1,12 @@
-"""Writes reference.json: what the released code of the methods' authors computes.
+"""Writes reference.json: the numbers that the released code of the papers computes.
 
-  python -m tests.authors.make_reference --checkouts=FOLDER [--output=FILE]
+  python -m tests.released_code.make_reference --checkouts=FOLDER [--output=FILE]
 
-FOLDER has clones, under the names of the repositories, of these of github.com:
+FOLDER holds clones, named like their repositories, of these repositories of github.com:
 zjfheart/Geometry-aware-Instance-reweighted-Adversarial-Training, QizhouWang/MAIL, YisenWang/MART,
 yaodongyu/TRADES, csdongxian/AWP, FlaAI/DUCAT, alinlab/consistency-adversarial, PKU-ML/CFA and
-ucla-vision/entropy-sgd; the file says at which commits they were. PyTorch is needed too. What they
-are given is drawn in problem.py, so that nothing but numbers is kept.
+ucla-vision/entropy-sgd. reference.json names their commits. PyTorch is needed too. Their inputs are drawn
+in problem.py, so reference.json holds only numbers.
 """
 
 import argparse
@@ -17,8 +17,9 @@ import jax
 import numpy as np
 import torch
 
-from tests.authors import problem
-from tests.authors.problem import (
+from tests.released_code import problem
+from tests.released_code.checkouts import Checkouts, found, from_loop, from_loss, network_of, prepare, read
+from tests.released_code.problem import (
   AWP_GAMMA,
   BATCH,
   BETA,
@@ -35,10 +36,9 @@ from tests.authors.problem import (
   perturbation,
   weights_of,
 )
-from tests.authors.released import Checkouts, found, from_loop, from_loss, network_of, prepare, read
 
 GAIRAT = 'Geometry-aware-Instance-reweighted-Adversarial-Training'
-NAMES = dict(nn=torch.nn, F=torch.nn.functional, torch=torch)  # that its `models` exports
+NAMES = dict(nn=torch.nn, F=torch.nn.functional, torch=torch)  # the names that GAIRAT's `models` exports
 ADV_TRAIN = 'training/adv_train/'
 
 
@@ -54,11 +54,11 @@ def mail(load, method):
   module, params, weights = load('MAIL', 'mail_loss.py'), weights_of(10), []
   assign = module.weight_assign
 
-  def noted(*args):
+  def recorded(*args):
     weights.append(assign(*args))
     return weights[-1]
 
-  module.weight_assign = noted
+  module.weight_assign = recorded
   bias, slope = problem.MAIL[method]
   numbers = from_loss(module.mail_loss, params, labels_with_some_wrong(params), bias=bias,
                       slope=slope, beta=MART_BETA, method=method)
@@ -73,7 +73,7 @@ def gair_rst(load):
 
 
 def gairat(load):
-  """Its training script cannot be imported; the last three lines are as there."""
+  """GAIRAT's training script cannot be imported; the last three lines are copied from it."""
   params = weights_of(10)
   attacks = load(GAIRAT, 'attack_generator.py', models=NAMES)
   weigh = load(GAIRAT, 'GAIR.py', models=NAMES).GAIR
@@ -93,8 +93,8 @@ def friendly(load, tau):
   module, params = load(GAIRAT, 'earlystop.py', models=NAMES), weights_of(10)
   x, y = torch.tensor(X), torch.tensor(labels_with_some_wrong(params))
   network = network_of(params)
-  # One example at a time: in a batch, theirs drops those that stopped and goes on to compare the
-  # predictions of the rest with the first labels of the whole batch.
+  # One example at a time: in a batch the released code drops examples that have stopped, and then compares
+  # the predictions of the others with the first labels of the whole batch.
   ends = [module.GA_earlystop(network, x[i:i + 1], y[i:i + 1], STEP_SIZE, EPSILON, STEPS, tau,
                               'fat', False, 0.) for i in range(BATCH)]
   x_adv, kappa = (torch.cat([end[i].reshape(1, *shape) for end in ends])
@@ -117,11 +117,11 @@ def cfa(load):
 
 def cfa_average(load):
   module = load('CFA', 'utils.py', torchvision=dict(datasets=None, transforms=None))
-  average, begun = network_of(weights_of(10)), False
+  average, started = network_of(weights_of(10)), False
   for worst, params in zip(problem.WORST_CLASS, problem.epochs(), strict=True):
     if worst >= problem.THRESHOLD:  # as in its train.py
-      module.weight_average(average, network_of(params), problem.DECAY, not begun)
-      begun = True
+      module.weight_average(average, network_of(params), problem.DECAY, not started)
+      started = True
   return read(average)
 
 
@@ -130,7 +130,7 @@ def awp(load, kind):
   network, proxy = network_of(weights_of(10)), network_of(weights_of(10))
   proxy_optimizer = torch.optim.SGD(proxy.parameters(), lr=.01)
   x, adv, y = torch.tensor(X), torch.tensor(MOVED), torch.tensor(Y)
-  # The two losses are as in its training scripts, which cannot be imported.
+  # The two losses are copied from the training scripts, which cannot be imported.
   if kind == 'AT_AWP':
     made = module.AdvWeightPerturb(network, proxy, proxy_optimizer, AWP_GAMMA)
     moved = made.calc_awp(inputs_adv=adv, targets=y)
@@ -220,7 +220,7 @@ def main() -> None:
   parser.add_argument('--output', type=pathlib.Path,
                       default=pathlib.Path(__file__).with_name('reference.json'))
   arguments = parser.parse_args()
-  jax.config.update('jax_enable_x64', True)  # our network says which labels are wrong
+  jax.config.update('jax_enable_x64', True)  # the JAX network decides which labels are wrong
   prepare()
   checkouts = Checkouts(arguments.checkouts)
   numbers = _short(everything(checkouts.load))

@@ -1,7 +1,7 @@
-"""Losses, their gradients and weights, beside the released code of the methods' authors.
+"""Losses, gradients and weights of the methods equal those of the released code.
 
-In `harness.total` they are put together as a training step does it. They agree to 1e-10, twelve
-digits being kept in reference.json, but for MART, whose code has small constants that ours has not.
+`harness.total` computes them as a training step does. They agree to 1e-10; reference.json keeps twelve
+digits. MART agrees to 1e-6: its released code has small constants that at_jax does not have.
 """
 
 import functools
@@ -23,9 +23,9 @@ from at_jax.methods import (
 )
 from at_jax.methods import ducat as ducat_lib
 from at_jax.methods import objective as objective_lib
-from tests.authors import problem
-from tests.authors.harness import NUMBERS, attack, close, close_params, compare, total
-from tests.authors.problem import (
+from tests.released_code import problem
+from tests.released_code.harness import NUMBERS, attack, close, close_params, compare, total
+from tests.released_code.problem import (
   BETA,
   MART_BETA,
   MOVED,
@@ -39,7 +39,7 @@ from tests.authors.problem import (
   weights_of,
 )
 
-MART_TOLERANCE = 1e-6  # its code adds 1e-12 inside logarithms and 1e-7 to 1 − p_y
+MART_TOLERANCE = 1e-6  # the released code adds 1e-12 inside logarithms and 1e-7 to 1 − p_y
 
 
 def test_pgd_at():
@@ -87,18 +87,18 @@ def test_gair_rst():
 
 
 def test_gairat():
-  params, theirs = weights_of(10), NUMBERS['gairat']
+  params, released = weights_of(10), NUMBERS['gairat']
   y = labels_with_some_wrong(params)
   found = attack(inner_attacks.uniform, params, y, random_start=False)
-  close(problem.perturbation(found.x), theirs['perturbation'], 1e-10)
-  np.testing.assert_array_equal(found.kappa, theirs['kappa'])
-  assert len(set(theirs['kappa'])) > 2
+  close(problem.perturbation(found.x), released['perturbation'], 1e-10)
+  np.testing.assert_array_equal(found.kappa, released['kappa'])
+  assert len(set(released['kappa'])) > 2
   for form in problem.FORMS:
     for lam in problem.LAMBDAS:
       weigh = functools.partial(gairat.weigh, num_steps=STEPS, lam=lam, form=form,
                                 normalized=True)
       weights = weigh(objective_lib.Evidence(found.kappa, None, y, None), axis_name=None)
-      close(weights, theirs['weights'][f'{form} {lam}'], 1e-10)
+      close(weights, released['weights'][f'{form} {lam}'], 1e-10)
   weigh = functools.partial(gairat.weigh, num_steps=STEPS, lam=-1., form='tanh',
                             normalized=True)
   compare('gairat', total(pgd_at.pgd_at, found.x, y, kappa=found.kappa, weigh=weigh), params,

@@ -1,8 +1,8 @@
-"""Whether the authors' code still computes what reference.json says.
+"""The released code still computes the numbers of reference.json.
 
-  AT_JAX_AUTHORS=FOLDER python -m pytest -m long tests/authors
+  AT_JAX_RELEASED_CODE=FOLDER python -m pytest -m long tests/released_code
 
-FOLDER as in make_reference.py, which this runs; PyTorch is needed too.
+FOLDER is that of make_reference.py, which this test runs. PyTorch is needed too.
 """
 
 import json
@@ -13,26 +13,26 @@ import sys
 import numpy as np
 import pytest
 
-from tests.authors.harness import REFERENCE
+from tests.released_code.harness import REFERENCE
 
-AUTHORS = os.environ.get('AT_JAX_AUTHORS')
+FOLDER = os.environ.get('AT_JAX_RELEASED_CODE')
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not AUTHORS, reason='AT_JAX_AUTHORS names no folder of checkouts')
-def test_recorder_gives_the_reference(tmp_path):
+@pytest.mark.skipif(not FOLDER, reason='set AT_JAX_RELEASED_CODE to a folder of checkouts')
+def test_make_reference_gives_the_same_numbers(tmp_path):
   pytest.importorskip('torch')
-  subprocess.run([sys.executable, '-m', 'tests.authors.make_reference',
-                  f'--checkouts={AUTHORS}', f'--output={tmp_path / "reference.json"}'], check=True)
-  same(json.loads((tmp_path / 'reference.json').read_text()), json.loads(REFERENCE.read_text()))
+  subprocess.run([sys.executable, '-m', 'tests.released_code.make_reference',
+                  f'--checkouts={FOLDER}', f'--output={tmp_path / "reference.json"}'], check=True)
+  check_equal(json.loads((tmp_path / 'reference.json').read_text()), json.loads(REFERENCE.read_text()))
 
 
-def same(found, expected):
+def check_equal(found, expected):
   if isinstance(expected, dict):
     assert found.keys() == expected.keys()
     for name in expected:
-      same(found[name], expected[name])
+      check_equal(found[name], expected[name])
   elif isinstance(expected, str):
     assert found == expected  # a commit
-  else:  # other versions of PyTorch round otherwise
+  else:  # versions of PyTorch differ in rounding
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-10)

@@ -1,6 +1,6 @@
-"""Friendly attacks, moved weights and updates beside the code of GAIR-FAT, AWP and Entropy-SGD.
+"""Friendly PGD, AWP and EntropySGD equal the released code of GAIR-FAT, AWP and Entropy-SGD.
 
-They agree to 1e-10, twelve digits being kept in reference.json.
+They agree to 1e-10; reference.json keeps twelve digits.
 """
 
 import functools
@@ -12,21 +12,21 @@ import optax
 import pytest
 
 from at_jax.methods import awp, entropy_sgd, inner_attacks, losses, pgd_at, trades
-from tests.authors import problem
-from tests.authors.harness import NUMBERS, attack, close, close_params, compare, total
-from tests.authors.problem import MOVED, labels_with_some_wrong, weights_of
+from tests.released_code import problem
+from tests.released_code.harness import NUMBERS, attack, close, close_params, compare, total
+from tests.released_code.problem import MOVED, labels_with_some_wrong, weights_of
 
 
 @pytest.mark.parametrize('tau', problem.TAUS)
 def test_friendly_pgd(tau):
-  params, theirs = weights_of(10), NUMBERS[f'friendly {tau}']
+  params, released = weights_of(10), NUMBERS[f'friendly {tau}']
   y = labels_with_some_wrong(params)
   found = attack(inner_attacks.uniform, params, y, random_start=False, call=dict(tau=tau))
-  close(problem.perturbation(found.x), theirs['perturbation'], 1e-10)
-  np.testing.assert_array_equal(found.kappa, theirs['kappa'])
-  # Some did stop: they are not where GA-PGD takes them.
-  apart = np.abs(np.subtract(theirs['perturbation'], NUMBERS['gairat']['perturbation']))
-  assert (apart.max(1) > 1e-3).sum() >= 3
+  close(problem.perturbation(found.x), released['perturbation'], 1e-10)
+  np.testing.assert_array_equal(found.kappa, released['kappa'])
+  # Some examples did stop: their perturbations differ from those of GA-PGD.
+  gaps = np.abs(np.subtract(released['perturbation'], NUMBERS['gairat']['perturbation']))
+  assert (gaps.max(1) > 1e-3).sum() >= 3
 
 
 @pytest.mark.parametrize('kind, objective', [('AT', pgd_at.pgd_at),
@@ -48,9 +48,9 @@ def grad(params, x, y):
 @pytest.mark.parametrize('decay', problem.DECAYS)
 def test_entropy_sgd(decay):
   params = weights_of(10)
-  # What their port does besides, imitated here alone: scoping stands still for t is never counted;
-  # each cycle burns a batch; the outer momentum begins as the first gradient, and the weight decay
-  # and Nesterov's momentum are applied again outside.
+  # The released PyTorch port also does the following, imitated only here: t is never incremented, so
+  # there is no scoping; each cycle draws one batch too many; the outer momentum starts as the first
+  # gradient; weight decay and Nesterov momentum are applied again in the outer step.
   outer = optax.chain(optax.add_decayed_weights(decay), optax.trace(.9, nesterov=True),
                       optax.scale(-1.))
   ours = entropy_sgd.entropy_sgd(

@@ -1,4 +1,4 @@
-"""The authors' side, for make_reference.py: our network in PyTorch, and their modules beside it."""
+"""For make_reference.py: loads modules of released code and runs them on the network in PyTorch."""
 
 import importlib.util
 import pathlib
@@ -8,7 +8,7 @@ import types
 
 import torch
 
-from tests.authors.problem import (
+from tests.released_code.problem import (
   BETA,
   EPSILON,
   HIDDEN,
@@ -23,32 +23,32 @@ from tests.authors.problem import (
 )
 
 NAMES = ('w1', 'b1', 'scale', 'shift', 'w2', 'b2')
-LOSSES = []  # what `backward` was called on
+LOSSES = []  # every loss on which `backward` was called
 
 
 def prepare():
-  """float64, no GPU, and random starts that both sides can have. Changes torch for good."""
+  """Sets float64, the CPU and the random starts of both sides. Changes torch for the whole process."""
   draw = lambda shape: torch.tensor(NOISE if shape == NOISE.shape else 0 * NOISE[:shape[0]])
   backward = torch.Tensor.backward
 
-  def noted(self, *args, **kwargs):
+  def recorded(self, *args, **kwargs):
     LOSSES.append(float(self))
     backward(self, *args, **kwargs)
 
   torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *args, **kwargs: self
-  torch.Tensor.backward = noted
+  torch.Tensor.backward = recorded
   torch.randn, torch.randn_like = draw, lambda x: draw(x.shape)
   torch.set_default_dtype(torch.float64)
 
 
 class Checkouts:
-  """A folder of clones, under the names of their repositories."""
+  """A folder of clones, named like their repositories."""
 
   def __init__(self, folder):
     self.folder, self.loaded = pathlib.Path(folder), set()
 
   def load(self, repository, path, **stubs):
-    """A module; `stubs` stand for modules that it imports but does not need here."""
+    """Loads a module; `stubs` replace modules that it imports but does not need here."""
     folder = self.folder / repository
     self.loaded.add(repository)
     known = dict(sys.modules)
@@ -56,20 +56,20 @@ class Checkouts:
       sys.modules[name] = types.ModuleType(name)
       vars(sys.modules[name]).update(members)
     sys.path.insert(0, str(folder))
-    name = 'theirs_' + pathlib.Path(path).stem
+    name = 'released_' + pathlib.Path(path).stem
     spec = importlib.util.spec_from_file_location(name, folder / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.path.remove(str(folder))
     for name in set(sys.modules) - set(known):
-      # Several repositories have a package `utils` or `training`; none may see another's.
+      # Several repositories have a package `utils` or `training`: each must import its own.
       file = getattr(sys.modules[name], '__file__', None) or ''
       if name in stubs or file.startswith(str(folder)):
         del sys.modules[name]
     return module
 
   def commits(self):
-    """The commit of each that was loaded from."""
+    """The commit of each repository that was loaded from."""
     run = lambda name: subprocess.run(
         ['git', f'--git-dir={self.folder / name / ".git"}', 'rev-parse', 'HEAD'], check=True,
         stdout=subprocess.PIPE, text=True)
@@ -94,12 +94,12 @@ def read(network, what=lambda parameter: parameter):
 
 
 def found(network):
-  """The last loss that was gone back from, and where that led."""
+  """The last loss on which `backward` was called, and the gradient."""
   return {'loss': LOSSES[-1], 'gradient': read(network, lambda parameter: parameter.grad)}
 
 
 def from_loss(function, params, y, **options):
-  """What one of their `…_loss(model, x, y, optimizer, …)` gives; some return more than the loss."""
+  """Loss and gradient of a released `…_loss(model, x, y, optimizer, …)`; some return a tuple."""
   network = network_of(params)
   optimizer = torch.optim.SGD(network.parameters(), lr=.1)
   defaults = dict(step_size=STEP_SIZE, epsilon=EPSILON, perturb_steps=STEPS)
@@ -111,7 +111,7 @@ def from_loss(function, params, y, **options):
 
 
 def from_loop(module, params, images, y, adversary=None, epoch=1, **options):
-  """What one step of a training loop of DUCAT's or Consistency's gives."""
+  """Loss and gradient of one step of the training loop of DUCAT or of Consistency."""
   network = network_of(params)
   settings = types.SimpleNamespace(
       n_gpus=1, dummy_start=1, dummy_end=9, distance='Linf', alpha=STEP_SIZE, epsilon=EPSILON,
