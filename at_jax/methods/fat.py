@@ -1,6 +1,6 @@
 """FAT, friendly adversarial training: each example's attack stops τ steps past the decision boundary.
 
-  L = CE(f(x'), y), with x' the iterate at which x has taken τ steps from misclassified points
+  L = CE(f(x'), y), with x' from PGD that allows τ steps from points that are already misclassified
 
 τ increases during training: 0 in the first 50 of 120 epochs, 1 until epoch 90, then 2.
 

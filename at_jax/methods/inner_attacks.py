@@ -8,8 +8,8 @@ An inner attack is a factory, called once a run:
   factory(*, norm, epsilon, step_size, num_steps, decide) -> Attack
 
   norm: as for `attacks.pgd`. epsilon, step_size: numbers, in units of x. num_steps: K, an integer.
-  decide: `f32[B, K'] -> f32[B, C]`, from the attacked logits to those whose argmax is the decision;
-    None where they are the same. It counts κ and success; it is not what the attack maximises.
+  decide: `f32[B, K'] -> f32[B, C]`, from the attacked logits to those whose argmax is the deployed
+    decision, or None where they are the same. κ and success are counted by that decision.
 
 An `Attack` is called in every step, inside jit, on one device's share of the batch:
 

@@ -167,7 +167,7 @@ def test_consistency_has_the_temperature_of_the_config(temperature):
 
 @pytest.mark.parametrize('loss', ['trades', 'mart', 'consistency', 'gair_trades'])
 def test_ducat_without_dummy_weight_has_hard_labels(loss):
-  objective = methods.named(loss)
+  objective = methods.OBJECTIVES[loss]
   if loss == 'consistency':
     objective = functools.partial(objective, temperature=.5)
   x_adv = np.concatenate([ADV, OTHER]) if loss == 'gair_trades' else ADV
