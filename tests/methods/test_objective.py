@@ -1,13 +1,14 @@
 """Objectives and their mean loss against slow loops on random logits."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from at_jax import methods
+from at_jax import errors, methods
 from at_jax.config import fields
 from at_jax.datasets import pipeline
 from at_jax.methods import ducat as ducat_lib
@@ -87,6 +88,21 @@ def test_gair_trades_at_infinite_lambda_is_trades():
   np.testing.assert_allclose(mean(shared, jnp.ones(8)), mean(alone, None), rtol=1e-6)
   np.testing.assert_allclose(mean(shared, jnp.zeros(8)), np.mean(shared.fit)
                              + 6 * np.mean(shared.complement), rtol=1e-6)
+
+
+@pytest.mark.parametrize('outcome, message', [
+    (np.ones(4), 'it returned ndarray'),
+    (objective_lib.Outcome(np.ones(4), None, np.ones((2, 3)), {}), 'its logits have shape (2, 3)'),
+    (objective_lib.Outcome(np.ones(4), np.ones(4), np.ones((4, 3)), {}), 'its regulariser has shape (4,)'),
+])
+def test_invalid_outcome_raises(outcome, message):
+  with pytest.raises(errors.UserError, match=re.escape(message)):
+    objective_lib.check(outcome, forward, num_examples=4, views=2)
+
+
+def test_valid_outcome_of_two_views_passes_the_check():
+  outcome = objective_lib.Outcome(np.ones(4), np.ones(2), np.ones((4, 3)), {})
+  assert objective_lib.check(outcome, forward, num_examples=4, views=2) is outcome
 
 
 @pytest.mark.parametrize('views', [1, 2])
