@@ -180,7 +180,7 @@ FIELDS |= _group('dataset', {
 })
 FIELDS |= _group('model', {
     'name': Field('PreActResNet18', 'A class of `at_jax.models`; other fields of `model` are its arguments.',
-                  _choice(*models.__all__)),
+                  _choice(*models.NETWORKS)),
     'dtype': Field('float32', 'Type of the computation; parameters are float32.',
                    _choice('float32', 'bfloat16', 'float64')),
 })
@@ -251,7 +251,7 @@ FIELDS |= _group('finetune', {
     'tolerance': Field(0.005, 'Clean accuracy on the validation split that may be lost, a fraction.', _SHARE),
     'batch_norm': Field('shared', "One BatchNorm for x and x', or one each.", _choice('shared', 'dual')),
     'deployed': Field('clean', 'Dual BatchNorm: the one that is attacked and evaluated.',
-                      _choice(*dual_batchnorm.NAMES)),
+                      _choice(*dual_batchnorm.BRANCHES)),
     'regulator': Field('none', 'Rule that weakens the attack: stop τ steps past the boundary, a radius per '
                        'example, or a radius for all by the clean validation accuracy (controller).',
                        _choice('none', 'boundary', 'radius', 'controller')),

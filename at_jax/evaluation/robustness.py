@@ -246,9 +246,9 @@ def _both_halves(network: deployed_lib.Network) -> Callable[[Any, Array], Array]
   """All logits of a head with dummies, as what is deployed has them: folded they are its logits."""
   def changed(variables: Any, x: Array) -> Array:
     out = network.logits(variables, x)
-    if logit_adjustment.NAME not in variables:
+    if logit_adjustment.COLLECTION not in variables:
       return out
-    return logit_adjustment.change(out, variables[logit_adjustment.NAME], network.fold)
+    return logit_adjustment.adjust(out, variables[logit_adjustment.COLLECTION], network.fold)
 
   return changed
 

@@ -1,8 +1,15 @@
-"""Linen models that map images in [0, 1] to logits; a config names one by its name here."""
+"""Linen networks that map images in [0, 1] to logits, and how they are deployed.
 
+`NETWORKS` lists the names that `config.model.name` accepts.
+"""
+
+from at_jax.models.deployed import Network, deploy
+from at_jax.models.importers import from_torch
 from at_jax.models.resnet import DucatResNet18, PreActResNet18, WideResNet, WideResNet28_10, WideResNet34_10
 from at_jax.models.small_cnn import SmallCNN
 
+NETWORKS = ('DucatResNet18', 'PreActResNet18', 'SmallCNN', 'WideResNet', 'WideResNet28_10', 'WideResNet34_10')
+
 __all__ = [
-    'DucatResNet18', 'PreActResNet18', 'SmallCNN', 'WideResNet', 'WideResNet28_10',
-    'WideResNet34_10']
+    'NETWORKS', 'DucatResNet18', 'Network', 'PreActResNet18', 'SmallCNN', 'WideResNet', 'WideResNet28_10',
+    'WideResNet34_10', 'deploy', 'from_torch']

@@ -1,7 +1,8 @@
-"""A linen model as the four functions that training, attacks and evaluation call.
+"""The functions of a network that training, attacks and evaluation call.
 
-Each is made once a run and compares equal to itself, so `jax.tree_util.Partial(network.logits,
-variables)` can be attacked under any number of parameter values without compiling again.
+`Network.deployed` is the model that is evaluated: attacks differentiate it, and its argmax is the decision.
+Make a `Network` once per run. Its functions then keep their identity, so an attack on
+`jax.tree_util.Partial(network.deployed, variables)` compiles once for all values of the variables.
 """
 
 from collections.abc import Callable
@@ -18,16 +19,16 @@ Variables = dict[str, Any]
 
 
 class Network(NamedTuple):
-  """A model and how it is deployed.
+  """The functions of one model. K is the number of its outputs: C, or 2C with dummy classes.
 
   Attributes:
     init: `(key, x f32[B, ...]) -> variables`, a dictionary with 'params' and 'batch_stats'.
-    logits: `(variables, x) -> f32[B, K]`, inference mode; K is C, or 2C with dummy classes.
-    deployed: `(variables, x) -> f32[B, C]`, inference mode; its argmax is the deployed decision. It
-      applies `inference.change` where the variables have one.
-    train: `(variables, x, branch=None) -> (f32[B, K], batch_stats)`, train mode, with the
-      statistics updated; branch is for a network of `branches.dual` and means nothing to any other.
-    fold: `f32[B, K] -> f32[B, C]`, from a head's logits to the deployed ones.
+    logits: `(variables, x) -> f32[B, K]`, inference mode.
+    deployed: `(variables, x) -> f32[B, C]`, inference mode: folded logits, adjusted by
+      `logit_adjustment.adjust` if the variables have an adjustment. The argmax is the decision.
+    train: `(variables, x, branch=None) -> (f32[B, K], batch_stats)`, train mode, with the updated BatchNorm
+      statistics. `branch` selects the BatchNorm of a `dual_batchnorm` network; other networks ignore it.
+    fold: `f32[B, K] -> f32[B, C]`, from the outputs of the head to class logits.
   """
   init: Callable[[Array, Array], Variables]
   logits: Callable[[Variables, Array], Array]
@@ -37,12 +38,12 @@ class Network(NamedTuple):
 
 
 def deploy(model: nn.Module, *, has_dummies: bool) -> Network:
-  """Makes the functions of a model.
+  """Returns the functions of a linen model.
 
   Args:
-    model: a linen module called as `model(x, train=bool)`; its statistics, if it has any, are in
+    model: a linen module with the signature `model(x, train=bool)`. Its BatchNorm statistics, if any, are in
       the collection 'batch_stats'.
-    has_dummies: whether its head has a dummy for every class.
+    has_dummies: whether the head has 2C outputs, a dummy class for each class (see `methods.ducat`).
 
   Returns:
     A `Network`.
@@ -50,12 +51,11 @@ def deploy(model: nn.Module, *, has_dummies: bool) -> Network:
   Example:
     >>> import jax.numpy as jnp
     >>> from at_jax import models
-    >>> net = wrap(models.SmallCNN(num_outputs=20, padding='SAME'), has_dummies=True)
+    >>> network = deploy(models.SmallCNN(num_outputs=20, padding='SAME'), has_dummies=True)
     >>> x = jnp.zeros((2, 8, 8, 1))
-    >>> net.deployed(net.init(jax.random.key(0), x), x).shape
-    (2, 10)
-
-  Source: ours.
+    >>> variables = network.init(jax.random.key(0), x)
+    >>> network.logits(variables, x).shape, network.deployed(variables, x).shape
+    ((2, 20), (2, 10))
   """
   fold = ducat.fold if has_dummies else _identity
 
@@ -66,8 +66,8 @@ def deploy(model: nn.Module, *, has_dummies: bool) -> Network:
     return model.apply(variables, x, train=False)
 
   def deployed(variables: Variables, x: Array) -> Array:
-    out = fold(logits(variables, x))
-    return logit_adjustment.change(out, variables[logit_adjustment.NAME]) if logit_adjustment.NAME in variables else out
+    folded, adjustment = fold(logits(variables, x)), variables.get(logit_adjustment.COLLECTION)
+    return folded if adjustment is None else logit_adjustment.adjust(folded, adjustment)
 
   def train(variables: Variables, x: Array, branch: str | None = None) -> tuple[Array, Any]:
     del branch

@@ -1,8 +1,7 @@
-"""Two BatchNorms in one network: statistics, scale and bias of their own for clean and adversarial.
+"""Dual BatchNorm: separate BatchNorm layers for clean and for adversarial inputs.
 
-The rest of the parameters is shared. One of the two branches is the model that is deployed: all
-that looks at the network in inference mode, every attack of training and of evaluation among it,
-goes through that one. An attack through the other would be on a model that nobody uses.
+Each of the two branches has its own statistics, scale and bias; all other parameters are shared. One branch is
+deployed. Inference mode, and so every attack of training and evaluation, uses the deployed branch.
 """
 
 from typing import Any
@@ -14,85 +13,93 @@ from at_jax.models import deployed as deployed_lib
 
 Array = jax.Array
 Variables = dict[str, Any]
-NAMES = ('clean', 'adversarial')
+BRANCHES = ('clean', 'adversarial')
 
 
-def double(variables: Variables) -> Variables:
-  """The variables of two equal branches.
+def duplicate(variables: Variables) -> Variables:
+  """Returns variables with two identical BatchNorm branches.
 
   Args:
-    variables: of a model with one BatchNorm: 'params' and 'batch_stats'.
+    variables: 'params' and 'batch_stats' of a model with one BatchNorm branch.
 
   Returns:
-    'params' with the parts 'shared', 'clean' and 'adversarial'; 'batch_stats' with the last two.
+    'params' with the entries 'shared', 'clean' and 'adversarial'; 'batch_stats' with 'clean' and
+    'adversarial'.
 
   Example:
-    >>> layer = {'bn': {'scale': 1., 'bias': 0.}, 'conv': {'kernel': 2.}}
-    >>> found = double({'params': layer, 'batch_stats': {'bn': {'mean': 0., 'var': 1.}}})
-    >>> found['params']['shared'], found['params']['clean']
+    >>> params = {'bn': {'scale': 1., 'bias': 0.}, 'conv': {'kernel': 2.}}
+    >>> dual = duplicate({'params': params, 'batch_stats': {'bn': {'mean': 0., 'var': 1.}}})
+    >>> dual['params']['shared'], dual['params']['clean']
     ({'conv': {'kernel': 2.0}}, {'bn': {'scale': 1.0, 'bias': 0.0}})
 
-  Source: ours; Xie et al., Adversarial Examples Improve Image Recognition, 2020, section 4.1, has
-  two BatchNorms.
+  Reference: C. Xie et al., Adversarial Examples Improve Image Recognition, 2020, section 4.1.
   """
   flat = traverse_util.flatten_dict(variables['params'])
-  normalises = {path[:-1] for path in traverse_util.flatten_dict(variables['batch_stats'])}
-  pick = lambda wanted: traverse_util.unflatten_dict(
-      {path: leaf for path, leaf in flat.items() if (path[:-1] in normalises) == wanted})
-  return {'params': {'shared': pick(False)} | {name: pick(True) for name in NAMES},
-          'batch_stats': {name: variables['batch_stats'] for name in NAMES}}
+  batchnorms = {path[:-1] for path in traverse_util.flatten_dict(variables['batch_stats'])}
+  part = lambda of_batchnorm: traverse_util.unflatten_dict(
+      {path: leaf for path, leaf in flat.items() if (path[:-1] in batchnorms) == of_batchnorm})
+  return {'params': {'shared': part(False)} | {branch: part(True) for branch in BRANCHES},
+          'batch_stats': {branch: variables['batch_stats'] for branch in BRANCHES}}
 
 
-def single(variables: Variables, name: str) -> Variables:
-  """The variables of one branch, as those of a model with one BatchNorm.
+def select(variables: Variables, branch: str) -> Variables:
+  """Returns the variables of one branch, in the structure of a model with one BatchNorm branch.
 
   Args:
-    variables: as `double` returns them.
-    name: 'clean' or 'adversarial'.
+    variables: variables with the structure that `duplicate` returns.
+    branch: 'clean' or 'adversarial'.
 
   Returns:
-    'params' and 'batch_stats'; other entries, such as a change of the logits, as they are.
+    'params' and 'batch_stats' of the branch. Other collections, such as a logit adjustment, are unchanged.
 
   Example:
-    >>> layer = {'bn': {'scale': 1., 'bias': 0.}, 'conv': {'kernel': 2.}}
-    >>> one = {'params': layer, 'batch_stats': {'bn': {'mean': 0., 'var': 1.}}}
-    >>> single(double(one), 'adversarial') == one
+    >>> params = {'bn': {'scale': 1., 'bias': 0.}, 'conv': {'kernel': 2.}}
+    >>> variables = {'params': params, 'batch_stats': {'bn': {'mean': 0., 'var': 1.}}}
+    >>> select(duplicate(variables), 'adversarial') == variables
     True
-
-  Source: ours.
   """
   params = variables['params']
-  flat = (traverse_util.flatten_dict(params['shared'])
-          | traverse_util.flatten_dict(params[name]))
+  flat = traverse_util.flatten_dict(params['shared']) | traverse_util.flatten_dict(params[branch])
   return variables | {'params': traverse_util.unflatten_dict(flat),
-                      'batch_stats': variables['batch_stats'][name]}
+                      'batch_stats': variables['batch_stats'][branch]}
 
 
 def dual_batchnorm(network: deployed_lib.Network, *, deployed: str) -> deployed_lib.Network:
-  """A network with two branches.
+  """Returns a network with two BatchNorm branches.
 
   Args:
-    network: one with BatchNorm.
-    deployed: the branch of `logits` and `deployed`, and of `train` unless it is told another.
+    network: a network with BatchNorm.
+    deployed: the branch of `logits` and `deployed`, and the default branch of `train`.
 
   Returns:
-    A `network.Network` of variables as `double` returns them. A pass in train mode moves the
-    statistics of its branch alone.
+    A `Network` whose variables have the structure that `duplicate` returns. `train` updates the statistics of
+    its branch only.
 
-  Source: as `double`.
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from at_jax import models
+    >>> model = models.SmallCNN(num_outputs=2, features=(4, 4), padding='SAME', batch_norm=True)
+    >>> network = dual_batchnorm(models.deploy(model, has_dummies=False), deployed='clean')
+    >>> x = jnp.ones((2, 8, 8, 1))
+    >>> variables = network.init(jax.random.key(0), x)
+    >>> _, statistics = network.train(variables, x, branch='adversarial')
+    >>> [bool((statistics[branch]['bn1']['mean'] == 0).all()) for branch in BRANCHES]
+    [True, False]
+
+  Reference: as for `duplicate`.
   """
   def init(key: Array, x: Array) -> Variables:
-    return double(network.init(key, x))
+    return duplicate(network.init(key, x))
 
   def logits(variables: Variables, x: Array) -> Array:
-    return network.logits(single(variables, deployed), x)
+    return network.logits(select(variables, deployed), x)
 
-  def deploy(variables: Variables, x: Array) -> Array:
-    return network.deployed(single(variables, deployed), x)
+  def deployed_logits(variables: Variables, x: Array) -> Array:
+    return network.deployed(select(variables, deployed), x)
 
   def train(variables: Variables, x: Array, branch: str | None = None) -> tuple[Array, Any]:
-    name = branch or deployed
-    out, moved = network.train(single(variables, name), x)
-    return out, variables['batch_stats'] | {name: moved}
+    branch = branch or deployed
+    out, statistics = network.train(select(variables, branch), x)
+    return out, variables['batch_stats'] | {branch: statistics}
 
-  return deployed_lib.Network(init, logits, deploy, train, network.fold)
+  return deployed_lib.Network(init, logits, deployed_logits, train, network.fold)

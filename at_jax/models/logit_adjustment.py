@@ -1,7 +1,7 @@
-"""A change of the deployed logits, by class, that raises the worst class.
+"""Class-wise adjustment of the deployed logits, which raises the accuracy of the worst class.
 
-It is part of the model: `network.deployed` applies what stands under `NAME` in the variables, so
-every attack of an evaluation sees it.
+The adjustment is part of the deployed model: `Network.deployed` applies it if it is in the variables, under
+`COLLECTION`. Every attack of an evaluation therefore sees it.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-NAME = 'inference'  # the entry of the variables, {'bias': f32[C], 'scale': f32[C]}
+COLLECTION = 'inference'  # the key in the variables; checkpoints contain it
 
 
-def no_change(num_classes: int) -> dict[str, np.ndarray]:
-  """The change that changes nothing.
+def identity(num_classes: int) -> dict[str, np.ndarray]:
+  """Returns the adjustment that leaves the logits unchanged.
 
   Args:
     num_classes: C.
@@ -25,67 +25,65 @@ def no_change(num_classes: int) -> dict[str, np.ndarray]:
     `{'bias': f32[C] of zeros, 'scale': f32[C] of ones}`.
 
   Example:
-    >>> no_change(2)['scale']
+    >>> identity(2)['scale']
     array([1., 1.], dtype=float32)
-
-  Source: ours.
   """
   return {'bias': np.zeros(num_classes, np.float32), 'scale': np.ones(num_classes, np.float32)}
 
 
-def change(logits: Array, by_class: dict[str, Array],
+def adjust(logits: Array, adjustment: dict[str, Array],
            fold: Callable[[Array], Array] = lambda logits: logits) -> Array:
-  """z + (s − 1)(z − z̄) + b, which decides as s · (z − z̄) + b does.
+  """Scales the logits of each class about the example's mean, and adds a bias.
 
-  z̄ is the example's mean deployed logit: a softmax does not fix it, so a scale must not depend on
-  it. Written as a difference, a scale of 1 and a bias of 0 leave every bit as it was. A dummy is
-  changed as its class is; s > 0 keeps the larger of the two the larger, so it is the same whether
-  the logits are folded before or after.
+  z' = z + (s − 1)(z − z̄) + b, where z̄ is the example's mean deployed logit.
+
+  The argmax is that of s(z − z̄) + b. The mean is subtracted because softmax is invariant to a constant, so
+  the decision must not depend on one. In this form s = 1 and b = 0 leave every bit unchanged. A dummy class is
+  adjusted like its class; since s > 0, adjusting and folding commute.
 
   Args:
-    logits: f32[B, C], as they would be deployed; or f32[B, 2C] of a head with dummies.
-    by_class: b and s, as `no_change` gives them; a temperature is 1/s.
-    fold: from these logits to those that would be deployed.
+    logits: f32[B, C] deployed logits, or f32[B, 2C] logits with dummy classes.
+    adjustment: 'bias' f32[C], b, and 'scale' f32[C], s > 0. The temperature of a class is 1/s.
+    fold: function from `logits` to the deployed logits.
 
   Returns:
-    Logits of the same shape.
+    Adjusted logits with the shape of `logits`.
 
   Example:
-    >>> by_class = {'bias': jnp.array([0., .5]), 'scale': jnp.array([1., 2.])}
-    >>> print(change(jnp.array([[1., 3.]]), by_class))
+    >>> adjustment = {'bias': jnp.array([0., .5]), 'scale': jnp.array([1., 2.])}
+    >>> print(adjust(jnp.array([[1., 3.]]), adjustment))
     [[1.  4.5]]
 
-  Source: ours; a bias by class: Menon et al., Long-tail Learning via Logit Adjustment, 2021.
+  Reference: A. K. Menon et al., Long-tail Learning via Logit Adjustment, 2021, for a bias for each class.
   """
-  scale, bias = (jnp.tile(by_class[name], logits.shape[-1] // len(by_class[name]))
+  scale, bias = (jnp.tile(adjustment[name], logits.shape[-1] // len(adjustment[name]))
                  for name in ('scale', 'bias'))
-  apart = logits - jnp.mean(fold(logits), axis=-1, keepdims=True)
-  return logits + (scale - 1) * apart + bias
+  centered = logits - jnp.mean(fold(logits), axis=-1, keepdims=True)
+  return logits + (scale - 1) * centered + bias
 
 
-def favour(by_class: dict[str, Any], accuracy: np.ndarray, *, kind: str,
-           rate: float) -> dict[str, np.ndarray]:
-  """One round: a class below the mean robust accuracy gains, one above it loses.
+def update(
+    adjustment: dict[str, Any], accuracy: np.ndarray, *, kind: str, rate: float) -> dict[str, np.ndarray]:
+  """Raises the logits of classes below the mean robust accuracy, and lowers those of the others.
 
-  b_k += rate · (mean − a_k), or log s_k += rate · (mean − a_k). It rests where all are equal.
+  b_k += rate · (ā − a_k), or log s_k += rate · (ā − a_k), with ā the mean over classes. The fixed point has
+  equal accuracies.
 
   Args:
-    by_class: as for `change`.
-    accuracy: f64[C], a, robust accuracies *through* the present change; NaN for a class that has no
-      example, which stays as it is.
+    adjustment: the current adjustment, as for `adjust`.
+    accuracy: f64[C], a, robust accuracies of the model with the current adjustment; NaN for a class without
+      examples, whose entry does not change.
     kind: 'bias' or 'temperature'.
-    rate: logits, or log temperature, for accuracies that differ by 1.
+    rate: step size, in logits (or log scale) per unit of accuracy.
 
   Returns:
-    The change after.
+    The updated adjustment.
 
   Example:
-    >>> favour(no_change(2), np.array([.25, .75]), kind='bias', rate=2.)['bias']
+    >>> update(identity(2), np.array([.25, .75]), kind='bias', rate=2.)['bias']
     array([ 0.5, -0.5], dtype=float32)
-
-  Source: ours.
   """
   gain = rate * np.nan_to_num(np.nanmean(accuracy) - accuracy)
   if kind == 'bias':
-    return by_class | {'bias': (by_class['bias'] + gain).astype(np.float32)}
-  return by_class | {'scale': (by_class['scale'] * np.exp(gain)).astype(np.float32)}
+    return adjustment | {'bias': (adjustment['bias'] + gain).astype(np.float32)}
+  return adjustment | {'scale': (adjustment['scale'] * np.exp(gain)).astype(np.float32)}

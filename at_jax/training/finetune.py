@@ -79,12 +79,12 @@ def _is_dual(c: ml_collections.ConfigDict) -> bool:
 
 def _single(c: ml_collections.ConfigDict, variables: dict[str, Any]) -> dict[str, Any]:
   """The deployed variables of a run, with one BatchNorm."""
-  return dual_batchnorm.single(variables, c.finetune.deployed) if _is_dual(c) else variables
+  return dual_batchnorm.select(variables, c.finetune.deployed) if _is_dual(c) else variables
 
 
 def _double(c: ml_collections.ConfigDict, single: dict[str, Any]) -> dict[str, Any]:
   """The variables of a run, with two BatchNorms if it has dual BatchNorm."""
-  return dual_batchnorm.double(single) if _is_dual(c) else single
+  return dual_batchnorm.duplicate(single) if _is_dual(c) else single
 
 
 def begin(run: setup.Run, state: step_lib.TrainState,

@@ -91,7 +91,7 @@ def average_if_fair(run: setup.Run, eval_variables: Callable[[step_lib.TrainStat
 def fit(run: setup.Run, variables: Variables) -> tuple[Variables, dict[str, Any] | None]:
   """Fits `config.inference`, a change of the deployed logits that raises the worst class.
 
-  In each round PGD attacks the model as changed so far, and `logit_adjustment.favour` changes it by the
+  In each round PGD attacks the model as changed so far, and `logit_adjustment.update` changes it by the
   robust accuracy of each class. The result is the round with the most robust worst class, and among
   equals with the highest robust accuracy; the first round has no change.
 
@@ -106,13 +106,13 @@ def fit(run: setup.Run, variables: Variables) -> tuple[Variables, dict[str, Any]
   c = run.config.inference
   if c.kind == 'none':
     return variables, None
-  by_class = logit_adjustment.no_change(run.dataset.num_classes)
+  by_class = logit_adjustment.identity(run.dataset.num_classes)
   rounds = []
   for _ in range(c.rounds + 1):
-    found = report(run, variables | {logit_adjustment.NAME: by_class})
+    found = report(run, variables | {logit_adjustment.COLLECTION: by_class})
     rounds.append((by_class, found.accuracies()))
     robust = found.by_class(found.worst_case)
-    by_class = logit_adjustment.favour(by_class, robust, kind=c.kind, rate=c.rate)
+    by_class = logit_adjustment.update(by_class, robust, kind=c.kind, rate=c.rate)
   quality = lambda n: (rounds[n][1]['worst_class'], rounds[n][1]['worst_case'], -n)
   best = max(range(len(rounds)), key=quality)
   by_class, after = rounds[best]
@@ -120,4 +120,4 @@ def fit(run: setup.Run, variables: Variables) -> tuple[Variables, dict[str, Any]
                            for name in ('clean', 'worst_case', 'worst_class', 'by_class')}
   summary = {'round': best, **{name: values.tolist() for name, values in by_class.items()},
              'validation': {'before': numbers(rounds[0][1]), 'after': numbers(after)}}
-  return variables | {logit_adjustment.NAME: by_class}, summary
+  return variables | {logit_adjustment.COLLECTION: by_class}, summary

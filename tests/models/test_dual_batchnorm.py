@@ -33,9 +33,9 @@ def plain():
 
 def test_two_equal_branches_are_the_one(plain):
   network, variables = plain
-  twice = dual_batchnorm.double(variables)
-  for name in dual_batchnorm.NAMES:
-    jax.tree.map(np.testing.assert_array_equal, dual_batchnorm.single(twice, name), variables)
+  twice = dual_batchnorm.duplicate(variables)
+  for name in dual_batchnorm.BRANCHES:
+    jax.tree.map(np.testing.assert_array_equal, dual_batchnorm.select(twice, name), variables)
     dual = dual_batchnorm.dual_batchnorm(network, deployed=name)
     np.testing.assert_array_equal(dual.logits(twice, X), network.logits(variables, X))
     np.testing.assert_array_equal(dual.deployed(twice, X), network.deployed(variables, X))
@@ -43,11 +43,11 @@ def test_two_equal_branches_are_the_one(plain):
   assert 'bn1' not in twice['params']['shared'] and list(twice['params']['clean']) == ['bn1', 'bn2']
 
 
-@pytest.mark.parametrize('moved', dual_batchnorm.NAMES)
+@pytest.mark.parametrize('moved', dual_batchnorm.BRANCHES)
 def test_a_pass_moves_its_own_branch_alone(plain, moved):
   network, variables = plain
-  twice = dual_batchnorm.double(variables)
-  still, = set(dual_batchnorm.NAMES) - {moved}
+  twice = dual_batchnorm.duplicate(variables)
+  still, = set(dual_batchnorm.BRANCHES) - {moved}
   dual = dual_batchnorm.dual_batchnorm(network, deployed=still)
   _, stats = dual.train(twice, 1 - X, branch=moved)
   jax.tree.map(np.testing.assert_array_equal, stats[still], twice['batch_stats'][still])
@@ -77,7 +77,7 @@ def test_the_objective_sends_each_input_through_its_branch():
 
 def unlike(variables):
   """Branches of which the clean one classifies, and the adversarial one hides its gradients."""
-  twice = dual_batchnorm.double(variables)
+  twice = dual_batchnorm.duplicate(variables)
   flat = lambda layer: {'scale': jnp.zeros_like(layer['scale']), 'bias': layer['bias']}
   twice['params']['adversarial'] = {n: flat(v) for n, v in twice['params']['adversarial'].items()}
   return twice
@@ -104,7 +104,7 @@ def test_what_is_reported_is_attacked_through_the_deployed_branch(plain):
   assert found.robust['fgsm'].mean() < stands - .1
 
 
-@pytest.mark.parametrize('deployed', dual_batchnorm.NAMES)
+@pytest.mark.parametrize('deployed', dual_batchnorm.BRANCHES)
 def test_training_attacks_the_deployed_branch(plain, deployed):
   network, variables = plain
   twice = unlike(variables)
@@ -121,5 +121,5 @@ def test_training_attacks_the_deployed_branch(plain, deployed):
   found = step_lib._examples(state, images, np.zeros(32, np.int32), np.arange(32),
                              jax.random.key(0), step_lib.EpochValues(), recipe,
                              cfa.ByClass())
-  expected = network.logits(dual_batchnorm.single(twice, deployed), found.x)
+  expected = network.logits(dual_batchnorm.select(twice, deployed), found.x)
   np.testing.assert_array_equal(found.x_adv, expected)

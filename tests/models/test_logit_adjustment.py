@@ -22,31 +22,31 @@ RNG = np.random.default_rng(0)
 def test_the_change_is_that_of_a_loop_up_to_what_all_classes_share():
   z = RNG.normal(size=(5, 3)).astype(np.float32)
   b, s = RNG.normal(size=3).astype(np.float32), RNG.uniform(.5, 2, 3).astype(np.float32)
-  found = logit_adjustment.change(z, {'bias': b, 'scale': s})
+  found = logit_adjustment.adjust(z, {'bias': b, 'scale': s})
   for i in range(5):
     mean = np.mean(np.float64(z[i]))
     expected = [s[k] * (z[i, k] - mean) + b[k] for k in range(3)]
     np.testing.assert_allclose(found[i] - mean, expected, atol=1e-5)
   # A constant that is added to all logits decides nothing before the change, nor after.
-  shifted = logit_adjustment.change(z + 7, {'bias': b, 'scale': s})
+  shifted = logit_adjustment.adjust(z + 7, {'bias': b, 'scale': s})
   np.testing.assert_allclose(shifted - 7, found, atol=1e-5)
 
 
 def test_a_bias_of_zero_and_a_scale_of_one_are_nothing_to_the_bit():
   z = RNG.normal(size=(50, 10)).astype(np.float32)
-  np.testing.assert_array_equal(logit_adjustment.change(z, logit_adjustment.no_change(10)), z)
+  np.testing.assert_array_equal(logit_adjustment.adjust(z, logit_adjustment.identity(10)), z)
 
 
 def test_a_round_by_hand():
   # The mean is .5: rate 2 gives +.8, −.6 and −.2 logits, or factors of e to these.
   accuracy = np.array([.1, .8, .6])
-  biased = logit_adjustment.favour(logit_adjustment.no_change(3), accuracy, kind='bias', rate=2.)
+  biased = logit_adjustment.update(logit_adjustment.identity(3), accuracy, kind='bias', rate=2.)
   np.testing.assert_allclose(biased['bias'], [.8, -.6, -.2], rtol=1e-6)
   np.testing.assert_array_equal(biased['scale'], 1)
-  scaled = logit_adjustment.favour(logit_adjustment.no_change(3), accuracy, kind='temperature', rate=2.)
+  scaled = logit_adjustment.update(logit_adjustment.identity(3), accuracy, kind='temperature', rate=2.)
   np.testing.assert_allclose(scaled['scale'], np.exp([.8, -.6, -.2]), rtol=1e-6)
   np.testing.assert_array_equal(scaled['bias'], 0)
-  unknown = logit_adjustment.favour(logit_adjustment.no_change(3), np.array([.1, np.nan, .3]), kind='bias',
+  unknown = logit_adjustment.update(logit_adjustment.identity(3), np.array([.1, np.nan, .3]), kind='bias',
                              rate=1.)
   np.testing.assert_allclose(unknown['bias'], [.1, 0, -.1], rtol=1e-6)
 
@@ -62,7 +62,7 @@ def two_classes(kind, **fields):
 
   def deployed(variables, x):
     z = logits(variables, x)
-    return logit_adjustment.change(z, variables['inference']) if 'inference' in variables else z
+    return logit_adjustment.adjust(z, variables['inference']) if 'inference' in variables else z
 
   c = fields_lib.default()
   c.attack.update(epsilon_255=25.5, step_size_255=10.)
@@ -97,7 +97,7 @@ def test_nothing_better_is_no_change():
   run, variables = two_classes('bias', rate=1e-6, rounds=2)
   changed, told = model_selection.fit(run, variables)
   assert told['round'] == 0
-  jax.tree.map(np.testing.assert_array_equal, changed['inference'], logit_adjustment.no_change(2))
+  jax.tree.map(np.testing.assert_array_equal, changed['inference'], logit_adjustment.identity(2))
   run, variables = two_classes('none')
   assert model_selection.fit(run, variables) == (variables, None)
 
@@ -114,7 +114,7 @@ def wrapped(has_dummies=False):
 @pytest.mark.parametrize('field', ['bias', 'scale'])
 def test_attacks_go_through_the_change(field):
   network, variables, split = wrapped()
-  by_class = logit_adjustment.no_change(10)
+  by_class = logit_adjustment.identity(10)
   by_class[field] = by_class[field] + np.linspace(0, 1, 10, dtype=np.float32)
   changed = variables | {'inference': by_class}
   attack = inner_attacks.uniform(norm='linf', epsilon=.1, step_size=.05, num_steps=2)
@@ -161,5 +161,5 @@ def test_what_an_attack_that_knows_of_dummies_sees_is_what_is_deployed():
 def test_no_change_is_the_deployed_model_to_the_bit():
   network, variables, split = wrapped()
   x = pipeline.to_unit(split.images)
-  changed = variables | {'inference': logit_adjustment.no_change(10)}
+  changed = variables | {'inference': logit_adjustment.identity(10)}
   np.testing.assert_array_equal(network.deployed(changed, x), network.deployed(variables, x))

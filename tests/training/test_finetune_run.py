@@ -100,8 +100,8 @@ def test_it_starts_with_the_outputs_of_a_checkpoint(which, average, tmp_path):
     started = finetune_lib.begin(run, jax.device_get(state), eval_variables, validate)
     np.testing.assert_allclose(run.network.logits(started.tuning.teacher, x), expected, atol=1e-6)
     if kind == 'dual':
-      finetune_runs.equal(*(dual_batchnorm.single(started.tuning.teacher, name)
-                            for name in dual_batchnorm.NAMES))
+      finetune_runs.equal(*(dual_batchnorm.select(started.tuning.teacher, name)
+                            for name in dual_batchnorm.BRANCHES))
 
 
 def test_a_wrong_source_is_one_line(tmp_path, capsys):

@@ -38,7 +38,7 @@ def test_its_answers_are_those_of_the_evaluation(workdir, checkpoint):
   assert verdicts[f'{checkpoint}/clean'].mean() > .12  # chance is .1
   results = json.loads((workdir / 'results.json').read_text())
   told = (results if checkpoint == 'best' else results['last'])['inference']
-  np.testing.assert_allclose(model.args[0][logit_adjustment.NAME]['bias'], told['bias'], rtol=1e-6)
+  np.testing.assert_allclose(model.args[0][logit_adjustment.COLLECTION]['bias'], told['bias'], rtol=1e-6)
   # Without the average that was kept beside the weights it would be another model.
   raw = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).newest(
       jax.device_get(setup.init_state(run)))[0].state.params
