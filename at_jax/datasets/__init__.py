@@ -1,6 +1,10 @@
-"""Data sets as host arrays, and the pure functions that turn them into batches inside jit."""
+"""Data sets as host arrays, and pure functions that make batches of them inside jit.
 
-from at_jax.datasets.autoaugment import augment as autoaugment_images
-from at_jax.datasets.pipeline import Dataset, Split, augment, epoch_order, load, to_unit
+`autoaugment.augment` is the stronger augmentation of Consistency-AT. Importing this package imports none of
+TFDS, TensorFlow and scikit-learn; `load` imports what it needs.
+"""
 
-__all__ = ['Dataset', 'Split', 'augment', 'autoaugment_images', 'epoch_order', 'load', 'to_unit']
+from at_jax.datasets import autoaugment
+from at_jax.datasets.pipeline import Dataset, Split, augment, epoch_order, hold_out, load, to_unit
+
+__all__ = ['Dataset', 'Split', 'augment', 'autoaugment', 'epoch_order', 'hold_out', 'load', 'to_unit']

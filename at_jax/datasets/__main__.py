@@ -1,7 +1,30 @@
-"""The command `python -m at_jax.datasets NAME [--data_dir=DIR]`: downloads, prepares and describes a data set."""
+"""The command `python -m at_jax.datasets NAME`: prepares a data set and prints its sizes."""
 
+import argparse
+from collections.abc import Sequence
 import sys
 
+from at_jax import errors
 from at_jax.datasets import pipeline
 
-sys.exit(pipeline.main())
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Downloads and prepares a data set if needed, reads it, and prints its sizes."""
+  parser = argparse.ArgumentParser(prog='python -m at_jax.datasets', description=main.__doc__)
+  parser.add_argument('name', help=f'digits, {", ".join(pipeline.TFDS_SETS)}, or a path to a .npz')
+  parser.add_argument('--data_dir', help='folder of the prepared data sets; default: that of TFDS')
+  args = parser.parse_args(argv)
+  try:
+    dataset = pipeline.load(args.name, data_dir=args.data_dir)
+  except errors.UserError as error:
+    print(error, file=sys.stderr)
+    return 2
+  shape = 'x'.join(str(size) for size in dataset.train.images.shape[1:])
+  train, test = len(dataset.train.labels), len(dataset.test.labels)
+  print(f'{dataset.name}: {train} training images, {test} test images, {shape}, '
+        f'{dataset.num_classes} classes')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

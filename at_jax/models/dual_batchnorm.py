@@ -1,7 +1,7 @@
 """Dual BatchNorm: separate BatchNorm layers for clean and for adversarial inputs.
 
-Each of the two branches has its own statistics, scale and bias; all other parameters are shared. One branch is
-deployed. Inference mode, and so every attack of training and evaluation, uses the deployed branch.
+Each of the two branches has its own statistics, scale and bias; all other parameters are shared. One branch
+is deployed. Inference mode, and so every attack of training and evaluation, uses the deployed branch.
 """
 
 from typing import Any

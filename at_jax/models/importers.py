@@ -1,10 +1,4 @@
-"""Weights of PyTorch models, as the state dicts that are published, read without PyTorch.
-
->>> from at_jax import models
->>> model = models.SmallCNN(num_outputs=10)
->>> # arrays = {name: tensor.numpy() for name, tensor in torch.load(path, 'cpu').items()}
->>> # logits_fn = lambda x: model.apply(from_torch(model, arrays, (28, 28, 1)), x)
-"""
+"""Imports the weights of PyTorch models from published state dicts, without PyTorch."""
 
 from collections.abc import Mapping
 import re
@@ -18,55 +12,58 @@ import numpy as np
 from at_jax import errors
 from at_jax.models import resnet, small_cnn
 
-# What a checkpoint keeps the state dict under, where it is not the state dict itself.
+# Keys under which checkpoints store the state dict.
 _WRAPPED = ('state_dict', 'model_state_dict', 'model', 'net')
-# DataParallel's prefix, and that of a model behind a normalising layer.
+# Prefixes of DataParallel and of a model behind a normalising layer.
 _PREFIX = re.compile(r'^(?:module\.|model\.)+')
-# Counters, and the block that TRADES' WideResNet makes and never calls.
+# Counters, and a block that TRADES' WideResNet defines but never calls.
 _UNUSED = re.compile(r'(?:^|\.)num_batches_tracked$|^sub_block1\.')
 _LEAVES = {('params', 'kernel'): 'weight', ('params', 'scale'): 'weight',
            ('params', 'bias'): 'bias', ('batch_stats', 'mean'): 'running_mean',
            ('batch_stats', 'var'): 'running_var'}
-_TOLD = 4  # how many names a message gives of each kind
+_LISTED = 4  # number of names of each kind in an error message
 
 
 def from_torch(
     model: nn.Module, state_dict: Mapping[str, Any], image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-  """The variables of a model from the PyTorch state dict of the same network.
+  """Converts the PyTorch state dict of a network to the variables of the same linen network.
 
-  Known are the names that TRADES, AWP and RobustBench give to the layers of `SmallCNN`,
-  `PreActResNet18` and `WideResNet`. Kernels are turned from [out, in, h, w] and [out, in]; the first
-  dense layer of `SmallCNN` from channels first. The names do not tell how images were normalised
-  before the network, nor, of a PreActResNet-18, where its shortcuts start: see the model's
+  Layers must have the names of the TRADES, AWP and RobustBench code for `SmallCNN`, `PreActResNet18` and
+  `WideResNet`. Kernels [out, in, h, w] and [out, in] are transposed, and the rows of `SmallCNN`'s first
+  dense layer are reordered from channels first to channels last. The names do not determine the
+  normalisation of the images, or where the shortcuts of a PreActResNet-18 start: set the model's
   `normalize` and `raw_shortcut`, and compare the clean accuracy with the published one.
 
   Args:
-    model: a `SmallCNN`, `PreActResNet18` or `WideResNet` of the sizes of the weights.
-    state_dict: name -> array, or a mapping that holds it under 'state_dict' or 'model'; names may
-      begin with 'module.' or 'model.'.
+    model: a `SmallCNN`, `PreActResNet18` or `WideResNet` with the sizes of the weights.
+    state_dict: mapping from names to arrays, or a mapping that has it under 'state_dict',
+      'model_state_dict', 'model' or 'net'. Names may start with 'module.' or 'model.'.
     image_shape: (H, W, C) of one input.
 
   Returns:
-    `{'params': …, 'batch_stats': …}` for `model.apply`; no 'batch_stats' without BatchNorm.
+    `{'params': …, 'batch_stats': …}` for `model.apply`; without 'batch_stats' if the model has no BatchNorm.
 
   Raises:
-    errors.UserError: for another model, a `SmallCNN` whose stem has a stride, another `image_shape`,
-      and where names are missing, unknown or of another shape; the message has the first
-      four of each kind.
+    errors.UserError: if the model is of another class, if `image_shape` or the stem's stride does not fit, or
+      if names are missing, unknown or have another shape; the message lists the first four of each kind.
 
   Example:
     >>> from at_jax import models
     >>> model = models.SmallCNN(num_outputs=2, features=(4, 4), hidden=())
-    >>> names = {f'feature_extractor.conv{i}': (4, c, 3, 3) for i, c in ((1, 1), (2, 4))}
-    >>> names['classifier.fc1'] = (2, 16)
-    >>> arrays = {f'{k}.weight': np.ones(s) for k, s in names.items()}
-    >>> arrays |= {f'{k}.bias': np.zeros(s[0]) for k, s in names.items()}
-    >>> from_torch(model, {'state_dict': arrays}, (8, 8, 1))['params']['conv2']['kernel'].shape
+    >>> # state_dict = {name: tensor.numpy() for name, tensor in torch.load(path, 'cpu').items()}
+    >>> shapes = {'feature_extractor.conv1': (4, 1, 3, 3), 'feature_extractor.conv2': (4, 4, 3, 3),
+    ...           'classifier.fc1': (2, 16)}
+    >>> state_dict = {f'{name}.weight': np.ones(shape) for name, shape in shapes.items()}
+    >>> state_dict |= {f'{name}.bias': np.full(shape[0], 3.) for name, shape in shapes.items()}
+    >>> variables = from_torch(model, state_dict, (8, 8, 1))
+    >>> variables['params']['conv2']['kernel'].shape
     (3, 3, 4, 4)
+    >>> print(model.apply(variables, jnp.zeros((1, 8, 8, 1))))  # 16 · (4 · 9 · 3 + 3) + 3
+    [[1779. 1779.]]
 
-  Source: ours; the names are those of the authors' code (github.com/yaodongyu/TRADES,
-  github.com/csdongxian/AWP, github.com/RobustBench/robustbench).
+  Reference: github.com/yaodongyu/TRADES, github.com/csdongxian/AWP and github.com/RobustBench/robustbench
+  (the names).
   """
   _check(model, image_shape)
   arrays = _unwrap(state_dict)
@@ -79,15 +76,15 @@ def from_torch(
   unknown = sorted(arrays.keys() - set(names.values()))
   if missing or unknown:
     raise _mismatch(model, {'missing': missing, 'unknown': unknown})
-  turned = {path: _turn(arrays[name]) for path, name in names.items()}
+  transposed = {path: _transpose(arrays[name]) for path, name in names.items()}
   other = sorted(f'{names[path]} {arrays[names[path]].shape}' for path, leaf in wanted.items()
-                 if turned[path].shape != leaf.shape)
+                 if transposed[path].shape != leaf.shape)
   if other:
     raise _mismatch(model, {f'of another shape for inputs {image_shape}, which is (H, W, C)': other})
   for path, (_, layer, leaf) in keys.items():
     if isinstance(model, small_cnn.SmallCNN) and (layer, leaf) == ('fc1', 'kernel'):
-      turned[path] = _channels_last(turned[path], model, image_shape)
-  leaves = [jnp.asarray(turned[path], leaf.dtype) for path, leaf in wanted.items()]
+      transposed[path] = _channels_last(transposed[path], model, image_shape)
+  leaves = [jnp.asarray(transposed[path], leaf.dtype) for path, leaf in wanted.items()]
   return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
@@ -96,8 +93,8 @@ def _check(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     raise errors.UserError('model', type(model).__name__,
                            'weights can be read for SmallCNN, PreActResNet18 and WideResNet')
   if isinstance(model, small_cnn.SmallCNN) and model.stem_stride != 1:
-    raise errors.UserError('model.stem_stride', model.stem_stride, 'published weights are of stride 1, and the '
-                           'rows of fc1 are put in order for that: use 1')
+    raise errors.UserError('model.stem_stride', model.stem_stride,
+                           'published weights have stride 1, and the rows of fc1 are ordered for it: use 1')
   if len(image_shape) != 3:
     raise errors.UserError('image_shape', image_shape, 'use (H, W, C) of one input, such as (28, 28, 1)')
 
@@ -116,7 +113,7 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _layer(model: nn.Module, layer: str) -> str:
-  """The PyTorch name of a layer of ours."""
+  """The PyTorch name of a linen layer."""
   if isinstance(model, small_cnn.SmallCNN):
     return f'{"classifier" if layer.startswith("fc") else "feature_extractor"}.{layer}'
   if isinstance(model, resnet.PreActResNet18):
@@ -127,25 +124,26 @@ def _layer(model: nn.Module, layer: str) -> str:
 
 
 def _mismatch(model: nn.Module, names: Mapping[str, list[str]]) -> errors.UserError:
-  told = []
+  parts = []
   for kind, each in names.items():
     if each:
-      more = [f'and {len(each) - _TOLD} more'] if len(each) > _TOLD else []
-      told.append(f'{kind}: {", ".join(each[:_TOLD] + more)}')
-  return errors.UserError('model', type(model).__name__, f'the state dict is not of it; {"; ".join(told)}')
+      more = [f'and {len(each) - _LISTED} more'] if len(each) > _LISTED else []
+      parts.append(f'{kind}: {", ".join(each[:_LISTED] + more)}')
+  return errors.UserError('model', type(model).__name__,
+                          f'the state dict is of another network; {"; ".join(parts)}')
 
 
-def _turn(value: np.ndarray) -> np.ndarray:
+def _transpose(value: np.ndarray) -> np.ndarray:
   """[out, in, h, w] to [h, w, in, out], [out, in] to [in, out]."""
   return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
-def _channels_last(kernel: np.ndarray, model: nn.Module, image_shape) -> np.ndarray:
-  """The rows of a dense kernel from (C, H, W) to (H, W, C)."""
+def _channels_last(kernel: np.ndarray, model: nn.Module, image_shape: tuple[int, int, int]) -> np.ndarray:
+  """Reorders the rows of a dense kernel from (C, H, W) to (H, W, C)."""
   height, width = image_shape[:2]
-  # A pair of 3×3 convolutions takes 4 pixels off where they do not pad; the pooling halves.
-  taken = 0 if model.padding == 'SAME' else 4
+  # Two 3×3 convolutions without padding remove 4 pixels; the pooling halves the size.
+  removed = 0 if model.padding == 'SAME' else 4
   for _ in range(len(model.features) // 2):
-    height, width = (height - taken) // 2, (width - taken) // 2
+    height, width = (height - removed) // 2, (width - removed) // 2
   parts = kernel.reshape(model.features[-1], height, width, -1)
   return parts.transpose(1, 2, 0, 3).reshape(kernel.shape)

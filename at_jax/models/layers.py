@@ -1,4 +1,4 @@
-"""The layers that every model here is made of, and PyTorch's initialisations of them."""
+"""The layers of the models, with PyTorch's initialisation and BatchNorm conventions."""
 
 from collections.abc import Callable
 import functools
@@ -10,53 +10,52 @@ import jax.numpy as jnp
 
 # PyTorch's default for convolutions and dense layers (kaiming_uniform_, a = √5): U(±1/√fan_in).
 torch_default = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-# torch.nn.init.kaiming_normal_ as it is without arguments: N(0, 2/fan_in).
+# torch.nn.init.kaiming_normal_ with its default arguments: N(0, 2/fan_in).
 kaiming_normal = nn.initializers.variance_scaling(2, 'fan_in', 'normal')
-# The wide residual networks' N(0, 2/(kh·kw·out)).
+# The initialisation of wide residual networks: N(0, 2/(kh·kw·out)).
 kaiming_normal_fan_out = nn.initializers.variance_scaling(2, 'fan_out', 'normal')
 
 
 def torch_default_bias(fan_in: int) -> Callable[..., jax.Array]:
-  """PyTorch's default initialiser of a dense layer's bias, U(±1/√fan_in).
+  """Returns PyTorch's default initialiser of a dense layer's bias, U(±1/√fan_in).
 
   Args:
-    fan_in: number of inputs of the layer, which linen does not tell the bias' initialiser.
+    fan_in: number of inputs of the layer; linen does not pass it to the initialiser of the bias.
 
   Returns:
     An initialiser (key, shape, dtype) -> float[shape].
 
   Example:
-    >>> torch_default_bias(4)(jax.random.key(0), (3,)).shape
-    (3,)
+    >>> bias = torch_default_bias(4)(jax.random.key(0), (100,))
+    >>> bool((abs(bias) <= .5).all())
+    True
 
-  Source: torch.nn.Linear.reset_parameters.
+  Reference: torch.nn.Linear.reset_parameters.
   """
 
-  def init(key, shape, dtype=jnp.float32):
+  def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     return jax.random.uniform(key, shape, dtype, -1, 1) / fan_in ** 0.5
 
   return init
 
 
 def param_dtype(dtype: Any) -> jnp.dtype:
-  """The dtype of parameters, statistics and logits: float32, or float64 for float64 compute.
+  """Returns the dtype of parameters, statistics and logits: float32, or float64 for float64 compute.
 
   Example:
     >>> param_dtype('bfloat16')
     dtype('float32')
-
-  Source: ours.
   """
   return jnp.promote_types(dtype, jnp.float32)
 
 
 def prepare(x: jax.Array, normalize: tuple | None, dtype: Any) -> jax.Array:
-  """Normalises images per channel, in full precision, and casts them to the compute dtype.
+  """Normalises images per channel, in float32 at least, and casts them to the compute dtype.
 
   Args:
     x: float[B, H, W, C] images in [0, 1].
-    normalize: (mean, std), each a number or C numbers; None leaves the images alone.
-    dtype: what the model computes in.
+    normalize: (mean, std), each a number or C numbers; None for no normalisation.
+    dtype: compute dtype of the model.
 
   Returns:
     dtype[B, H, W, C].
@@ -64,8 +63,6 @@ def prepare(x: jax.Array, normalize: tuple | None, dtype: Any) -> jax.Array:
   Example:
     >>> float(prepare(jnp.ones((1, 1, 1, 1)), ((0.5,), (0.25,)), jnp.float32)[0, 0, 0, 0])
     2.0
-
-  Source: ours.
   """
   if normalize is not None:
     x = x.astype(jnp.promote_types(x.dtype, param_dtype(dtype)))
@@ -75,29 +72,29 @@ def prepare(x: jax.Array, normalize: tuple | None, dtype: Any) -> jax.Array:
 
 
 def batch_norm(*, train: bool, axis_name: str | None, dtype: Any) -> Callable[..., nn.Module]:
-  """`nn.BatchNorm` as PyTorch's defaults have it, with global statistics over `axis_name`.
+  """Returns `nn.BatchNorm` with PyTorch's defaults, and with statistics over all devices of `axis_name`.
 
-  PyTorch's momentum 0.1 is linen's 0.9. The running variance is the batch's own (divided by n),
-  PyTorch's is the unbiased one (n − 1); with n = batch × height × width the two differ by less than
-  1e-3 from 1,024 on.
+  PyTorch's momentum 0.1 is linen's 0.9. The running variance is the biased one (divided by n), PyTorch's is
+  unbiased (n − 1). With n = batch × height × width the relative difference is below 1e-3 for n > 1,024.
 
   Args:
-    train: normalise by the batch and update the running statistics; else normalise by those, with
-      no communication.
-    axis_name: named axis over which training statistics are averaged, so that they are the whole
-      batch's.
-    dtype: of the output. Statistics are float32 at least.
+    train: normalise by the batch statistics and update the running statistics; otherwise normalise by the
+      running statistics, without communication.
+    axis_name: named axis over which batch statistics are averaged; None for none.
+    dtype: dtype of the output. Statistics are float32 at least.
 
   Returns:
-    `nn.BatchNorm` with all but its name filled in.
+    `nn.BatchNorm` with all arguments but its name.
 
   Example:
     >>> norm = batch_norm(train=False, axis_name=None, dtype=jnp.float32)
+    >>> norm().momentum
+    0.9
 
-  Source: torch.nn.BatchNorm2d for the constants.
+  Reference: torch.nn.BatchNorm2d.
   """
-  # Under float64 linen's float32 statistics would turn into float64 at the first step, and a loop's
-  # carry must not change its dtype; forced only where compute is narrower.
+  # In float64, forced float32 reductions would change the dtype of the statistics at the first step, which
+  # the carry of a loop does not allow.
   return functools.partial(
       nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5,
       axis_name=axis_name if train else None, dtype=dtype, param_dtype=param_dtype(dtype),
@@ -109,21 +106,20 @@ def dense(
     kernel_init: Callable[..., jax.Array] = torch_default,
     bias_init: Callable[..., jax.Array] | None = None,
 ) -> jax.Array:
-  """A dense layer applied to x, PyTorch's default initialisation unless told otherwise.
+  """Applies a dense layer, by default with PyTorch's initialisation; to be called in a linen module.
 
   Args:
     features: number of outputs.
     x: float[B, D].
-    dtype: what it computes in.
-    name: of the layer in the parameter tree.
-    kernel_init, bias_init: initialisers; None for PyTorch's bias.
+    dtype: compute dtype.
+    name: name of the layer in the parameter tree.
+    kernel_init: initialiser of the kernel.
+    bias_init: initialiser of the bias; None for PyTorch's.
 
   Returns:
     dtype[B, features].
 
-  Example: see `small_cnn.py`.
-
-  Source: torch.nn.Linear.
+  Reference: torch.nn.Linear.
   """
   bias_init = torch_default_bias(x.shape[-1]) if bias_init is None else bias_init
   return nn.Dense(
@@ -132,11 +128,11 @@ def dense(
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-  """2×2 max-pooling with stride 2; an odd last row or column is dropped, as PyTorch does.
+  """2×2 max-pooling with stride 2; drops an odd last row or column, like PyTorch.
 
-  A reshape and a maximum, whose gradient is a comparison; that of `nn.max_pool`
-  (select-and-scatter) is slow on every platform. Where several of the four tie, the gradient is
-  shared among them (PyTorch: the first has all).
+  It is computed by a reshape and a maximum, because the gradient of `nn.max_pool` (select-and-scatter) is
+  slow on every platform. If several of the four values are the maximum, they share the gradient; in PyTorch
+  the first has all of it.
 
   Args:
     x: float[B, H, W, C].
@@ -147,8 +143,6 @@ def max_pool(x: jax.Array) -> jax.Array:
   Example:
     >>> max_pool(jnp.arange(16.).reshape(1, 4, 4, 1)).ravel().tolist()
     [5.0, 7.0, 13.0, 15.0]
-
-  Source: ours.
   """
   b, h, w, c = x.shape
   x = x[:, :h // 2 * 2, :w // 2 * 2]

@@ -37,9 +37,9 @@ def adjust(logits: Array, adjustment: dict[str, Array],
 
   z' = z + (s − 1)(z − z̄) + b, where z̄ is the example's mean deployed logit.
 
-  The argmax is that of s(z − z̄) + b. The mean is subtracted because softmax is invariant to a constant, so
-  the decision must not depend on one. In this form s = 1 and b = 0 leave every bit unchanged. A dummy class is
-  adjusted like its class; since s > 0, adjusting and folding commute.
+  The argmax is that of s(z − z̄) + b. Without the mean, a constant added to all logits, which softmax ignores,
+  would change the decision. In this form s = 1 and b = 0 leave every bit unchanged. A dummy class is adjusted
+  like its class; since s > 0, adjusting and folding commute.
 
   Args:
     logits: f32[B, C] deployed logits, or f32[B, 2C] logits with dummy classes.

@@ -1,4 +1,4 @@
-"""The residual networks of the CIFAR and Tiny-ImageNet experiments."""
+"""Residual networks for CIFAR and Tiny-ImageNet."""
 
 from collections.abc import Callable
 import functools
@@ -12,11 +12,13 @@ from at_jax import errors
 from at_jax.models import layers
 
 
-def _pre_activation_block(x, features, stride, conv, norm, name, raw_shortcut=False):
-  """Two 3×3 convolutions, each after BatchNorm and ReLU; a 1×1 shortcut where the shape changes."""
+def _pre_activation_block(
+    x: jax.Array, features: int, stride: int, conv: Callable, norm: Callable, name: str,
+    raw_shortcut: bool = False) -> jax.Array:
+  """Two 3×3 convolutions, each after BatchNorm and ReLU; a 1×1 shortcut if the shape changes."""
   out = nn.relu(norm(name=f'{name}_bn1')(x))
   if stride != 1 or x.shape[-1] != features:
-    # The shortcut starts after the first activation, unless raw; an identity shortcut before it.
+    # The shortcut starts after the first activation, unless raw; an identity shortcut starts before it.
     begin = x if raw_shortcut else out
     x = conv(features, (1, 1), strides=stride, padding=0, name=f'{name}_shortcut')(begin)
   out = conv(features, (3, 3), strides=stride, name=f'{name}_conv1')(out)
@@ -24,8 +26,9 @@ def _pre_activation_block(x, features, stride, conv, norm, name, raw_shortcut=Fa
   return x + conv(features, (3, 3), name=f'{name}_conv2')(out)
 
 
-def _bottleneck_block(x, features, stride, conv, norm, name):
-  """1×1, 3×3 (with the stride) and 1×1 convolutions to 4·features, ReLU after the sum."""
+def _bottleneck_block(
+    x: jax.Array, features: int, stride: int, conv: Callable, norm: Callable, name: str) -> jax.Array:
+  """1×1, 3×3 (with the stride) and 1×1 convolutions to 4·features channels; ReLU after the sum."""
   point = functools.partial(conv, kernel_size=(1, 1), padding=0)
   out = nn.relu(norm(name=f'{name}_bn1')(point(features, name=f'{name}_conv1')(x)))
   out = conv(features, (3, 3), strides=stride, name=f'{name}_conv2')(out)
@@ -37,9 +40,9 @@ def _bottleneck_block(x, features, stride, conv, norm, name):
   return nn.relu(x + out)
 
 
-def _builders(module: nn.Module, train: bool, kernel_init) -> tuple[Callable, Callable]:
-  """The convolution (3×3 'same' padding, no bias) and the BatchNorm of one model."""
-  # Padding 1 rather than 'SAME': at stride 2 PyTorch pads both sides, 'SAME' only the far one.
+def _builders(module: nn.Module, train: bool, kernel_init: Callable) -> tuple[Callable, Callable]:
+  """The convolution (padding 1, no bias) and the BatchNorm of a model."""
+  # Padding 1 and not 'SAME': at stride 2 PyTorch pads both sides, 'SAME' only the last row and column.
   conv = functools.partial(
       nn.Conv, padding=1, use_bias=False, dtype=module.dtype,
       param_dtype=layers.param_dtype(module.dtype), kernel_init=kernel_init)
@@ -48,33 +51,33 @@ def _builders(module: nn.Module, train: bool, kernel_init) -> tuple[Callable, Ca
 
 
 class PreActResNet18(nn.Module):
-  """Pre-activation ResNet-18 for small images: 11,172,170 parameters at 10 outputs.
+  """Pre-activation ResNet-18 for small images: 11,172,170 parameters with 10 outputs.
 
   Initialisation: PyTorch's default, U(±1/√fan_in), for convolutions and the head.
 
   Attributes:
     num_outputs: number of logits.
-    width: channels of the first stage; each next stage doubles them.
-    stage_sizes: blocks in each stage.
+    width: channels of the first stage; each further stage doubles them.
+    stage_sizes: number of blocks in each stage.
     stem_stride: stride of the first convolution; 2 for 64×64 images.
-    final_norm: BatchNorm and ReLU before the pooling, as in the two sources; False gives the
-      variant of github.com/kuangliu/pytorch-cifar without them, 11,171,146 parameters.
-    raw_shortcut: start a convolution's shortcut before the first activation too, as RobustBench's
-      PreActBlock does; its PreActBlockV2 is the network without.
-    normalize: (mean, std) per channel, applied to the images first; None for none.
-    axis_name: named axis over which BatchNorm's training statistics are shared.
-    dtype: float32, bfloat16 or float64 compute; parameters are float32 at least.
+    final_norm: BatchNorm and ReLU before the pooling, as in the released code of both papers; False is the
+      variant of github.com/kuangliu/pytorch-cifar, with 11,171,146 parameters.
+    raw_shortcut: start the 1×1 shortcuts before the first activation, like RobustBench's PreActBlock; False
+      is its PreActBlockV2.
+    normalize: (mean, std) per channel, applied to the images first; None for no normalisation.
+    axis_name: named axis over which BatchNorm's batch statistics are averaged.
+    dtype: compute dtype: float32, bfloat16 or float64; parameters are float32 at least.
 
   Example:
     >>> model = PreActResNet18(num_outputs=10, width=8, stage_sizes=(1, 1))
     >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    >>> model.apply(variables, jnp.zeros((2, 32, 32, 3))).shape
+    >>> jax.jit(model.apply)(variables, jnp.zeros((2, 32, 32, 3))).shape
     (2, 10)
 
-  Source: K. He et al., Identity Mappings in Deep Residual Networks, 2016; the layout of L. Rice et
-  al., Overfitting in Adversarially Robust Deep Learning, 2020
-  (github.com/locuslab/robust_overfitting), and of D. Wu et al., Adversarial Weight Perturbation,
-  2020 (github.com/csdongxian/AWP).
+  Reference: K. He et al., Identity Mappings in Deep Residual Networks, 2016; with the layout of the released
+  code of L. Rice et al., Overfitting in Adversarially Robust Deep Learning, 2020
+  (github.com/locuslab/robust_overfitting), and of D. Wu et al., Adversarial Weight Perturbation Helps Robust
+  Generalization, 2020 (github.com/csdongxian/AWP).
   """
 
   num_outputs: int
@@ -106,24 +109,27 @@ class PreActResNet18(nn.Module):
 
 
 class DucatResNet18(nn.Module):
-  """The 'resnet18' of DUCAT's code: bottleneck blocks, 13,958,986 parameters at 10 outputs.
+  """The 'resnet18' of DUCAT's released code: 13,958,986 parameters with 10 outputs.
 
-  It is no ResNet-18 (that has basic blocks and 11.17 M parameters); its published rows are of this
-  network.
+  It has bottleneck blocks. A ResNet-18 has basic blocks and 11.17 M parameters, but the paper's results are
+  of this network.
 
   Initialisation: PyTorch's default, U(±1/√fan_in), for convolutions and the head.
 
   Attributes:
     num_outputs: number of logits, 2C for C classes with dummy classes.
-    width: channels of the first stage inside its blocks; the stage gives out 4 times as many.
-    stage_sizes: blocks in each stage.
+    width: inner channels of the first stage; its output has 4 times as many.
+    stage_sizes: number of blocks in each stage.
     stem_stride: stride of the first convolution; 2 for Tiny-ImageNet's 64×64.
     normalize, axis_name, dtype: as in `PreActResNet18`.
 
   Example:
-    >>> model = DucatResNet18(num_outputs=20, width=8)
+    >>> model = DucatResNet18(num_outputs=20)
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    >>> jax.eval_shape(model.apply, variables, jnp.zeros((2, 32, 32, 3))).shape
+    (2, 20)
 
-  Source: Y. Wang et al., New Paradigm of Adversarial Training: Breaking Inherent Trade-Off between
+  Reference: Y. Wang et al., New Paradigm of Adversarial Training: Breaking Inherent Trade-Off between
   Accuracy and Robustness via Dummy Classes, 2024 (models/resnet.py of github.com/FlaAI/DUCAT).
   """
 
@@ -154,24 +160,27 @@ class DucatResNet18(nn.Module):
 class WideResNet(nn.Module):
   """Wide residual network without dropout: 3 stages of (depth − 4) / 6 pre-activation blocks.
 
-  36,479,194 parameters at depth 28, 46,160,474 at depth 34, with widen_factor and num_outputs 10.
-  (The TRADES code also makes a block that it never calls, so its own count is higher.)
+  With widen_factor 10 and 10 outputs it has 36,479,194 parameters at depth 28 and 46,160,474 at depth 34. The
+  TRADES code has more, because it defines a block that it never calls.
 
-  Initialisation, after the original: convolutions N(0, 2/(kh·kw·out)), the head's kernel
-  U(±1/√fan_in), its bias zero.
+  Initialisation, as in the TRADES code: convolutions N(0, 2/(kh·kw·out)), the head's kernel U(±1/√fan_in),
+  and its bias zero.
 
   Attributes:
     num_outputs: number of logits.
-    depth: number of convolutions, 6n + 4.
-    widen_factor: channels of the first stage in 16ths.
+    depth: number of layers, 6n + 4.
+    widen_factor: channels of the first stage, divided by 16.
     stem_stride: stride of the first convolution; 2 for 64×64 images.
     normalize, axis_name, dtype: as in `PreActResNet18`.
 
   Example:
-    >>> model = WideResNet(num_outputs=10, depth=10, widen_factor=1)
+    >>> model = WideResNet(num_outputs=10, depth=28, widen_factor=10)
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    >>> sum(x.size for x in jax.tree.leaves(variables['params']))
+    36479194
 
-  Source: S. Zagoruyko and N. Komodakis, Wide Residual Networks, 2016; layout and initialisation
-  after models/wideresnet.py of github.com/yaodongyu/TRADES, which AWP's code has too.
+  Reference: S. Zagoruyko and N. Komodakis, Wide Residual Networks, 2016; layout and initialisation of
+  models/wideresnet.py in github.com/yaodongyu/TRADES, which the released code of AWP also has.
   """
 
   num_outputs: int
@@ -202,11 +211,11 @@ class WideResNet(nn.Module):
     return x.astype(layers.param_dtype(self.dtype))
 
 
-def WideResNet28_10(num_outputs: int, **other) -> WideResNet:
-  """`WideResNet` of depth 28 and widening 10; 36.48 M parameters at 10 outputs."""
+def WideResNet28_10(num_outputs: int, **other: Any) -> WideResNet:
+  """`WideResNet` with depth 28 and widen_factor 10: 36.48 M parameters with 10 outputs."""
   return WideResNet(num_outputs=num_outputs, depth=28, widen_factor=10, **other)
 
 
-def WideResNet34_10(num_outputs: int, **other) -> WideResNet:
-  """`WideResNet` of depth 34 and widening 10; 46.16 M parameters at 10 outputs."""
+def WideResNet34_10(num_outputs: int, **other: Any) -> WideResNet:
+  """`WideResNet` with depth 34 and widen_factor 10: 46.16 M parameters with 10 outputs."""
   return WideResNet(num_outputs=num_outputs, depth=34, widen_factor=10, **other)

@@ -1,4 +1,4 @@
-"""The small convolutional network of the MNIST experiments."""
+"""A small convolutional network for MNIST and for 8×8 digits."""
 
 from typing import Any
 
@@ -13,29 +13,27 @@ from at_jax.models import layers
 class SmallCNN(nn.Module):
   """Pairs of 3×3 convolutions with 2×2 max-pooling after each pair, then dense layers.
 
-  At its defaults it is TRADES' MNIST network, 312,202 parameters for 28×28×1 images and 10 outputs,
-  but for the dropout of 0.5 that the original has after the first dense layer while training.
+  With the default arguments it is TRADES' MNIST network, with 312,202 parameters for 28×28×1 images and 10
+  outputs, but without the dropout of 0.5 after the first dense layer.
 
-  The features are flattened as they lie, row by row with the channel last (H, W, C). PyTorch
-  flattens (C, H, W): an importer must permute the rows of `fc1`'s kernel.
+  Features are flattened in the order (H, W, C). PyTorch flattens (C, H, W), so `importers.from_torch`
+  permutes the rows of the kernel of `fc1`.
 
-  Initialisation, after the original: convolutions N(0, 2/fan_in) with zero bias (kaiming_normal_),
-  dense layers PyTorch's default U(±1/√fan_in). The original's last layer starts at zero:
-  `zero_head=True`. Then the input gradient of the untrained network is zero, and an attack on it
-  only its random start.
+  Initialisation, as in the TRADES code: convolutions N(0, 2/fan_in) with zero bias (kaiming_normal_), dense
+  layers PyTorch's default U(±1/√fan_in). The TRADES code also sets the last layer to zero: `zero_head=True`.
+  Then the input gradient of the untrained network is zero, and an attack on it returns its random start.
 
   Attributes:
     num_outputs: number of logits.
-    features: channels of the convolutions, an even number of them.
+    features: channels of the convolutions; their number is even.
     hidden: widths of the dense layers before the last.
-    batch_norm: BatchNorm after each convolution, before its ReLU.
-    padding: 'VALID' as in the original; 'SAME' keeps the size, for images under 16×16 such as 8×8
-      digits.
-    stem_stride: stride of the first convolution; 2 halves the cost of a wider network for 32×32.
-    normalize: (mean, std) per channel, applied to the images first; None for none.
-    zero_head: start the last layer at zero.
-    axis_name: named axis over which BatchNorm's training statistics are shared.
-    dtype: float32, bfloat16 or float64 compute; parameters are float32 at least.
+    batch_norm: apply BatchNorm after each convolution, before its ReLU.
+    padding: 'VALID' as in the TRADES code, or 'SAME', which images below 16×16 need, such as 8×8 digits.
+    stem_stride: stride of the first convolution; 2 reduces the cost of a wider network for 32×32 images.
+    normalize: (mean, std) per channel, applied to the images first; None for no normalisation.
+    zero_head: initialise the last layer to zero.
+    axis_name: named axis over which BatchNorm's batch statistics are averaged.
+    dtype: compute dtype: float32, bfloat16 or float64; parameters are float32 at least.
 
   Example:
     >>> model = SmallCNN(num_outputs=10)
@@ -43,8 +41,8 @@ class SmallCNN(nn.Module):
     >>> model.apply(variables, jnp.zeros((2, 28, 28, 1))).shape
     (2, 10)
 
-  Source: H. Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
-  section 5.3.1; layout and initialisation after the authors' models/small_cnn.py
+  Reference: H. Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
+  section 5.3.1; layout and initialisation of models/small_cnn.py in the released code
   (github.com/yaodongyu/TRADES).
   """
 
@@ -65,19 +63,20 @@ class SmallCNN(nn.Module):
 
     Args:
       x: float[B, H, W, C] images in [0, 1].
-      train: normalise by the batch's statistics (only with `batch_norm`).
+      train: normalise by the batch statistics; without effect if `batch_norm` is False.
 
     Returns:
       float32[B, num_outputs] (float64 for dtype float64).
     """
-    wide = layers.param_dtype(self.dtype)
+    param_dtype = layers.param_dtype(self.dtype)
     norm = layers.batch_norm(train=train, axis_name=self.axis_name, dtype=self.dtype)
     shape = x.shape[1:3]
     x = layers.prepare(x, self.normalize, self.dtype)
     for i, features in enumerate(self.features, 1):
       x = nn.Conv(
           features, (3, 3), strides=self.stem_stride if i == 1 else 1, padding=self.padding,
-          dtype=self.dtype, param_dtype=wide, kernel_init=layers.kaiming_normal, name=f'conv{i}')(x)
+          dtype=self.dtype, param_dtype=param_dtype, kernel_init=layers.kaiming_normal,
+          name=f'conv{i}')(x)
       if self.batch_norm:
         x = norm(name=f'bn{i}')(x)
       x = nn.relu(x)
@@ -86,7 +85,7 @@ class SmallCNN(nn.Module):
       if 0 in x.shape[1:3]:
         raise errors.UserError(
             'model.padding', self.padding,
-            f"images of {shape[0]}×{shape[1]} shrink to nothing, use 'SAME' or fewer features")
+            f"{shape[0]}×{shape[1]} images are too small: use 'SAME' or fewer features")
     x = x.reshape(x.shape[0], -1)
     for i, features in enumerate(self.hidden, 1):
       x = nn.relu(layers.dense(features, x, dtype=self.dtype, name=f'fc{i}'))
@@ -94,4 +93,4 @@ class SmallCNN(nn.Module):
     head = zeros if self.zero_head else {}
     x = layers.dense(
         self.num_outputs, x, dtype=self.dtype, name=f'fc{len(self.hidden) + 1}', **head)
-    return x.astype(wide)
+    return x.astype(param_dtype)
