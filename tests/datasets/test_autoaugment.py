@@ -1,4 +1,4 @@
-"""Tests of at_jax.datasets.autoaugment: the policy's table, what is drawn and how often, and Cutout."""
+"""AutoAugment's policy against torchvision's table, the frequencies of its draws, and Cutout."""
 
 import collections
 
@@ -10,8 +10,7 @@ import pytest
 from at_jax.datasets import autoaugment, image_operations
 from at_jax.datasets.image_operations import Operation
 
-# torchvision.transforms.AutoAugmentPolicy.CIFAR10 (v0.12), a line of its own for each; it gives no
-# level to operations that have none.
+# torchvision.transforms.AutoAugmentPolicy.CIFAR10 (v0.12), one sub-policy per line. '-': no level.
 TORCHVISION = '''
 Invert 0.1 -, Contrast 0.2 6
 Rotate 0.7 2, TranslateX 0.3 9
@@ -42,7 +41,7 @@ TranslateY 0.7 9, AutoContrast 0.9 -
 UNSIGNED = ('Rotate', 'Posterize', 'Solarize', 'Equalize', 'AutoContrast', 'Invert')
 
 
-def test_the_policy_is_torchvisions():
+def test_policy_is_that_of_torchvision():
   lines = TORCHVISION.strip().splitlines()
   assert len(lines) == len(autoaugment.CIFAR10_POLICY) == 25
   for pair, line in zip(autoaugment.CIFAR10_POLICY, lines, strict=True):
@@ -53,19 +52,19 @@ def test_the_policy_is_torchvisions():
 
 
 @pytest.mark.parametrize('name, level, magnitude', [
-    # The ranges of Cubuk et al., 2019, table 6, in ten levels, by hand: range·level/9.
+    # By hand: the ranges of Cubuk et al., 2019, table 6, in ten levels, range · level / 9.
     ('ShearY', 8, .3 * 8 / 9), ('TranslateX', 9, 150 / 331), ('TranslateY', 3, 50 / 331),
     ('Rotate', 2, 20 / 3), ('Color', 3, .3), ('Contrast', 6, .6), ('Brightness', 7, .7),
     ('Sharpness', 9, .9),
     ('Posterize', 7, 5),  # 8 − 4·7/9 = 4.9 bits
     ('Solarize', 2, 256 * 7 / 9), ('Solarize', 8, 256 / 9), ('Equalize', 5, 0)])
-def test_magnitudes(name, level, magnitude):
+def test_magnitudes_are_those_of_the_paper(name, level, magnitude):
   np.testing.assert_allclose(Operation(name, level).magnitude, magnitude, rtol=1e-12)
   np.testing.assert_allclose(Operation(name, level, -1).magnitude, -magnitude, rtol=1e-12)
 
 
 def _chances():
-  """Each pair of operations by torchvision's table, with its probability."""
+  """The probability of each pair of operations, from the policy."""
   chances = collections.Counter()
   for pair in autoaugment.CIFAR10_POLICY:
     choices = []
@@ -79,15 +78,15 @@ def _chances():
   return chances
 
 
-def test_sub_policies_are_drawn_as_often_as_they_should_be():
-  operations = tuple(dict.fromkeys(sum((slot[0] for slot in autoaugment.SLOTS), ())))
+def test_frequencies_of_operations_are_those_of_the_policy():
+  operations = tuple(dict.fromkeys(sum((operations for operations, _ in autoaugment.CHOICES), ())))
   each = jax.jit(jax.vmap(jax.vmap(lambda image, which: image_operations.apply(
       image, which, operations), (None, 0)), (0, None)))
   image = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
   count = len(operations)
   once = each(np.stack([image] * count), np.arange(count))[0]
   twice = np.asarray(each(once, np.arange(count)))
-  expected = collections.Counter()  # of distinct results
+  expected = collections.Counter()  # the probability of each distinct result
   for (first, second), chance in _chances().items():
     expected[twice[operations.index(first), operations.index(second)].tobytes()] += chance
   np.testing.assert_allclose(sum(expected.values()), 1)
@@ -96,15 +95,15 @@ def test_sub_policies_are_drawn_as_often_as_they_should_be():
   results = np.asarray(jax.jit(jax.vmap(autoaugment.autoaugment, (None, 0)))(image, keys))
   found = collections.Counter(result.tobytes() for result in results)
   assert found.keys() <= {result for result, chance in expected.items() if chance > 0}
-  for result, p in expected.items():  # binomial; five standard deviations, and one for rare ones
+  for result, p in expected.items():  # binomial: five standard deviations, and 1 for rare results
     assert abs(found[result] - n * p) <= 5 * (n * p * (1 - p)) ** .5 + 1
 
 
-def test_cutout_hides_a_square_about_each_pixel_equally_often():
+def test_cutout_is_uniform_over_the_centre_pixel():
   height, width, n = 4, 6, 6000
   expected = collections.Counter()
   for y in range(height):
-    for x in range(width):  # a length of 3, whose half is 1: rows y − 1 and y, columns likewise
+    for x in range(width):  # side 3, half of it 1: rows y − 1 and y, and columns x − 1 and x
       image = np.ones((height, width, 1), np.uint8)
       image[max(y - 1, 0):y + 1, max(x - 1, 0):x + 1] = 0
       expected[image.tobytes()] += 1 / (height * width)
@@ -117,17 +116,17 @@ def test_cutout_hides_a_square_about_each_pixel_equally_often():
     assert abs(found[image] - n * p) <= 5 * (n * p * (1 - p)) ** .5
 
 
-def test_what_an_example_draws_does_not_depend_on_the_batch():
+def test_draws_do_not_depend_on_the_batch():
   images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
   keys = jax.random.split(jax.random.key(3), 4)
   whole = np.asarray(autoaugment.augment(images, keys))
   order = np.array([2, 0, 3, 1])
   np.testing.assert_array_equal(autoaugment.augment(images[order], keys[order]), whole[order])
-  assert (whole != images).any(axis=(1, 2, 3)).all()  # Cutout always hides something
+  assert (whole != images).any(axis=(1, 2, 3)).all()  # Cutout changes every image
 
 
-def test_what_is_no_picture_is_refused():
-  with pytest.raises(TypeError, match='float32'):
+def test_invalid_images_are_rejected():
+  with pytest.raises(TypeError, match='float32: use uint8'):
     autoaugment.autoaugment(jnp.zeros((4, 4, 3)), jax.random.key(0))
-  with pytest.raises(ValueError, match='2'):
+  with pytest.raises(ValueError, match=r'\(4, 4, 2\): use 1 or 3 channels'):
     autoaugment.autoaugment(np.zeros((4, 4, 2), np.uint8), jax.random.key(0))

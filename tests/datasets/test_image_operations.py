@@ -1,7 +1,7 @@
-"""Tests of at_jax.datasets.image_operations and autoaugment against Pillow, pixel by pixel.
+"""AutoAugment's operations against Pillow, pixel by pixel.
 
-`by_pillow` is what the code of Tack et al. (github.com/alinlab/consistency-adversarial,
-datasets/autoaugment.py) asks of Pillow for each operation, written out anew.
+`by_pillow` calls Pillow as the released code of Tack et al. does for each operation
+(github.com/alinlab/consistency-adversarial, datasets/autoaugment.py).
 """
 
 import os
@@ -16,12 +16,12 @@ import pytest
 from at_jax.datasets import autoaugment, image_operations, pipeline
 from at_jax.datasets.image_operations import Operation
 
-OPERATIONS = tuple(dict.fromkeys(sum((slot[0] for slot in autoaugment.SLOTS), ())))
+OPERATIONS = tuple(dict.fromkeys(sum((operations for operations, _ in autoaugment.CHOICES), ())))
 GREY = (128, 128, 128)
 
 
 def by_pillow(image, operation):
-  """One operation on uint8[H, W, C] by Pillow, as the released code calls it."""
+  """Applies one operation to uint8[H, W, C] with Pillow."""
   name, m = operation.name, operation.magnitude
   picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
   width, height = picture.size
@@ -37,9 +37,9 @@ def by_pillow(image, operation):
   elif name == 'TranslateY':
     found = affine((1, 0, 0, 0, 1, m * height))
   elif name == 'Rotate':
-    turned = picture.convert('RGBA').rotate(m)
-    grey = Image.new('RGBA', turned.size, (128,) * 4)
-    found = Image.composite(turned, grey, turned).convert(picture.mode)
+    rotated = picture.convert('RGBA').rotate(m)
+    grey = Image.new('RGBA', rotated.size, (128,) * 4)
+    found = Image.composite(rotated, grey, rotated).convert(picture.mode)
   elif name in ('Color', 'Contrast', 'Brightness', 'Sharpness'):
     found = getattr(ImageEnhance, name)(picture).enhance(1 + m)
   elif name == 'Posterize':
@@ -52,14 +52,14 @@ def by_pillow(image, operation):
 
 
 @jax.jit
-def by_ours(images):
-  """Each operation on each image: [operations, images, H, W, C]."""
+def by_at_jax(images):
+  """Applies each operation to each image: [operations, images, H, W, C]."""
   each = jax.vmap(lambda image, which: image_operations.apply(image, which, OPERATIONS), (0, None))
   return jax.vmap(each, (None, 0))(images, jnp.arange(len(OPERATIONS)))
 
 
-def drawn(shape):
-  """Images of many kinds: noise, smooth waves, few values, flat, a narrow range, digits."""
+def varied_images(shape):
+  """Noise, smooth waves, two values, one value, a narrow range, dark noise, and a bright corner."""
   rng = np.random.default_rng(0)
   height, width, channels = shape
   y, x = np.mgrid[:height, :width][..., None] / 5
@@ -71,44 +71,44 @@ def drawn(shape):
 
 
 def compare(images):
-  """Asserts that all operations agree; the share of pixels that are one off, by operation."""
-  found = np.asarray(by_ours(images))
+  """Asserts that all operations agree with Pillow; returns the shares of pixels that differ by 1."""
+  found = np.asarray(by_at_jax(images))
   assert found.dtype == np.uint8
   shares = {}
-  for operation, ours in zip(OPERATIONS, found, strict=True):
-    pillows = np.stack([by_pillow(image, operation) for image in images])
-    gap = np.abs(ours.astype(int) - pillows)
+  for operation, actual in zip(OPERATIONS, found, strict=True):
+    expected = np.stack([by_pillow(image, operation) for image in images])
+    gap = np.abs(actual.astype(int) - expected)
     if operation.name in ('AutoContrast', 'ShearY'):
-      # Quotients and cubics that are whole numbers: Pillow's double may fall just short of them.
+      # If the exact value is a whole number, Pillow's double may be just below it.
       assert gap.max() <= 1, operation
       shares[operation] = np.mean(gap > 0)
     else:
-      np.testing.assert_array_equal(ours, pillows, err_msg=str(operation))
+      np.testing.assert_array_equal(actual, expected, err_msg=str(operation))
     if operation != Operation() and operation.level != 0 and images.shape[-1] == 3:
-      assert (ours != images).any(), operation
+      assert (actual != images).any(), operation
   return shares
 
 
 @pytest.mark.parametrize('shape', [(32, 32, 3), (8, 8, 1)], ids=str)
-def test_every_operation_of_the_policy_is_pillows(shape):
-  shares = compare(drawn(shape))
+def test_operations_equal_those_of_pillow(shape):
+  shares = compare(varied_images(shape))
   assert max(shares.values()) < .05, shares
 
 
 @pytest.mark.long
 @pytest.mark.parametrize('shape', [
     (64, 64, 3), (28, 28, 1), (17, 20, 3),
-    (13, 18, 1),  # of fewer than 256 pixels, which Equalize leaves as they are
+    (13, 18, 1),  # fewer than 256 pixels, which Equalize does not change
 ], ids=str)
-def test_every_operation_is_pillows_at_other_sizes(shape):
-  shares = compare(drawn(shape))
+def test_operations_equal_those_of_pillow_at_other_sizes(shape):
+  shares = compare(varied_images(shape))
   assert max(shares.values()) < .05, shares
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not pathlib.Path(os.environ.get('TFDS_DATA_DIR', '/nowhere'), 'cifar10').exists(),
                     reason='needs CIFAR-10 prepared under TFDS_DATA_DIR')
-def test_every_operation_is_pillows_on_cifar10():
+def test_operations_equal_those_of_pillow_on_cifar10():
   images = pipeline.load('cifar10').test.images[:256]
   shares = compare(images)
   assert max(shares.values()) < .01, shares

@@ -1,18 +1,16 @@
-"""Sets that are read from this machine: scikit-learn's digits, packed files, and what is refused."""
+"""Data sets of this machine: scikit-learn's digits, and .npz files, valid and invalid."""
 
 import zipfile
 
-import hypothesis
-from hypothesis import strategies as st
 import numpy as np
 import pytest
 
 from at_jax import errors
 from at_jax.datasets import pipeline
-from tests.fixtures import data_sets as sets
+from tests.fixtures import data_sets
 
 
-def test_digits_are_scikit_learns_under_a_fixed_split():
+def test_digits_are_those_of_scikit_learn():
   from sklearn import datasets
   whole = datasets.load_digits()
   digits = pipeline.load('digits')
@@ -20,47 +18,13 @@ def test_digits_are_scikit_learns_under_a_fixed_split():
   assert digits.validation.images.shape == (0, 8, 8, 1)
   assert digits.train.images.dtype == np.uint8 and digits.train.labels.dtype == np.int32
   assert digits.class_names == tuple('0123456789') and digits.num_classes == 10
-  both = pipeline.Split(*(np.concatenate(pair) for pair in zip(digits.train, digits.test)))
+  both = pipeline.Split(*map(np.concatenate, zip(digits.train, digits.test, strict=True)))
   expected = pipeline.Split(np.round(whole.images * 255 / 16).astype(np.uint8), whole.target)
-  assert sets.rows(both) == sets.rows(expected)
-  assert both.images.max() == 255  # their 16
+  assert data_sets.sorted_examples(both) == data_sets.sorted_examples(expected)
+  assert both.images.max() == 255  # scikit-learn's 16
 
 
-def test_validation_is_held_out_of_train_only():
-  whole, digits = pipeline.load('digits'), pipeline.load('digits', validation_size=200)
-  sets.same(whole.test, digits.test)
-  assert len(digits.validation.labels) == 200 and len(digits.train.labels) == 1200
-  both = pipeline.Split(*(np.concatenate(pair) for pair in zip(digits.train, digits.validation)))
-  assert sets.rows(both) == sets.rows(whole.train)
-  sets.same(digits.validation, pipeline.load('digits', validation_size=200).validation)
-
-
-@hypothesis.given(st.integers(0, 59), st.integers(0, 2**32 - 1))
-def test_hold_out_is_stratified_and_nested(size, seed):
-  labels = np.random.RandomState(seed).randint(0, 4, 60).astype(np.int32)
-  split = pipeline.Split(np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1), labels)
-  rest, held_out = pipeline.hold_out(split, size)
-  assert len(held_out.labels) == size and len(rest.labels) == 60 - size
-  for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
-    assert abs((held_out.labels == label).sum() - size * count / 60) <= 1
-  smaller = pipeline.hold_out(split, size // 2)[1]
-  assert set(smaller.images.ravel()) <= set(held_out.images.ravel())
-
-
-@pytest.mark.parametrize('size', [-1, 1400, 10**9, 0.5, True, None, '10'])
-def test_validation_size_out_of_range(size):
-  with pytest.raises(errors.UserError, match='whole number from 0 to 1399') as caught:
-    pipeline.load('digits', validation_size=size)
-  assert caught.value.field == 'validation_size'
-
-
-def test_unknown_name_says_which_was_meant():
-  with pytest.raises(errors.UserError, match="did you mean 'cifar10'.*digits.*npz") as caught:
-    pipeline.load('cifar_10')
-  assert caught.value.field == 'dataset' and '\n' not in str(caught.value)
-
-
-def _packed(**changes):
+def _arrays(**changes):
   arrays = {
       'train_images': np.arange(5 * 4 * 3 * 3, dtype=np.uint8).reshape(5, 4, 3, 3),
       'train_label': np.array([0, 1, 2, 1, 0]),
@@ -77,28 +41,28 @@ def _packed(**changes):
     ({'train_label': None, 'train_labels': np.array([0., 1, 2, 1, 0])}, ('0', '1', '2', '3')),
     ({'unrelated': np.array([object()])}, ('0', '1', '2', '3')),
 ])
-def test_packed_set(tmp_path, changes, names):
-  path, arrays = tmp_path / 'set.npz', _packed(**changes)
+def test_npz_is_read(tmp_path, changes, names):
+  path, arrays = tmp_path / 'set.npz', _arrays(**changes)
   np.savez_compressed(path, **arrays)
   found = pipeline.load(str(path), validation_size=1)
   assert found.class_names == names and found.num_classes == len(names)
   assert len(found.train.labels) == 4 and len(found.validation.labels) == 1
-  sets.same(found.test, pipeline.Split(arrays['test_images'], arrays['test_label']))
+  data_sets.assert_same(found.test, pipeline.Split(arrays['test_images'], arrays['test_label']))
   assert found.test.labels.dtype == np.int32
   whole = pipeline.load(path)
-  sets.same(whole.train, pipeline.Split(arrays['train_images'], [0, 1, 2, 1, 0]))
+  data_sets.assert_same(whole.train, pipeline.Split(arrays['train_images'], [0, 1, 2, 1, 0]))
 
 
-def test_packed_grey_images_gain_a_channel(tmp_path):
+def test_images_without_channels_get_one(tmp_path):
   path = tmp_path / 'grey.npz'
-  arrays = _packed(train_images=np.ones((5, 4, 3), np.uint8),
+  arrays = _arrays(train_images=np.ones((5, 4, 3), np.uint8),
                    test_images=np.ones((2, 4, 3, 1), np.uint8))
   np.savez(path, **arrays)
   assert pipeline.load(path).train.images.shape == (5, 4, 3, 1)
 
 
 _FLOATS = np.zeros((5, 4, 3, 3), np.float32)
-BAD = {
+INVALID = {
     'missing key': ({'test_images': None}, r'has no test_images: .*train_images, train_label'),
     'missing label': ({'train_label': None}, 'has no train_label'),
     'float images': ({'train_images': _FLOATS}, r'train_images is float32: store uint8.*0\.\.255'),
@@ -125,36 +89,36 @@ BAD = {
 }
 
 
-def _refused(path, pattern):
+def _assert_rejected(path, pattern):
   with pytest.raises(errors.UserError, match=pattern) as caught:
     pipeline.load(path)
   assert caught.value.field == 'dataset' and caught.value.value == str(path)
   assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('case', BAD)
-def test_bad_packed_set(tmp_path, case):
-  changes, pattern = BAD[case]
-  np.savez(tmp_path / 'set.npz', **_packed(**changes))
-  _refused(tmp_path / 'set.npz', pattern)
+@pytest.mark.parametrize('case', INVALID)
+def test_invalid_npz_is_rejected(tmp_path, case):
+  changes, pattern = INVALID[case]
+  np.savez(tmp_path / 'set.npz', **_arrays(**changes))
+  _assert_rejected(tmp_path / 'set.npz', pattern)
 
 
-def test_files_that_are_no_packed_set(tmp_path):
+def test_other_files_are_rejected(tmp_path):
   path = tmp_path / 'set.npz'
-  _refused(path, 'no such file')
-  for content in (b'', b'no archive', b'PK\x03\x04 broken', b'\x80\x04\x95'):
+  _assert_rejected(path, 'no such file')
+  for content in (b'', b'not an archive', b'PK\x03\x04 broken', b'\x80\x04\x95'):
     path.write_bytes(content)
-    _refused(path, 'cannot be read as .npz')
+    _assert_rejected(path, 'cannot be read as .npz')
   with path.open('wb') as file:
     np.save(file, np.ones(3))
-  _refused(path, r'holds one array \(\.npy\)')
+  _assert_rejected(path, r'holds one array \(\.npy\)')
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('train_images', 'text')
-  _refused(path, 'train_images is a pickled object, not an array|has no')
-  np.savez(path, **_packed())
+  _assert_rejected(path, 'train_images is a pickled object, not an array|has no')
+  np.savez(path, **_arrays())
   content = bytearray(path.read_bytes())
-  content[content.index(b'train_images.npy') + 200] ^= 1  # in the pixels: the checksum is wrong
+  content[content.index(b'train_images.npy') + 200] ^= 1  # a pixel, so the checksum is wrong
   path.write_bytes(content)
-  _refused(path, 'train_images is damaged')
+  _assert_rejected(path, 'train_images is damaged')
   (tmp_path / 'folder.npz').mkdir()
-  _refused(tmp_path / 'folder.npz', 'cannot be read as .npz')
+  _assert_rejected(tmp_path / 'folder.npz', 'cannot be read as .npz')

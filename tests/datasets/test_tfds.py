@@ -1,7 +1,4 @@
-"""Sets of TFDS, whole and offline: this machine serves tiny archives in the original formats.
-
-TFDS downloads, verifies, prepares and reads them back.
-"""
+"""TFDS data sets without a network: TFDS downloads, prepares and reads tiny archives of a local server."""
 
 import os
 import pathlib
@@ -12,10 +9,11 @@ import numpy as np
 import pytest
 
 from at_jax import errors
+from at_jax.datasets import __main__ as command
 from at_jax.datasets import pipeline
-from tests.fixtures import data_sets as sets
+from tests.fixtures import data_sets
 
-# The published sizes: LeCun et al. 1998; Xiao et al. 2017; Krizhevsky 2009.
+# The published sizes: LeCun et al., 1998; Xiao et al., 2017; Krizhevsky, 2009.
 PUBLISHED = {
     'mnist': ((60000, 28, 28, 1), (10000, 28, 28, 1), 10),
     'fashion_mnist': ((60000, 28, 28, 1), (10000, 28, 28, 1), 10),
@@ -26,11 +24,11 @@ _READ_BACK = '''
 import sys
 import numpy as np
 import tensorflow_datasets as tfds
-from at_jax.datasets import pipeline as data
+from at_jax.datasets import pipeline
 name, data_dir, splits = sys.argv[1:]
-found = data.load(name, data_dir=data_dir)
+found = pipeline.load(name, data_dir=data_dir)
 print(len(found.train.labels), len(found.test.labels), found.class_names[3])
-if name != 'tiny_imagenet':  # as an ordinary TFDS set, by TFDS alone
+if name != 'tiny_imagenet':  # read by TFDS alone, as for any TFDS data set
   sources = tfds.data_source(name, data_dir=data_dir)
   assert set(sources) == set(splits.split(',')), set(sources)
   assert set(sources['train'][0]) == set(tfds.builder_cls(name)(data_dir='/none').info.features)
@@ -41,7 +39,7 @@ assert 'tensorflow' not in sys.modules and 'tensorflow_datasets' in sys.modules
 
 
 def _without_tensorflow(tmp_path, *args):
-  """Runs Python where any attempt to import tensorflow ends in an error that nothing catches."""
+  """Runs Python in a process that ends with status 3 if it imports tensorflow."""
   trap = tmp_path / 'trap' / 'tensorflow'
   trap.mkdir(parents=True, exist_ok=True)
   (trap / '__init__.py').write_text('import os\nprint("tensorflow imported")\nos._exit(3)\n')
@@ -51,21 +49,21 @@ def _without_tensorflow(tmp_path, *args):
   return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize('name', sets.ARCHIVES)
-def test_a_set_is_downloaded_prepared_and_read_without_tensorflow(name, tmp_path, monkeypatch):
-  files, train, test, third_class = sets.ARCHIVES[name]()
-  with sets.internet(monkeypatch, files) as asked:
+@pytest.mark.parametrize('name', data_sets.ARCHIVES)
+def test_prepared_and_read_without_tensorflow(name, tmp_path, monkeypatch):
+  files, train, test, third_class = data_sets.ARCHIVES[name]()
+  with data_sets.serve(monkeypatch, files) as requested:
     found = pipeline.load(name, data_dir=tmp_path)
-    assert sorted(asked) == sorted(files)
+    assert sorted(requested) == sorted(files)
     pipeline.load(name, data_dir=tmp_path)
-    assert len(asked) == len(files)  # nothing is downloaded twice
+    assert len(requested) == len(files)  # nothing is downloaded twice
   assert 'tensorflow' not in sys.modules
-  assert sets.rows(found.train) == sets.rows(pipeline.Split(*train))
-  assert sets.rows(found.test) == sets.rows(pipeline.Split(*test))
+  assert data_sets.sorted_examples(found.train) == data_sets.sorted_examples(pipeline.Split(*train))
+  assert data_sets.sorted_examples(found.test) == data_sets.sorted_examples(pipeline.Split(*test))
   assert found.train.images.dtype == np.uint8 and found.train.labels.dtype == np.int32
   assert found.class_names[3] == third_class
   assert found.num_classes == {'cifar100': 100, 'tiny_imagenet': 200}.get(name, 10)
-  splits = ','.join(sets.SPLITS.get(name, {'train', 'test'}))
+  splits = ','.join(data_sets.SPLITS.get(name, {'train', 'test'}))
   done = _without_tensorflow(tmp_path, '-c', _READ_BACK, name, str(tmp_path), splits)
   assert done.returncode == 0, done.stdout + done.stderr
   assert done.stdout.split('\n')[0] == f'5 2 {third_class}'
@@ -75,56 +73,55 @@ def _prepared(folder, name):
   return [str(path) for path in (folder / name).rglob('*')]
 
 
-@pytest.mark.parametrize('trouble', ['absent', 'wrong checksum', 'broken archive'])
-def test_a_failed_download_is_explained_and_leaves_nothing(trouble, tmp_path, monkeypatch):
-  files, train, _, _ = sets.cifar100_files()
+@pytest.mark.parametrize('failure', ['absent', 'wrong checksum', 'broken archive'])
+def test_failed_download_leaves_no_files(failure, tmp_path, monkeypatch):
+  files, train, _, _ = data_sets.cifar100_files()
   archive = files['cifar-100-binary.tar.gz']
   served, known = {
       'absent': ({}, files),
       'wrong checksum': ({'cifar-100-binary.tar.gz': archive[:-9]}, files),
       'broken archive': ({'cifar-100-binary.tar.gz': archive[:-900]}, None),
-  }[trouble]
-  with sets.internet(monkeypatch, served, known):
+  }[failure]
+  with data_sets.serve(monkeypatch, served, known):
     with pytest.raises(errors.UserError, match='python -m at_jax.datasets cifar100') as caught:
       pipeline.load('cifar100', data_dir=tmp_path)
   assert caught.value.field == 'dataset' and "'digits'" in str(caught.value)
   assert '\n' not in str(caught.value)
   assert not _prepared(tmp_path, 'cifar100')
-  with sets.internet(monkeypatch, files):  # and the next attempt works
-    assert sets.rows(pipeline.load('cifar100', data_dir=tmp_path).train) == sets.rows(pipeline.Split(*train))
+  with data_sets.serve(monkeypatch, files):  # the next attempt succeeds
+    found = pipeline.load('cifar100', data_dir=tmp_path)
+  assert data_sets.sorted_examples(found.train) == data_sets.sorted_examples(pipeline.Split(*train))
 
 
-def test_without_a_network_the_command_says_what_to_do(tmp_path):
-  code = ('import requests, sys\n'
-          'def no(*args, **kwargs): raise requests.ConnectionError("no network")\n'
-          'requests.Session.get = no\n'
-          'from at_jax.datasets import pipeline as data\n'
-          'sys.exit(data.main(["mnist", "--data_dir", sys.argv[1]]))\n')
-  done = _without_tensorflow(tmp_path, '-c', code, str(tmp_path / 'sets'))
+def test_command_without_a_network_names_the_remedy(tmp_path):
+  script = ('import requests, runpy, sys\n'
+            'def fail(*args, **kwargs): raise requests.ConnectionError("no network")\n'
+            'requests.Session.get = fail\n'
+            'runpy.run_module("at_jax.datasets", run_name="__main__")\n')
+  done = _without_tensorflow(tmp_path, '-c', script, 'mnist', '--data_dir', str(tmp_path / 'sets'))
   assert done.returncode == 2, done.stderr
   last = done.stderr.strip().split('\n')[-1]
   assert last.startswith("dataset = 'mnist': is not prepared in") and 'no network' in last
   assert 'Traceback' not in done.stderr
 
 
-def test_the_command_says_what_it_has(capsys):
-  assert pipeline.main(['digits']) == 0
-  assert capsys.readouterr().out == (
-      'digits: 1400 to train on, 397 to test on, 8x8x1, 10 classes\n')
+def test_command_prints_the_sizes(capsys):
+  assert command.main(['digits']) == 0
+  assert capsys.readouterr().out == 'digits: 1400 training images, 397 test images, 8x8x1, 10 classes\n'
 
 
-def test_tiny_imagenet_from_a_zip_put_there_by_hand(tmp_path, monkeypatch):
-  files, train, _, _ = sets.tiny_imagenet_files()
+def test_tiny_imagenet_from_a_copied_archive(tmp_path, monkeypatch):
+  files, train, _, _ = data_sets.tiny_imagenet_files()
   manual = tmp_path / 'downloads' / 'manual'
   manual.mkdir(parents=True)
   (manual / 'tiny-imagenet-200.zip').write_bytes(files['tiny-imagenet-200.zip'])
-  with sets.internet(monkeypatch, {}, files) as asked:
+  with data_sets.serve(monkeypatch, {}, files) as requested:
     found = pipeline.load('tiny_imagenet', data_dir=tmp_path)
-  assert not asked
-  assert sets.rows(found.train) == sets.rows(pipeline.Split(*train))
+  assert not requested
+  assert data_sets.sorted_examples(found.train) == data_sets.sorted_examples(pipeline.Split(*train))
 
 
-def test_tiny_imagenets_zip_is_checked_when_it_is_put_there_by_hand(tmp_path):
+def test_checksum_of_a_copied_archive_is_verified(tmp_path):
   manual = tmp_path / 'downloads' / 'manual'
   manual.mkdir(parents=True)
   (manual / 'tiny-imagenet-200.zip').write_bytes(b'another file')
@@ -132,10 +129,10 @@ def test_tiny_imagenets_zip_is_checked_when_it_is_put_there_by_hand(tmp_path):
     pipeline.load('tiny_imagenet', data_dir=tmp_path)
 
 
-def test_prepared_files_that_cannot_be_read(tmp_path, monkeypatch):
-  with sets.internet(monkeypatch, sets.cifar10_files()[0]):
+def test_unreadable_prepared_files_are_reported(tmp_path, monkeypatch):
+  with data_sets.serve(monkeypatch, data_sets.cifar10_files()[0]):
     pipeline.load('cifar10', data_dir=tmp_path)
-  (tmp_path / 'cifar10' / 'incomplete.AAAAAA_3.0.2').mkdir()  # of a process that was killed
+  (tmp_path / 'cifar10' / 'incomplete.AAAAAA_3.0.2').mkdir()  # left by a killed process
   pipeline.load('cifar10', data_dir=tmp_path)
   folder = tmp_path / 'cifar10' / '3.0.2'
   info = (folder / 'dataset_info.json').read_text()
@@ -149,22 +146,8 @@ def test_prepared_files_that_cannot_be_read(tmp_path, monkeypatch):
     pipeline.load('cifar10', data_dir=tmp_path)
 
 
-def test_the_trap_for_tensorflow_works(tmp_path):
+def test_importing_tensorflow_ends_the_test_process(tmp_path):
   assert _without_tensorflow(tmp_path, '-c', 'import tensorflow').returncode == 3
-
-
-def test_importing_the_module_loads_no_reader():
-  code = ('import sys, at_jax.datasets; print([name for name in '
-          '("tensorflow_datasets", "sklearn", "PIL", "flax") if name in sys.modules])')
-  root = pathlib.Path(pipeline.__file__).parents[2]
-  done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
-  assert done.stdout.strip() == '[]', done.stderr
-
-
-def test_a_missing_package_is_named(monkeypatch):
-  monkeypatch.setitem(sys.modules, 'sklearn', None)
-  with pytest.raises(errors.UserError, match=r"sklearn.*pip install 'at_jax\[data\]'"):
-    pipeline.load('digits')
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""Weights of PyTorch models: against PyTorch itself, and by hand without it."""
+"""Imported PyTorch weights: logits against PyTorch, and against NumPy."""
 
 import collections
 
@@ -19,13 +19,13 @@ RESIDUAL = {
                                           final_norm=False),
     'wide': models.WideResNet(num_outputs=5, depth=16, widen_factor=2),
 }
-# In the sizes that are published.
+# With the published sizes.
 WHOLE = {'preact whole': models.PreActResNet18(num_outputs=10),
          'wide whole': models.WideResNet(num_outputs=10, depth=34, widen_factor=10)}
 
 
 def small_arrays(image=(8, 10)):
-  """The state dict of SMALL in TRADES' names, and what it computes, in NumPy."""
+  """A state dict of SMALL with TRADES' names, and its forward pass in NumPy."""
   random = np.random.default_rng(0)
   flat = 4 * ((image[0] - 4) // 2) * ((image[1] - 4) // 2)
   shapes = {'feature_extractor.conv1': (2, 1, 3, 3), 'feature_extractor.conv2': (4, 2, 3, 3),
@@ -35,7 +35,7 @@ def small_arrays(image=(8, 10)):
   arrays |= {f'{name}.bias': random.normal(size=s[0]).astype(np.float32)
              for name, s in shapes.items()}
 
-  def forward(x):  # [B, 1, H, W], as PyTorch has it
+  def forward(x):  # [B, 1, H, W], like PyTorch
     for layer in ('conv1', 'conv2'):
       windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
       x = np.einsum('bchwij,ocij->bohw', windows, arrays[f'feature_extractor.{layer}.weight'])
@@ -53,14 +53,14 @@ def small_arrays(image=(8, 10)):
     lambda arrays: {'state_dict': {f'module.{k}': v for k, v in arrays.items()}, 'epoch': 7},
     lambda arrays: {'model': {f'module.model.{k}': v for k, v in arrays.items()}},
 ])
-def test_small_cnn_computes_what_numpy_does_channels_first(wrap):
+def test_small_cnn_equals_numpy_with_channels_first(wrap):
   arrays, forward = small_arrays()
   x = np.random.default_rng(1).uniform(size=(6, 8, 10, 1)).astype(np.float32)
   variables = importers.from_torch(SMALL, wrap(arrays), (8, 10, 1))
   np.testing.assert_allclose(SMALL.apply(variables, x), forward(x.transpose(0, 3, 1, 2)), atol=1e-5)
 
 
-def test_names_that_do_not_fit_are_listed():
+def test_names_and_shapes_that_differ_are_listed():
   arrays, _ = small_arrays()
   arrays['classifier.fc9.weight'] = arrays.pop('classifier.fc2.weight')
   with pytest.raises(errors.UserError, match='missing: classifier.fc2.weight; '
@@ -74,23 +74,40 @@ def test_names_that_do_not_fit_are_listed():
     importers.from_torch(models.DucatResNet18(num_outputs=5, width=4), {}, (8, 8, 3))
 
 
-def test_of_many_names_that_do_not_fit_the_first_are_given():
-  with pytest.raises(errors.UserError, match='missing: bn.bias, .*, and 34 more$') as said:
+def test_at_most_four_names_are_listed():
+  with pytest.raises(errors.UserError, match='missing: bn.bias, .*, and 34 more$') as caught:
     importers.from_torch(RESIDUAL['preact'], {}, (8, 8, 3))
-  assert str(said.value).count('.') < 12
+  assert str(caught.value).count('.') < 12
 
 
-# PyTorch's name of every array, by the collection and the name that Flax has for it.
+def test_invalid_arguments_name_the_remedy():
+  model = models.SmallCNN(num_outputs=2)
+  with pytest.raises(errors.UserError, match='give a mapping from names to arrays'):
+    importers.from_torch(model, [np.eye(2)], (28, 28, 1))
+  with pytest.raises(errors.UserError, match='give a mapping'):
+    importers.from_torch(model, None, (28, 28, 1))
+  with pytest.raises(errors.UserError, match='state_dict = 0: names are strings'):
+    importers.from_torch(model, {0: np.eye(2)}, (28, 28, 1))
+  # With 'SAME' the sizes could match, but the rows of the dense kernel would have another order.
+  with pytest.raises(errors.UserError, match='model.stem_stride = 2'):
+    importers.from_torch(models.SmallCNN(num_outputs=2, stem_stride=2), {}, (28, 28, 1))
+  with pytest.raises(errors.UserError, match=r'image_shape = \(28, 28\): use \(H, W, C\)'):
+    importers.from_torch(model, {}, (28, 28))
+  with pytest.raises(errors.UserError, match='model = .*weights can be read for SmallCNN'):
+    importers.from_torch(lambda x: x, {}, (28, 28, 1))
+
+
+# PyTorch's names of arrays, by the collection and the name in Flax.
 LEAVES = {('params', 'kernel'): 'weight', ('params', 'scale'): 'weight', ('params', 'bias'): 'bias',
           ('batch_stats', 'mean'): 'running_mean', ('batch_stats', 'var'): 'running_var'}
 
 
-# How many arrays: 10 a block, 1 a convolution of a shortcut, 1 for the stem, 4 for the last
-# BatchNorm, 2 for the head; 3 and 6 blocks.
+# Number of arrays: 10 per block, 1 per shortcut convolution, 1 for the stem, 4 for the last BatchNorm, and 2
+# for the head; 3 and 6 blocks.
 @pytest.mark.parametrize('name, layer, count', [
     ('preact', 'layer2.0.shortcut.0.weight', 38), ('preact no bn', 'layer1.1.bn2.running_var', 34),
     ('wide', 'block2.layer.0.convShortcut.weight', 70)])
-def test_every_array_of_a_residual_network_finds_its_place(name, layer, count):
+def test_every_array_of_a_residual_network_is_placed(name, layer, count):
   model = RESIDUAL[name]
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   filled = jax.tree.map(
@@ -108,7 +125,7 @@ def test_every_array_of_a_residual_network_finds_its_place(name, layer, count):
 
 
 def preact(torch, *, width, sizes, outputs, raw, final_norm):
-  """The network of RobustBench's resnet.py, with the names it gives to its layers."""
+  """The network of RobustBench's resnet.py, with its names."""
   nn = torch.nn
 
   class Block(nn.Module):
@@ -123,8 +140,8 @@ def preact(torch, *, width, sizes, outputs, raw, final_norm):
 
     def forward(self, x):
       out = torch.relu(self.bn1(x))
-      beside = self.shortcut(x if raw else out) if hasattr(self, 'shortcut') else x
-      return beside + self.conv2(torch.relu(self.bn2(self.conv1(out))))
+      shortcut = self.shortcut(x if raw else out) if hasattr(self, 'shortcut') else x
+      return shortcut + self.conv2(torch.relu(self.bn2(self.conv1(out))))
 
   class Net(nn.Module):
 
@@ -152,7 +169,7 @@ def preact(torch, *, width, sizes, outputs, raw, final_norm):
 
 
 def wide(torch, *, depth, widen, outputs):
-  """The network of TRADES' wideresnet.py, with its names and the block it never calls."""
+  """The network of TRADES' wideresnet.py, with its names and the block that it never calls."""
   nn, n = torch.nn, (depth - 4) // 6
 
   class Block(nn.Module):
@@ -166,8 +183,8 @@ def wide(torch, *, depth, widen, outputs):
 
     def forward(self, x):
       out = torch.relu(self.bn1(x))
-      beside = x if self.convShortcut is None else self.convShortcut(out)
-      return beside + self.conv2(torch.relu(self.bn2(self.conv1(out))))
+      shortcut = x if self.convShortcut is None else self.convShortcut(out)
+      return shortcut + self.conv2(torch.relu(self.bn2(self.conv1(out))))
 
   class Stage(nn.Module):
 
@@ -211,7 +228,7 @@ def small(torch):
       classifier=nn.Sequential(collections.OrderedDict(dense))))
 
 
-def test_small_cnn_computes_what_pytorch_does():
+def test_small_cnn_equals_pytorch():
   torch = pytest.importorskip('torch')
   torch.manual_seed(0)
   net, x = small(torch).eval(), torch.rand(5, 1, 28, 28)
@@ -226,7 +243,7 @@ def test_small_cnn_computes_what_pytorch_does():
 
 @pytest.mark.long
 @pytest.mark.parametrize('name', RESIDUAL | WHOLE)
-def test_residual_networks_compute_what_pytorch_does(name):
+def test_residual_networks_equal_pytorch(name):
   torch = pytest.importorskip('torch')
   torch.manual_seed(0)
   model = (RESIDUAL | WHOLE)[name]
@@ -237,7 +254,7 @@ def test_residual_networks_compute_what_pytorch_does(name):
                  raw=model.raw_shortcut, final_norm=model.final_norm)
   x = torch.rand(16, 3, 8, 8)
   for _ in range(3):
-    net.train()(x)  # so that the running statistics are none that would do for others
+    net.train()(x)  # so that the running statistics are not the initial ones
   with torch.no_grad():
     expected = net.eval()(x).numpy()
   arrays = {f'module.{k}': v.numpy() for k, v in net.state_dict().items()}
