@@ -49,11 +49,6 @@ def read(name: str, *, data_dir: str | os.PathLike | None = None) -> tuple[Array
   Raises:
     UserError: if the data set cannot be downloaded or read (field 'dataset').
 
-  Example (downloads 11 MB the first time):
-    >>> (images, labels), test, names = read('mnist')  # doctest: +SKIP
-    >>> images.shape, names[:3]  # doctest: +SKIP
-    ((60000, 28, 28, 1), ('0', '1', '2'))
-
   Reference: www.tensorflow.org/datasets/catalog.
   """
   builder = _builder(name, data_dir)
@@ -166,11 +161,8 @@ with tfds.core.registered.skip_registration():  # the user may have registered t
     """Tiny-ImageNet: 200 classes of ImageNet at 64×64, with 100,000 training and 10,000 test images.
 
     The split 'test' is the archive's `val`, as is usual, because the labels of its test split are not public.
-    Labels are indices into the sorted WordNet ids. The archive is downloaded, or read from
+    Labels are indices into the sorted WordNet ids. The archive (248 MB) is downloaded, or read from
     <data_dir>/downloads/manual/tiny-imagenet-200.zip if it is there.
-
-    Example (downloads 248 MB):
-      >>> TinyImagenet().download_and_prepare(file_format='array_record')  # doctest: +SKIP
 
     Reference: Y. Le and X. Yang, Tiny ImageNet Visual Recognition Challenge, CS 231N, Stanford, 2015.
     """
