@@ -1,372 +1,302 @@
-"""Models as arguments of compiled functions, which have to notice when the weights have changed.
+"""Models as arguments of compiled functions: always with their present weights, and compiled once.
 
-jit compares by `==` what it is not given as an array, and an object that holds its weights is equal to
-itself whatever they have become: a program compiled for it would go on with those it had then.
+jit compares a function by identity, so it would keep the weights that an opaque callable had when it was
+compiled, and would compile every new lambda again. Here a callable is traced to a jaxpr before each
+attack. Its constants become arguments, and the compiled attack is shared by all callables whose jaxprs
+are equal.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-import dis
+from collections.abc import Callable, Iterator
 import functools
 import inspect
-import itertools
 import types
-from typing import Any, NamedTuple
-import zlib
+from typing import Any
 
 import jax
+from jax.extend import core
+import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import _arguments
-
 Array = jax.Array
-_DEPTH = 8  # how many objects deep arrays are looked for
+_ANSWER = jax.jit(lambda logits_fn, *args: logits_fn(*args))  # only its cached eval_shape is used
 
 
-def as_partial(logits_fn: Callable[..., Array]) -> jax.tree_util.Partial:
-  """Wraps a model so that it may be an argument of a compiled function.
+def capture(logits_fn: Callable[..., Array], x: Any, key: Any = None) -> tuple[jax.tree_util.Partial, int]:
+  """Traces a model at one input shape and makes its weights arguments.
 
-  Where the callable is a pytree (modules of Equinox and flax.nnx), a method of one or a `partial`, its
-  arrays are split off and traced: other weights then compile nothing anew. Any other is compiled for
-  the arrays that are found in it, among its attributes or in what a function refers to, and again
-  when they are others: by closure, default arguments and global names, also of functions inside of it
-  and of those beside it; in an object that is no function, those of the attributes it reads. What a
-  NumPy array holds is compared by a checksum, at every call.
-
-  Not looked into are functions of other modules, modules, classes and what their methods refer to,
-  `__slots__`, and what is more than eight objects deep. Where weights are kept there and change between
-  two calls, pass `jax.tree_util.Partial(f, weights)`.
+  A `jax.tree_util.Partial` of a plain function is returned as it is: its arrays are arguments already.
 
   Args:
-    logits_fn: any callable.
+    logits_fn: any callable from inputs, or from inputs and a key, to logits.
+    x: f32[B, ...] or its shape and dtype; the result is called with inputs of this shape.
+    key: a PRNG key, or its shape and dtype, if the model takes one.
 
   Returns:
-    It, if it is a `jax.tree_util.Partial` around a function already, else one around it.
+    The model as a `jax.tree_util.Partial`, and its number of classes C.
 
   Raises:
-    ValueError: if it is no function, or what is no array in a pytree of it cannot be compared with
-      that of another call.
-
-  Example:
-    >>> as_partial(jax.numpy.sin)(0.)
-    Array(0., dtype=float32, weak_type=True)
-    >>> as_partial(functools.partial(jax.numpy.add, jax.numpy.ones(2))).args
-    ([Array([1., 1.], dtype=float32)],)
-
-  Source: ours.
+    ValueError: if it cannot be called with these arguments, or does not return logits [B, C].
   """
+  args = (x,) if key is None else (x, key)
   if not callable(logits_fn):
     raise ValueError(f'logits_fn is a {type(logits_fn).__name__}: use a function from inputs to logits')
-  if isinstance(logits_fn, jax.tree_util.Partial):
-    inner = as_partial(logits_fn.func)
-    if inner.func is logits_fn.func:
-      return logits_fn
-    return jax.tree_util.Partial(_call, inner, *logits_fn.args, **logits_fn.keywords)
-  if isinstance(logits_fn, functools.partial):
-    return _split((as_partial(logits_fn.func), logits_fn.args, logits_fn.keywords), _call_curried)
-  owner, method = logits_fn, _call
-  if isinstance(logits_fn, types.MethodType):
-    owner, method = logits_fn.__self__, logits_fn.__func__
-  if any(map(_is_array, jax.tree.leaves(owner))):
-    return _split(owner, method)
-  if _is_plain(logits_fn):
-    return jax.tree_util.Partial(logits_fn)
-  return jax.tree_util.Partial(_Kept(owner, method))
+  _check_signature(logits_fn, args)
+  if isinstance(logits_fn, jax.tree_util.Partial) and _is_plain(logits_fn.func):
+    model, answer = logits_fn, _ANSWER.eval_shape(logits_fn, *args)
+  else:
+    model, answer = _trace(logits_fn, args)
+  check_answer(answer, x.shape[0])
+  return model, answer.shape[1]
 
 
-class _Apart(NamedTuple):
-  """A function of a pytree, and the pytree without its arrays, which come as the first argument."""
-  apply: Callable[..., Array]
-  treedef: Any
-  rest: tuple  # (type, leaf), None in the place of an array; with its type, for 1 == 1.0 == True
-
-  def __call__(self, arrays: list[Array], *args, **kwargs) -> Array:
-    left = iter(arrays)
-    leaves = [next(left) if told is None else told[1] for told in self.rest]
-    leaves = [leaf.value if isinstance(leaf, _Kept) else leaf for leaf in leaves]
-    return self.apply(jax.tree.unflatten(self.treedef, leaves), *args, **kwargs)
-
-
-def _split(tree: Any, apply: Callable[..., Array]) -> jax.tree_util.Partial:
+def _trace(logits_fn: Callable[..., Array], args: tuple) -> tuple[jax.tree_util.Partial, Any]:
+  """The traced model and the shape of its output."""
+  tree, call = _open(logits_fn)
   leaves, treedef = jax.tree.flatten(tree)
-  if not _hashes(treedef):
-    raise ValueError(
-        f'logits_fn has fields in {type(tree).__name__} that cannot be compared with those of another '
-        'call: pass jax.tree_util.Partial(f, arrays), f a function of the arrays and x')
-  keep = lambda leaf: leaf if _is_plain(leaf) else _Kept(leaf)
-  rest = tuple(None if _is_array(leaf) else (type(leaf), keep(leaf)) for leaf in leaves)
-  return jax.tree_util.Partial(_Apart(apply, treedef, rest), list(filter(_is_array, leaves)))
+  arrays = [leaf for leaf in leaves if _is_array(leaf)]
+
+  def apply(arrays, *args):
+    left = iter(arrays)  # a module is rebuilt inside the trace, where it may update its own state
+    rebuilt = [next(left) if _is_array(leaf) else leaf for leaf in leaves]
+    return call(jax.tree.unflatten(treedef, rebuilt), *args)
+
+  closed, answer = jax.make_jaxpr(apply, return_shape=True)(arrays, *args)
+  if _hides_constants(closed.jaxpr):
+    closed = jax.make_jaxpr(_inline(closed))(*arrays, *args)
+  # Copied, because what NumPy holds may be written to while the attack still runs.
+  weights = [a if isinstance(a, jax.Array) else jnp.array(np.asarray(a)) for a in (*closed.consts, *arrays)]
+  return jax.tree_util.Partial(_Program(closed.jaxpr), weights), answer
 
 
-class _Kept:
-  """A callable that is the same as another if it is that object and holds the same arrays."""
+class _Program:
+  """A jaxpr as a hashable function of its constants and inputs, equal to any other with the same key."""
 
-  def __init__(self, value: Any, method: Callable[..., Array] | None = None):
-    self.value, self.method = value, method or _call
-    self._arrays = tuple(_arrays_in(value))  # kept alive, for an identity means nothing after its end
-    # What NumPy holds may be written to.
-    contents = (zlib.crc32(a.tobytes()) for a in self._arrays if isinstance(a, np.ndarray))
-    self._known = id(value), self.method, tuple(map(id, self._arrays)), tuple(contents)
+  def __init__(self, jaxpr: core.Jaxpr):
+    self.jaxpr, self._key = jaxpr, _key_of(jaxpr)
+    self._hash = hash(self._key)
 
-  def __call__(self, *args, **kwargs) -> Array:
-    return self.method(self.value, *args, **kwargs)
+  def __call__(self, weights: list[Array], *args: Array) -> Array:
+    count = len(self.jaxpr.constvars)
+    closed = core.ClosedJaxpr(self.jaxpr, weights[:count])
+    given = [jnp.asarray(a) for a in (*weights[count:], *args)]
+    wanted = [v.aval.shape for v in self.jaxpr.invars]
+    assert [a.shape for a in given] == wanted, f'a model traced for {wanted} is called with {given}'
+    return core.jaxpr_as_fun(closed)(*given)[0]
 
   def __eq__(self, other: Any) -> bool:
-    return isinstance(other, _Kept) and self._known == other._known
+    return isinstance(other, _Program) and self._hash == other._hash and self._key == other._key
 
   def __hash__(self) -> int:
-    return hash(self._known)
+    return self._hash
 
 
-def _call(model, *args, **kwargs):
-  return model(*args, **kwargs)
+class _Same:
+  """An object that is equal to itself alone, kept alive so that its identity is not used again."""
+
+  def __init__(self, value: Any):
+    self.value = value
+
+  def __eq__(self, other: Any) -> bool:
+    return isinstance(other, _Same) and self.value is other.value
+
+  def __hash__(self) -> int:
+    return id(self.value)
 
 
-def _call_curried(parts, *args, **kwargs):
-  function, first, keywords = parts
-  return function(*first, *args, **(keywords | kwargs))
+def _key_of(jaxpr: core.Jaxpr) -> tuple:
+  """All that decides what a jaxpr computes, but for the values of its constants."""
+  numbers = {}
+  def atom(v):
+    if isinstance(v, core.Literal):
+      return v.aval, np.asarray(v.val).tobytes()
+    return numbers.setdefault(v, len(numbers)), v.aval
+  atoms = lambda variables: tuple(map(atom, variables))
+  steps = tuple((e.primitive, e.ctx, atoms(e.invars), atoms(e.outvars), _params(e)) for e in jaxpr.eqns)
+  return atoms(jaxpr.constvars), atoms(jaxpr.invars), steps, atoms(jaxpr.outvars)
 
 
-def _arrays_in(value: Any) -> Iterator[Array]:
-  """The arrays inside of what is no pytree, the nearest first.
-
-  Level by level: an object that is met far down and again further up is looked into from there.
-  """
-  seen, level = {}, [(value, None)]
-  for _ in range(_DEPTH):
-    below = []
-    for leaf, names in itertools.chain.from_iterable(itertools.starmap(_inside, level)):
-      if (id(leaf), names) in seen or isinstance(leaf, (type, types.ModuleType)):
-        continue
-      seen[id(leaf), names] = leaf  # it too, for an identity means nothing after its end
-      if _is_array(leaf):
-        yield leaf
-      else:
-        below.append((leaf, names))
-    level = below
-
-
-def _inside(value: Any, names: tuple[str, ...] | None) -> Iterator[tuple[Any, tuple[str, ...] | None]]:
-  """The leaves of what an object holds, of what is no function of x by these names only; None for all.
-
-  A function that reads `trainer.params` is to be compiled anew for other parameters, and not whenever
-  anything else of the trainer changes.
-  """
-  held = dict(getattr(value, '__dict__', ()))
-  if isinstance(value, types.FunctionType):
-    held = [*held.values(), *_mentioned(value)]
-    names = _names(value.__code__)[1]
-  elif isinstance(value, functools.partial):
-    held = [value.func, value.args, value.keywords]
-  elif names is not None and held:
-    names = _reached(type(value), names)
-    held = [held[name] for name in names if name in held]
-  else:
-    held = [getattr(value, '__self__', None), getattr(value, '__func__', None), *held.values()]
-  return ((leaf, None if callable(leaf) or _is_array(leaf) else names) for leaf in _leaves(held))
-
-
-def _leaves(values: Iterable[Any]) -> Iterator[Any]:
-  for value in values:
+def _params(eqn: core.JaxprEqn) -> tuple:
+  params = eqn.params
+  if eqn.primitive.name.startswith('custom_') and not params.get('symbolic_zeros'):
+    # The rule is a function made anew by each trace: compared instead is the gradient that it gives.
+    pull = lambda args, cotangents: jax.vjp(functools.partial(_bind, eqn), *args)[1](cotangents)
+    spec = lambda variables: [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
     try:
-      yield from jax.tree.leaves(value)
-    except (TypeError, ValueError):  # names that jax cannot sort
-      yield from value.values() if isinstance(value, dict) else [value]
+      rule = jax.make_jaxpr(pull)(spec(eqn.invars), spec(eqn.outvars))
+    except Exception:  # not differentiable this way: compared by identity below
+      pass
+    else:
+      params = {name: p for name, p in params.items() if isinstance(p, (core.ClosedJaxpr, int))}
+      params['rule'] = rule
+  return _frozen(params)
 
 
-def _mentioned(function: types.FunctionType) -> Iterator[Any]:
-  """What a function closes over, its defaults, and what its global names mean."""
-  for cell in function.__closure__ or ():
-    try:
-      yield cell.cell_contents
-    except ValueError:  # not assigned yet
-      continue
-  yield from function.__defaults__ or ()
-  yield from (function.__kwdefaults__ or {}).values()
-  for name in _names(function.__code__)[0]:
-    other = function.__globals__.get(name)
-    # Of functions only those beside it, or the search would go through whole libraries.
-    if not isinstance(other, types.FunctionType) or other.__globals__ is function.__globals__:
-      yield other
-
-
-@functools.lru_cache(maxsize=4096)
-def _names(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """The global names and the attributes that a function reads, those of functions inside of it too."""
-  parts = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
-  steps = list(dis.get_instructions(code))
-  read = lambda *kinds: [step.argval for step in steps if step.opname in kinds]
-  own = read('LOAD_GLOBAL', 'LOAD_NAME'), read('LOAD_ATTR', 'LOAD_METHOD')
-  return tuple(tuple(dict.fromkeys(itertools.chain(mine, *theirs)))
-               for mine, *theirs in zip(own, *parts, strict=True))
-
-
-def _reached(kind: type, names: tuple[str, ...]) -> tuple[str, ...]:
-  """These attributes, and those that the methods among them read."""
-  found, left = dict.fromkeys(names), list(names)
-  while left:
-    method = getattr(kind, left.pop(), None)
-    method = method.fget if isinstance(method, property) else method
-    if isinstance(method, types.FunctionType):
-      new = [name for name in _names(method.__code__)[1] if name not in found]
-      found |= dict.fromkeys(new)
-      left += new
-  return tuple(found)
-
-
-def _is_array(leaf: Any) -> bool:
-  if isinstance(leaf, np.ndarray):
-    return leaf.dtype.kind not in 'OSUMm'
-  return isinstance(leaf, jax.Array)
-
-
-def _is_plain(value: Any) -> bool:
-  """Whether jit may compare it as it is."""
-  return _hashes(value) and next(_arrays_in(value), None) is None
-
-
-def _hashes(value: Any) -> bool:
+def _frozen(value: Any) -> Any:
+  """A parameter of an equation as a hashable key; what cannot be compared is equal to itself alone."""
+  if isinstance(value, core.ClosedJaxpr):
+    return _key_of(value.jaxpr), tuple(map(_frozen, value.consts))
+  if isinstance(value, core.Jaxpr):
+    return _key_of(value)
+  if isinstance(value, (tuple, list)):
+    return type(value), tuple(map(_frozen, value))
+  if isinstance(value, dict):
+    return tuple((name, _frozen(value[name])) for name in sorted(value, key=str))
+  if isinstance(value, (np.ndarray, np.generic)):
+    return value.shape, value.dtype.str, value.tobytes()
+  if isinstance(value, (bool, int, float, complex)):
+    return type(value), repr(value)  # for 1 == 1.0 == True and 0. == -0.
   try:
     hash(value)
   except TypeError:
-    return False
-  return True
+    return _Same(value)
+  return _Same(value) if isinstance(value, jax.Array) else (type(value), value)
 
 
-def check_call(logits_fn: jax.tree_util.Partial, x: Array, **classes: Array) -> None:
-  """Raises unless the model gives logits, and those of all classes named.
+def _subjaxprs(eqn: core.JaxprEqn) -> Iterator[core.ClosedJaxpr]:
+  for value in eqn.params.values():
+    for part in value if isinstance(value, (tuple, list)) else (value,):
+      if isinstance(part, core.ClosedJaxpr):
+        yield part
+      elif isinstance(part, core.Jaxpr):
+        yield core.ClosedJaxpr(part, ())
 
-  The model is traced for it, once for all calls, and not compiled. Under a transformation, where
-  classes cannot be looked at, nothing is done.
 
-  Args:
-    logits_fn: from f32[B, ...] to logits f32[B, C].
-    x: f32[B, ...].
-    **classes: i32[B] each, by the names of the arguments.
+def _hides_constants(jaxpr: core.Jaxpr) -> bool:
+  """Whether a jaxpr inside of it has constants, as that of an inner jit has."""
+  return any(part.consts or _hides_constants(part.jaxpr) for e in jaxpr.eqns for part in _subjaxprs(e))
 
-  Raises:
-    ValueError: as `check_answer` and `inputs.check_classes`.
 
-  Example:
-    >>> check_call(jax.tree_util.Partial(lambda x: x), jax.numpy.ones((1, 2)), y=jax.numpy.array([1]))
+def _bind(eqn: core.JaxprEqn, *args: Array) -> list[Array]:
+  """The outputs of one equation."""
+  params = eqn.primitive.get_bind_params(eqn.params)
+  functions, params = params if isinstance(params, tuple) else ((), params)  # jax < 0.8 gives both
+  with eqn.ctx.manager:
+    outputs = eqn.primitive.bind(*functions, *args, **params)
+  return outputs if eqn.primitive.multiple_results else [outputs]
 
-  Source: ours.
+
+def _inline(closed: core.ClosedJaxpr) -> Callable[..., list[Array]]:
+  """The same function without inner jits and loops that hide constants: traced again, it shows them."""
+  jaxpr = closed.jaxpr
+
+  def run(*args):
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
+    read = lambda v: jnp.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else values[v]
+    for eqn in jaxpr.eqns:
+      rebuild = _REBUILD.get(eqn.primitive.name)
+      args = list(map(read, eqn.invars))
+      hides = any(part.consts or _hides_constants(part.jaxpr) for part in _subjaxprs(eqn))
+      outputs = rebuild(eqn.params, args) if rebuild and hides else _bind(eqn, *args)
+      values |= zip(eqn.outvars, outputs, strict=True)
+    return list(map(read, jaxpr.outvars))
+
+  return run
+
+
+def _rebuild_scan(params, args):
+  first, last = params['num_consts'], params['num_consts'] + params['num_carry']
+  def body(carry, xs):
+    outputs = _inline(params['jaxpr'])(*args[:first], *carry, *xs)
+    return outputs[:params['num_carry']], outputs[params['num_carry']:]
+  carry, ys = jax.lax.scan(body, args[first:last], args[last:], params['length'], params['reverse'],
+                           params['unroll'])
+  return [*carry, *ys]
+
+
+def _rebuild_while(params, args):
+  first, last = params['cond_nconsts'], params['cond_nconsts'] + params['body_nconsts']
+  return jax.lax.while_loop(lambda carry: _inline(params['cond_jaxpr'])(*args[:first], *carry)[0],
+                            lambda carry: _inline(params['body_jaxpr'])(*args[first:last], *carry), args[last:])
+
+
+def _rebuild_remat(params, args):
+  body = _inline(core.ClosedJaxpr(params['jaxpr'], ()))
+  return jax.checkpoint(body, prevent_cse=params['prevent_cse'], policy=params['policy'])(*args)
+
+
+_REBUILD = {
+    'jit': lambda params, args: _inline(params['jaxpr'])(*args), 'scan': _rebuild_scan, 'while': _rebuild_while,
+    'cond': lambda params, args: jax.lax.switch(args[0], list(map(_inline, params['branches'])), *args[1:]),
+    'remat2': _rebuild_remat}
+
+
+def _open(function: Callable[..., Any]) -> tuple[Any, Callable[..., Any]]:
+  """What a callable is made of as a pytree, and a function of that and the callable's arguments."""
+  if isinstance(function, functools.partial):
+    inner, call = _open(function.func)
+    return ((inner, function.args, function.keywords),
+            lambda parts, *args: call(parts[0], *parts[1], *args, **parts[2]))
+  if isinstance(function, types.MethodType):
+    return function.__self__, function.__func__
+  return function, lambda function, *args, **keywords: function(*args, **keywords)
+
+
+def _is_plain(function: Callable[..., Any]) -> bool:
+  """Whether a function, or method of an object compared by value, refers to nothing that holds weights.
+
+  Functions that it calls by a global name are not looked into.
   """
-  if not all(map(_arguments.is_known, (x, *classes.values()))):
-    return
-  answer = _answer.eval_shape(logits_fn, x)
-  check_answer(answer, len(x))
-  for name, numbers in classes.items():
-    _arguments.check_classes(name, numbers, answer.shape[1])
+  owner = getattr(function, '__self__', None)
+  function = inspect.unwrap(getattr(function, '__func__', function))
+  if not isinstance(function, types.FunctionType) or getattr(owner, 'scope', None) is not None:
+    return False  # a linen module with a scope is bound to weights, which its == ignores
+  scope = inspect.getclosurevars(function)
+  fixed = [v for v in scope.globals.values() if not isinstance(v, types.FunctionType)]
+  try:
+    leaves = jax.tree.leaves((owner, *fixed, *scope.nonlocals.values(), function.__defaults__,
+                              function.__kwdefaults__))
+  except (TypeError, ValueError):  # names that jax cannot sort
+    return False
+  return all(isinstance(leaf, (type, types.ModuleType)) or type(leaf).__hash__ is not object.__hash__
+             or getattr(leaf, '__closure__', leaf) is None for leaf in leaves if not _is_array(leaf)
+             ) and not any(map(_is_array, leaves))
+
+
+def _is_array(leaf: Any) -> bool:
+  return isinstance(leaf, jax.Array) or isinstance(leaf, np.ndarray) and leaf.dtype.kind not in 'OSUMm'
 
 
 def check_answer(answer: Any, num_examples: int) -> None:
-  """Raises unless what a model gave are logits of several classes for each example.
-
-  Args:
-    answer: an array, or the shape and dtype of one.
-    num_examples: that it was given.
-
-  Raises:
-    ValueError: for tuples, dictionaries and the like, and any shape but [B, C], C of at least 2.
-
-  Example:
-    >>> check_answer(jax.numpy.zeros((2, 10)), 2)
-
-  Source: ours.
-  """
+  """Raises ValueError unless the output of a model, an array or its shape, is logits [B, C], C ≥ 2."""
   if not hasattr(answer, 'shape'):
     raise ValueError(f'logits_fn gives a {type(answer).__name__}: return the logits alone, '
                      'lambda x: model(x)[0] for example')
   shape = answer.shape
   if len(shape) == 2 and shape[0] == num_examples and shape[1] > 1:
     return
-  cure = 'return one row per example, one column per class'
+  remedy = 'return one row per example, one column per class'
   if shape in ((num_examples,), (num_examples, 1)):
-    cure = 'for one logit z of two classes return stack([0 * z, z], axis=-1) of shape [B, 2]'
-  raise ValueError(f'logits_fn gives shape {tuple(shape)} for {num_examples} examples: {cure}')
+    remedy = 'for one logit z of two classes return stack([0 * z, z], axis=-1) of shape [B, 2]'
+  raise ValueError(f'logits_fn gives shape {tuple(shape)} for {num_examples} examples: {remedy}')
 
 
-def check_arguments(logits_fn: Callable[..., Any], x: Array, *, random: bool) -> None:
-  """Raises unless a model can be called with inputs and nothing else, or with one example and a key.
-
-  Args:
-    logits_fn: the model; one whose signature cannot be read passes.
-    x: f32[B, ...].
-    random: whether it is one that draws from a key.
-
-  Raises:
-    ValueError: if it takes fewer arguments, or needs more.
-
-  Example:
-    >>> check_arguments(lambda x, key: x, jax.numpy.ones((1, 2)), random=True)
-
-  Source: ours.
-  """
-  names = ('x', 'key') if random else ('x',)
+def _check_signature(logits_fn: Callable[..., Any], args: tuple) -> None:
+  """Raises ValueError unless a model can be called with inputs, or with one example and a key."""
+  names = ('x', 'key')[:len(args)]
   reason = _misfit(logits_fn, *names)
   if reason is None:
     return
-  try:  # A decorator may pass on the signature of what it wraps, and give it what it needs.
-    jax.eval_shape(logits_fn, *((x[:1], jax.random.key(0)) if random else (x,)))
+  try:  # A decorator may keep the signature of the function that it gives more arguments to.
+    jax.eval_shape(logits_fn, *args)
   except TypeError:
-    cure = ('a random model is given one example and a key' if random else
-            'give what else it needs, lambda x: model(x, train=False) for example; one that draws from a '
-            "key is for autoattack's version='rand'")
-    raise ValueError(f'logits_fn cannot be called as ({", ".join(names)}), {reason}: {cure}') from None
-
-
-def check_search(
-    search_fn: jax.tree_util.Partial, x: Array, y: Array, num_classes: int) -> None:
-  """Raises unless a model that is searched on has a logit for each class of the one that decides.
-
-  Args:
-    search_fn: from f32[B, ...] to logits f32[B, C].
-    x: f32[B, ...].
-    y: i32[B].
-    num_classes: of the model that decides.
-
-  Raises:
-    ValueError: as `check_call`, and for fewer classes.
-
-  Example:
-    >>> model = jax.tree_util.Partial(lambda x: x)
-    >>> check_search(model, jax.numpy.ones((1, 2)), jax.numpy.array([1]), 2)
-
-  Source: ours.
-  """
-  check_call(search_fn, x, y=y)
-  given = _answer.eval_shape(search_fn, x).shape[1]
-  if given < num_classes:
-    raise ValueError(f'search_fn gives {given} logits, logits_fn {num_classes}: use the same classes')
+    remedy = ('a random model is given one example and a key' if len(args) > 1 else
+              'bind its other arguments, lambda x: model(x, train=False) for example; a model that draws '
+              "from a key is for autoattack's version='rand'")
+    raise ValueError(f'logits_fn cannot be called as ({", ".join(names)}), {reason}: {remedy}') from None
 
 
 def check_function(name: str, function: Any, *arguments: str, like: str) -> None:
-  """Raises unless this is a function that can be called with these.
-
-  Args:
-    name: of it.
-    function: one whose signature cannot be read passes.
-    *arguments: their names.
-    like: one that could be given, for the message.
-
-  Raises:
-    ValueError: for what is no function, or one of other arguments.
-
-  Example:
-    >>> check_function('loss', lambda logits, y: y, 'logits', 'y', like='losses.dlr')
-
-  Source: ours.
-  """
+  """Raises ValueError unless this is a function of the named arguments; `like` is one for the message."""
   if not callable(function):
     raise ValueError(f'{name} = {function!r}: use a function, {like} for example')
   if reason := _misfit(function, *arguments):
     given = getattr(function, '__name__', repr(function))
-    raise ValueError(f'{name} = {given} cannot be called as ({", ".join(arguments)}), {reason}: use one '
-                     'that can, or give what it needs')
+    raise ValueError(f'{name} = {given} cannot be called as ({", ".join(arguments)}), {reason}: use a '
+                     'function of these arguments')
 
 
 def _misfit(function: Callable[..., Any], *arguments: str) -> TypeError | None:
-  """Why it cannot be called with these; None where it can, or its signature cannot be read."""
+  """Why a function cannot be called with these arguments; None if it can, or has no signature."""
   try:
     signature = inspect.signature(function)
   except ValueError:  # a builtin
@@ -376,6 +306,3 @@ def _misfit(function: Callable[..., Any], *arguments: str) -> TypeError | None:
   except TypeError as error:
     return error
   return None
-
-
-_answer = jax.jit(lambda logits_fn, x: logits_fn(x))

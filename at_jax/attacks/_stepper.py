@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from at_jax.attacks import _arguments, _loops, _model, _random
-from at_jax.attacks._model import as_partial
 
 Array = jax.Array
 LogitsFn = Callable[..., Array]
@@ -99,27 +98,21 @@ def make_problem(
   return Problem(x, y, target, _random.fold(key, index), epsilon, bounds)
 
 
+def capture(
+    logits_fn: LogitsFn, x: Array, num_examples: int, key: Array | None = None
+) -> tuple[jax.tree_util.Partial, int]:
+  """`_model.capture` for batches of `num_examples` inputs like `x`; with a key, for one input and a key."""
+  batch = jax.ShapeDtypeStruct((num_examples if key is None else 1, *x.shape[1:]), x.dtype)
+  return _model.capture(logits_fn, batch, None if key is None else jax.ShapeDtypeStruct(key.shape, key.dtype))
+
+
 def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.tree_util.Partial:
-  """A model as an argument of compiled functions, looked at before an attack begins.
-
-  Args:
-    logits_fn: any callable.
-    problem: what is attacked.
-    random: whether the model takes an example and a key.
-
-  Returns:
-    A `jax.tree_util.Partial`.
-
-  Raises:
-    ValueError: if it is no function of inputs, or of an example and a key where it is random, gives
-      no logits [B, C], or there are classes it has no logit for.
-
-  Source: ours.
-  """
-  model = as_partial(logits_fn)
-  _model.check_arguments(logits_fn, problem.x, random=random)
-  asked = jax.tree_util.Partial(one_by_one, model, keys=problem.key) if random else model
-  _model.check_call(asked, problem.x, y=problem.y, target=problem.target)
+  """Captures the model for the problem's batch, and checks that it has logits for all classes."""
+  x, key = problem.x, problem.key
+  one = jax.ShapeDtypeStruct(key.shape[1:], key.dtype) if random else None
+  model, num_classes = capture(logits_fn, x, len(x), one) if random else _model.capture(logits_fn, x)
+  _arguments.check_classes('y', problem.y, num_classes)
+  _arguments.check_classes('target', problem.target, num_classes)
   return model
 
 
@@ -167,7 +160,7 @@ def one_by_one(logits_fn: LogitsFn, x: Array, keys: Array) -> Array:
 
   Source: ours.
   """
-  return jax.vmap(lambda x, key: ask(lambda x: logits_fn(x, key), x[None])[0])(x, _random)
+  return jax.vmap(lambda x, key: ask(lambda x: logits_fn(x, key), x[None])[0])(x, keys)
 
 
 def is_correct(logits: Array, y: Array) -> Array:

@@ -139,10 +139,8 @@ def pgd(
   _arguments.check_radius(epsilon, len(x))
   _arguments.check_radius(step_size, len(x), 'step_size')
   _diagnostics.warn_of_reach(epsilon, x, bounds, norm)
-  # Its arrays are then arguments of the compiled program, not constants in it.
-  model, logits_fn = logits_fn, _stepper.as_partial(logits_fn)
-  _model.check_arguments(model, x, random=False)
-  _model.check_call(logits_fn, x, y=y)
+  logits_fn, num_classes = _model.capture(logits_fn, x)
+  _arguments.check_classes('y', y, num_classes)
   index, key = _arguments.indices(index, len(x)), _random.threefry(key)
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)
@@ -217,7 +215,7 @@ def gaussian_start(x: Array, key: Array, *, scale: float = .001, index: Array | 
     step).
 
   Example:
-    >>> print(beside(jnp.full((1, 2), .5), jax.random.key(0)).round(2))
+    >>> print(gaussian_start(jnp.full((1, 2), .5), jax.random.key(0)).round(2))
     [[0.5 0.5]]
 
   Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,

@@ -91,7 +91,7 @@ def test_a_finished_example_stays_as_it_is():
   attack = apgd_stepper(norm='linf', num_steps=5)
   problem = _stepper.make_problem(x, y, KEY, epsilon=.1)
   begun = _stepper.begin(problem, stepper=attack)
-  model = _stepper.as_partial(logits_fn)
+  model = _stepper.prepare(logits_fn, problem)
   done = _stepper.resume(model, problem, begun, stepper=attack)
   again = _stepper.advance(model, problem, done, stepper=attack, num_steps=3)
   jax.tree.map(np.testing.assert_array_equal, again, done)

@@ -59,8 +59,8 @@ class Slots(NamedTuple):
 
 
 def run_batched(
-    search_fn: jax.tree_util.Partial,
-    verify_fn: jax.tree_util.Partial,
+    search_fn: _stepper.LogitsFn,
+    verify_fn: _stepper.LogitsFn,
     work: Work,
     items: np.ndarray,
     fell: np.ndarray,
@@ -105,11 +105,15 @@ def run_batched(
   confirms = search_fn is not verify_fn and stepper.differentiates
   num_steps = 1 if confirms else steps_at_once(stepper)
   advance = _advance(stepper.differentiates, tuple(devices))
-  work, search_fn, verify_fn = devices_lib.replicate((work, search_fn, verify_fn), devices)
   if seats is None:
     nobody = np.full(devices_lib.num_slots(len(items), batch_size, devices), -1)
     seats = Slots(nobody, np.zeros_like(nobody), None, 0)
   seats, problem = _divisible(seats, devices), None
+  size = len(seats.example)
+  key = work.key if random else None
+  search_fn, _ = _stepper.capture(search_fn, work.x, size // len(devices), key)
+  verify_fn, _ = _stepper.capture(verify_fn, work.x, size, key)
+  work, search_fn, verify_fn = devices_lib.replicate((work, search_fn, verify_fn), devices)
   while True:
     example, run, taken, fresh = _fill(seats, items, fell)
     if not np.any(example >= 0):

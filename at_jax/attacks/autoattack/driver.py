@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import _arguments, _diagnostics, _model, _random, _stepper
+from at_jax.attacks import _arguments, _diagnostics, _random, _stepper
 from at_jax.attacks.autoattack import batching, state_file
 from at_jax.attacks.autoattack import components as components_lib
 from at_jax.attacks.autoattack import devices as devices_lib
@@ -174,20 +174,24 @@ def autoattack(
   batch_size = devices_lib.round_up(min(batch_size, len(problem.x)), devices)
   index = np.asarray(_arguments.indices(index, len(problem.x), once=True))
   key = _random.threefry(key)
-  verify_fn, random = _stepper.as_partial(logits_fn), version == 'rand'
+  verify_fn, random = logits_fn, version == 'rand'
   if random:
     if search_fn is not None:
       raise ValueError("search_fn needs a model whose answers are final: leave it out with "
                        "version='rand'")
-  _model.check_arguments(logits_fn, problem.x, random=random)
-  search_fn = verify_fn if search_fn is None else _stepper.as_partial(search_fn)
-  ask = functools.partial(_in_batches, verify_fn, index, key, batch_size=batch_size,
+  search_fn = verify_fn if search_fn is None else search_fn
+  capture = functools.partial(_stepper.capture, x=problem.x, num_examples=batch_size,
+                              key=key if random else None)
+  model, num_classes = capture(verify_fn)
+  ask = functools.partial(_in_batches, model, index, key, batch_size=batch_size,
                           devices=devices, random=random)
   logits, notes = ask(problem.x), []
   _arguments.check_classes('y', problem.y, logits.shape[1])
   clean = np.asarray(_stepper.is_correct(jnp.asarray(logits), problem.y))
   if search_fn is not verify_fn:
-    _model.check_search(search_fn, problem.x[:batch_size], problem.y[:batch_size], logits.shape[1])
+    given = capture(search_fn)[1]
+    if given < num_classes:
+      raise ValueError(f'search_fn gives {given} logits, logits_fn {num_classes}: use the same classes')
 
   def tell(lines: Sequence[str]) -> None:
     notes.extend(lines)
@@ -206,7 +210,7 @@ def autoattack(
   targets = components_lib.targets(logits)
   work = batching.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
                      problem.epsilon, problem.bounds)
-  models = (verify_fn,) if search_fn is verify_fn else (search_fn, verify_fn)
+  models = (model,) if search_fn is verify_fn else (capture(search_fn)[0], model)
   mark = {} if state_path is None else state_file.fingerprint(work, clean, models, {
       'attacks': names, 'norm': norm, 'version': version, 'batch_size': batch_size,
       'num_steps': num_steps, 'num_queries': num_queries, 'cascade': cascade,
@@ -271,8 +275,8 @@ def _check(problem, names, batch_size, channel_axis) -> None:
 def _call(logits_fn, x, index, key, *, random):
   if not random:
     return logits_fn(x)
-  _random = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), _CLEAN))(index)
-  return _stepper.one_by_one(logits_fn, x, _random)
+  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), _CLEAN))(index)
+  return _stepper.one_by_one(logits_fn, x, keys)
 
 
 def _in_batches(logits_fn, index, key, x, *, batch_size: int, devices, random: bool) -> np.ndarray:
@@ -283,9 +287,7 @@ def _in_batches(logits_fn, index, key, x, *, batch_size: int, devices, random: b
   batches = [devices_lib.shard((x[row], index[row]), devices) for row in rows]
   logits = []
   for batch in batches:
-    answer = _call(logits_fn, *batch, key, random=random)
-    _model.check_answer(answer, batch_size)
-    logits.append(np.asarray(answer))
+    logits.append(np.asarray(_call(logits_fn, *batch, key, random=random)))
   return np.concatenate(logits)[:len(x)]
 
 

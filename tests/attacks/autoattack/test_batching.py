@@ -22,7 +22,7 @@ STEPPERS = {
 
 def drain(logits_fn, x, y, stepper, *, batch_size, epsilon=.1):
   """The seats after every call, the steps that each example took, and which fell."""
-  n, logits_fn = len(x), _stepper.as_partial(logits_fn)
+  n = len(x)
   work = batching.Work(x, y, y[:, None], jnp.arange(n), KEY, jnp.full(n, epsilon), (0., 1.))
   items = np.array([(i, 0) for i in range(n)])
   fell, signs = np.zeros(n, bool), np.zeros((3, n), bool)
@@ -63,7 +63,6 @@ def test_a_refilled_batch_is_compiled_no_more_often_and_waits_for_nobody():
     traces.append(1)
     return logits_fn(x)
 
-  counted = _stepper.as_partial(counted)
   run = lambda n: drain(counted, x[:n], y[:n], STEPPERS['apgd'], batch_size=4, epsilon=.05)
   _, fell = run(4)  # fills its seats once; some fall, which traces the model that confirms it too
   assert fell.any()
