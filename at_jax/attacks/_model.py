@@ -103,44 +103,49 @@ class _Same:
     return id(self.value)
 
 
-def _key_of(jaxpr: core.Jaxpr) -> tuple:
-  """All that decides what a jaxpr computes, but for the values of its constants."""
+def _key_of(jaxpr: core.Jaxpr, rules: bool = True) -> tuple:
+  """All that decides what a jaxpr computes and, with `rules`, its gradient; not its constants' values."""
   numbers = {}
-  def atom(v):
-    if isinstance(v, core.Literal):
-      return v.aval, np.asarray(v.val).tobytes()
-    return numbers.setdefault(v, len(numbers)), v.aval
-  atoms = lambda variables: tuple(map(atom, variables))
-  steps = tuple((e.primitive, e.ctx, atoms(e.invars), atoms(e.outvars), _params(e)) for e in jaxpr.eqns)
-  return atoms(jaxpr.constvars), atoms(jaxpr.invars), steps, atoms(jaxpr.outvars)
+
+  def atoms(variables):
+    return tuple((v.aval, np.asarray(v.val).tobytes() if isinstance(v, core.Literal)
+                  else numbers.setdefault(v, len(numbers))) for v in variables)
+
+  return (atoms(jaxpr.constvars), atoms(jaxpr.invars), *(
+      (e.primitive, e.ctx, atoms(e.invars), _frozen(_with_rule(e, rules), rules), atoms(e.outvars))
+      for e in jaxpr.eqns), atoms(jaxpr.outvars))
 
 
-def _params(eqn: core.JaxprEqn) -> tuple:
+def _with_rule(eqn: core.JaxprEqn, rules: bool) -> dict[str, Any]:
+  """The parameters of an equation, with the gradient in the place of a custom derivative rule.
+
+  A rule is a function that each trace makes anew.
+  """
   params = eqn.params
-  if eqn.primitive.name.startswith('custom_') and not params.get('symbolic_zeros'):
-    # The rule is a function made anew by each trace: compared instead is the gradient that it gives.
-    pull = lambda args, cotangents: jax.vjp(functools.partial(_bind, eqn), *args)[1](cotangents)
-    spec = lambda variables: [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
-    try:
-      rule = jax.make_jaxpr(pull)(spec(eqn.invars), spec(eqn.outvars))
-    except Exception:  # not differentiable this way: compared by identity below
-      pass
-    else:
-      params = {name: p for name, p in params.items() if isinstance(p, (core.ClosedJaxpr, int))}
-      params['rule'] = rule
-  return _frozen(params)
+  if not eqn.primitive.name.startswith('custom_') or params.get('symbolic_zeros'):
+    return params
+  comparable = {name: p for name, p in params.items() if isinstance(p, (core.ClosedJaxpr, int))}
+  if not rules:  # attacks differentiate once, so the rules inside a rule are never applied
+    return comparable
+  pull = lambda args, cotangents: jax.vjp(functools.partial(_bind, eqn), *args)[1](cotangents)
+  spec = lambda variables: [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
+  try:
+    rule = jax.make_jaxpr(pull)(spec(eqn.invars), spec(eqn.outvars))
+  except Exception:  # no gradient for this dtype or primitive: compared by identity
+    return params
+  return comparable | {'rule': _frozen(rule, rules=False)}
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: Any, rules: bool) -> Any:
   """A parameter of an equation as a hashable key; what cannot be compared is equal to itself alone."""
   if isinstance(value, core.ClosedJaxpr):
-    return _key_of(value.jaxpr), tuple(map(_frozen, value.consts))
+    return _key_of(value.jaxpr, rules), _frozen(value.consts, rules)
   if isinstance(value, core.Jaxpr):
-    return _key_of(value)
-  if isinstance(value, (tuple, list)):
-    return type(value), tuple(map(_frozen, value))
+    return _key_of(value, rules)
   if isinstance(value, dict):
-    return tuple((name, _frozen(value[name])) for name in sorted(value, key=str))
+    return tuple((name, _frozen(value[name], rules)) for name in sorted(value, key=str))
+  if isinstance(value, (tuple, list)):
+    return type(value), *(_frozen(part, rules) for part in value)
   if isinstance(value, (np.ndarray, np.generic)):
     return value.shape, value.dtype.str, value.tobytes()
   if isinstance(value, (bool, int, float, complex)):

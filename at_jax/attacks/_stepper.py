@@ -88,13 +88,14 @@ def make_problem(
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
   _arguments.check_examples(x, y)
-  _arguments.check_bounds(x, bounds)
-  _arguments.check_radius(epsilon, len(x), infinite=infinite)
+  _arguments.check_radius(epsilon, len(x))
+  _arguments.check_values(x=x, bounds=bounds, classes={'y': y}, radii={'epsilon': epsilon}, infinite=infinite)
   index = _arguments.indices(index, len(x))
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   bounds = tuple(_arguments.bound_of_one(bound, x) for bound in bounds)
   target = y if target is None else jnp.asarray(target)
   _arguments.check_shape('target', target, y.shape)
+  _arguments.check_integers('target', target)
   return Problem(x, y, target, _random.fold(key, index), epsilon, bounds)
 
 
@@ -108,11 +109,10 @@ def capture(
 
 def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.tree_util.Partial:
   """Captures the model for the problem's batch, and checks that it has logits for all classes."""
-  x, key = problem.x, problem.key
-  one = jax.ShapeDtypeStruct(key.shape[1:], key.dtype) if random else None
-  model, num_classes = capture(logits_fn, x, len(x), one) if random else _model.capture(logits_fn, x)
-  _arguments.check_classes('y', problem.y, num_classes)
-  _arguments.check_classes('target', problem.target, num_classes)
+  x, key = problem.x, jax.eval_shape(lambda keys: keys[0], problem.key)
+  model, num_classes = capture(logits_fn, x, 1, key) if random else _model.capture(logits_fn, x)
+  classes = {'y': problem.y, 'target': problem.target}
+  _arguments.check_values(classes=classes, num_classes=num_classes)
   return model
 
 

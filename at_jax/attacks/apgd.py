@@ -44,7 +44,7 @@ def schedule(num_steps: int, norm: str, large_start: bool = False) -> Stage:
     A `Stage` of arrays [L].
 
   Example:
-    >>> print(np.flatnonzero(table(100, 'linf').window))
+    >>> print(np.flatnonzero(schedule(100, 'linf').window))
     [22 41 57 70 80 87 93 99]
 
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
@@ -72,7 +72,7 @@ def stage_at(table: Stage, count: Array, dtype: Any) -> Stage:
     A `Stage` of scalars.
 
   Example:
-    >>> print(row(table(100, 'linf'), 22, np.float32).window)
+    >>> print(stage_at(schedule(100, 'linf'), 22, np.float32).window)
     22
 
   Source: ours.
@@ -195,11 +195,12 @@ def apgd(
                    large_start=large_start, eot=eot)
   problem = _stepper.make_problem(
       x, y, key, epsilon=epsilon, bounds=bounds, target=target, index=index)
-  _diagnostics.warn_of_reach(problem.epsilon, problem.x, problem.bounds, norm)
+  _diagnostics.warn_of_reach(epsilon, problem.x, bounds, norm)
   state = _stepper.begin(problem, stepper=attack)
   if start is not None:
     start = jnp.asarray(start, problem.x.dtype)
-    _arguments.check_start(start, problem.x)
+    _arguments.check_shape('start', start, problem.x.shape)
+    _arguments.check_values(start=start)
     widest = problem.epsilon * (3 if large_start else 1)
     state = state._replace(x=jax.vmap(lambda start, x, radius: _project(
         start, x, radius, problem.bounds, norm))(start, problem.x, widest))

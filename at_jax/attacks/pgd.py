@@ -128,34 +128,22 @@ def pgd(
   algorithm 1.
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
-  _check(x, y, num_steps, norm, restarts, bounds)
-  _model.check_function('loss', loss, 'logits', 'y', *(f'loss_args[{i}]' for i in range(len(loss_args))),
-                       like='losses.dlr')
-  if decide is not None:
-    _model.check_function('decide', decide, 'logits', like='dummy.fold')
-  for i, given in enumerate(loss_args):
-    for rows in jax.tree.leaves(given):
-      _arguments.check_shape(f'loss_args[{i}]', rows, (), y.shape + np.shape(rows)[1:])
-  _arguments.check_radius(epsilon, len(x))
-  _arguments.check_radius(step_size, len(x), 'step_size')
-  _diagnostics.warn_of_reach(epsilon, x, bounds, norm)
-  logits_fn, num_classes = _model.capture(logits_fn, x)
-  _arguments.check_classes('y', y, num_classes)
-  index, key = _arguments.indices(index, len(x)), _random.threefry(key)
-  epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
-  step_size = jnp.broadcast_to(jnp.asarray(step_size, x.dtype), y.shape)
-  bounds = tuple(jnp.asarray(bound, x.dtype) for bound in bounds)
-  if tau is not None:
-    _arguments.check_shape('tau', tau, (), (1,), y.shape)
-    tau = jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
-  momentum = (None if isinstance(momentum, (int, float)) and momentum == 0
-              else jnp.asarray(momentum, x.dtype))
-  if start is not None:
-    start = jnp.asarray(start, x.dtype)
-    _arguments.check_start(start, x)
   draw = random_start and start is None
   if restarts > 1 and not draw:
     raise ValueError(f'restarts = {restarts}: use 1 without a random start, as all would be one run')
+  start = None if start is None else jnp.asarray(start, x.dtype)
+  _check_static(num_steps, norm, restarts, loss, len(loss_args), decide)
+  _check_shapes(x, y, epsilon, step_size, loss_args, tau, start)
+  index, key = _arguments.indices(index, len(x)), _random.threefry(key)
+  logits_fn, num_classes = _model.capture(logits_fn, x)
+  _arguments.check_values(x=x, bounds=bounds, classes={'y': y}, num_classes=num_classes, start=start,
+                          radii={'epsilon': epsilon, 'step_size': step_size})
+  _diagnostics.warn_of_reach(epsilon, x, bounds, norm)
+  epsilon, step_size = (jnp.broadcast_to(jnp.asarray(v, x.dtype), y.shape) for v in (epsilon, step_size))
+  tau = None if tau is None else jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
+  bounds = tuple(jnp.asarray(bound, x.dtype) for bound in bounds)
+  momentum = (None if isinstance(momentum, (int, float)) and momentum == 0
+              else jnp.asarray(momentum, x.dtype))
   static = dict(loss=loss, decide=decide, targeted=targeted)
 
   def run(key: Array) -> AttackResult:
@@ -169,6 +157,31 @@ def pgd(
   if restarts == 1:
     return run(key)
   return _keep_best(jax.vmap(run)(_random.fold(key, jnp.arange(restarts))), targeted=targeted)
+
+
+def _check_static(num_steps, norm, restarts, loss, num_loss_args, decide) -> None:
+  """Raises ValueError for arguments that are part of the compiled program."""
+  _arguments.check_name('norm', norm, norms.NORMS)
+  _arguments.check_count('num_steps', num_steps)
+  _arguments.check_count('restarts', restarts)
+  _model.check_function('loss', loss, 'logits', 'y', *(f'loss_args[{i}]' for i in range(num_loss_args)),
+                        like='losses.dlr')
+  if decide is not None:
+    _model.check_function('decide', decide, 'logits', like='ducat.fold')
+
+
+def _check_shapes(x, y, epsilon, step_size, loss_args, tau, start) -> None:
+  """Raises ValueError unless there is one row per example in everything that has rows."""
+  _arguments.check_examples(x, y)
+  _arguments.check_radius(epsilon, len(x))
+  _arguments.check_radius(step_size, len(x), 'step_size')
+  for i, given in enumerate(loss_args):
+    for rows in jax.tree.leaves(given):
+      _arguments.check_shape(f'loss_args[{i}]', rows, (), y.shape + np.shape(rows)[1:])
+  if tau is not None:
+    _arguments.check_shape('tau', tau, (), (1,), y.shape)
+  if start is not None:
+    _arguments.check_shape('start', start, x.shape)
 
 
 def fgsm(
@@ -223,14 +236,6 @@ def gaussian_start(x: Array, key: Array, *, scale: float = .001, index: Array | 
   """
   draw = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))
   return x + scale * draw(_random.fold(key, _arguments.indices(index, len(x))))
-
-
-def _check(x: Array, y: Array, num_steps: int, norm: str, restarts: int, bounds) -> None:
-  _arguments.check_name('norm', norm, norms.NORMS)
-  _arguments.check_count('num_steps', num_steps)
-  _arguments.check_count('restarts', restarts)
-  _arguments.check_examples(x, y)
-  _arguments.check_bounds(x, bounds)
 
 
 class _State(NamedTuple):

@@ -85,7 +85,7 @@ def square(
   """
   attack = stepper(norm=norm, num_queries=num_queries, p_init=p_init, channel_axis=channel_axis)
   problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, index=index)
-  _diagnostics.warn_of_reach(problem.epsilon, problem.x, problem.bounds, norm)
+  _diagnostics.warn_of_reach(epsilon, problem.x, bounds, norm)
   state = _stepper.begin(problem, stepper=attack)
   model = _stepper.prepare(logits_fn, problem)
   for line in _diagnostics.check_channels(problem.x.shape, channel_axis):

@@ -112,9 +112,9 @@ def test_what_is_no_key_is_named(name, key):
     (np.array([[-9., 9.]]), (-np.inf, np.inf), True)])
 def test_bounds_are_as_wide_as_the_numbers_are_precise(x, bounds, fine):
   if fine:
-    return _arguments.check_bounds(x, bounds)
+    return _arguments.check_values(x=jnp.asarray(x), bounds=bounds)
   with pytest.raises(ValueError, match='x reaches from'):
-    _arguments.check_bounds(x, bounds)
+    _arguments.check_values(x=jnp.asarray(x), bounds=bounds)
 
 
 @pytest.mark.parametrize('call, said', [
