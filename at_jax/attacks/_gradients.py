@@ -27,7 +27,7 @@ def of_loss(
     eot: passes to average over, 0 for a model that is not random.
 
   Returns:
-    The gradient f32[B, ...], zero where it is not finite; whether it `is_blind`, bool[B]; the losses
+    The gradient f32[B, ...], zero where it is not finite; whether it `zero_gradient`, bool[B]; the losses
     f32[B] and the logits f32[B, C], with `eot` those of the last pass.
 
   Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
@@ -43,7 +43,7 @@ def of_loss(
   differentiate = jax.grad(objective, has_aux=True)
   if not eot:
     gradient, (value, logits) = differentiate(x, None)
-    return finite(gradient), is_zero(gradient), value, logits
+    return finite(gradient), zero_gradient(gradient), value, logits
 
   def one_pass(carry):
     n, total, _, _ = carry
@@ -57,7 +57,7 @@ def of_loss(
   # The value and the logits are the last pass's alone, as in the reference.
   _, total, value, logits = _loops.repeat(one_pass, empty, eot)
   gradient = total / eot
-  return finite(gradient), is_zero(gradient), value, logits
+  return finite(gradient), zero_gradient(gradient), value, logits
 
 
 def finite(tree: Any) -> Any:
@@ -78,7 +78,7 @@ def finite(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0), tree)
 
 
-def is_zero(gradient: Array) -> Array:
+def zero_gradient(gradient: Array) -> Array:
   """Whether the gradient of an example does not show where to go.
 
   That is one that is zero in every entry, or has an entry that is not a number or infinite: `finite`
@@ -91,7 +91,7 @@ def is_zero(gradient: Array) -> Array:
     bool[B].
 
   Example:
-    >>> print(is_blind(jnp.array([[0., 0.], [0., 1.], [jnp.nan, 1.]])))
+    >>> print(zero_gradient(jnp.array([[0., 0.], [0., 1.], [jnp.nan, 1.]])))
     [ True False  True]
 
   Source: ours.

@@ -33,6 +33,12 @@ def first(draw: Array, side: Array, length: int) -> Array:
   return jnp.floor(draw * (length - side + 1)).astype(jnp.int32)
 
 
+def span(begin: Array, side: Array, length: int) -> Array:
+  """bool[length], true on `side` neighbours from `begin` on."""
+  places = jnp.arange(length)
+  return (places >= begin) & (places < begin + side)
+
+
 def odd_sides(sides: list[int], shape: tuple[int, ...]) -> list[int]:
   """The windows' sides in L2 and L1: odd and at least 3, but never longer than the image.
 
@@ -159,12 +165,8 @@ def move(
   """
   height, width, channels = delta.shape
   rows, columns = jnp.arange(height), jnp.arange(width)
-
-  def window(row, column):
-    down, along = rows - row, columns - column
-    return (((down >= 0) & (down < side))[:, None, None]
-            & ((along >= 0) & (along < side))[None, :, None])
-
+  window = lambda row, column: (span(row, side, height)[:, None, None]
+                                & span(column, side, width)[None, :, None])
   filled, emptied = window(*places[:2]), window(*places[2:])
   eta = jnp.where(draws[-1] < .5, eta, eta.T)
   bound = lambda steps: jnp.clip(steps, 0, len(eta) - 1)

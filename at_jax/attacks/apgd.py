@@ -119,7 +119,7 @@ class State(NamedTuple):
   sparsity: Array       # L1: the share of entries to move, and
   moved: Array          # how many entries differed from x at the last check
   kappa: Array
-  blind: Array          # gradients that were zero in every entry, or not finite in some
+  zero_gradient: Array          # gradients that were zero in every entry, or not finite in some
   rose: Array           # whether the loss ever rose above that of the run's start
 
 
@@ -255,14 +255,14 @@ def stepper(
             problem.x, problem.key, problem.epsilon)
 
   def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
-    gradient, blind, value, logits = _gradients.of_loss(
+    gradient, zero_gradient, value, logits = _gradients.of_loss(
         logits_fn, problem, state.x, state.count, loss=loss, targeted=targeted, eot=eot)
     wrong = ~_stepper.is_correct(logits, problem.y)
 
-    def update(state, x, epsilon, gradient, blind, value, wrong):
+    def update(state, x, epsilon, gradient, zero_gradient, value, wrong):
       stage = stage_at(table, state.count, x.dtype)
       radius = epsilon * stage.radius
-      state = _record(state, stage, gradient, blind, value, wrong)
+      state = _record(state, stage, gradient, zero_gradient, value, wrong)
       state = _open(state, stage, x, radius, value, norm, large_start)
       state, gradient = check(state, stage, x, radius, gradient)
       moved = move(state, stage, x, radius, gradient, problem.bounds, norm)
@@ -271,7 +271,7 @@ def stepper(
         moved = jnp.where(stage.last, again, moved)
       return state._replace(x=moved, x_old=state.x, count=state.count + 1)
 
-    return jax.vmap(update)(state, problem.x, problem.epsilon, gradient, blind, value, wrong)
+    return jax.vmap(update)(state, problem.x, problem.epsilon, gradient, zero_gradient, value, wrong)
 
   return _stepper.Stepper(init, step, len(table.first))
 
@@ -283,7 +283,7 @@ def _init(x, key, epsilon, bounds, norm) -> State:
       count=none, found=jnp.array(False), x_adv=x, loss_adv=zero, x=start, x_old=start,
       x_best=start, gradient_best=zeros, loss_best=zero, loss_last=zero, loss_checked=zero,
       rises=none, halved=jnp.array(True), step_size=zero, sparsity=zero, moved=zero,
-      kappa=none, blind=none, rose=jnp.array(False))
+      kappa=none, zero_gradient=none, rose=jnp.array(False))
 
 
 def _draw(x, key, epsilon, bounds, norm) -> Array:
@@ -298,14 +298,10 @@ def _draw(x, key, epsilon, bounds, norm) -> Array:
 
 
 def _project(point, x, epsilon, bounds, norm) -> Array:
-  low, high = bounds
-  if norm == 'l1':
-    delta = norms.project_l1_box(point - x, epsilon, low - x, high - x)
-    return jnp.clip(x + delta, low, high)
-  return jnp.clip(x + getattr(norms, norm).project(point - x, epsilon), low, high)
+  return norms.clip_to_ball(point - x, x, epsilon, bounds, norm=norm)
 
 
-def _record(state, stage, gradient, blind, value, wrong) -> State:
+def _record(state, stage, gradient, zero_gradient, value, wrong) -> State:
   """Keeps what this gradient's point is worth: one example."""
   better = stage.first | (value > state.loss_best)
   hit = wrong & (stage.radius == 1)
@@ -319,7 +315,7 @@ def _record(state, stage, gradient, blind, value, wrong) -> State:
       rises=state.rises + (value > state.loss_last),
       loss_last=value,
       kappa=state.kappa + ~wrong,
-      blind=state.blind + blind,
+      zero_gradient=state.zero_gradient + zero_gradient,
       rose=state.rose | (~stage.first & (value > state.loss_best)))
 
 

@@ -25,7 +25,7 @@ class State(NamedTuple):
   x_adv: Array       # the nearest misclassified point so far
   distance: Array    # how far it is, +inf before there is one
   x: Array
-  blind: Array       # gradients that were zero in every entry, or not finite in some
+  zero_gradient: Array       # gradients that were zero in every entry, or not finite in some
 
 
 def fab(
@@ -139,19 +139,19 @@ def stepper(
   def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
     linearise = _towards_target if targeted else functools.partial(_towards_nearest, norm=norm)
     gap, normal = linearise(logits_fn, problem, state.x)
-    blind = _gradients.is_zero(normal)
+    zero_gradient = _gradients.zero_gradient(normal)
     gap, normal = _gradients.finite((gap, normal))
     move = functools.partial(_move, bounds=problem.bounds, norm=norm)
     x = jax.vmap(move)(state.x, problem.x, normal, gap)
     wrong = ~_stepper.is_correct(logits_fn(x), problem.y)
-    distance = jax.vmap(functools.partial(_length, norm=norm))(x - problem.x)
+    distance = jax.vmap(functools.partial(norms.length, norm=norm))(x - problem.x)
     nearer = wrong & (distance < state.distance)
     distance = jnp.where(nearer, distance, state.distance)
     back = problem.x + (x - problem.x) * _BETA
     return State(state.count + 1, jnp.isfinite(distance) & (distance <= problem.epsilon),
                  _stepper.where(nearer, x, state.x_adv), distance,
                  _stepper.where(wrong, back, x),
-                 state.blind + blind)
+                 state.zero_gradient + zero_gradient)
 
   return _stepper.Stepper(init, step, num_steps)
 
@@ -161,19 +161,12 @@ def _is_wrong(logits_fn, x: Array, y: Array) -> Array:
   return ~_stepper.is_correct(_stepper.ask(logits_fn, x), y)
 
 
-def _length(delta: Array, *, norm: str) -> Array:
-  size = jnp.abs(delta)
-  if norm == 'linf':
-    return jnp.max(size)
-  return jnp.sum(size) if norm == 'l1' else jnp.sqrt(jnp.sum(size * size))
-
-
 def _draw(x: Array, key: Array, epsilon: Array, *, bounds, norm: str) -> Array:
   # A radius may be infinite, to say that any distance counts; there is no going half as far.
   epsilon = jnp.where(jnp.isfinite(epsilon), epsilon, 1)
   draw = (jax.random.uniform(key, x.shape, x.dtype, -1, 1) if norm == 'linf'
           else jax.random.normal(key, x.shape, x.dtype))
-  return jnp.clip(x + epsilon / 2 * draw / _length(draw, norm=norm), *bounds)
+  return jnp.clip(x + epsilon / 2 * draw / norms.length(draw, norm=norm), *bounds)
 
 
 def _towards_target(logits_fn, problem: _stepper.Problem, x: Array) -> tuple[Array, Array]:
@@ -192,7 +185,7 @@ def _towards_nearest(logits_fn, problem: _stepper.Problem, x: Array, *, norm: st
   logits, pull = jax.vjp(functools.partial(_stepper.ask, logits_fn), x)
   b, num_classes = logits.shape
   one_hot = functools.partial(jax.nn.one_hot, num_classes=num_classes, dtype=logits.dtype)
-  dual = functools.partial(_length, norm={'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}[norm])
+  dual = functools.partial(norms.length, norm={'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}[norm])
   width = num_classes if _loops.writes_out() else min(_SIDE_BY_SIDE, num_classes)
 
   def nearest(first: Array) -> tuple[Array, Array, Array]:
@@ -222,6 +215,6 @@ def _move(x: Array, clean: Array, normal: Array, gap: Array, *, bounds, norm: st
   excess = jnp.stack([gap, gap + jnp.sum(normal * (clean - x))])
   project = jax.vmap(lambda point, e: _hyperplane.project(point, normal, e, bounds, norm=norm))
   d_x, d_clean = project(jnp.stack([x, clean]), excess)
-  a_x, a_clean = (jnp.maximum(_length(d, norm=norm), 1e-8) for d in (d_x, d_clean))
+  a_x, a_clean = (jnp.maximum(norms.length(d, norm=norm), 1e-8) for d in (d_x, d_clean))
   alpha = jnp.clip(a_x / (a_x + a_clean), 0, _ALPHA_MAX)
   return jnp.clip((x + _ETA * d_x) * (1 - alpha) + (clean + _ETA * d_clean) * alpha, *bounds)

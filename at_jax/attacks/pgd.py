@@ -245,12 +245,9 @@ class _State(NamedTuple):
   velocity: Array | None  # the fading sum of gradients; None without momentum
 
 
-def _into(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array]) -> Array:
-  if norm == 'l1':  # clipping afterwards would leave most of the ball's radius unused
-    low, high = (jnp.broadcast_to(bound, x.shape) - x for bound in bounds)
-    return jnp.clip(x + jax.vmap(norms.project_l1_box)(moved - x, epsilon, low, high), *bounds)
-  # Clipping after the projection keeps a point in the ball, since x itself is within the bounds.
-  return jnp.clip(x + jax.vmap(getattr(norms, norm).project)(moved - x, epsilon), *bounds)
+def _project(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array]) -> Array:
+  bounds = tuple(jnp.broadcast_to(bound, x.shape) for bound in bounds)
+  return jax.vmap(functools.partial(norms.clip_to_ball, norm=norm))(moved - x, x, epsilon, bounds)
 
 
 @functools.partial(jax.jit, static_argnames=('norm', 'draw'))
@@ -258,7 +255,7 @@ def _begin(x, begin, key, index, epsilon, bounds, tau, momentum, *, norm, draw) 
   if draw:
     sample = functools.partial(getattr(norms, norm).sample, shape=x.shape[1:])
     begin = x + jax.vmap(lambda k, e: sample(k, epsilon=e))(_random.fold(key, index), epsilon)
-  return _State(_into(norm, begin, x, epsilon, bounds), jnp.zeros(len(x), jnp.int32), tau,
+  return _State(_project(norm, begin, x, epsilon, bounds), jnp.zeros(len(x), jnp.int32), tau,
                 None if momentum is None else jnp.zeros_like(x))
 
 
@@ -276,22 +273,23 @@ def _advance(
   def step(state: _State) -> _State:
     gradient, logits = jax.grad(objective, has_aux=True)(state.x)
     gradient = _gradients.finite(gradient)
-    stands = ~_succeeds(logits, y, decide, targeted)
+    robust = ~_succeeds(logits, y, decide, targeted)
     velocity = state.velocity
     if velocity is not None:
-      velocity = gradient = momentum * velocity + jax.vmap(_unit_l1)(gradient)
+      velocity = gradient = momentum * velocity + jax.vmap(lambda g: norms.unit(g, 'l1'))(gradient)
     if norm == 'l1':  # one entry moves: one that can, by more than the bounds' rounding
       slack = 4 * jnp.finfo(x.dtype).eps * (jnp.abs(x) + jnp.abs(state.x))
       room = jnp.where(gradient > 0, bounds[1] - state.x, state.x - bounds[0])
       gradient = jnp.where(room > slack, gradient, 0)
     direction = jax.vmap(getattr(norms, norm).ascend)(gradient)
-    moved = _into(norm, state.x + _per_example(step_size, x) * direction, x, epsilon, bounds)
+    moved = state.x + jax.vmap(jnp.multiply)(step_size, direction)
+    moved = _project(norm, moved, x, epsilon, bounds)
     left = state.left
     if left is not None:
-      moves = stands | (left > 0)
-      moved = jnp.where(_per_example(moves, x), moved, state.x)
-      left = left - (moves & ~stands)
-    return _State(moved, state.kappa + stands, left, velocity)
+      moves = robust | (left > 0)
+      moved = _stepper.where(moves, moved, state.x)
+      left = left - (moves & ~robust)
+    return _State(moved, state.kappa + robust, left, velocity)
 
   return _loops.repeat(step, state, num_steps)
 
@@ -301,17 +299,6 @@ def _finish(logits_fn, state, y, loss_args, *, loss, decide, targeted) -> Attack
   logits = _stepper.ask(logits_fn, state.x)
   hit, value = _succeeds(logits, y, decide, targeted), loss(logits, y, *loss_args)
   return AttackResult(state.x, hit, state.kappa, value)
-
-
-def _unit_l1(gradient: Array) -> Array:
-  # By the largest entry first, so that the sum of tiny entries is not lost; signs stay as they are.
-  largest = jnp.max(jnp.abs(gradient))
-  scaled = gradient / jnp.where(largest > 0, largest, 1)
-  return scaled / jnp.where(largest > 0, jnp.sum(jnp.abs(scaled)), 1)
-
-
-def _per_example(values: Array, x: Array) -> Array:
-  return values.reshape(values.shape + (1,) * (x.ndim - 1))
 
 
 def _succeeds(logits: Array, y: Array, decide, targeted: bool) -> Array:

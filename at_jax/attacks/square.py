@@ -216,20 +216,14 @@ def _propose_moved(best, x, key, epsilon, count, *, table, shape, bounds, norm) 
   draws = jax.random.uniform(start, (*shape[:2], shape[2] + 1), x.dtype)
   tiles = _patches.tiling(shape, draws, norm)
   change = jnp.where(count == 0, tiles if norm == 'l1' else _patches.spread(tiles, epsilon), moved)
-  return _into(norm, change.reshape(x.shape), x, epsilon, bounds)
-
-
-def _into(norm, change, x, epsilon, bounds) -> Array:
-  low, high = bounds
-  if norm == 'l1':
-    # A little inside, as in the reference: many small entries are added up.
-    change = norms.project_l1_box(change, epsilon * (1 - 1e-6), low - x, high - x)
-  return jnp.clip(x + change, low, high)
+  change = change.reshape(x.shape)
+  if norm == 'l2':
+    return jnp.clip(x + change, *bounds)
+  # A little inside the ball, as in the released code, because many small entries are summed.
+  return norms.clip_to_ball(change, x, epsilon * (1 - 1e-6), bounds, norm=norm)
 
 
 def _span(draw: Array, side: Array, length: int) -> Array:
-  """bool[length], true on `side` neighbours (at most all); a draw in [0, 1) says where."""
+  """bool[length], true on `side` neighbours, at most all of them; a draw in [0, 1) gives the first."""
   side = jnp.minimum(side, length)
-  begin = _patches.first(draw, side, length)
-  places = jnp.arange(length)
-  return (places >= begin) & (places < begin + side)
+  return _patches.span(_patches.first(draw, side, length), side, length)

@@ -262,7 +262,7 @@ def _note(signs: np.ndarray, state: Any, example: np.ndarray, leaves: np.ndarray
   if not leaves.any():
     return
   signs[0, example[leaves]] = True
-  if hasattr(state, 'blind'):
-    signs[1, example[leaves & (np.asarray(state.blind) > 0)]] = True
+  if hasattr(state, 'zero_gradient'):
+    signs[1, example[leaves & (np.asarray(state.zero_gradient) > 0)]] = True
   rose = fell[example] | np.asarray(getattr(state, 'rose', True))
   signs[2, example[leaves & rose]] = True

@@ -119,10 +119,10 @@ def test_the_gradient_of_a_random_model_is_the_mean_of_its_passes(writes_out, eo
     return np.asarray(slope(jax.random.fold_in(key, n)))
 
   each = lambda counts: np.array([[drawn(i, counts[i], n) for n in range(eot)] for i in range(3)])
-  gradient, blind, value, logits = _gradients.of_loss(
+  gradient, zero_gradient, value, logits = _gradients.of_loss(
       logits_fn, problem, x, counts, loss=loss, targeted=False, eot=eot)
   np.testing.assert_allclose(gradient, each(counts).mean(axis=1), atol=1e-6)
-  assert not blind.any()
+  assert not zero_gradient.any()
   # The value and the logits are the last pass's, as in the authors' code.
   np.testing.assert_allclose(value, each(counts)[:, -1] @ np.full(6, .5), atol=1e-6)
   np.testing.assert_array_equal(logits[:, 0], value)
