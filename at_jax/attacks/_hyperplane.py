@@ -37,7 +37,7 @@ def project(
     >>> print(project(x, normal, .5, (0., 1.), norm='linf'))
     [-0.375 -0.125]
 
-  Source: Croce and Hein, Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary
+  Reference: Croce and Hein, Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary
   Attack, 2020, section 2.2 and appendix A (by sorting); this way of solving: ours.
   """
   x, normal = jnp.asarray(x), jnp.asarray(normal)
@@ -121,7 +121,7 @@ def find_root(f: Callable[[Array], tuple[Array, Array]], low: Array, high: Array
     ...            jnp.array(0.), jnp.array(9.)))
     2.0
 
-  Source: for the L1 ball it is Michelot, A Finite Algorithm for Finding the Projection of a Point
+  Reference: for the L1 ball it is Michelot, A Finite Algorithm for Finding the Projection of a Point
   onto the Canonical Simplex of R^n, 1986; the bracket and its use for the other sets are ours.
   """
   low, high = jnp.asarray(low), jnp.asarray(high)

@@ -127,7 +127,11 @@ def _with_rule(eqn: core.JaxprEqn, rules: bool) -> dict[str, Any]:
   comparable = {name: p for name, p in params.items() if isinstance(p, (core.ClosedJaxpr, int))}
   if not rules:  # attacks differentiate once, so the rules inside a rule are never applied
     return comparable
-  pull = lambda args, cotangents: jax.vjp(functools.partial(_bind, eqn), *args)[1](cotangents)
+  n = params.get('num_consts', 0)  # the arrays that the function closes over have no gradient
+
+  def pull(args, cotangents):
+    return jax.vjp(functools.partial(_bind, eqn, *args[:n]), *args[n:])[1](cotangents)
+
   spec = lambda variables: [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
   try:
     rule = jax.make_jaxpr(pull)(spec(eqn.invars), spec(eqn.outvars))

@@ -28,7 +28,7 @@ def first(draw: Array, side: Array, length: int) -> Array:
     >>> print(first(jnp.float32(.99), jnp.int32(3), 10))
     7
 
-  Source: ours; the reference never takes the last place.
+  Reference: ours; the reference never takes the last place.
   """
   return jnp.floor(draw * (length - side + 1)).astype(jnp.int32)
 
@@ -53,7 +53,7 @@ def odd_sides(sides: list[int], shape: tuple[int, ...]) -> list[int]:
     >>> odd_sides([29, 14, 10, 3, 1], (28, 28))
     [28, 15, 11, 3, 3]
 
-  Source: the code of AutoAttack's authors.
+  Reference: the code of AutoAttack's authors.
   """
   return [min(max(side, 3) // 2 * 2 + 1, *shape[:2]) for side in sides]
 
@@ -77,7 +77,7 @@ def patch(side: int, norm: str = 'l2') -> np.ndarray:
     [[ 0.14  0.69]
      [-0.14 -0.69]]
 
-  Source: Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
+  Reference: Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
   random search, 2020, section 3.4, as in the code of AutoAttack's authors; L1: that code.
   """
   delta = np.zeros((side, side))
@@ -122,8 +122,6 @@ def tiling(shape: tuple[int, int, int], draws: Array, norm: str = 'l2') -> Array
   Example:
     >>> tiling((10, 10, 1), jnp.zeros((10, 10, 2))).shape
     (10, 10, 1)
-
-  Source: as `patch`.
   """
   height, width, _ = shape
   side = max(height // 5, 1)
@@ -160,8 +158,6 @@ def move(
 
   Returns:
     f32[H, W, C]; in L2 of norm ε, in L1 of any, for the caller to project.
-
-  Source: as `patch`.
   """
   height, width, channels = delta.shape
   rows, columns = jnp.arange(height), jnp.arange(width)

@@ -1,8 +1,7 @@
-"""What APGD, FAB and Square have in common: an attack as a state that is stepped, example by example.
+"""The interface of APGD, FAB and Square: an attack is a state that is advanced step by step.
 
-Every example carries its own counter, so a batch may hold examples at different stages. One that is
-finished can leave and another take its place while the rest go on, and nothing they compute or draw
-changes by it.
+Every example has its own step counter, so a batch may hold examples at different stages. A finished
+example can be replaced while the others continue; their computations and random numbers do not change.
 """
 
 from collections.abc import Callable
@@ -19,15 +18,15 @@ LogitsFn = Callable[..., Array]
 
 
 class Problem(NamedTuple):
-  """What is attacked; every field but `bounds` has the batch as its first axis.
+  """The examples to attack; every field except `bounds` has the batch as its first axis.
 
   Attributes:
     x: f32[B, ...], inputs within the bounds.
     y: i32[B], true classes.
-    target: i32[B], the class to go to, for targeted attacks; else not read.
-    key: B PRNG keys, one an example.
+    target: i32[B], target classes; untargeted attacks ignore them.
+    key: B PRNG keys, one per example.
     epsilon: f32[B], radii.
-    bounds: the smallest and the largest value of an input, two numbers.
+    bounds: smallest and largest value of an input, numbers or f32[...] for one example.
   """
   x: Array
   y: Array
@@ -38,17 +37,16 @@ class Problem(NamedTuple):
 
 
 class Stepper(NamedTuple):
-  """An attack as two pure functions. Static for jit: make each once (they come from cached functions).
+  """An attack as two pure functions, a static argument of jit; cached functions make each one once.
 
   Attributes:
     init: `Problem -> state`, without calling the model. A state is a NamedTuple whose leaves have the
-      batch first, among them `count` i32[B], steps done; `found` bool[B], an adversarial example
-      within ε is in hand; and `x_adv` f32[B, ...], that example where found.
-    step: `(logits_fn, Problem, state) -> state`; it may do anything to an example that has `length`
-      steps, as `take_steps` keeps that one as it was.
-    length: the steps an example needs.
-    differentiates: whether a step takes a gradient of the model; if not, steps may be looped over on
-      any backend.
+      batch as their first axis. It has `count` i32[B], the steps done; `found` bool[B], whether an
+      adversarial example within ε is known; and `x_adv` f32[B, ...], that example.
+    step: `(logits_fn, Problem, state) -> state`. `take_steps` discards its result for finished examples.
+    length: number of steps per example.
+    differentiates: whether a step takes a gradient of the model. If not, steps are fast in a loop on
+      every backend.
   """
   init: Callable[[Problem], Any]
   step: Callable[[LogitsFn, Problem, Any], Any]
@@ -58,33 +56,9 @@ class Stepper(NamedTuple):
 
 def make_problem(
     x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None, infinite=False) -> Problem:
-  """A `Problem` from what a caller has: one key, one radius.
+  """Checks an attack's arguments and makes a `Problem` of them: one key and one radius per example.
 
-  Args:
-    x: f32[B, ...].
-    y: i32[B].
-    key: a PRNG key; every example folds its index into it.
-    epsilon: a number or f32[B].
-    bounds: the smallest and the largest value of an input, numbers or arrays that broadcast with one.
-    target: i32[B], or None for untargeted attacks.
-    index: i32[B], by default the place in the batch.
-    infinite: whether a radius may be.
-
-  Returns:
-    A `Problem`.
-
-  Raises:
-    ValueError: for inputs that are integers, of less precision than float32, NaN or beyond the bounds,
-      bounds that are not two, the wrong way round or not those of one example, classes or a key that
-      are none, a radius below 0 or infinite, and where x, y, target, epsilon and index do not belong
-      together.
-
-  Example:
-    >>> problem = make_problem(jnp.zeros((2, 3)), jnp.array([0, 1]), jax.random.key(0), epsilon=.1)
-    >>> print(problem.epsilon)
-    [0.1 0.1]
-
-  Source: ours.
+  `infinite` allows infinite radii. Raises ValueError for an invalid shape, dtype or value.
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
   _arguments.check_examples(x, y)
@@ -117,25 +91,9 @@ def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.
 
 
 def ask(logits_fn: LogitsFn, x: Array) -> Array:
-  """One pass of a model, its logits in float32 at least.
+  """f32[B, C], the logits of one pass, in float32 at least.
 
-  In bfloat16 a loss that gains less than a hundredth of itself stands still.
-
-  Args:
-    logits_fn: from f32[B, ...] to logits [B, C] of any dtype.
-    x: f32[B, ...].
-
-  Returns:
-    f32[B, C].
-
-  Raises:
-    ValueError: if these are no logits.
-
-  Example:
-    >>> print(ask(lambda x: x.astype(jnp.bfloat16), jnp.ones((1, 2))).dtype)
-    float32
-
-  Source: ours.
+  In bfloat16 a loss that increases by less than a hundredth would seem constant.
   """
   logits = logits_fn(x)
   _model.check_answer(logits, len(x))
@@ -143,66 +101,21 @@ def ask(logits_fn: LogitsFn, x: Array) -> Array:
 
 
 def one_by_one(logits_fn: LogitsFn, x: Array, keys: Array) -> Array:
-  """One pass of a random model, called for every example by itself with a key of its own.
-
-  Args:
-    logits_fn: from f32[1, ...] and a key to logits f32[1, C].
-    x: f32[B, ...].
-    keys: B PRNG keys.
-
-  Returns:
-    f32[B, C].
-
-  Example:
-    >>> noisy = lambda x, key: x + jax.random.normal(key, x.shape)
-    >>> one_by_one(noisy, jnp.zeros((2, 3)), jax.random.split(jax.random.key(0))).shape
-    (2, 3)
-
-  Source: ours.
-  """
+  """f32[B, C], one pass of a random model, called for each example alone with that example's key."""
   return jax.vmap(lambda x, key: ask(lambda x: logits_fn(x, key), x[None])[0])(x, keys)
 
 
 def is_correct(logits: Array, y: Array) -> Array:
-  """Whether each prediction is right; with a NaN or +inf among the logits it never is.
+  """bool[B], whether each prediction is correct; never if a logit is NaN or +inf.
 
-  argmax alone would call an all-NaN model right on every example of class 0. A logit of −inf says that
-  a class is none, and is no fault.
-
-  Args:
-    logits: f32[B, C].
-    y: i32[B].
-
-  Returns:
-    bool[B].
-
-  Example:
-    >>> print(is_correct(jnp.array([[2., 1.], [jnp.nan, 1.]]), jnp.array([0, 0])))
-    [ True False]
-
-  Source: ours.
+  argmax alone would count an all-NaN output as correct on class 0. A logit of −inf excludes its class
+  and is valid.
   """
   return (jnp.argmax(logits, axis=-1) == y) & jnp.isfinite(jnp.max(logits, axis=-1))
 
 
 def where(chosen: Array, new: Any, old: Any) -> Any:
-  """Per example `new` where chosen, else `old`, for every leaf of two equal trees.
-
-  Args:
-    chosen: bool[B].
-    new: a pytree of arrays [B, ...].
-    old: the same.
-
-  Returns:
-    The same.
-
-  Example:
-    >>> print(where(jnp.array([True, False]), jnp.ones((2, 2)), jnp.zeros((2, 2))))
-    [[1. 1.]
-     [0. 0.]]
-
-  Source: ours.
-  """
+  """Selects per example from two equal pytrees of arrays [B, ...]: `new` where chosen, else `old`."""
   def pick(a, b):
     return jnp.where(chosen.reshape(chosen.shape + (1,) * (a.ndim - 1)), a, b)
   return jax.tree.map(pick, new, old)
@@ -210,14 +123,14 @@ def where(chosen: Array, new: Any, old: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames='stepper')
 def begin(problem: Problem, *, stepper: Stepper) -> Any:
-  """The stepper's first state, compiled."""
+  """The initial state of a stepper."""
   return stepper.init(problem)
 
 
 def take_steps(
     logits_fn: LogitsFn, problem: Problem, state: Any, *, stepper: Stepper, num_steps: int
 ) -> Any:
-  """`num_steps` steps; examples that have finished stay as they are. Not compiled: see `advance`."""
+  """Takes `num_steps` steps; finished examples do not change. Not compiled: see `advance`."""
   def step(state):
     moved = stepper.step(logits_fn, problem, state)
     return where(state.count < stepper.length, moved, state)
@@ -228,23 +141,9 @@ advance = functools.partial(jax.jit, static_argnames=('stepper', 'num_steps'))(t
 
 
 def resume(logits_fn: LogitsFn, problem: Problem, state: Any, *, stepper: Stepper) -> Any:
-  """All steps of an attack from its first state on, for a batch whose examples begin together.
-
-  Args:
-    logits_fn: a `jax.tree_util.Partial` that the stepper calls.
-    problem: the batch.
-    state: what `begin` gave.
-    stepper: the attack.
-
-  Returns:
-    The stepper's last state.
-
-  Example: see `apgd.apgd`, `fab.fab` and `square.square`.
-
-  Source: ours.
-  """
-  # One step a call where steps are written out: a call costs nothing beside a step, and its program
-  # compiles several times faster than one of ten.
+  """Runs all steps of an attack for a batch whose examples start together; returns the final state."""
+  # One step per call where steps are unrolled: a call is cheap compared with a step, and a program of one
+  # step compiles several times faster than one of ten.
   for n in _loops.calls(stepper.length, stepper.differentiates, at_once=1):
     state = advance(logits_fn, problem, state, stepper=stepper, num_steps=n)
   return state

@@ -47,7 +47,7 @@ def schedule(num_steps: int, norm: str, large_start: bool = False) -> Stage:
     >>> print(np.flatnonzero(schedule(100, 'linf').window))
     [22 41 57 70 80 87 93 99]
 
-  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+  Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 3.1; L1: Croce and Hein, Mind the Box, 2021, section 3.
   """
   radii = (3., 2., 1.) if large_start else (1.,)
@@ -74,8 +74,6 @@ def stage_at(table: Stage, count: Array, dtype: Any) -> Stage:
   Example:
     >>> print(stage_at(schedule(100, 'linf'), 22, np.float32).window)
     22
-
-  Source: ours.
   """
   kind = lambda column: dtype if column.dtype.kind == 'f' else None
   return jax.tree.map(lambda column: jnp.asarray(column, kind(column))[count], table)
@@ -161,7 +159,7 @@ def apgd(
     target: i32[B], for targeted losses. Success is any misclassification all the same.
     bounds: the smallest and the largest value an input may take.
     start: f32[B, ...], begin there instead of at a random point; projected into the ball first. In L1
-      the first step moves as many entries as from a random point, where the authors' code counts
+      the first step moves as many entries as from a random point, where the released code counts
       those in which the start differs.
     large_start: L1 only, for 2 steps or more: 30 % of them in the ball of 3ε, 30 % in 2ε, the rest
       in ε.
@@ -186,7 +184,7 @@ def apgd(
     >>> print(result.success, result.x[1])
     [ True False] [0.375 0.75 ]
 
-  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+  Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 3; L1: Croce and Hein, Mind the Box, 2021, section 3.
   """
   _model.check_function('loss', loss, 'logits', 'y', *([] if target is None else ['target']),
@@ -234,8 +232,6 @@ def stepper(
   Example:
     >>> stepper(norm='linf', num_steps=100).length
     101
-
-  Source: as `apgd`.
   """
   _arguments.check_name('norm', norm, norms.NORMS)
   _arguments.check_count('num_steps', num_steps)

@@ -80,7 +80,7 @@ def fab(
     >>> print(result.success, -result.loss.round(2))
     [ True False] [0.05 0.35]
 
-  Source: Croce and Hein, Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary
+  Reference: Croce and Hein, Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary
   Attack, 2020, section 2; FAB-T: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an
   Ensemble of Diverse Parameter-free Attacks, 2020, section 5.
   """
@@ -121,8 +121,6 @@ def stepper(
   Example:
     >>> stepper(norm='l2').length
     100
-
-  Source: as `fab`.
   """
   _arguments.check_name('norm', norm, norms.NORMS)
   _arguments.check_count('num_steps', num_steps)

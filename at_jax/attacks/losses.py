@@ -39,7 +39,7 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     >>> print(cross_entropy(jnp.zeros((1, 4)), jnp.array([2])))
     [1.3862944]
 
-  Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018,
+  Reference: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018,
   section 2.
   """
   return jax.nn.logsumexp(logits, axis=-1) - _at(logits, y)
@@ -62,7 +62,7 @@ def margin(logits: Array, y: Array) -> Array:
     >>> print(margin(jnp.array([[3., 1., 2.]]), jnp.array([0])))
     [-1.]
 
-  Source: Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks, 2017, section V
+  Reference: Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks, 2017, section V
   (f_6, without its clipping).
   """
   return jnp.max(_without(logits, y), axis=-1) - _at(logits, y)
@@ -86,7 +86,7 @@ def dlr(logits: Array, y: Array) -> Array:
     >>> print(dlr(jnp.array([[3., 1., 2., 0.]]), jnp.array([0])))
     [-0.5]
 
-  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+  Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 4.2; the case of two classes: ours.
   """
   if logits.shape[-1] < 3:
@@ -113,7 +113,7 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
     >>> print(targeted_dlr(jnp.array([[3., 1., 2., 0.]]), jnp.array([0]), jnp.array([2])))
     [-0.4]
 
-  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+  Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 4.3; the case of two or three classes: ours.
   """
   gap = _at(logits, y) - _at(logits, target)
@@ -149,7 +149,7 @@ def soft_margin(logits: Array, y: Array, scale: float | Array) -> Array:
     >>> print(soft_margin(jnp.array([[3., 1., 2.]]), jnp.array([0]), 50.))
     [-1.]
 
-  Source: after Tian et al., Analysis and Applications of Class-wise Robustness in Adversarial
+  Reference: after Tian et al., Analysis and Applications of Class-wise Robustness in Adversarial
   Training, 2021 (Temperature-PGD), and Hitaj et al., Evaluating the Robustness of Geometry-Aware
   Instance-Reweighted Adversarial Training, 2021 (logit scaling); the bracket: ours.
   """
@@ -174,8 +174,6 @@ def scaled(scale: float) -> LossFn:
   Example:
     >>> print(scaled(50.)(jnp.array([[3., 1., 2.]]), jnp.array([0])))
     [-1.]
-
-  Source: `soft_margin`.
   """
   _check_scale(scale)
   return functools.partial(soft_margin, scale=scale)
@@ -201,7 +199,7 @@ def masking_scaled(scale: float) -> LossFn:
     >>> print(jax.grad(confident)(jnp.array([[3., 0., 0.]])))
     [[0. 0. 0.]]
 
-  Source: Tian et al., Analysis and Applications of Class-wise Robustness in Adversarial Training,
+  Reference: Tian et al., Analysis and Applications of Class-wise Robustness in Adversarial Training,
   2021.
   """
   _check_scale(scale)
@@ -231,7 +229,7 @@ def weighted_dummy_margin(logits: Array, y: Array, weight: float | Array) -> Arr
     >>> print(weighted_dummy_margin(jnp.array([[3., 1., 2., 0.]]), jnp.array([0]), .5))
     [-1.5]
 
-  Source: ours, after the dummy classes of Wang et al., New Paradigm of Adversarial Training: Breaking
+  Reference: ours, after the dummy classes of Wang et al., New Paradigm of Adversarial Training: Breaking
   Inherent Trade-Off between Accuracy and Robustness via Dummy Classes, 2024.
   """
   dummy = y + logits.shape[-1] // 2
@@ -255,8 +253,6 @@ def dummy_margin(weight: float) -> LossFn:
   Example:
     >>> print(dummy_margin(.5)(jnp.array([[3., 1., 2., 0.]]), jnp.array([0])))
     [-1.5]
-
-  Source: `weighted_dummy_margin`.
   """
   if not 0 <= weight <= 1:
     raise ValueError(f'weight = {weight}: use a number from 0 to 1')
@@ -280,7 +276,7 @@ def soft_dummy_margin(logits: Array, y: Array) -> Array:
     >>> print(soft_dummy_margin(jnp.array([[3., 1., 3., 1.]]), jnp.array([0])))
     [-2.]
 
-  Source: ours, as `weighted_dummy_margin`.
+  Reference: ours, as `weighted_dummy_margin`.
   """
   return margin(jnp.logaddexp(*jnp.split(logits, 2, axis=-1)), y)
 

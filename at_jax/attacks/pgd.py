@@ -1,4 +1,4 @@
-"""FGSM and PGD in any norm of `balls`, with any loss of `losses`."""
+"""FGSM and PGD in L∞, L2 and L1, with any loss."""
 
 from collections.abc import Callable
 import functools
@@ -26,13 +26,13 @@ LossFn = Callable[..., Array]
 
 
 class AttackResult(NamedTuple):
-  """What an attack found for each example.
+  """Result of an attack, one row per example.
 
   Attributes:
-    x: f32[B, ...], in the ball around the input and within the bounds.
-    success: bool[B], the point in `x` is misclassified (targeted: classified as the target).
-    kappa: i32[B], how many of the points at which a gradient was taken, the start among them, were
-      still classified correctly (targeted: not yet as the target), 0..num_steps. This is GAIRAT's κ.
+    x: f32[B, ...], a point in the ball around the input and within the bounds.
+    success: bool[B], whether `x` is misclassified (targeted: classified as the target).
+    kappa: i32[B] in 0..num_steps, GAIRAT's κ: the number of points at which a gradient was taken,
+      including the start, that were still classified correctly (targeted: not as the target).
     loss: f32[B], the attack's loss at `x`.
   """
   x: Array
@@ -66,52 +66,49 @@ def pgd(
   """Projected gradient descent: x ← P(x + α · ascend(∇ loss(f(x), y))), `num_steps` times.
 
   P projects onto the ball of radius ε around the input, then clips to `bounds`, in L1 onto both at
-  once; ascend is the sign in L∞, the normalised gradient in L2, and in L1 the sign of the largest
-  entry that still has room within the bounds. The last iterate is returned. Compiles by itself and
-  composes inside the caller's jit, vmap, scan and pmap. Each example is attacked on its own: what it
-  draws depends on `key` and its `index` alone, not on the batch around it.
+  once. ascend is the sign in L∞, the normalised gradient in L2, and in L1 the sign of the largest
+  entry that can still move within the bounds. The last iterate is returned.
+
+  The attack compiles itself, and it composes inside the caller's jit, vmap, scan and pmap. Each example is
+  attacked on its own: its random numbers depend only on `key` and its `index`, not on the batch.
 
   Args:
-    logits_fn: from f32[B, ...] to logits f32[B, C]. To attack many parameter values without compiling
-      again pass `jax.tree_util.Partial(apply, variables)` of one function `apply`.
+    logits_fn: any callable from f32[B, ...] to logits f32[B, C]. Each call uses its present weights, and
+      a new lambda over the same function compiles nothing. An eager call traces it, except a
+      `jax.tree_util.Partial(apply, variables)` of a function `apply` that depends on its arguments only.
     x: f32[B, ...], inputs within `bounds`.
-    y: i32[B], true classes (targeted: the classes to reach).
-    key: a PRNG key, for the random start.
+    y: i32[B], true classes (targeted: the target classes).
+    key: PRNG key for the random start.
     epsilon: radius, a number or f32[B], in units of x (8/255). Traced.
     step_size: α, a number or f32[B], in units of x. Traced.
-    num_steps: at least 1. Static.
-    norm: the name of a ball in `at_jax.attacks.norms`: 'linf', 'l2' or 'l1'. Static.
-    loss: `(logits, y, *loss_args) -> f32[B]`, what is maximised (targeted: minimised). Static.
-    loss_args: what `loss` takes besides, arrays of one row an example (the clean logits, for TRADES),
-      numbers, or pytrees of either. Traced; no gradient is taken with respect to them.
-    decide: from the logits that are attacked to those whose argmax is the model's answer, where these
-      are others (`dummy.fold` of a head with dummy classes); success, κ and τ go by it. Static.
-    bounds: the smallest and the largest value an input may take, numbers or arrays that broadcast
-      with x: of an example's own, to move only a patch of it, for example.
-    random_start: begin at a point drawn uniformly from the ball, else at x.
-    start: f32[B, ...], begin there instead (projected into the ball first); `random_start` is then
-      not read.
-    tau: friendly PGD: a number or i32[B], how many steps an example takes from points that are
-      already misclassified (targeted: already the target) before it stays where it is; 0 stops at
-      the first such point. By default none ever stops, as when tau = num_steps. Traced.
-    momentum: μ of MI-FGSM: steps go along a sum of gradients, each of L1 norm 1, that fades by μ a
-      step; 1 there, with a step of ε / num_steps and no random start. The number 0 is plain PGD,
-      exactly. Traced else.
-    restarts: how many independent runs, each from a random start of its own; per example a
-      successful one is kept, and among those (or if none is) the one of highest loss (targeted:
-      lowest). They run side by side, so memory grows with them.
-    targeted: make f predict y instead of anything but y.
-    index: i32[B], what each example folds into `key`; by default its place in the batch.
+    num_steps: number of steps, at least 1. Static.
+    norm: 'linf', 'l2' or 'l1'. Static.
+    loss: `(logits, y, *loss_args) -> f32[B]`, maximised (targeted: minimised). Static.
+    loss_args: further arguments of `loss`: arrays with one row per example (for TRADES the clean logits),
+      numbers, or pytrees of these. Traced; no gradient is taken with respect to them.
+    decide: maps the attacked logits to the logits whose argmax is the model's decision, if they differ
+      (`ducat.fold` for a head with dummy classes). It defines success, κ and τ. Static.
+    bounds: smallest and largest value of an input, numbers or arrays that broadcast with x. Bounds that
+      differ between examples can restrict each attack to a patch.
+    random_start: start at a uniform random point of the ball instead of x.
+    start: f32[B, ...], the starting point, projected onto the ball; `random_start` is then ignored.
+    tau: τ of friendly PGD, a number or i32[B]: the number of steps an example takes from points that are
+      already misclassified (targeted: classified as the target) before it stops. 0 stops at the first
+      such point; None never stops. Traced.
+    momentum: μ of MI-FGSM: the step direction is a sum of L1-normalised gradients with decay μ per step.
+      MI-FGSM uses μ = 1, a step size of ε / num_steps and no random start. The number 0 is exactly plain
+      PGD; any other value is traced.
+    restarts: number of independent runs from random starts. For each example the successful run of
+      highest loss is returned, or the run of highest loss if none succeeded (targeted: lowest). The runs
+      are vectorised, so memory grows with their number.
+    targeted: make the model predict y instead of anything but y.
+    index: i32[B], the number each example folds into `key`; by default its place in the batch.
 
   Returns:
-    An `AttackResult`; with restarts, of the run that was kept.
+    An `AttackResult`; with restarts, that of the selected run.
 
   Raises:
-    ValueError: for an unknown norm, fewer than one step or restart, a loss that is none or takes other
-      arguments, inputs that are integers, of less precision than float32, NaN or beyond the bounds,
-      bounds that are not two or the wrong way round, classes, a key, a radius or a step size that are
-      none, no examples, a start of another shape or NaN, τ, arguments of the loss or an index of another
-      length, restarts without a random start, or logits that are not [B, C].
+    ValueError: if an argument has an invalid shape, dtype or value.
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -121,10 +118,10 @@ def pgd(
     >>> print(result.success, result.kappa)
     [ True False] [5 8]
 
-  Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, section
-  2.1; κ: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, section 3.3;
+  Reference: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, section
+  2.1. κ: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, section 3.3.
   τ: Zhang et al., Attacks Which Do Not Kill Training Make Adversarial Learning Stronger, 2020,
-  algorithm 1, here with masks; μ: Dong et al., Boosting Adversarial Attacks with Momentum, 2018,
+  algorithm 1. μ: Dong et al., Boosting Adversarial Attacks with Momentum, 2018,
   algorithm 1.
   """
   x, y = jnp.asarray(x), jnp.asarray(y)
@@ -187,51 +184,52 @@ def _check_shapes(x, y, epsilon, step_size, loss_args, tau, start) -> None:
 def fgsm(
     logits_fn: LogitsFn, x: Array, y: Array, *, epsilon: float | Array, **options
 ) -> AttackResult:
-  """The fast gradient sign method: one step of size ε from the input itself.
+  """Fast gradient sign method: one PGD step of size ε from the input, x + ε · sign(∇ loss(f(x), y)).
 
   Args:
-    logits_fn: as in `pgd`.
-    x: f32[B, ...].
-    y: i32[B].
-    epsilon: radius, in units of x.
-    **options: `norm`, `loss`, `bounds` and `targeted` of `pgd`.
+    logits_fn: from f32[B, ...] to logits f32[B, C].
+    x: f32[B, ...], inputs within the bounds.
+    y: i32[B], true classes.
+    epsilon: radius, a number or f32[B], in units of x.
+    **options: `norm`, `loss`, `loss_args`, `decide`, `bounds` and `targeted` of `pgd`.
 
   Returns:
     An `AttackResult`.
 
   Raises:
-    ValueError: as `pgd`.
+    ValueError: if an argument has an invalid shape, dtype or value.
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
     >>> print(fgsm(lambda x: x @ w, jnp.array([[.5, .4]]), jnp.array([0]), epsilon=.1).x)
     [[0.4 0.5]]
 
-  Source: Goodfellow et al., Explaining and Harnessing Adversarial Examples, 2015, section 4.
+  Reference: Goodfellow et al., Explaining and Harnessing Adversarial Examples, 2015, section 4.
   """
-  never_drawn_from = jax.random.key(0)
-  return pgd(logits_fn, x, y, never_drawn_from, epsilon=epsilon, step_size=epsilon, num_steps=1,
+  unused_key = jax.random.key(0)
+  return pgd(logits_fn, x, y, unused_key, epsilon=epsilon, step_size=epsilon, num_steps=1,
              random_start=False, **options)
 
 
 def gaussian_start(x: Array, key: Array, *, scale: float = .001, index: Array | None = None) -> Array:
-  """A start beside the input, x + scale · N(0, 1): where TRADES, MART and MAIL begin.
+  """Gaussian starting point x + scale · N(0, 1), used by TRADES, MART and MAIL.
 
   Args:
     x: f32[B, ...].
-    key: a PRNG key; give the attack itself another.
-    scale: the standard deviation, in units of x.
-    index: i32[B], what each example folds into `key`; by default its place in the batch.
+    key: PRNG key, different from the attack's.
+    scale: standard deviation in units of x.
+    index: i32[B], the number each example folds into `key`; by default its place in the batch.
 
   Returns:
-    f32[B, ...] for `start` of `pgd`, which clips it (the released codes do so only after the first
-    step).
+    f32[B, ...], the `start` for `pgd`, which clips it to the bounds. The released codes clip only after
+    the first step.
 
   Example:
-    >>> print(gaussian_start(jnp.full((1, 2), .5), jax.random.key(0)).round(2))
-    [[0.5 0.5]]
+    >>> start = gaussian_start(jnp.full((1, 2), .5), jax.random.key(0))
+    >>> print(jnp.abs(start - .5).max() < .01)
+    True
 
-  Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
+  Reference: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
   algorithm 1.
   """
   draw = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))
@@ -241,8 +239,8 @@ def gaussian_start(x: Array, key: Array, *, scale: float = .001, index: Array | 
 class _State(NamedTuple):
   x: Array
   kappa: Array
-  left: Array | None  # i32[B], steps still allowed from misclassified points; None: no limit
-  velocity: Array | None  # the fading sum of gradients; None without momentum
+  left: Array | None  # i32[B], steps still allowed from misclassified points; None without a limit
+  velocity: Array | None  # decayed sum of gradients; None without momentum
 
 
 def _project(norm: str, moved: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array]) -> Array:
@@ -277,7 +275,7 @@ def _advance(
     velocity = state.velocity
     if velocity is not None:
       velocity = gradient = momentum * velocity + jax.vmap(lambda g: norms.unit(g, 'l1'))(gradient)
-    if norm == 'l1':  # one entry moves: one that can, by more than the bounds' rounding
+    if norm == 'l1':  # only one entry moves, so entries that the bounds hold back are left out
       slack = 4 * jnp.finfo(x.dtype).eps * (jnp.abs(x) + jnp.abs(state.x))
       room = jnp.where(gradient > 0, bounds[1] - state.x, state.x - bounds[0])
       gradient = jnp.where(room > slack, gradient, 0)
@@ -308,7 +306,7 @@ def _succeeds(logits: Array, y: Array, decide, targeted: bool) -> Array:
 
 @functools.partial(jax.jit, static_argnames='targeted')
 def _keep_best(runs: AttackResult, *, targeted: bool) -> AttackResult:
-  """From [R, B, ...] to [B, ...]: per example a successful run, and among those the best loss."""
+  """From [R, B, ...] to [B, ...]: per example the successful run with the best loss."""
   eligible = runs.success | ~jnp.any(runs.success, axis=0)
   gain = -runs.loss if targeted else runs.loss
   best = jnp.argmax(jnp.where(eligible, gain, -jnp.inf), axis=0)

@@ -79,7 +79,7 @@ def square(
     >>> print(result.success, result.x.max())
     [ True] 0.5
 
-  Source: Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
+  Reference: Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
   random search, 2020, section 3; its constants, and L1, as in the code of AutoAttack's authors; a
   square for each example: ours.
   """
@@ -115,8 +115,6 @@ def stepper(
   Example:
     >>> stepper(num_queries=5000).length
     5001
-
-  Source: as `square`.
   """
   _arguments.check_name('norm', norm, norms.NORMS)
   _arguments.check_count('num_queries', num_queries)
@@ -167,8 +165,6 @@ def sides(num_queries: int, p_init: float, num_pixels: int) -> list[int]:
   Example:
     >>> sorted(set(sides(5000, .8, 32 * 32)[1:]), reverse=True)
     [29, 20, 14, 10, 7, 5, 4, 3]
-
-  Source: as `square`.
   """
   halved = [sum(query > after for after in _HALVINGS) for query in range(num_queries)]
   # Python's rounding, half to even, is the reference's.
