@@ -1,4 +1,4 @@
-"""Attacks as pure functions: they need jax and numpy and nothing else.
+"""Adversarial attacks as pure functions; they need only jax and numpy.
 
 Any function `f32[B, ...] -> f32[B, C]` from inputs to logits can be attacked:
 

@@ -67,7 +67,7 @@ def _are_valid(x, bounds, classes, radii, start, *, num_classes, infinite) -> Ar
     checks += [jnp.all(jnp.isfinite(values)) for values in jax.tree.leaves(radii)]
   if start is not None:
     checks.append(~jnp.any(jnp.isnan(start)))
-  if None not in bounds:
+  if all(bound is not None for bound in bounds):
     low, high = map(jnp.asarray, bounds)
     checks.append(jnp.all(low < high))
     if x is not None:
@@ -98,7 +98,7 @@ def _raise(x, bounds, classes, radii, start, num_classes, infinite) -> None:
                        'examples without one')
   if start is not None and np.isnan(np.asarray(start)).any():
     raise ValueError('start is NaN in places: leave these examples out, or mend them')
-  if None in bounds:
+  if any(bound is None for bound in bounds):
     return
   low, high = (np.asarray(bound, np.float64) for bound in bounds)
   interval = f'{low.min():g}..{high.max():g}'

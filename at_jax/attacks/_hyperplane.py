@@ -1,4 +1,4 @@
-"""The nearest point of a hyperplane within a box: exact, in each norm, without sorting."""
+"""Exact projection onto a hyperplane within a box in L∞, L2 and L1, without sorting."""
 
 from collections.abc import Callable
 
@@ -11,26 +11,23 @@ Array = jax.Array
 def project(
     x: Array, normal: Array, excess: Array, bounds: tuple[Array, Array], *, norm: str
 ) -> Array:
-  """The smallest d with normal · (x + d) = normal · x − excess and x + d within bounds.
+  """The smallest d with normal · (x + d) = normal · x − excess and x + d within the bounds.
 
-  Every entry moves against sign(excess · normal), up to the room r_i that the bounds leave. With
-  w = |normal| the move is min(t, r_i) in L∞ and min(t·w_i, r_i) in L2, t solving Σ w_i·move_i =
-  |excess|. In L1 the entries of largest w_i move all the way, one by one, until that holds; entries
-  of the same w_i move the same share of their way. If the box misses the plane, d goes as far
-  towards it as the box allows. For one example; callers `jax.vmap` it. Not differentiable.
+  Every entry moves against sign(excess · normal), at most by the room r_i that the bounds leave. With
+  w = |normal| the move is min(t, r_i) in L∞ and min(t·w_i, r_i) in L2, where t solves
+  Σ w_i · move_i = |excess|. In L1 the entries of largest w_i move by all of r_i, one after the other, until
+  that holds; entries of equal w_i move by the same fraction. If the box does not meet the plane, d goes
+  as far towards it as the box allows. For one example; callers `jax.vmap` it. Not differentiable.
 
   Args:
     x: f32[...], within the bounds.
-    normal: f32[...], the plane's normal.
-    excess: f32[], normal · x less the value the plane asks for.
-    bounds: the smallest and the largest value of an entry; they may be infinite.
+    normal: f32[...], the normal of the plane.
+    excess: f32[], normal · x minus the value on the plane.
+    bounds: smallest and largest value of an entry; they may be infinite.
     norm: 'linf', 'l2' or 'l1'.
 
   Returns:
-    f32[...], d; zero where the normal is.
-
-  Raises:
-    KeyError: for an unknown norm.
+    f32[...], d; zero if the normal is zero.
 
   Example:
     >>> x, normal = jnp.array([.5, .125]), jnp.array([1., 1.])
@@ -38,7 +35,7 @@ def project(
     [-0.375 -0.125]
 
   Reference: Croce and Hein, Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary
-  Attack, 2020, section 2.2 and appendix A (by sorting); this way of solving: ours.
+  Attack, 2020, section 2.2 and appendix A. The paper sorts; this implementation finds t by a root search.
   """
   x, normal = jnp.asarray(x), jnp.asarray(normal)
   low, high = bounds
@@ -48,7 +45,7 @@ def project(
   towards = -jnp.sign(normal) * jnp.where(jnp.asarray(excess) >= 0, 1, -1)
   weight, needed = jnp.abs(normal) / scale, jnp.abs(excess) / scale
   room = jnp.where(towards < 0, x - low, jnp.where(towards > 0, high - x, 0))
-  # Where there is no bound, twice as far as where the entry arrives alone: ∞ · 0 is no number.
+  # An unbounded entry gets twice the room it would need alone, because ∞ · 0 is NaN.
   enough = jnp.where(weight > 0, 2 * needed / jnp.where(weight > 0, weight, 1), 0)
   room = jnp.where(jnp.isinf(room), enough, room)
   reached = jnp.sum(weight * room) > needed
@@ -74,8 +71,8 @@ def _move_l2(weight: Array, room: Array, needed: Array) -> Array:
 
 
 def _move_l1(weight: Array, room: Array, needed: Array) -> Array:
-  # Weights are not negative, so their bits, read as whole numbers, have their order: bisection over
-  # these finds the weight at which to stop in as many passes as it has bits.
+  # The weights are not negative, so their bits, read as integers, have the same order. Bisection over
+  # the bits finds the weight at which to stop in as many passes as there are bits.
   whole = jnp.dtype(f'int{weight.dtype.itemsize * 8}')
   bits = jax.lax.bitcast_convert_type(weight, whole)
 
@@ -102,27 +99,26 @@ _MOST_STEPS = 100
 
 
 def find_root(f: Callable[[Array], tuple[Array, Array]], low: Array, high: Array) -> Array:
-  """Newton's method, kept within a bracket by bisection: t with f(t) = 0.
+  """The root t of f by Newton's method, kept within a bracket by bisection.
 
-  For one example; callers `jax.vmap` it. Not differentiable (a while loop). It starts at `low`, so
-  that where f is concave no bisection is ever needed.
+  It starts at `low`, so a concave f needs no bisection. For one example; callers `jax.vmap` it. Not
+  differentiable (a while loop).
 
   Args:
-    f: from t f32[] to (f(t), f'(t)), nowhere decreasing and piecewise linear; at a break-point
-      either slope.
-    low: f32[], below the zero (or the zero itself).
-    high: f32[], above it.
+    f: maps t f32[] to (f(t), f'(t)); nondecreasing and piecewise linear, with either slope at a break point.
+    low: f32[], at most the root.
+    high: f32[], at least the root.
 
   Returns:
-    f32[], the zero to the precision of its dtype; the nearer end if there is none in between.
+    f32[], the root to the precision of its dtype; the nearer end of the bracket if it contains no root.
 
   Example:
-    >>> print(root(lambda t: (jnp.minimum(t, 1) + t - 3, jnp.where(t < 1, 2., 1.)),
-    ...            jnp.array(0.), jnp.array(9.)))
+    >>> print(find_root(lambda t: (jnp.minimum(t, 1) + t - 3, jnp.where(t < 1, 2., 1.)),
+    ...                 jnp.array(0.), jnp.array(9.)))
     2.0
 
-  Reference: for the L1 ball it is Michelot, A Finite Algorithm for Finding the Projection of a Point
-  onto the Canonical Simplex of R^n, 1986; the bracket and its use for the other sets are ours.
+  Reference: for the L1 ball, Michelot, A Finite Algorithm for Finding the Projection of a Point onto the
+  Canonical Simplex of R^n, 1986.
   """
   low, high = jnp.asarray(low), jnp.asarray(high)
   resolution = 2 * jnp.finfo(low.dtype).eps
@@ -139,7 +135,7 @@ def find_root(f: Callable[[Array], tuple[Array, Array]], low: Array, high: Array
     flat = slope == 0
     candidate = t - value / jnp.where(flat, 1, slope)
     small = ~flat & (jnp.abs(candidate - t) <= resolution * jnp.abs(candidate))
-    # Strictly inside, or Newton's method goes to and fro between two break-points for ever.
+    # Strictly inside the bracket; otherwise Newton's method could alternate between two break points.
     inside = ~flat & (candidate > low) & (candidate < high)
     middle = low + (high - low) / 2
     closed = (middle <= low) | (middle >= high)

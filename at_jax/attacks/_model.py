@@ -202,31 +202,34 @@ def _inline(closed: core.ClosedJaxpr) -> Callable[..., list[Array]]:
   return run
 
 
-def _rebuild_scan(params, args):
+def _scan(params, args):
   first, last = params['num_consts'], params['num_consts'] + params['num_carry']
+
   def body(carry, xs):
     outputs = _inline(params['jaxpr'])(*args[:first], *carry, *xs)
-    return outputs[:params['num_carry']], outputs[params['num_carry']:]
+    return outputs[:last - first], outputs[last - first:]
+
   carry, ys = jax.lax.scan(body, args[first:last], args[last:], params['length'], params['reverse'],
                            params['unroll'])
   return [*carry, *ys]
 
 
-def _rebuild_while(params, args):
+def _while(params, args):
   first, last = params['cond_nconsts'], params['cond_nconsts'] + params['body_nconsts']
-  return jax.lax.while_loop(lambda carry: _inline(params['cond_jaxpr'])(*args[:first], *carry)[0],
-                            lambda carry: _inline(params['body_jaxpr'])(*args[first:last], *carry), args[last:])
+  condition, body = _inline(params['cond_jaxpr']), _inline(params['body_jaxpr'])
+  return jax.lax.while_loop(lambda carry: condition(*args[:first], *carry)[0],
+                            lambda carry: body(*args[first:last], *carry), args[last:])
 
 
-def _rebuild_remat(params, args):
+def _remat(params, args):
   body = _inline(core.ClosedJaxpr(params['jaxpr'], ()))
   return jax.checkpoint(body, prevent_cse=params['prevent_cse'], policy=params['policy'])(*args)
 
 
 _REBUILD = {
-    'jit': lambda params, args: _inline(params['jaxpr'])(*args), 'scan': _rebuild_scan, 'while': _rebuild_while,
     'cond': lambda params, args: jax.lax.switch(args[0], list(map(_inline, params['branches'])), *args[1:]),
-    'remat2': _rebuild_remat}
+    'jit': lambda params, args: _inline(params['jaxpr'])(*args),
+    'scan': _scan, 'while': _while, 'remat2': _remat}
 
 
 def _open(function: Callable[..., Any]) -> tuple[Any, Callable[..., Any]]:

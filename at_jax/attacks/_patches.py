@@ -1,7 +1,7 @@
-"""The changes that Square proposes in L2 and L1: mass moves from one window to another.
+"""The changes that Square proposes in L2 and L1: they move norm from one window to another.
 
-Everything here is for one example of shape (H, W, C). What is drawn comes in as numbers in [0, 1),
-so that the geometry can be compared with the reference's, draw by draw.
+All functions take one example of shape (H, W, C). The random numbers are arguments in [0, 1), so that the
+geometry can be compared with the released code for the same numbers.
 """
 
 import functools
@@ -14,21 +14,13 @@ Array = jax.Array
 
 
 def first(draw: Array, side: Array, length: int) -> Array:
-  """Where a window of `side` pixels begins in a row of `length`, any place as likely.
+  """i32[] in 0..length − side, the first pixel of a window of `side` pixels, uniform for a uniform draw.
 
-  Args:
-    draw: f32[], in [0, 1).
-    side: i32[], at most `length`.
-    length: of the row.
-
-  Returns:
-    i32[], in 0..length − side.
+  The released code never takes the last position.
 
   Example:
     >>> print(first(jnp.float32(.99), jnp.int32(3), 10))
     7
-
-  Reference: ours; the reference never takes the last place.
   """
   return jnp.floor(draw * (length - side + 1)).astype(jnp.int32)
 
@@ -40,37 +32,21 @@ def span(begin: Array, side: Array, length: int) -> Array:
 
 
 def odd_sides(sides: list[int], shape: tuple[int, ...]) -> list[int]:
-  """The windows' sides in L2 and L1: odd and at least 3, but never longer than the image.
-
-  Args:
-    sides: those of L∞.
-    shape: (H, W, ...).
-
-  Returns:
-    As many numbers.
+  """Window sides in L2 and L1, as in the released code: odd, at least 3, at most the image's sides.
 
   Example:
     >>> odd_sides([29, 14, 10, 3, 1], (28, 28))
     [28, 15, 11, 3, 3]
-
-  Reference: the code of AutoAttack's authors.
   """
   return [min(max(side, 3) // 2 * 2 + 1, *shape[:2]) for side in sides]
 
 
-# How fast a hill falls off with the distance from its centre: 1 / (distance + 1) to this power.
+# A peak decreases with the distance from its centre as 1 / (distance + 1) to this power.
 _FALLS = {'l2': 2, 'l1': 4}
 
 
 def patch(side: int, norm: str = 'l2') -> np.ndarray:
-  """η of Square: a hill over a valley, each falling off from its centre, of norm 1.
-
-  Args:
-    side: in pixels.
-    norm: 'l2' or 'l1', where hills are steeper.
-
-  Returns:
-    f64[side, side].
+  """f64[side, side], η of Square: a positive peak above a negative one, of norm 1; steeper in L1 than in L2.
 
   Example:
     >>> print(patch(2).round(2))
@@ -78,7 +54,7 @@ def patch(side: int, norm: str = 'l2') -> np.ndarray:
      [-0.14 -0.69]]
 
   Reference: Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
-  random search, 2020, section 3.4, as in the code of AutoAttack's authors; L1: that code.
+  random search, 2020, section 3.4, as in the released code of AutoAttack. L1: that code.
   """
   delta = np.zeros((side, side))
   delta[:side // 2] = _hill(side // 2, side, norm)
@@ -102,22 +78,16 @@ def _size(delta: np.ndarray, norm: str) -> float:
 
 @functools.cache
 def patches(sides: tuple[int, ...], norm: str = 'l2') -> np.ndarray:
-  """Patches of several sides, filled up with zeros to the largest: f64[K, S, S]."""
+  """f64[K, S, S], patches of several sides, padded with zeros to the largest."""
   largest = max(sides)
   return np.stack([np.pad(patch(side, norm), (0, largest - side)) for side in sides])
 
 
 def tiling(shape: tuple[int, int, int], draws: Array, norm: str = 'l2') -> Array:
-  """The start: patches of a fifth of the image side by side, each channel of each with its sign.
+  """f32[H, W, C], the start: a tiling of patches of a fifth of the image, each channel with a random sign.
 
-  Args:
-    shape: (H, W, C).
-    draws: f32[H, W, C + 1] in [0, 1); the first rows and columns are read, one of each a tile: the
-      channels' signs, and whether it lies on its side.
-    norm: 'l2' or 'l1'.
-
-  Returns:
-    f32[H, W, C], of any size.
+  `draws` is f32[H, W, C + 1] in [0, 1). Its first rows and columns are used, one of each per tile: for the
+  channels' signs, and for whether the tile is transposed.
 
   Example:
     >>> tiling((10, 10, 1), jnp.zeros((10, 10, 2))).shape
@@ -142,22 +112,22 @@ def move(
     delta: Array, side: Array, eta: Array, epsilon: Array, places: Array, draws: Array,
     norm: str = 'l2',
 ) -> Array:
-  """Empties one window, and in another adds η to what is there, with the norm that has come free.
+  """Clears one window, and fills another with η plus its old content, scaled to the norm that is free.
 
-  In each channel the new window points along η + δ/‖δ‖ (δ of that window), and has the norm of both
-  windows together and the channel's share of what the image lacks to ε.
+  In each channel the new window has the direction of η + δ/‖δ‖, where δ is its old content. Its norm is
+  that of both windows together plus the channel's share of the image's unused radius.
 
   Args:
     delta: f32[H, W, C], the change so far.
-    side: i32[], of both windows.
-    eta: f32[S, S], a patch of this side, filled up with zeros.
+    side: i32[], the side of both windows.
+    eta: f32[S, S], a patch of this side, padded with zeros.
     epsilon: f32[], the radius.
-    places: i32[4], first row and column of the window that is filled, then of the one emptied.
-    draws: f32[C + 1] in [0, 1): the channels' signs, and whether η lies on its side.
+    places: i32[4], first row and column of the filled window, then of the cleared one.
+    draws: f32[C + 1] in [0, 1): the channels' signs, and whether η is transposed.
     norm: 'l2' or 'l1'.
 
   Returns:
-    f32[H, W, C]; in L2 of norm ε, in L1 of any, for the caller to project.
+    f32[H, W, C]; in L2 of norm ε, in L1 of any norm, for the caller to project.
   """
   height, width, channels = delta.shape
   rows, columns = jnp.arange(height), jnp.arange(width)
@@ -171,8 +141,8 @@ def move(
   here, both = jnp.where(filled, delta, 0), jnp.where(filled | emptied, delta, 0)
   if norm == 'l1':
     length = lambda part: jnp.sum(jnp.abs(part), axis=(0, 1), keepdims=True)
-    # The channels' share times their number: so the reference has it, and the projection takes off
-    # what is too much.
+    # The channel's share times the number of channels, as in the released code; the projection removes
+    # the excess.
     free = jnp.maximum(epsilon - jnp.sum(jnp.abs(delta)), 0) + channels * length(both)
   else:
     length = lambda part: jnp.sqrt(jnp.sum(part ** 2, axis=(0, 1), keepdims=True))
@@ -185,5 +155,5 @@ def move(
 
 
 def spread(delta: Array, epsilon: Array) -> Array:
-  """The same direction with norm ε; zero stays zero."""
+  """delta scaled to L2 norm ε; zero stays zero."""
   return delta / (jnp.sqrt(jnp.sum(delta ** 2)) + 1e-12) * epsilon

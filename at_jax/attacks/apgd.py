@@ -1,4 +1,4 @@
-"""When APGD checks its step size, and in L1 how its radius shrinks: a table with a row a gradient."""
+"""Auto-PGD: projected gradient descent whose step size adapts to the progress of the loss."""
 
 from collections.abc import Callable
 import functools
@@ -16,14 +16,14 @@ Array = jax.Array
 
 
 class Stage(NamedTuple):
-  """What happens at each count. As a table, columns of L rows; an example looks up its own row.
+  """What happens at each count of gradients; a table of columns with a row per count.
 
   Attributes:
     first: bool, a run begins.
-    last: bool, it ends.
-    window: gradients since the last check if this is one, else 0.
-    radius: of the ball, in ε.
-    next_radius: of the run after this one.
+    last: bool, a run ends.
+    window: number of gradients since the last check if there is a check now, else 0.
+    radius: radius of the ball, in ε.
+    next_radius: radius of the next run, in ε.
   """
   first: np.ndarray
   last: np.ndarray
@@ -33,22 +33,16 @@ class Stage(NamedTuple):
 
 
 def schedule(num_steps: int, norm: str, large_start: bool = False) -> Stage:
-  """The stages of a whole attack; a run of n steps takes n + 1 gradients.
+  """The table of `Stage` columns for an attack; a run of n steps takes n + 1 gradients.
 
-  Args:
-    num_steps: steps of all runs together.
-    norm: 'linf', 'l2' or 'l1'.
-    large_start: three runs of 30, 30 and 40 % of the steps, in the balls of 3ε, 2ε and ε.
-
-  Returns:
-    A `Stage` of arrays [L].
+  With `large_start` there are three runs of 30, 30 and 40 % of the steps, in the balls of 3ε, 2ε and ε.
 
   Example:
     >>> print(np.flatnonzero(schedule(100, 'linf').window))
     [22 41 57 70 80 87 93 99]
 
   Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
-  Parameter-free Attacks, 2020, section 3.1; L1: Croce and Hein, Mind the Box, 2021, section 3.
+  Parameter-free Attacks, 2020, section 3.1. L1: Croce and Hein, Mind the Box, 2021, section 3.
   """
   radii = (3., 2., 1.) if large_start else (1.,)
   early = math.ceil(.3 * num_steps)
@@ -60,16 +54,7 @@ def schedule(num_steps: int, norm: str, large_start: bool = False) -> Stage:
 
 
 def stage_at(table: Stage, count: Array, dtype: Any) -> Stage:
-  """The stage of one example.
-
-  Args:
-    table: what `table` gave.
-    count: i32[], gradients taken.
-    dtype: of the inputs: radii are rounded to it, or float64 ones would raise what they multiply
-      where float64 is enabled.
-
-  Returns:
-    A `Stage` of scalars.
+  """The table's row for one example; radii are in `dtype`, so that float64 does not spread.
 
   Example:
     >>> print(stage_at(schedule(100, 'linf'), 22, np.float32).window)
@@ -80,7 +65,7 @@ def stage_at(table: Stage, count: Array, dtype: Any) -> Stage:
 
 
 def _windows(num_steps: int, norm: str) -> list[int]:
-  """After each gradient, how many there were since the last check if it is time for one, else 0."""
+  """For each gradient the number of gradients since the last check if there is a check, else 0."""
   at, windows = 0, [0] * (num_steps + 1)
   window = max(int((.04 if norm == 'l1' else .22) * num_steps), 1)
   while at + window <= num_steps:
@@ -91,33 +76,33 @@ def _windows(num_steps: int, norm: str) -> list[int]:
   return windows
 
 
-_RISES = .75        # halve when the loss rose in at most this share of a window
+_RISES = .75        # the step size is halved if the loss rose in at most this fraction of a window
 _MOMENTUM = .25
-_SPARSITY = .2      # L1: share of entries the first step moves
-_LEAST_STEP = 10.   # L1: the step size stays above ε over this
-_SHRINK = 1.5       # L1: by what the step size and the sparsity shrink
+_SPARSITY = .2      # L1: fraction of the entries that the first step changes
+_LEAST_STEP = 10.   # L1: the step size is at least ε divided by this
+_SHRINK = 1.5       # L1: divisor of the step size and of the sparsity
 
 
 class State(NamedTuple):
-  """Where each example stands. Images are f32[B, ...], the rest [B]."""
+  """State of each example. Images are f32[B, ...], all others [B]."""
   count: Array          # gradients taken
   found: Array
   x_adv: Array          # the latest misclassified iterate
   loss_adv: Array
   x: Array              # where the next gradient is taken
-  x_old: Array          # where the last move began
-  x_best: Array         # the iterate of highest loss, its gradient and its loss
+  x_old: Array          # where the last step began
+  x_best: Array         # iterate of highest loss, with its gradient and loss
   gradient_best: Array
   loss_best: Array
   loss_last: Array
-  loss_checked: Array   # the highest loss at the last check
-  rises: Array          # how often the loss rose since
+  loss_checked: Array   # highest loss at the last check
+  rises: Array          # number of rises of the loss since then
   halved: Array         # whether that check halved the step
   step_size: Array
-  sparsity: Array       # L1: the share of entries to move, and
-  moved: Array          # how many entries differed from x at the last check
+  sparsity: Array       # L1: fraction of the entries to change
+  moved: Array          # number of entries that differed from x at the last check
   kappa: Array
-  zero_gradient: Array          # gradients that were zero in every entry, or not finite in some
+  zero_gradient: Array  # number of gradients that were zero in every entry or not finite in some
   rose: Array           # whether the loss ever rose above that of the run's start
 
 
@@ -140,42 +125,40 @@ def apgd(
 ) -> AttackResult:
   """Auto-PGD: x ← P(x + ¾(z − x) + ¼(x − x_old)), z = P(x + α · direction of ∇ loss(f(x), y)).
 
-  α begins at 2ε and is halved, at checks that come ever more often, when the loss rose in too few
-  steps or its best value stood still; the search then goes on from the best point. In L1 there is no
-  momentum, α begins at ε, and a step moves only the entries of largest gradient, as many as the best
-  point's sparsity suggests. Composes inside the caller's jit, vmap and pmap. On the CPU, where steps are
-  written out, the caller's jit makes one program of all of them, which compiles in the square of their
-  number: 100 take minutes. Without a jit around it, also under `jax.vmap`, each step is a program.
+  The step size α starts at 2ε. It is halved at checks, which become more frequent, if the loss rose in too
+  few steps or its best value did not improve; the search then continues from the best point. In L1 there
+  is no momentum, α starts at ε, and a step changes only the entries of largest gradient; their number
+  follows from the sparsity of the best point. Composes inside the caller's jit, vmap and pmap.
+
+  On the CPU the steps are unrolled, so inside the caller's jit they form one program, whose compile time
+  is quadratic in the number of steps: 100 steps take minutes. Without an outer jit, also under `jax.vmap`,
+  each step is a program of its own.
 
   Args:
-    logits_fn: from f32[B, ...] to logits f32[B, C]; with `eot`, see there.
+    logits_fn: from f32[B, ...] to logits f32[B, C]; with `eot` > 0, `(x f32[1, ...], key) -> f32[1, C]`.
     x: f32[B, ...], inputs within `bounds`.
     y: i32[B], true classes.
-    key: a PRNG key, for the start.
-    epsilon: radius, a number or f32[B]. Traced.
+    key: PRNG key for the start.
+    epsilon: radius, a number or f32[B], in units of x. Traced.
     norm: 'linf', 'l2' or 'l1'. Static.
-    num_steps: at least 1; one gradient more is taken. Static.
+    num_steps: at least 1; one more gradient is taken. Static.
     loss: `(logits, y) -> f32[B]`, maximised; with `target`, `(logits, y, target) -> f32[B]`. Static.
-    target: i32[B], for targeted losses. Success is any misclassification all the same.
-    bounds: the smallest and the largest value an input may take.
-    start: f32[B, ...], begin there instead of at a random point; projected into the ball first. In L1
-      the first step moves as many entries as from a random point, where the released code counts
-      those in which the start differs.
-    large_start: L1 only, for 2 steps or more: 30 % of them in the ball of 3ε, 30 % in 2ε, the rest
-      in ε.
-    eot: if above 0, the model is random: `logits_fn(x, key)` is called for every example by itself,
-      and gradients are averages over this many calls.
-    index: i32[B], what each example folds into `key`; by default its place in the batch.
+    target: i32[B], for targeted losses. Any misclassification is a success.
+    bounds: smallest and largest value of an input.
+    start: f32[B, ...], the starting point instead of a random one, projected onto the ball. In L1 the first
+      step changes as many entries as from a random point; the released code counts the entries in which the
+      start differs from x.
+    large_start: L1 only, for at least 2 steps: 30 % of them in the ball of 3ε, 30 % in 2ε, the rest in ε.
+    eot: number of passes to average a gradient over, for a random model; 0 for a deterministic one.
+    index: i32[B], the number each example folds into `key`; by default its place in the batch.
 
   Returns:
-    An `AttackResult`: where it succeeded the latest misclassified iterate, else the iterate of
-    highest loss; `kappa` in 0..num_steps + 1, with `large_start` 0..num_steps + 3, as each of its
-    three runs takes a gradient more than it has steps.
+    An `AttackResult`. `x` is the latest misclassified iterate, or the iterate of highest loss if there is
+    none. `kappa` is in 0..num_steps + 1, with `large_start` in 0..num_steps + 3, because each of its three
+    runs takes one gradient more than it has steps.
 
   Raises:
-    ValueError: for an unknown norm, fewer than one step, `large_start` in another norm or with one
-      step, `eot` below 0 or with a model that takes no key, targets that are not one an example, and
-      as `pgd` for a loss, inputs, bounds, a start, classes, a key, radii and logits.
+    ValueError: if an argument has an invalid shape, dtype or value.
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -185,7 +168,7 @@ def apgd(
     [ True False] [0.375 0.75 ]
 
   Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
-  Parameter-free Attacks, 2020, section 3; L1: Croce and Hein, Mind the Box, 2021, section 3.
+  Parameter-free Attacks, 2020, section 3. L1: Croce and Hein, Mind the Box, 2021, section 3.
   """
   _model.check_function('loss', loss, 'logits', 'y', *([] if target is None else ['target']),
                        like='losses.dlr')
@@ -213,21 +196,7 @@ def stepper(
     *, norm: str, num_steps: int = 100, loss: Callable[..., Array] = losses.cross_entropy,
     targeted: bool = False, large_start: bool = False, eot: int = 0,
 ) -> _stepper.Stepper:
-  """APGD as a stepper; the options are those of `apgd`, `targeted` says that the loss takes targets.
-
-  Args:
-    norm: 'linf', 'l2' or 'l1'.
-    num_steps: at least 1.
-    loss: what is maximised.
-    targeted: whether it is called with the problem's targets.
-    large_start: L1 only.
-    eot: passes a gradient is averaged over, 0 for a model that is not random.
-
-  Returns:
-    A `Stepper` of one step a gradient; the same object for the same options.
-
-  Raises:
-    ValueError: for an unknown norm, fewer than one step, `eot` below 0, or `large_start` as in `apgd`.
+  """APGD as a `Stepper`, one step per gradient; the same object for the same options of `apgd`.
 
   Example:
     >>> stepper(norm='linf', num_steps=100).length
@@ -240,8 +209,8 @@ def stepper(
   if large_start and norm != 'l1':
     raise ValueError(f"large_start needs norm='l1': norm = {norm!r}")
   if large_start and num_steps < 2:
-    raise ValueError(f'num_steps = {num_steps}: use at least 2 with large_start, which AutoAttack has '
-                     'in L1')
+    raise ValueError(f'num_steps = {num_steps}: use at least 2 with large_start, as in '
+                     "AutoAttack's L1 version")
   table = schedule(num_steps, norm, large_start)
   check, move = (_check_l1, _move_l1) if norm == 'l1' else (_check, _move)
 
@@ -284,7 +253,7 @@ def _init(x, key, epsilon, bounds, norm) -> State:
 
 def _draw(x, key, epsilon, bounds, norm) -> Array:
   if norm == 'linf':
-    # Stretched until one entry lies on the boundary of the ball.
+    # Scaled so that one entry lies on the boundary of the ball.
     draw = jax.random.uniform(key, x.shape, x.dtype, -1, 1)
     delta = epsilon * draw / (jnp.max(jnp.abs(draw)) + 1e-12)
   else:
@@ -298,7 +267,7 @@ def _project(point, x, epsilon, bounds, norm) -> Array:
 
 
 def _record(state, stage, gradient, zero_gradient, value, wrong) -> State:
-  """Keeps what this gradient's point is worth: one example."""
+  """Updates the records of one example with the loss and gradient at its iterate."""
   better = stage.first | (value > state.loss_best)
   hit = wrong & (stage.radius == 1)
   return state._replace(
@@ -316,12 +285,12 @@ def _record(state, stage, gradient, zero_gradient, value, wrong) -> State:
 
 
 def _open(state, stage, x, radius, value, norm, large_start) -> State:
-  """At the first gradient of a run, sets what its checks look at."""
+  """Resets, at the first gradient of a run, the values that its checks compare."""
   fresh = functools.partial(jnp.where, stage.first)
   moved = jnp.sum(state.x != x).astype(x.dtype) if large_start else jnp.array(x.size, x.dtype)
   return state._replace(
-      # A run's first comparison is with 0, not with the loss at the start: the reference compares
-      # with the last entry of a record that is still empty. Cross-entropy thus always rises once.
+      # A run's first comparison is with 0, not with the loss at the start, because the released code
+      # compares with the last entry of an empty record. So cross-entropy always rises once.
       rises=fresh(0, state.rises),
       loss_last=fresh(0, state.loss_last),
       loss_checked=fresh(value, state.loss_checked),

@@ -1,4 +1,4 @@
-"""FAB: walks to the nearest point of the decision boundary, plane by plane."""
+"""FAB: moves to the nearest point of the decision boundary by linearising the model."""
 
 import functools
 from typing import NamedTuple
@@ -10,22 +10,22 @@ from at_jax.attacks import _arguments, _gradients, _hyperplane, _loops, _stepper
 from at_jax.attacks.pgd import AttackResult
 
 Array = jax.Array
-_ALPHA_MAX = .1    # how far a step may lean towards the projection of the clean input
+_ALPHA_MAX = .1    # largest weight of the projection of the clean input
 _ETA = 1.05        # overshoot
-_BETA = .9         # after a success, go on from this share of the way to it
-# Classes whose gradients are taken at a time where loops are loops: of all, memory could run out. Where
-# they are written out XLA holds all at once whatever it is told, and compiles each.
+_BETA = .9         # after a success, continue from this fraction of the way to it
+# Number of classes whose gradients are computed together where loops are loops; all classes could exceed
+# the memory. Where steps are unrolled, XLA holds all of them at once anyway.
 _SIDE_BY_SIDE = 10
 
 
 class State(NamedTuple):
-  """Where each example stands. Images are f32[B, ...], the rest [B]."""
+  """State of each example. Images are f32[B, ...], all others [B]."""
   count: Array
-  found: Array       # the nearest one lies within ε
-  x_adv: Array       # the nearest misclassified point so far
-  distance: Array    # how far it is, +inf before there is one
+  found: Array       # whether the nearest misclassified point lies within ε
+  x_adv: Array       # nearest misclassified point so far
+  distance: Array    # its distance; +inf if there is none
   x: Array
-  zero_gradient: Array       # gradients that were zero in every entry, or not finite in some
+  zero_gradient: Array  # number of gradients that were zero in every entry or not finite in some
 
 
 def fab(
@@ -42,36 +42,35 @@ def fab(
     bounds: tuple[float, float] = (0., 1.),
     index: Array | None = None,
 ) -> AttackResult:
-  """Fast adaptive boundary attack: looks for the nearest misclassified point.
+  """Fast adaptive boundary attack: finds the nearest misclassified point.
 
-  With d₁ and d₂ the exact projections of the iterate and of the clean input onto the linearised
-  boundary within the bounds, x ← clip((x + ηd₁)(1 − α) + (x₀ + ηd₂)α), α = min(‖d₁‖/(‖d₁‖ + ‖d₂‖),
-  0.1). After a success it goes on from x₀ + 0.9(x − x₀). Composes inside the caller's jit and vmap.
+  Each step linearises the decision boundary at the iterate. d₁ and d₂ are the exact projections of the
+  iterate and of the clean input onto it within the bounds:
+  x ← clip((x + ηd₁)(1 − α) + (x₀ + ηd₂)α), α = min(‖d₁‖/(‖d₁‖ + ‖d₂‖), 0.1).
+  After a success the attack continues from x₀ + 0.9(x − x₀). Composes inside the caller's jit and vmap.
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C].
     x: f32[B, ...], inputs within `bounds`.
     y: i32[B], true classes.
-    key: a PRNG key, needed for a random start only.
-    epsilon: a number or f32[B]: the radius within which a point counts as a success, and twice the
-      distance of a random start. Infinite to ask for the nearest point however far; such a start is ½
-      away.
-    norm: 'linf', 'l2' or 'l1', what nearest means. Static.
+    key: PRNG key, needed only for a random start.
+    epsilon: a number or f32[B]: the largest distance of a success, and twice the distance of a random
+      start. Infinite to find the nearest point at any distance; a random start is then ½ away.
+    norm: 'linf', 'l2' or 'l1', the norm of the distance. Static.
     num_steps: at least 1. Static.
-    target: i32[B], look at the boundary with this class only (FAB-T); else at the nearest of all, for
-      C gradients a step, on accelerators ten side by side.
-    random_start: begin at distance ε/2 instead of at x.
-    bounds: the smallest and the largest value an input may take.
-    index: i32[B], what each example folds into `key`; by default its place in the batch.
+    target: i32[B], use only the boundary with this class (FAB-T); otherwise the nearest of all, which
+      takes C gradients per step.
+    random_start: start at distance ε/2 instead of at x.
+    bounds: smallest and largest value of an input.
+    index: i32[B], the number each example folds into `key`; by default its place in the batch.
 
   Returns:
-    An `AttackResult`: where it succeeded the nearest misclassified point, else the input; `loss` is
-    the negated distance of the nearest one however far, −inf if there was none; `kappa` is 0. Of an
-    input that is misclassified already the nearest is itself, at 0.
+    An `AttackResult`. `x` is the nearest misclassified point within ε, or the input if there is none.
+    `loss` is the negated distance of the nearest misclassified point at any distance, −inf if there is
+    none. `kappa` is 0. An input that is misclassified already is its own nearest point, at distance 0.
 
   Raises:
-    ValueError: for an unknown norm, fewer than one step, a random start without a key, targets that
-      are not one an example; and as `pgd` for inputs, bounds, classes, a key, radii and logits.
+    ValueError: if an argument has an invalid shape, dtype or value.
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -81,7 +80,7 @@ def fab(
     [ True False] [0.05 0.35]
 
   Reference: Croce and Hein, Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary
-  Attack, 2020, section 2; FAB-T: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an
+  Attack, 2020, section 2. FAB-T: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an
   Ensemble of Diverse Parameter-free Attacks, 2020, section 5.
   """
   if random_start and key is None:
@@ -93,7 +92,7 @@ def fab(
   state = _stepper.begin(problem, stepper=attack)
   model = _stepper.prepare(logits_fn, problem)
   state = _stepper.resume(model, problem, state, stepper=attack)
-  # The steps never ask about the input itself: AutoAttack gives them none that is misclassified.
+  # The steps do not evaluate the input itself, because AutoAttack attacks only correct ones.
   already = _is_wrong(model, problem.x, problem.y)
   point = _stepper.where(state.found & ~already, state.x_adv, problem.x)
   distance = jnp.where(already, 0, state.distance)
@@ -104,19 +103,7 @@ def fab(
 def stepper(
     *, norm: str, num_steps: int = 100, targeted: bool = True, random_start: bool = False
 ) -> _stepper.Stepper:
-  """FAB as a stepper; the options are those of `fab`.
-
-  Args:
-    norm: 'linf', 'l2' or 'l1'.
-    num_steps: at least 1.
-    targeted: whether to go to the problem's targets only.
-    random_start: whether to begin away from the input.
-
-  Returns:
-    A `Stepper`; the same object for the same options.
-
-  Raises:
-    ValueError: for an unknown norm or fewer than one step.
+  """FAB as a `Stepper`; the same object for the same options of `fab`.
 
   Example:
     >>> stepper(norm='l2').length
@@ -160,7 +147,7 @@ def _is_wrong(logits_fn, x: Array, y: Array) -> Array:
 
 
 def _draw(x: Array, key: Array, epsilon: Array, *, bounds, norm: str) -> Array:
-  # A radius may be infinite, to say that any distance counts; there is no going half as far.
+  # An infinite radius means any distance; half of it is no distance.
   epsilon = jnp.where(jnp.isfinite(epsilon), epsilon, 1)
   draw = (jax.random.uniform(key, x.shape, x.dtype, -1, 1) if norm == 'linf'
           else jax.random.normal(key, x.shape, x.dtype))
@@ -179,7 +166,7 @@ def _towards_target(logits_fn, problem: _stepper.Problem, x: Array) -> tuple[Arr
 
 
 def _towards_nearest(logits_fn, problem: _stepper.Problem, x: Array, *, norm: str):
-  """The same for the class whose boundary is nearest by its linearisation."""
+  """z_j − z_y and its gradient for the class j whose linearised boundary is nearest."""
   logits, pull = jax.vjp(functools.partial(_stepper.ask, logits_fn), x)
   b, num_classes = logits.shape
   one_hot = functools.partial(jax.nn.one_hot, num_classes=num_classes, dtype=logits.dtype)
@@ -209,7 +196,7 @@ def _towards_nearest(logits_fn, problem: _stepper.Problem, x: Array, *, norm: st
 
 
 def _move(x: Array, clean: Array, normal: Array, gap: Array, *, bounds, norm: str) -> Array:
-  """One step of one example: the plane is gap + normal · (x' − x) = 0."""
+  """One step of one example; the hyperplane is gap + normal · (x' − x) = 0."""
   excess = jnp.stack([gap, gap + jnp.sum(normal * (clean - x))])
   project = jax.vmap(lambda point, e: _hyperplane.project(point, normal, e, bounds, norm=norm))
   d_x, d_clean = project(jnp.stack([x, clean]), excess)

@@ -1,9 +1,9 @@
-"""What an attack maximises: functions `(logits f32[B, C], y i32[B]) -> f32[B]`.
+"""Attack losses: functions `(logits f32[B, C], y i32[B]) -> f32[B]` that an attack maximises.
 
-An attack takes any such function. None of them averages over the batch: every example is attacked on
-its own, and a mean would scale its gradient by the number of its neighbours. Losses with a parameter
-are made by functions that return the same object for the same number, so that jit, which compares
-losses by identity, compiles an attack once.
+An attack takes any such function. No loss averages over the batch, because every example is attacked on
+its own, and a mean would scale its gradient by the batch size. Losses with a parameter come from functions
+that return the same object for the same number: jit compares losses by identity, so an attack is compiled
+once.
 """
 
 from collections.abc import Callable
@@ -48,8 +48,8 @@ def cross_entropy(logits: Array, y: Array) -> Array:
 def margin(logits: Array, y: Array) -> Array:
   """The margin by which the example is misclassified, max_{j≠y} z_j − z_y.
 
-  Positive exactly where the prediction is wrong. Its gradient does not vanish on confident examples,
-  as that of cross-entropy does.
+  Positive exactly if the prediction is wrong. Unlike that of cross-entropy, its gradient does not vanish on
+  confident examples.
 
   Args:
     logits: f32[B, C], C ≥ 2.
@@ -63,31 +63,30 @@ def margin(logits: Array, y: Array) -> Array:
     [-1.]
 
   Reference: Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks, 2017, section V
-  (f_6, without its clipping).
+  (f₆ without clipping).
   """
   return jnp.max(_without(logits, y), axis=-1) - _at(logits, y)
 
 
 def dlr(logits: Array, y: Array) -> Array:
-  """Difference of logits ratio, −(z_y − max_{j≠y} z_j) / (z_π1 − z_π3), π sorting z downwards.
+  """Difference of logits ratio, −(z_y − max_{j≠y} z_j) / (z_π1 − z_π3), where π sorts z in decreasing order.
 
-  Neither a shift nor a positive scale of the logits changes it, so it does not vanish where a model
-  is made to be over-confident. With fewer than three classes, those at −∞ being none, there is no
-  z_π3: it is then `margin`.
+  It is invariant to a shift and a positive scale of the logits, so its gradient does not vanish if the
+  model is made over-confident. With fewer than three finite logits there is no z_π3, and it is `margin`.
 
   Args:
     logits: f32[B, C], C ≥ 2.
     y: i32[B], the true classes.
 
   Returns:
-    f32[B], at least −1 for C ≥ 3; positive where the prediction is wrong, and then without bound.
+    f32[B], at least −1 for C ≥ 3; positive and unbounded if the prediction is wrong.
 
   Example:
     >>> print(dlr(jnp.array([[3., 1., 2., 0.]]), jnp.array([0])))
     [-0.5]
 
   Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
-  Parameter-free Attacks, 2020, section 4.2; the case of two classes: ours.
+  Parameter-free Attacks, 2020, section 4.2.
   """
   if logits.shape[-1] < 3:
     return margin(logits, y)
@@ -97,14 +96,14 @@ def dlr(logits: Array, y: Array) -> Array:
 
 
 def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
-  """DLR towards one class, −(z_y − z_t) / (z_π1 − (z_π3 + z_π4) / 2), π sorting z downwards.
+  """Targeted DLR, −(z_y − z_t) / (z_π1 − (z_π3 + z_π4) / 2), where π sorts z in decreasing order.
 
-  With fewer than four classes, those at −∞ being none, there is no z_π4: it is then z_t − z_y.
+  With fewer than four finite logits there is no z_π4, and it is z_t − z_y.
 
   Args:
     logits: f32[B, C], C ≥ 2.
     y: i32[B], the true classes.
-    target: i32[B], the classes t to reach.
+    target: i32[B], the target classes t.
 
   Returns:
     f32[B].
@@ -114,7 +113,7 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
     [-0.4]
 
   Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
-  Parameter-free Attacks, 2020, section 4.3; the case of two or three classes: ours.
+  Parameter-free Attacks, 2020, section 4.3.
   """
   gap = _at(logits, y) - _at(logits, target)
   if logits.shape[-1] < 4:
@@ -124,23 +123,23 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
 
 
 def _lead(first: Array, other: Array) -> Array:
-  """The difference, 1 where the other is −∞: the ratio is then what is above the line."""
+  """first − other, or 1 if other is −∞, so that the ratio is its numerator."""
   there = jnp.isfinite(other)
-  # Twice `where`, or the gradient of what is not taken would make a NaN of the one that is.
+  # `where` twice, because the gradient of the discarded branch would be NaN.
   return jnp.where(there, first - jnp.where(there, other, 0) + 1e-12, 1)
 
 
 def soft_margin(logits: Array, y: Array, scale: float | Array) -> Array:
-  """Cross-entropy at temperature T = 1/scale, as its bracket: T · logsumexp_{j≠y}(z_j/T) − z_y.
+  """Soft margin, T · logsumexp_{j≠y}(z_j / T) − z_y, with temperature T = 1/scale.
 
-  The gradient of −log softmax(z/T)_y is a positive number times the gradient of this, so both rise
-  along the same directions; but that number, (1 − p_y)/T, underflows to zero on confident examples,
-  which looks like robustness and is not. The bracket's does not. As scale → ∞ it becomes `margin`.
+  Its gradient is that of cross-entropy at temperature T, −log softmax(z/T)_y, divided by the positive number
+  (1 − p_y)/T. That number underflows to zero on confident examples, which looks like robustness; the
+  gradient of the soft margin does not vanish. As scale → ∞ it becomes `margin`.
 
   Args:
     logits: f32[B, C].
     y: i32[B], the true classes.
-    scale: 1/T > 0, a number or f32[B]; 1 is cross-entropy's direction. Traced.
+    scale: 1/T > 0, a number or f32[B]; at 1 the gradient has the direction of cross-entropy's. Traced.
 
   Returns:
     f32[B], in logits.
@@ -149,9 +148,9 @@ def soft_margin(logits: Array, y: Array, scale: float | Array) -> Array:
     >>> print(soft_margin(jnp.array([[3., 1., 2.]]), jnp.array([0]), 50.))
     [-1.]
 
-  Reference: after Tian et al., Analysis and Applications of Class-wise Robustness in Adversarial
+  Reference: Tian et al., Analysis and Applications of Class-wise Robustness in Adversarial
   Training, 2021 (Temperature-PGD), and Hitaj et al., Evaluating the Robustness of Geometry-Aware
-  Instance-Reweighted Adversarial Training, 2021 (logit scaling); the bracket: ours.
+  Instance-Reweighted Adversarial Training, 2021 (logit scaling).
   """
   scale = jnp.asarray(scale)
   others = jax.nn.logsumexp(scale[..., None] * _without(logits, y), axis=-1)
@@ -160,7 +159,7 @@ def soft_margin(logits: Array, y: Array, scale: float | Array) -> Array:
 
 @functools.cache
 def scaled(scale: float) -> LossFn:
-  """`soft_margin` at one scale, as a loss of logits and classes alone.
+  """`soft_margin` at one scale, as a loss of logits and classes.
 
   Args:
     scale: 1/T > 0.
@@ -181,9 +180,9 @@ def scaled(scale: float) -> LossFn:
 
 @functools.cache
 def masking_scaled(scale: float) -> LossFn:
-  """−log softmax(scale · z)_y as it is usually written: a diagnostic of masked gradients, no attack.
+  """−log softmax(scale · z)_y, a diagnostic of masked gradients.
 
-  Where `scaled(scale)` finds adversarial examples and this does not, the gradient has underflowed.
+  If `scaled(scale)` finds adversarial examples and this loss does not, its gradient has underflowed.
 
   Args:
     scale: 1/T > 0.
@@ -213,14 +212,13 @@ def masking_scaled(scale: float) -> LossFn:
 def weighted_dummy_margin(logits: Array, y: Array, weight: float | Array) -> Array:
   """Weighted margin over real and dummy classes, max_{j∉{y,y+C}} z_j − λ z_y − (1−λ) z_{y+C}.
 
-  For models with 2C logits where class c + C is the dummy of c and either counts as c: an attack that
-  only leaves y may end in y + C, which is still the right answer. This one leaves both.
+  For models with 2C logits, in which class c + C is the dummy of class c and both mean c. An attack that
+  only leaves y may end in y + C, which is still correct; this loss leaves both.
 
   Args:
     logits: f32[B, 2C], C ≥ 2.
     y: i32[B] in 0..C−1.
-    weight: λ in 0..1, a number or f32[B], how much of the push is against the true class, the rest
-      against its dummy. Traced.
+    weight: λ in 0..1, a number or f32[B], the weight of the true class; its dummy has 1 − λ. Traced.
 
   Returns:
     f32[B], in logits.
@@ -229,7 +227,7 @@ def weighted_dummy_margin(logits: Array, y: Array, weight: float | Array) -> Arr
     >>> print(weighted_dummy_margin(jnp.array([[3., 1., 2., 0.]]), jnp.array([0]), .5))
     [-1.5]
 
-  Reference: ours, after the dummy classes of Wang et al., New Paradigm of Adversarial Training: Breaking
+  Reference: this loss is ours. Dummy classes: Wang et al., New Paradigm of Adversarial Training: Breaking
   Inherent Trade-Off between Accuracy and Robustness via Dummy Classes, 2024.
   """
   dummy = y + logits.shape[-1] // 2
@@ -239,7 +237,7 @@ def weighted_dummy_margin(logits: Array, y: Array, weight: float | Array) -> Arr
 
 @functools.cache
 def dummy_margin(weight: float) -> LossFn:
-  """`weighted_dummy_margin` at one weight, as a loss of logits and classes alone.
+  """`weighted_dummy_margin` at one weight, as a loss of logits and classes.
 
   Args:
     weight: λ in 0..1.
@@ -260,10 +258,10 @@ def dummy_margin(weight: float) -> LossFn:
 
 
 def soft_dummy_margin(logits: Array, y: Array) -> Array:
-  """The margin of s_c = logsumexp(z_c, z_{c+C}), so that both halves of the head have a gradient.
+  """Margin of s_c = logsumexp(z_c, z_{c+C}), which gives a gradient to both halves of the head.
 
-  The deployed decision takes the larger of a class and its dummy, and a gradient through that maximum
-  sees one of them. Through the sum of their exponentials it sees both, in proportion.
+  The deployed decision takes the larger logit of a class and its dummy, and a gradient through that maximum
+  reaches only one of them.
 
   Args:
     logits: f32[B, 2C], C ≥ 2.
@@ -275,8 +273,6 @@ def soft_dummy_margin(logits: Array, y: Array) -> Array:
   Example:
     >>> print(soft_dummy_margin(jnp.array([[3., 1., 3., 1.]]), jnp.array([0])))
     [-2.]
-
-  Reference: ours, as `weighted_dummy_margin`.
   """
   return margin(jnp.logaddexp(*jnp.split(logits, 2, axis=-1)), y)
 

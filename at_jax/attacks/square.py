@@ -1,4 +1,4 @@
-"""Square: random search with square-shaped changes, which asks for logits only."""
+"""Square: random search with square-shaped changes, which needs only logits."""
 
 import functools
 import math
@@ -13,13 +13,13 @@ from at_jax.attacks import _arguments, _diagnostics, _patches, _stepper, losses,
 from at_jax.attacks.pgd import AttackResult
 
 Array = jax.Array
-# After so many queries the share of the image that one square covers is halved.
+# The number of queries after which the fraction of the image that a square covers is halved.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 class State(NamedTuple):
-  """Where each example stands. The image is f32[B, ...], the rest [B]."""
-  count: Array    # queries made, the start among them
+  """State of each example. The image is f32[B, ...], all others [B]."""
+  count: Array    # number of queries, including the start
   found: Array
   x_adv: Array    # the best point
   margin: Array   # its margin
@@ -39,38 +39,37 @@ def square(
     index: Array | None = None,
     channel_axis: int = -1,
 ) -> AttackResult:
-  """Square attack: changes the best point in a random square, keeps what is better.
+  """Square attack: changes the best point in a random square, and keeps the change if it is better.
 
-  In L∞ it starts from vertical stripes of ±ε and adds ±2ε to each channel of a square; in L2 and
-  L1 it starts from a tiling and moves norm between two windows (`windows.move`). A proposal,
-  projected into the ball and the bounds, is kept if the margin rises or the example is
-  misclassified, which ends its search. The side of the squares is √(p · H · W), p falling from
-  `p_init` as queries go by. Every example draws its own squares, from every position. Composes
-  inside the caller's jit, vmap and pmap.
+  In L∞ the start is x plus vertical stripes of ±ε, and a proposal adds ±2ε to each channel of a square. In
+  L2 and L1 the start is a tiling, and a proposal moves norm between two windows (`_patches.move`). A
+  proposal is projected onto the ball and the bounds. It is kept if the margin rises or the example is
+  misclassified, which ends its search. The squares have side √(p · H · W); p decreases from `p_init` with
+  the number of queries. Each example draws its own squares, at any position. Composes inside the caller's
+  jit, vmap and pmap.
 
   Args:
-    logits_fn: from f32[B, ...] to logits f32[B, C]; no gradient is asked for.
-    x: f32[B, H, W, C] or f32[B, H, W], images within `bounds`; f32[B, D] is taken as one row. Where
-      H and W differ, no window is longer than the shorter in L2 and L1; in L∞ each of its sides is
-      cut at the image's own (the reference cuts both at the shorter).
+    logits_fn: from f32[B, ...] to logits f32[B, C]; it needs no gradient.
+    x: f32[B, H, W, C] or f32[B, H, W], images within `bounds`; f32[B, D] is an image of one row. If H and W
+      differ, no window is longer than the shorter side in L2 and L1; in L∞ each side of a square is at most
+      the image's own (the released code uses the shorter side for both).
     y: i32[B], true classes.
-    key: a PRNG key.
-    epsilon: radius, a number or f32[B]. Traced.
+    key: PRNG key.
+    epsilon: radius, a number or f32[B], in units of x. Traced.
     norm: 'linf', 'l2' or 'l1'. Static.
-    num_queries: at least 1, after the start. Static.
-    p_init: the share of the image that the first squares cover, in 0..1. Static.
-    bounds: the smallest and the largest value an input may take.
-    index: i32[B], what each example folds into `key`; by default its place in the batch.
-    channel_axis: 1 for images f32[B, C, H, W], which are attacked as the same ones with channels last
-      would be; -1 for all others. Images that look as if they needed another are warned of. Static.
+    num_queries: at least 1, in addition to the start. Static.
+    p_init: fraction of the image that the first squares cover, in 0..1. Static.
+    bounds: smallest and largest value of an input.
+    index: i32[B], the number each example folds into `key`; by default its place in the batch.
+    channel_axis: 1 for images f32[B, C, H, W], whose result is that of the same images with channels last;
+      -1 for all others. Warns if the shape looks like the other layout. Static.
 
   Returns:
-    An `AttackResult`: the best point; `loss` is its margin, −inf where that is no number, `kappa` the
-    queries that left the example correctly classified, the start among them.
+    An `AttackResult`. `x` is the best point, `loss` its margin (−inf instead of NaN), `kappa` the number of
+    queries, including the start, that were classified correctly.
 
   Raises:
-    ValueError: for another norm, fewer than one query, p_init out of its range, inputs that are no
-      images; and as `pgd` for inputs, bounds, classes, a key, radii and logits.
+    ValueError: if an argument has an invalid shape, dtype or value.
 
   Example:
     >>> dark = lambda x: jnp.stack([-x.sum((1, 2)), x.sum((1, 2)) - 8.], axis=1)
@@ -80,8 +79,7 @@ def square(
     [ True] 0.5
 
   Reference: Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
-  random search, 2020, section 3; its constants, and L1, as in the code of AutoAttack's authors; a
-  square for each example: ours.
+  random search, 2020, section 3. The constants, and L1, are those of the released code of AutoAttack.
   """
   attack = stepper(norm=norm, num_queries=num_queries, p_init=p_init, channel_axis=channel_axis)
   problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, index=index)
@@ -98,19 +96,7 @@ def square(
 def stepper(
     *, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8, channel_axis: int = -1
 ) -> _stepper.Stepper:
-  """Square as a stepper, a query a step; the options are those of `square`.
-
-  Args:
-    norm: 'linf', 'l2' or 'l1'.
-    num_queries: at least 1, after the start.
-    p_init: in 0..1.
-    channel_axis: -1 or 1.
-
-  Returns:
-    A `Stepper`; the same object for the same options.
-
-  Raises:
-    ValueError: as `square`.
+  """Square as a `Stepper`, one query per step; the same object for the same options of `square`.
 
   Example:
     >>> stepper(num_queries=5000).length
@@ -139,10 +125,10 @@ def stepper(
     x = jnp.moveaxis(x, -1, channel_axis)
     logits = _stepper.ask(logits_fn, x)
     margin, wrong = losses.margin(logits, problem.y), ~_stepper.is_correct(logits, problem.y)
-    # Nothing is above a NaN: sent on from one, by a model that does not agree, no point would be better.
+    # A NaN compares false with everything, so no later point would be better.
     margin = jnp.where(jnp.isnan(margin), -jnp.inf, margin)
-    # The best point is wrong already only where a verifying model did not agree: there the next
-    # must be further out, or a search that accepts every wrong point would wander.
+    # The best point is misclassified already only if a verifying model disagreed. Then the margin must
+    # rise, because a search that accepts every misclassified point would drift.
     better = (state.count == 0) | (margin > state.margin) | (wrong & ~(state.margin > 0))
     moved = State(state.count + 1, wrong & better, _stepper.where(better, x, state.x_adv),
                   jnp.where(better, margin, state.margin))
@@ -152,22 +138,16 @@ def stepper(
 
 
 def sides(num_queries: int, p_init: float, num_pixels: int) -> list[int]:
-  """The side of the square at each query, in pixels, before it is cut to the image.
+  """The side of the square at each query in pixels, before it is cut to the image.
 
-  Args:
-    num_queries: queries after the start.
-    p_init: the share of the image that the first squares cover.
-    num_pixels: H · W.
-
-  Returns:
-    num_queries + 1 numbers; the first is the start's and not used.
+  The first of the num_queries + 1 numbers belongs to the start and is not used.
 
   Example:
     >>> sorted(set(sides(5000, .8, 32 * 32)[1:]), reverse=True)
     [29, 20, 14, 10, 7, 5, 4, 3]
   """
   halved = [sum(query > after for after in _HALVINGS) for query in range(num_queries)]
-  # Python's rounding, half to even, is the reference's.
+  # Python rounds half to even, as the released code does.
   return [0] + [max(round(math.sqrt(p_init / 2 ** n * num_pixels)), 1) for n in halved]
 
 
@@ -184,7 +164,7 @@ def image_shape(shape: tuple[int, ...], channel_axis: int = -1) -> tuple[int, in
 
 
 def _propose(best, x, key, epsilon, count, *, table, shape, bounds) -> Array:
-  """The point to ask about next, for one example."""
+  """The next query of one example in L∞."""
   height, width, channels = shape
   key = jax.random.fold_in(key, count)
   draw = jax.random.uniform(key, (2 + channels,))
@@ -198,7 +178,7 @@ def _propose(best, x, key, epsilon, count, *, table, shape, bounds) -> Array:
 
 
 def _propose_moved(best, x, key, epsilon, count, *, table, shape, bounds, norm) -> Array:
-  """The same in L2 and L1."""
+  """The next query of one example in L2 or L1."""
   table = _patches.odd_sides(table, shape)
   distinct = tuple(sorted(set(table)))
   side = jnp.array(table, jnp.int32)[count]
