@@ -39,7 +39,8 @@ print(json.dumps(seconds))
 
 def measure(checkout: str, *options: int) -> dict[str, float]:
   """Seconds of the second call by network, as the code in `checkout` takes them."""
-  environment = {k: v for k, v in os.environ.items() if not k.startswith(('JAX_COMPILATION_CACHE', 'PYTHONPATH'))}
+  dropped = 'JAX_COMPILATION_CACHE', 'PYTHONPATH'
+  environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
   answer = subprocess.run([sys.executable, '-c', _MEASURE, *map(str, options)], cwd=checkout,
                           env=environment, check=True, capture_output=True, text=True)
   return json.loads(answer.stdout.splitlines()[-1])

@@ -192,8 +192,11 @@ def _propose_moved(best, x, key, epsilon, count, *, table, shape, bounds, norm) 
   draws = jax.random.uniform(start, (*shape[:2], shape[2] + 1), x.dtype)
   tiles = _patches.tiling(shape, draws, norm)
   change = jnp.where(count == 0, tiles if norm == 'l1' else _patches.spread(tiles, epsilon), moved)
-  change = change.reshape(x.shape)
-  if norm == 'l2':
+  return _apply(norm, change.reshape(x.shape), x, epsilon, bounds)
+
+
+def _apply(norm, change, x, epsilon, bounds) -> Array:
+  if norm == 'l2':  # a change of norm ε already
     return jnp.clip(x + change, *bounds)
   # A little inside the ball, as in the released code, because many small entries are summed.
   return norms.clip_to_ball(change, x, epsilon * (1 - 1e-6), bounds, norm=norm)

@@ -1,4 +1,4 @@
-"""Writes reference.json: numbers that AutoAttack's authors' implementation computes.
+"""Writes reference.json: numbers that the released code of AutoAttack computes.
 
   python tests/attacks/make_reference.py --reference=PATH
 

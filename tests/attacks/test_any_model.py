@@ -1,4 +1,4 @@
-"""One network from every kind of library is attacked alike: a model is any function to logits."""
+"""The same network from several libraries gives the same attack results."""
 
 import functools
 
@@ -18,12 +18,12 @@ X = RANDOM.uniform(size=(10, 4, 4, 1)).astype(np.float32)
 
 
 def plain():
-  """The network that all others hold the weights of."""
+  """The reference network; all others have its weights."""
   return lambda x: jax.nn.relu(x.reshape(len(x), -1) @ W1 + B1) @ W2 + B2
 
 
 def init_apply_pair():
-  """As Haiku's transform and stax give it: parameters apart from a pure function, a key unused."""
+  """A pure function and its parameters, as in Haiku and stax, with an unused key."""
   def apply(params, key, x):
     del key
     (w1, b1), (w2, b2) = params
@@ -99,7 +99,7 @@ MODELS = [init_apply_pair, haiku, linen, nnx, equinox]
 
 
 def attacked(logits_fn):
-  """Where PGD and AutoAttack end, the models all being right about the same classes."""
+  """Results of PGD and AutoAttack for the classes that the reference network predicts."""
   y = jnp.argmax(plain()(X), axis=-1)
   pgd = attacks.pgd(logits_fn, X, y, KEY, epsilon=.1, step_size=.03, num_steps=5)
   whole = attacks.autoattack(logits_fn, X, y, KEY, epsilon=.1, batch_size=4, num_steps=5,

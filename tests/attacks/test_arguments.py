@@ -1,4 +1,4 @@
-"""What cannot be attacked is refused before anything is computed, in one line with the remedy."""
+"""Invalid arguments are refused before anything is computed, in one line with the remedy."""
 
 import functools
 import warnings
@@ -62,30 +62,45 @@ WRONG = [
 
 
 @pytest.mark.parametrize('name', ATTACKS)
-@pytest.mark.parametrize('wrong, said', WRONG, ids=lambda value: value if isinstance(value, str) else '')
-def test_what_makes_no_sense_is_named(name, wrong, said):
+@pytest.mark.parametrize('wrong, message', WRONG, ids=lambda value: value if isinstance(value, str) else '')
+def test_invalid_arguments_are_named(name, wrong, message):
   given = dict(logits_fn=model, x=X, y=Y, epsilon=.1) | wrong
   logits_fn, x, y = given.pop('logits_fn'), given.pop('x'), given.pop('y')
-  with pytest.raises(ValueError, match=said) as caught:
+  with pytest.raises(ValueError, match=message) as caught:
     ATTACKS[name](logits_fn, x, y, KEY, **given)
   assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('name', ATTACKS)
-def test_a_decorator_may_pass_on_the_signature_of_what_it_gives_more_to(name):
+def test_a_decorated_model_is_accepted(name):
   network = lambda x, train: x @ W
   wrapped = functools.wraps(network)(lambda x: network(x, False))
   found, told = (ATTACKS[name](fn, X, Y, KEY, epsilon=.1) for fn in (model, wrapped))
   np.testing.assert_array_equal(found.x, told.x)
 
 
-def test_a_decorated_random_model_is_given_a_batch_of_one():
+def test_a_decorated_random_model_is_accepted():
   noisy = functools.wraps(lambda x, key, train: x)(lambda x, key: jax.vmap(lambda v: v @ W)(x))
   attacks.autoattack(noisy, X, Y, KEY, epsilon=.1, version='rand', num_steps=2, num_queries=2)
 
 
+@pytest.mark.parametrize('name', ['pgd', 'apgd', 'fab', 'square'])
+def test_valid_inputs_are_not_copied_to_the_host(name, monkeypatch):
+  x, y = jnp.asarray(X), jnp.asarray(Y)
+  run = lambda **options: ATTACKS[name](model, x, y, KEY, epsilon=.1, **options)
+  run()
+  copied, to_host = [], type(x).__array__
+  monkeypatch.setattr(type(x), '__array__', lambda self, *rest, **options: (
+      copied.append(self.shape), to_host(self, *rest, **options))[1])
+  run()
+  assert not [shape for shape in copied if shape], copied
+  with pytest.raises(ValueError, match='x reaches from'):  # the message needs the values
+    run(bounds=(.6, 1.))
+  assert x.shape in copied
+
+
 @pytest.mark.parametrize('name', ATTACKS)
-def test_an_infinite_radius_is_for_the_attack_that_looks_for_the_nearest(name):
+def test_only_fab_accepts_an_infinite_radius(name):
   # All others draw a start in the ball, and ∞ times a draw of 0 is no number.
   run = lambda: ATTACKS[name](model, X, Y, KEY, epsilon=np.array([.1, np.inf, .1, .1, .1]))
   if name == 'fab':
@@ -99,7 +114,7 @@ def test_an_infinite_radius_is_for_the_attack_that_looks_for_the_nearest(name):
 
 @pytest.mark.parametrize('name', ATTACKS)
 @pytest.mark.parametrize('key', [0, np.zeros(2), jax.random.split(KEY)])
-def test_what_is_no_key_is_named(name, key):
+def test_an_invalid_key_is_named(name, key):
   with pytest.raises(ValueError, match=r'key = .*jax\.random\.key\(0\)'):
     ATTACKS[name](model, X, Y, key, epsilon=.1)
 
@@ -110,14 +125,14 @@ def test_what_is_no_key_is_named(name, key):
     (np.array([[-1., 2.]]), (np.array([-1., 0.]), np.array([1., 2.])), True),  # a channel's own
     (np.array([[-1., 2.]]), (np.array([0., 0.]), np.array([1., 2.])), False),
     (np.array([[-9., 9.]]), (-np.inf, np.inf), True)])
-def test_bounds_are_as_wide_as_the_numbers_are_precise(x, bounds, fine):
+def test_bounds_allow_rounding_of_the_dtype(x, bounds, fine):
   if fine:
     return _arguments.check_values(x=jnp.asarray(x), bounds=bounds)
   with pytest.raises(ValueError, match='x reaches from'):
     _arguments.check_values(x=jnp.asarray(x), bounds=bounds)
 
 
-@pytest.mark.parametrize('call, said', [
+@pytest.mark.parametrize('call, message', [
     (lambda: attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=-.1, num_steps=2), 'step_size = -0.1'),
     (lambda: attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=.1, num_steps=2.), 'num_steps = 2.0'),
     (lambda: attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=.1, num_steps=2, restarts=0),
@@ -128,12 +143,12 @@ def test_bounds_are_as_wide_as_the_numbers_are_precise(x, bounds, fine):
     (lambda: attacks.autoattack(model, X, Y, KEY, epsilon=.1, batch_size=8.), 'batch_size = 8.0'),
     (lambda: attacks._diagnostics.check_model(lambda x: x[:, :1], X, Y), 'one logit z of two classes'),
 ])
-def test_numbers_of_steps_and_the_like_are_looked_at(call, said):
-  with pytest.raises(ValueError, match=said):
+def test_counts_and_step_sizes_are_checked(call, message):
+  with pytest.raises(ValueError, match=message):
     call()
 
 
-def test_targets_are_looked_at_and_so_is_a_random_model():
+def test_targets_and_classes_of_random_models_are_checked():
   with pytest.raises(ValueError, match='target reaches from 3 to 3'):
     attacks.fab(model, X, Y, epsilon=.1, num_steps=1, target=np.full(5, 3))
   with pytest.raises(ValueError, match='y reaches'):
@@ -141,7 +156,7 @@ def test_targets_are_looked_at_and_so_is_a_random_model():
 
 
 @pytest.mark.parametrize('name', ['pgd', 'apgd', 'square'])
-def test_a_radius_in_other_units_is_told(name):
+def test_a_radius_in_other_units_warns(name):
   with pytest.warns(UserWarning, match='epsilon = 8 reaches across all of 0..1.*8/255'):
     ATTACKS[name](model, X, Y, KEY, epsilon=8)
   with warnings.catch_warnings():
@@ -153,7 +168,7 @@ def test_a_radius_in_other_units_is_told(name):
 PGD = dict(epsilon=.1, step_size=.1, num_steps=2)
 
 
-@pytest.mark.parametrize('call, said', [
+@pytest.mark.parametrize('call, message', [
     (lambda: attacks.fab(model, X, Y, epsilon=.1, target=1), r'target has shape \(\): use \(5,\)'),
     (lambda: attacks.fab(model, X, Y, epsilon=.1, target=np.ones(1, int)), r'target has shape \(1,\)'),
     (lambda: attacks.apgd(model, X, Y, KEY, epsilon=.1, target=np.ones((5, 1), int),
@@ -179,23 +194,23 @@ PGD = dict(epsilon=.1, step_size=.1, num_steps=2)
     (lambda: attacks.autoattack(model, X, Y * 0, KEY, epsilon=.1, search_fn=lambda x: x @ W[:, :2]),
      'search_fn gives 2 logits, logits_fn 3'),
 ])
-def test_what_goes_with_the_examples_is_looked_at(call, said):
-  with pytest.raises(ValueError, match=said) as caught:
+def test_arguments_with_one_row_per_example_are_checked(call, message):
+  with pytest.raises(ValueError, match=message) as caught:
     call()
   assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('wrong, said', [
+@pytest.mark.parametrize('wrong, message', [
     (dict(num_steps=0), 'num_steps = 0'), (dict(num_queries=0), 'num_queries = 0'),
     (dict(norm='l1', num_steps=1), 'num_steps = 1: use at least 2')])
-def test_a_model_is_not_asked_where_the_steps_are_refused(wrong, said):
+def test_invalid_counts_are_refused_before_the_model_runs(wrong, message):
   asked = []
-  with pytest.raises(ValueError, match=said):
+  with pytest.raises(ValueError, match=message):
     attacks.autoattack(lambda x: asked.append(1) or x @ W, X, Y, KEY, epsilon=.1, **wrong)
   assert not asked
 
 
-@pytest.mark.parametrize('call, said', [
+@pytest.mark.parametrize('call, message', [
     (lambda: attacks.apgd(model, X, Y, KEY, epsilon=.1, loss=losses.targeted_dlr),
      r"loss = targeted_dlr cannot be called as \(logits, y\), missing a required argument: 'target'"),
     (lambda: attacks.apgd(model, X, Y, KEY, epsilon=.1, target=(Y + 1) % 3),
@@ -213,13 +228,13 @@ def test_a_model_is_not_asked_where_the_steps_are_refused(wrong, said):
     (lambda: attacks.autoattack(lambda x, key: (x @ W, x), X, Y, KEY, epsilon=.1, version='rand'),
      'gives a tuple'),
 ])
-def test_losses_and_callers_are_looked_at(call, said):
-  with pytest.raises(ValueError, match=said) as caught:
+def test_losses_and_outputs_are_checked(call, message):
+  with pytest.raises(ValueError, match=message) as caught:
     call()
   assert '\n' not in str(caught.value)
 
 
-def test_an_index_may_come_twice_but_for_an_evaluation():
+def test_only_autoattack_refuses_a_repeated_index():
   # A last batch that is filled up with repeats is attacked all the same.
   twice = np.array([0, 1, 2, 3, 3])
   attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=.1, num_steps=1, index=twice)
@@ -227,7 +242,7 @@ def test_an_index_may_come_twice_but_for_an_evaluation():
     attacks.autoattack(model, X, Y, KEY, epsilon=.1, index=twice)
 
 
-def test_what_is_not_known_yet_is_let_through():
+def test_traced_values_are_not_checked():
   run = jax.jit(lambda epsilon, y: attacks.pgd(
       model, X, y, KEY, epsilon=epsilon, step_size=.1, num_steps=1).success)
   assert run(.1, Y).shape == (5,)
@@ -241,7 +256,7 @@ def test_what_is_not_known_yet_is_let_through():
       assert run(.1).shape == (5,)
 
 
-def test_a_state_s_folder_is_made_and_a_file_that_cannot_be_is_refused_at_once(tmp_path):
+def test_the_state_folder_is_made_and_checked_first(tmp_path):
   logits_fn, x, y = small_models.network()
   run = lambda path, model=logits_fn: attacks.autoattack(
       model, x, y, KEY, epsilon=.1, state_path=path, attacks=('square',), num_queries=1)
@@ -258,11 +273,11 @@ def test_a_state_s_folder_is_made_and_a_file_that_cannot_be_is_refused_at_once(t
 
 
 class Killed(Exception):
-  """Ends an evaluation with examples in their seats."""
+  """Ends an evaluation while examples are in their slots."""
 
 
 @pytest.mark.parametrize('change', ['a leaf less', 'a leaf of another shape', 'a sign less'])
-def test_a_state_of_another_layout_is_refused_in_one_line(tmp_path, change):
+def test_a_state_of_another_layout_is_refused(tmp_path, change):
   logits_fn, x, y = small_models.network()
   path = tmp_path / 'state.npz'
 
@@ -287,7 +302,7 @@ def test_a_state_of_another_layout_is_refused_in_one_line(tmp_path, change):
   assert '\n' not in str(caught.value)
 
 
-def test_weights_that_are_no_state_dict():
+def test_invalid_state_dicts_are_refused():
   with pytest.raises(errors.UserError, match='give a mapping from names to arrays'):
     importers.from_torch(models.SmallCNN(num_outputs=2), [W], (28, 28, 1))
   with pytest.raises(errors.UserError, match='give a mapping'):

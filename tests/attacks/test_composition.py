@@ -1,4 +1,4 @@
-"""APGD, FAB and Square inside the caller's jit and vmap, and in both forms of the loop."""
+"""APGD, FAB and Square inside the caller's jit and vmap, looped and unrolled."""
 
 import functools
 
@@ -40,7 +40,7 @@ def test_a_robustness_curve_in_one_compiled_call(name):
 
 
 @pytest.mark.parametrize('name', ['apgd', 'apgd l1', 'fab', 'square'])
-def test_float32_inputs_stay_so_where_float64_is_enabled(name):
+def test_float32_inputs_stay_float32_with_x64(name):
   logits_fn, x, y = network()
   with jax.enable_x64(True):
     result = SHORT[name](logits_fn, x, y, KEY, epsilon=.1)
@@ -48,7 +48,7 @@ def test_float32_inputs_stay_so_where_float64_is_enabled(name):
 
 
 @pytest.mark.parametrize('written_out', [True, False])
-def test_so_they_do_in_pgd_whatever_the_rest_is_in(written_out, monkeypatch):
+def test_pgd_stays_float32_with_float64_options(written_out, monkeypatch):
   logits_fn, x, y = network()
   monkeypatch.setattr(_loops, 'writes_out', lambda: written_out)
   with jax.enable_x64(True):
@@ -59,7 +59,7 @@ def test_so_they_do_in_pgd_whatever_the_rest_is_in(written_out, monkeypatch):
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-def test_looped_and_written_out_steps_agree(norm, monkeypatch):
+def test_looped_and_unrolled_steps_agree(norm, monkeypatch):
   logits_fn, x, y = network()
   run = lambda: attacks.apgd(logits_fn, x, y, KEY, epsilon=.1, norm=norm, num_steps=12)
   monkeypatch.setattr(_loops, 'writes_out', lambda: True)
@@ -101,9 +101,9 @@ def test_large_start_ends_in_the_ball():
   logits_fn, x, y = network()
   result = attacks.apgd(logits_fn, x, y, KEY, epsilon=.3, norm='l1', large_start=True, num_steps=20)
   assert np.abs(result.x - x).sum((1, 2)).max() <= .3 * (1 + 1e-5)
-  for options, said in ((dict(norm='l1', num_steps=1), 'num_steps = 1: use at least 2 with large_start'),
+  for options, message in ((dict(norm='l1', num_steps=1), 'num_steps = 1: use at least 2 with large_start'),
                         (dict(norm='l2'), 'large_start needs')):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
       attacks.apgd(logits_fn, x, y, KEY, epsilon=.3, large_start=True, **options)
 
 
@@ -118,7 +118,7 @@ def test_a_start_outside_the_ball_is_projected_into_it(norm, order):
 
 
 @pytest.mark.parametrize('name', SHORT)
-def test_odd_requests_are_refused_in_one_line(name):
+def test_invalid_inputs_are_refused(name):
   logits_fn, x, y = network()
   with pytest.raises(ValueError, match='convert it'):
     SHORT[name](logits_fn, jnp.zeros((5, 3, 2), int), y, KEY, epsilon=.1)

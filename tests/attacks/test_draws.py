@@ -40,7 +40,7 @@ def draw_instead(monkeypatch, **draws):
 
 
 @pytest.mark.parametrize('name', STARTS)
-def test_random_starts_are_where_the_reference_has_them(name, monkeypatch):
+def test_random_starts_equal_the_reference(name, monkeypatch):
   attack, epsilon = STARTS[name]
   numbers = NUMBERS['starts']
   with jax.enable_x64(True):
@@ -52,7 +52,7 @@ def test_random_starts_are_where_the_reference_has_them(name, monkeypatch):
 
 
 @pytest.mark.parametrize('name', STARTS)
-def test_random_starts_are_as_far_out_as_they_should_be_and_on_no_side(name):
+def test_random_starts_have_the_right_radius_and_mean(name):
   attack, epsilon = STARTS[name]
   n, d = 400, 6
   problem = _stepper.make_problem(
@@ -80,7 +80,7 @@ def test_random_starts_are_as_far_out_as_they_should_be_and_on_no_side(name):
     assert abs(np.mean(inside < .5) - .5) < .05
 
 
-def test_square_s_stripes_and_squares_are_the_reference_s_in_linf(monkeypatch):
+def test_square_proposals_in_linf_equal_the_reference(monkeypatch):
   numbers, epsilon = NUMBERS['square linf'], .1
   with jax.enable_x64(True):
     x = jnp.array(numbers['x'])
@@ -108,7 +108,7 @@ def test_square_s_stripes_and_squares_are_the_reference_s_in_linf(monkeypatch):
 
 @pytest.mark.parametrize('size', [28, 32])
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-def test_square_s_sides_are_the_reference_s_at_every_query(norm, size):
+def test_square_sides_equal_the_reference_at_every_query(norm, size):
   ours = sides(5000, .8, size * size)
   if norm != 'linf':
     ours = _patches.odd_sides(ours, (size, size))

@@ -1,4 +1,4 @@
-"""Margins that know dummy classes, by hand: what pushes against a class and against its dummy."""
+"""Margins over real and dummy classes, against values computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,13 @@ def test_weighted_margin_by_hand(weight, expected):
   np.testing.assert_allclose(slope, [[-weight, 0, 0, weight - 1, 0, 1]], atol=1e-6)
 
 
-def test_a_weight_of_its_own_for_each_example():
+def test_weights_may_differ_between_examples():
   found = losses.weighted_dummy_margin(jnp.tile(LOGITS, (4, 1)), jnp.zeros(4, int),
                                        jnp.array(list(BY_HAND)))
   np.testing.assert_allclose(found, list(BY_HAND.values()), rtol=1e-6)
 
 
-def test_neither_a_class_nor_its_dummy_is_their_rival():
+def test_a_class_and_its_dummy_are_not_rivals():
   # y = 2: both of its outputs are above the best of the others, 3 of output 0. 3 − .2·2 − .8·5.
   np.testing.assert_allclose(losses.weighted_dummy_margin(LOGITS, jnp.array([2]), .2), [-1.4],
                              rtol=1e-5)
@@ -42,7 +42,7 @@ def test_the_name_of_an_attack_carries_its_weight():
   np.testing.assert_allclose(found.loss, [BY_HAND[.2]], rtol=1e-6)
 
 
-def test_soft_margin_pushes_against_both_halves_in_proportion():
+def test_soft_dummy_margin_has_a_gradient_in_both_halves():
   # e^z = (3, 2 | 1, 4) with C = 2, y = 0: s_0 = ln(3 + 1), s_1 = ln(2 + 4), their margin ln(6/4).
   # Of each s the gradient is each output's share of its sum: 3/4 and 1/4, 2/6 and 4/6.
   z = jnp.log(jnp.array([[3., 2., 1., 4.]]))

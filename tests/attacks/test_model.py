@@ -137,7 +137,8 @@ KINDS = {
     'a property read by a method': (Trainer, set_held, lambda net: lambda x: net.logits(x)),
     '__slots__': (Slotted, set_attribute, lambda net: net),
     'another module': (module_with, set_module, lambda module: lambda x: x @ module.w),
-    'a class attribute': (lambda w: type('Net', (), {'w': w}), set_attribute, lambda net: lambda x: x @ net.w),
+    'a class attribute': (lambda w: type('Net', (), {'w': w}), set_attribute,
+                          lambda net: lambda x: x @ net.w),
     'Partial of a closure': (Plain, set_attribute, lambda net: jax.tree_util.Partial(lambda x: net(x))),
     'Partial of a method': (Plain, set_attribute, lambda net: jax.tree_util.Partial(net.forward)),
     'a default argument': (Plain, set_attribute, lambda net: lambda x, net=net: net(x)),
@@ -339,8 +340,8 @@ def test_one_lambda_per_batch_compiles_once():
   def run():
     for step in range(4):
       params = {'w': jnp.array(OLD) * (step + 1.5)}
-      attacks.pgd(lambda x: apply(params, x), X + .001 * step, Y, KEY, epsilon=.2, step_size=.05,
-                  num_steps=1, bounds=(0., 2.))
+      attacks.pgd(lambda x, params=params: apply(params, x), X + .001 * step, Y, KEY, epsilon=.2,
+                  step_size=.05, num_steps=1, bounds=(0., 2.))
 
   assert num_compiled(run) == 1
 
@@ -387,7 +388,8 @@ def test_rules_that_read_a_changed_attribute_are_traced_again(rule):
 @pytest.mark.parametrize('rule', [jvp_rule, vjp_rule])
 def test_a_rule_without_weights_compiles_once(rule):
   straight = rule(jnp.eye(3), np.eye(3, dtype=np.float32))
-  models = [(lambda x, w=jnp.array(scale * OLD): straight(x @ w), scale) for scale in (1, 2)]
+  model = lambda w: lambda x: straight(x @ w)
+  models = [(model(jnp.array(scale * OLD)), scale) for scale in (1, 2)]
   list(map(expected_loss, (1, 2)))
   assert num_compiled(lambda: check_losses(models)) == 1
 
@@ -470,7 +472,7 @@ def test_one_lambda_in_two_transformations_leaks_no_tracer():
     np.testing.assert_allclose(jax.vmap(under_jit)(w[None])[0], attack(Plain(w)).loss, atol=1e-5)
 
 
-def test_the_caller_can_differentiate_with_respect_to_the_weights():
+def test_the_caller_can_differentiate_through_the_weights():
   # The attack's points are held fixed by the caller, as in adversarial training.
   def loss(w):
     x = jax.lax.stop_gradient(attack(lambda x: x @ w).x)
@@ -516,10 +518,11 @@ def test_the_precision_at_the_call_is_used():
 
 def test_weak_types_are_told_apart():
   for scale in (2., np.float32(2.), jnp.float32(2.), np.float64(2.)):
-    np.testing.assert_allclose(attack(lambda x: (x * scale) @ OLD).loss, expected_loss(2), atol=1e-5)
+    found = attack(lambda x, scale=scale: (x * scale) @ OLD)
+    np.testing.assert_allclose(found.loss, expected_loss(2), atol=1e-5)
 
 
-def test_weights_written_to_right_after_the_call_do_not_matter():
+def test_weights_changed_right_after_the_call_have_no_effect():
   w = OLD.copy()
   result = attack(lambda x: x @ w)
   w[:] = np.nan

@@ -1,4 +1,4 @@
-"""Projections against slow ways of computing them, on what hypothesis thinks of."""
+"""Projections against slow reference computations on random inputs."""
 
 import hypothesis
 from hypothesis import strategies as st
@@ -48,7 +48,7 @@ def test_l1_projection_is_the_nearest_point(move, epsilon):
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
 @few
 @hypothesis.given(x=unit, normal=real, excess=st.floats(-9, 9, width=32))
-def test_plane_is_reached_by_the_smallest_move(norm, x, normal, excess):
+def test_plane_projection_is_the_smallest_move(norm, x, normal, excess):
   x, normal = np.array(x, np.float32), np.array(normal, np.float32)
   ours = np.asarray(_project(x, normal, excess, (0., 1.), norm=norm), np.float64)
   assert np.all(x + ours >= -1e-6) and np.all(x + ours <= 1 + 1e-6)
@@ -77,7 +77,7 @@ def test_plane_is_reached_by_the_smallest_move(norm, x, normal, excess):
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
 @few
 @hypothesis.given(x=unit, normal=real, excess=st.floats(-9, 9, width=32))
-def test_without_bounds_a_plane_is_reached_by_the_length_of_its_dual_norm(norm, x, normal, excess):
+def test_unbounded_plane_distance_is_the_dual_norm(norm, x, normal, excess):
   # Hölder: the nearest point of a plane is |excess| over the dual norm of its normal away.
   x, normal = np.array(x, np.float32), np.array(normal, np.float32)
   if np.abs(normal).max() < 1e-3:
@@ -89,7 +89,7 @@ def test_without_bounds_a_plane_is_reached_by_the_length_of_its_dual_norm(norm, 
   np.testing.assert_allclose((normal * ours).sum(), -excess, rtol=1e-4, atol=1e-6)
 
 
-def test_root_does_not_go_to_and_fro_between_break_points():
+def test_root_search_does_not_alternate_between_breaks():
   # f is flat, steep between .6 and .65, flat again: from either flat, Newton leaves the bracket.
   def f(t):
     return jnp.clip(40 * (t - .625), -1, 1) + .01 * t, jnp.where(jnp.abs(t - .625) < .025, 40.01, .01)
@@ -97,7 +97,7 @@ def test_root_does_not_go_to_and_fro_between_break_points():
   np.testing.assert_allclose(t, 25 / 40.01, rtol=1e-5)
 
 
-def test_a_plane_of_tiny_normal_is_reached():
+def test_a_plane_with_a_tiny_normal_is_reached():
   # Gradients of confident models are below 1e-12; squares of these are zero in float32.
   x, normal = jnp.full(D, .5), 1e-25 * jnp.arange(1., D + 1)
   for norm in ('linf', 'l2', 'l1'):

@@ -1,4 +1,4 @@
-"""PGD and FGSM against closed forms, slow loops and properties; and how often they compile."""
+"""PGD and FGSM against closed forms, slow loops and properties; number of compilations."""
 
 import functools
 
@@ -97,7 +97,7 @@ def test_momentum_agrees_with_a_loop_over_examples(mu, norm):
   assert np.abs(result.x - plain.x).max() > 1e-3
 
 
-def test_momentum_zero_is_plain_pgd_to_the_bit():
+def test_momentum_zero_is_plain_pgd_bitwise():
   x, y = jax.random.uniform(jax.random.key(2), (6, 5)), jnp.array([0, 1, 2, 0, 1, 2])
   attack = functools.partial(attacks.pgd, quadratic, x, y, jax.random.key(0), epsilon=.2,
                              step_size=.05, num_steps=5)
@@ -146,7 +146,7 @@ def test_projections_are_the_nearest_points(delta, epsilon):
 
 
 @pytest.mark.parametrize('scale', [0., 1e-30, 1e-20, 1., 1e20])
-def test_l2_ascent_has_norm_one_at_any_scale_and_none_at_zero(scale):
+def test_l2_ascent_is_a_unit_vector_or_zero(scale):
   direction = norms.l2.ascend(scale * jnp.array([[3., 4.], [0., 0.]]))
   expected = np.array([[.6, .8], [0., 0.]]) * (scale > 0)
   np.testing.assert_allclose(direction, expected, atol=1e-6)
@@ -161,7 +161,7 @@ def test_samples_fill_the_balls_uniformly():
     assert abs(share - .8**4) < 4 * np.sqrt(.41 * .59 / len(keys))  # four standard errors
 
 
-def test_kappa_is_that_of_a_slow_loop():
+def test_kappa_agrees_with_a_slow_loop():
   x = np.asarray(jax.random.uniform(jax.random.key(3), (40, 2, 2, 1)))
   y = np.asarray(jnp.argmax(quadratic(x), axis=-1))
   epsilon, alpha, steps = .3, .04, 12
@@ -182,7 +182,7 @@ def test_kappa_is_that_of_a_slow_loop():
   assert len(set(kappa)) > 3  # else the comparison would say little
 
 
-def test_loop_and_written_out_steps_agree(monkeypatch):
+def test_looped_and_unrolled_pgd_steps_agree(monkeypatch):
   x = jax.random.uniform(jax.random.key(3), (6, 2, 2, 1))
   run = lambda: attacks.pgd(lambda x: quadratic(x), x, jnp.zeros(6, int), jax.random.key(0),
                             epsilon=.3, step_size=.05, num_steps=25)
@@ -241,7 +241,7 @@ def test_epsilon_may_differ_between_examples(weights):
   np.testing.assert_allclose(found, x - radii[:, None, None, None] * jnp.sign(weights), atol=1e-6)
 
 
-def test_what_decides_counts_the_steps():
+def test_decide_defines_success_and_kappa():
   # Two classes and their dummies. x goes 0, .1, .2, .3, .4: from .2 on the dummy of class 0 leads, and
   # from .3 on the other class does.
   model = lambda x: jnp.concatenate([.15 - x, 3 * x - .71, x - .15, 0 * x - 9], axis=1)
@@ -279,11 +279,11 @@ def test_restarts_keep_a_success_then_the_highest_loss():
   np.testing.assert_allclose(kept.loss, losses.max(0), atol=1e-6)
 
 
-@pytest.mark.parametrize('wrong, said', [
+@pytest.mark.parametrize('wrong, message', [
     (dict(norm='l7'), 'norm'), (dict(num_steps=0), 'num_steps'), (dict(restarts=0), 'restarts'),
     (dict(x=jnp.zeros((2, 3), int)), 'dtype'), (dict(y=jnp.zeros(3, int)), 'shape')])
-def test_mistakes_are_named(wrong, said):
+def test_invalid_pgd_arguments_are_named(wrong, message):
   arguments = dict(x=jnp.zeros((2, 3)), y=jnp.zeros(2, int), key=jax.random.key(0), epsilon=.1,
                    step_size=.1, num_steps=1) | wrong
-  with pytest.raises(ValueError, match=said):
+  with pytest.raises(ValueError, match=message):
     attacks.pgd(quadratic, **arguments)

@@ -1,4 +1,4 @@
-"""PGD that stops past the boundary, losses that take arguments, and starts beside the input."""
+"""Friendly PGD, losses with arguments, and Gaussian starts."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def attack(tau, **options):
 
 
 def by_hand(tau):
-  """One example at a time, one `if` at a time, with the gradient of cross-entropy written out."""
+  """A loop over examples, with the gradient of cross-entropy by hand."""
   points, kappas = [], []
   for x, y in zip(X, Y):
     point, left, kappa = x.copy(), tau, 0
@@ -61,7 +61,7 @@ def test_the_cases_differ():
   assert all(np.abs(a - b).max() > .01 for a, b in zip(kinds, kinds[1:]))
 
 
-def test_tau_of_all_steps_is_plain_pgd_to_the_bit():
+def test_tau_of_all_steps_is_plain_pgd_bitwise():
   plain, friendly = attack(None), attack(OPTIONS['num_steps'])
   for a, b in zip(plain, friendly):
     np.testing.assert_array_equal(a, b)
@@ -137,7 +137,7 @@ def test_loss_args_with_restarts():
   assert many.x.shape == one.x.shape and bool(jnp.isfinite(many.loss).all())
 
 
-def test_start_beside_does_not_depend_on_the_batch():
+def test_gaussian_start_does_not_depend_on_the_batch():
   key = jax.random.key(5)
   whole = attacks.gaussian_start(X, key)
   part = attacks.gaussian_start(X[8:16], key, index=np.arange(8, 16))

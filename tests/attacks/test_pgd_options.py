@@ -1,4 +1,4 @@
-"""Options that meet: losses, norms, restarts and radii in pairs, and the caller's scan and pmap."""
+"""Combinations of losses, norms, restarts and radii, and the caller's scan and pmap."""
 
 import functools
 
@@ -15,7 +15,7 @@ KEY = jax.random.key(0)
 
 
 def plane():
-  """A linear model of two classes, class 1's weights, and points of class 1 well within the bounds."""
+  """A linear model of two classes, the weights of class 1, and points of class 1 within the bounds."""
   w = np.random.default_rng(3).normal(size=(4, 3)).astype(np.float32)
   x = np.random.default_rng(4).uniform(.3, .7, (5, 4, 3)).astype(np.float32)
   return functools.partial(analytic_models.linear, w), w, x, jnp.ones(5, int)
@@ -37,7 +37,7 @@ def test_fgsm_in_l2_is_one_step_along_the_gradient():
 
 
 def into_l1_ball_and_box(move, x, epsilon):
-  """The nearest point: as much is taken off every entry as makes what fits add up to ε."""
+  """The nearest point of the L1 ball in a box, by bisection."""
   room = np.where(move > 0, 1 - x, x)
   rest = lambda shrink: np.clip(np.abs(move) - shrink, 0, room)
   fits = rest(0).sum() <= epsilon
@@ -96,7 +96,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize('name', SHORT)
-def test_the_caller_s_scan_and_pmap_change_nothing(name):
+def test_scan_and_pmap_do_not_change_the_result(name):
   logits_fn, x, y = composition.network()
   attack = lambda x, y, index: SHORT[name](logits_fn, x, y, KEY, index=index)
   with jax.enable_x64(True):
@@ -114,7 +114,7 @@ def test_the_caller_s_scan_and_pmap_change_nothing(name):
 
 @pytest.mark.parametrize('written_out', [True, False])
 @pytest.mark.parametrize('norm, dual', [('linf', 1), ('l2', 2), ('l1', np.inf)])
-def test_fab_finds_the_nearest_of_more_classes_than_it_looks_at_side_by_side(
+def test_fab_finds_the_nearest_of_many_classes(
     norm, dual, written_out, monkeypatch):
   # The region of a class of a linear model is bounded by planes, the nearest |gap| over the dual norm of
   # its normal away. Without bounds the first step goes to it, 5 % further, and the others back.
@@ -136,7 +136,7 @@ def test_fab_finds_the_nearest_of_more_classes_than_it_looks_at_side_by_side(
   assert np.all(distance > (1 - 1e-4) * away.min(1)) and np.all(distance < 1.05 * away.min(1))
 
 
-def test_fab_takes_logits_of_less_precision_than_its_inputs(monkeypatch):
+def test_fab_accepts_logits_of_lower_precision(monkeypatch):
   monkeypatch.setattr(_loops, 'writes_out', lambda: False)
   with jax.enable_x64(True):
     random = np.random.default_rng(5)
@@ -161,7 +161,7 @@ def test_fab_finds_nothing_where_no_point_is_misclassified(norm, epsilon):
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-def test_pgd_keeps_to_bounds_of_an_example_s_own(norm):
+def test_pgd_respects_bounds_per_example(norm):
   # A patch of each example may move; one by one, with the bounds of that one, they are attacked alike.
   random = np.random.default_rng(10)
   w, x = random.normal(size=(6, 4)).astype(np.float32), random.uniform(size=(5, 6)).astype(np.float32)
@@ -181,7 +181,7 @@ def test_pgd_keeps_to_bounds_of_an_example_s_own(norm):
 @pytest.mark.parametrize('arguments, loss', [
     ((jax.random.split(KEY, 5),), lambda logits, y, keys: logits.max(1)),
     (({'t': np.ones(5)}, 2.), lambda logits, y, each, t: logits.max(1) * each['t'] * t)])
-def test_a_loss_may_take_keys_numbers_and_trees(arguments, loss):
+def test_loss_args_may_be_keys_numbers_and_pytrees(arguments, loss):
   x = np.full((5, 2), .5, np.float32)
   result = attacks.pgd(lambda x: x, x, np.zeros(5, int), KEY, epsilon=.1, step_size=.1, num_steps=1,
                        loss=loss, loss_args=arguments)
@@ -189,7 +189,7 @@ def test_a_loss_may_take_keys_numbers_and_trees(arguments, loss):
 
 
 @pytest.mark.parametrize('name', ['pgd', 'apgd', 'fab', 'square'])
-def test_an_input_that_is_misclassified_already_is_a_success(name):
+def test_a_misclassified_input_is_a_success(name):
   random = np.random.default_rng(9)
   w, x = random.normal(size=(6, 4)), random.uniform(size=(20, 6)).astype(np.float32)
   model = lambda x: x @ w.astype(np.float32)
@@ -206,7 +206,7 @@ def test_an_input_that_is_misclassified_already_is_a_success(name):
 
 
 @pytest.mark.parametrize('name', ['apgd', 'fab', 'square'])
-def test_bounds_of_a_channel_may_have_the_axes_of_a_batch(name):
+def test_bounds_may_have_a_batch_axis_of_one(name):
   x = np.random.default_rng(6).normal(size=(3, 4, 4, 2)).astype(np.float32)
   w = np.random.default_rng(7).normal(size=(32, 3)).astype(np.float32)
   model = lambda x: x.reshape(len(x), -1) @ w

@@ -1,4 +1,4 @@
-"""With any generator of random numbers an example draws by its index, whatever batch it is in."""
+"""With every PRNG implementation an example draws by its index, independent of its batch."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def test_draws_do_not_depend_on_the_batch(name, impl):
 
 
 @OTHERS
-def test_every_word_of_a_key_counts_and_both_ways_to_write_it_are_one(impl):
+def test_raw_and_typed_keys_agree_and_use_every_word(impl):
   key = jax.random.key(0, impl=impl)
   words = jax.random.key_data(key)
   data = lambda key: jax.random.key_data(_random.threefry(key))
@@ -52,7 +52,7 @@ def test_every_word_of_a_key_counts_and_both_ways_to_write_it_are_one(impl):
   assert len(found | {tuple(np.asarray(data(key)))}) == 5
 
 
-def test_threefry_keys_stay_as_they_are():
+def test_threefry_keys_are_unchanged():
   for key in (jax.random.key(3), jax.random.PRNGKey(3)):
     assert _random.threefry(key) is key
   np.testing.assert_array_equal(

@@ -1,4 +1,4 @@
-"""The numbers of AutoAttack's authors' implementation, in float64, where rounding decides nothing.
+"""The numbers of the released code of AutoAttack, in float64, where rounding decides nothing.
 
 They were written by `python tests/attacks/make_reference.py --reference=PATH`, PATH being a checkout
 of github.com/fra31/auto-attack at a392200, with torch 2.13.0.
@@ -13,7 +13,7 @@ import pytest
 from at_jax.attacks import _hyperplane, _patches, _stepper, losses, norms
 from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.fab import fab
-from at_jax.attacks.square import _into, sides
+from at_jax.attacks.square import _apply, sides
 from at_jax.attacks.square import stepper as square_stepper
 from tests.fixtures.reference_numbers import LOSSES, NUMBERS
 
@@ -77,7 +77,7 @@ def test_apgd_follows_the_reference_step_by_step(norm, loss, large):
   np.testing.assert_array_equal(~state.found, numbers['correct'])
 
 
-def test_dlr_losses_are_the_reference_s():
+def test_dlr_losses_equal_the_reference():
   numbers = {name: np.array(value) for name, value in NUMBERS['dlr'].items()}
   given = numbers['logits'], numbers['y']
   # Nine digits of the logits are kept, of which the ratio of two small differences loses some.
@@ -97,7 +97,7 @@ def test_fab_finds_the_points_of_the_reference(norm, targeted):
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-def test_projection_onto_planes_is_the_reference_s(norm):
+def test_plane_projection_equals_the_reference(norm):
   points, normals, values, _ = planes()
   excess = (points * normals).sum(1) - values
   project = jax.vmap(lambda x, w, e: _hyperplane.project(x, w, e, (0., 1.), norm=norm))
@@ -105,17 +105,17 @@ def test_projection_onto_planes_is_the_reference_s(norm):
       project(points, normals, excess), NUMBERS[f'projection {norm}'], rtol=0, atol=1e-7)
 
 
-def test_projection_onto_the_l1_ball_in_a_box_is_the_reference_s():
+def test_l1_box_projection_equals_the_reference():
   points, _, _, moves = planes()
   ours = jax.vmap(lambda d, x: norms.project_l1_box(d, 1., -x, 1 - x))(moves, points)
   np.testing.assert_allclose(ours, NUMBERS['projection l1 box'], rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize('norm, epsilon', [('l2', .5), ('l1', 6.)])
-def test_square_moves_its_windows_as_the_reference_does(norm, epsilon):
+def test_square_windows_equal_the_reference(norm, epsilon):
   numbers = {name: np.array(value) for name, value in NUMBERS[f'square {norm}'].items()}
   x, draws = numbers['x'], numbers['draws']
-  into = jax.jit(lambda change: _into(norm, change, x, epsilon, (0., 1.)))
+  into = jax.jit(lambda change: _apply(norm, change, x, epsilon, (0., 1.)))
   # A start of 5 × 5 tiles, then a query for every four places.
   tiles, queries = draws[:25], draws[25:]
   grid = np.pad(tiles.reshape(5, 5, -1), ((0, 6), (0, 6), (0, 0)))
@@ -132,7 +132,7 @@ def test_square_moves_its_windows_as_the_reference_does(norm, epsilon):
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-def test_square_keeps_the_proposals_that_the_reference_keeps(norm):
+def test_square_accepts_the_same_proposals_as_the_reference(norm):
   numbers, points, best = NUMBERS['square keeps'][norm], [], []
   attack = square_stepper(norm=norm, num_queries=len(numbers['margins']) - 1)
   problem = _stepper.make_problem(

@@ -30,7 +30,7 @@ def test_channels_first_are_attacked_as_channels_last(norm, epsilon):
   np.testing.assert_array_equal(found.success, expected.success)
 
 
-def test_autoattack_takes_it_and_keeps_its_states_apart(tmp_path):
+def test_autoattack_state_depends_on_the_channel_axis(tmp_path):
   run = lambda f, x, **options: attacks.autoattack(
       f, x, Y, KEY, epsilon=.05, attacks=('square',), num_queries=30, **options)
   expected, found = run(model, LAST), run(first, FIRST, channel_axis=1)
@@ -42,27 +42,27 @@ def test_autoattack_takes_it_and_keeps_its_states_apart(tmp_path):
     run(model, LAST, state_path=tmp_path / 'state.npz', channel_axis=1)
 
 
-def test_what_looks_like_channels_first_is_said():
-  said = 'look like channels first: give square channel_axis=1'
+def test_a_channels_first_shape_warns():
+  message = 'look like channels first: give square channel_axis=1'
   run = lambda **options: attacks.square(first, FIRST, Y, KEY, epsilon=.05, num_queries=1, **options)
-  with pytest.warns(UserWarning, match=said):
+  with pytest.warns(UserWarning, match=message):
     run()
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     run(channel_axis=1)
   whole = lambda names: ' '.join(attacks.autoattack(
       first, FIRST, Y, KEY, epsilon=.05, attacks=names, num_queries=1, num_steps=1).warnings)
-  assert said in whole(('square',)) and said not in whole(('apgd-ce',))
+  assert message in whole(('square',)) and message not in whole(('apgd-ce',))
   check = attacks._diagnostics.check_channels
   for shape in ((9, 8, 6, 3), (9, 4, 3, 1), (9, 16, 8, 8), (9, 3, 32), (9, 7)):
     assert check(shape, -1) == ()
   assert 'channels last' in check((9, 8, 6, 3), 1)[0]
 
 
-def test_axes_that_are_none_are_refused():
-  for options, x, said in ((dict(channel_axis=0), FIRST, r'channel_axis = 0: use -1'),
+def test_invalid_channel_axes_are_refused():
+  for options, x, message in ((dict(channel_axis=0), FIRST, r'channel_axis = 0: use -1'),
                            (dict(channel_axis=1), FIRST[:, 0], r'not \[C, H, W\]')):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
       attacks.square(lambda x: jnp.zeros((len(x), 4)), x, Y, KEY, epsilon=.1, **options)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
       attacks.autoattack(lambda x: jnp.zeros((len(x), 4)), x, Y, KEY, epsilon=.1, **options)

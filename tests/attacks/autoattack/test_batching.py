@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from at_jax.attacks import _stepper
 from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.autoattack import batching
 from at_jax.attacks.fab import stepper as fab_stepper
