@@ -1,7 +1,7 @@
-"""Reasons to doubt an evaluation: each check returns warnings, sentences that say what to do.
+"""Checks that detect an unreliable evaluation.
 
-They are warnings and not errors because each has an innocent explanation; a number published with one
-of them unexplained should not be believed.
+Each check returns warnings: sentences that say what was seen and what to do. They are not errors, because
+each finding can have a harmless cause. A robust accuracy should not be published with an unexplained warning.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,55 +14,154 @@ import numpy as np
 from at_jax.attacks import _arguments, _model
 
 Array = jax.Array
+_SHARE = .01          # of the examples; a larger share is no coincidence
 _SQUARE_MARGIN = .002
-_MOST_CHANNELS = 4  # of an image that is looked at, not of what a layer gives
+_MAX_CHANNELS = 4     # of an image; a feature map has more
 
 
-def check_model(logits_fn, x: Array, y: Array) -> tuple[str, ...]:
-  """Looks at the model's outputs on clean inputs: `outputs.check` and `answers.check`.
+def check_model(logits_fn: Callable[..., Array], x: Array, y: Array) -> tuple[str, ...]:
+  """Checks the outputs of a model on one batch of clean inputs.
+
+  The logits should be finite, no probabilities, neither saturated nor lost to rounding, deterministic, and
+  independent of the rest of the batch.
 
   Args:
-    logits_fn: from f32[B, ...] to logits f32[B, C].
-    x: f32[B, ...], one batch of clean inputs.
-    y: i32[B].
+    logits_fn: maps f32[B, ...] to logits f32[B, C].
+    x: f32[B, ...], clean inputs.
+    y: i32[B], true classes.
 
   Returns:
-    Warnings; none if nothing is odd.
+    Warnings; an empty tuple if nothing was found.
 
   Raises:
-    ValueError: if the outputs are no logits [B, C].
+    ValueError: if the outputs are not logits [B, C].
 
   Example:
     >>> print(check_model(jax.nn.softmax, np.eye(3), np.arange(3))[0])
     the outputs are probabilities: attack the logits, before the softmax, or add square
 
-  Source: as `outputs.check` and `answers.check`.
+  Reference: Croce et al., RobustBench: a standardized adversarial robustness benchmark, 2021, and the checks
+    of AutoAttack's released code, for probabilities and random models.
   """
   logits = logits_fn(x)
   _model.check_answer(logits, len(x))
   return check_logits(logits, y) + check_determinism(logits_fn, x, y)
 
 
-def check_channels(shape: tuple[int, ...], channel_axis: int) -> tuple[str, ...]:
-  """Says if channels seem to lie on another axis than Square is told.
+def check_logits(logits: Array, y: Array, attacks: Sequence[str] = ()) -> tuple[str, ...]:
+  """Checks that clean logits [B, C] are finite, no probabilities, not saturated and not lost to rounding.
+
+  `attacks` are those that run; the advice names others.
+  """
+  eps = precision(logits)
+  logits, y = np.asarray(logits, np.float64), np.asarray(y)
+  finite, found = are_finite(logits), []
+  if not finite.all():
+    found.append(f'{(~finite).sum()} of {len(finite)} clean inputs give logits that are not finite; these '
+                 'count as misclassified: fix the model, or leave them out')
+  if finite.any():
+    found += _probabilities(logits[finite], attacks, eps) + _saturation(logits[finite], y[finite], attacks)
+  return tuple(found)
+
+
+def _probabilities(logits: np.ndarray, attacks: Sequence[str], eps: float) -> list[str]:
+  slack = max(1e-5, 2 * eps)
+  in_range = logits.max() < 1 + slack and logits.min() > -slack
+  if not in_range or np.any(np.abs(logits.sum(axis=-1) - 1) >= slack):
+    return []
+  advice = advise(('square',), attacks, 'trust square')
+  return [f'the outputs are probabilities: attack the logits, before the softmax, or {advice}']
+
+
+def _saturation(logits: np.ndarray, y: np.ndarray, attacks: Sequence[str]) -> list[str]:
+  leads, found = lead(logits, y), []
+  # exp(-88) is the smallest normal float32: beyond it the gradient of cross-entropy is zero.
+  no_gradient = np.mean(leads > 88)
+  # From log(2^24) on, the probability of the true class rounds to 1, and the gradient at its logit to zero.
+  # A few such inputs are normal, and attacks with a scale-free loss find their adversarial examples. If most
+  # inputs are such, the scale of the model is the cause.
+  no_true_class_gradient = np.mean(leads > 24 * np.log(2))
+  scale_free = [name for name in ('apgd-dlr', 'apgd-t') if name in attacks]
+  advice = f'trust {" and ".join(scale_free)}' if scale_free else 'add apgd-dlr or apgd-t'
+  if no_gradient > _SHARE:
+    found.append(f'logits lead by more than 88 on {100 * no_gradient:.1f} % of inputs: cross-entropy has no '
+                 f'gradient there; {advice}, whose loss is scale-free')
+  elif no_true_class_gradient > .5:
+    found.append(f'logits lead by more than 16.6 on {100 * no_true_class_gradient:.1f} % of inputs: '
+                 f'cross-entropy has no gradient at the true class there; {advice}')
+  # float32 rounds a logit of size z, and a loss near log(C), by up to 1.2e-7 times its size. If the logits
+  # differ by no more than about 40 such steps, most of what an attack gains is rounding.
+  size = max(2., np.median(np.abs(finite_logits(logits)).max(axis=-1)))
+  smallest = 40 * np.finfo(np.float32).eps * size
+  if np.median(logits.max(axis=-1) - logits.min(axis=-1)) < smallest:
+    found.append(f'logits differ by less than {smallest:.0e}: gradients are lost to rounding; scale them up, '
+                 f'subtract their common offset, or {advise(("square",), attacks, "trust square")}')
+  return found
+
+
+def check_determinism(
+    logits_fn: Callable[..., Array], x: Array, y: Array, compiled: np.ndarray | None = None
+) -> tuple[str, ...]:
+  """Checks that outputs are deterministic, independent of the batch, and unchanged under jit.
+
+  A model is random if among five passes the numbers of correct predictions differ, or the normalised logits
+  differ by more than 1e-4 (as in RobustBench and AutoAttack's released code).
 
   Args:
-    shape: (B, ...), of the inputs.
-    channel_axis: -1 or 1.
+    logits_fn: maps f32[B, ...] to logits f32[B, C]. It is called uncompiled: under jit, numbers drawn by
+      Python or NumPy would become constants of the program.
+    x: f32[B, ...], clean inputs. One example alone cannot show a dependence on the batch.
+    y: i32[B].
+    compiled: f32[B, C], the logits of the compiled model, or None.
+  """
+  passes = np.stack([finite_logits(logits_fn(x)) for _ in range(5)])
+  logits, finite = passes[0], np.isfinite(passes[0]).all(axis=-1)
+  if not finite.any():
+    return ()
+  if _is_random(passes[:, finite], np.asarray(y)[finite]):  # the other checks would fail as well
+    return ("the model is random: use version='rand', whose apgd-ce and apgd-dlr average over passes, with a "
+            'model that takes a key',)
+  found = []
+  if len(x) > 1 and _depends_on_batch(logits_fn, x, logits, finite):
+    found.append('an output depends on the rest of the batch or on its position in it: look for BatchNorm '
+                 'in training mode or noise drawn per batch, or pass vmap(lambda x: f(x[None])[0])')
+  change = 0. if compiled is None else _relative_change(finite_logits(compiled)[finite], logits[finite])
+  if not change < 1e-3:
+    found.append(f'the compiled model differs by {100 * change:.2g} % of its logits: unless this is rounding '
+                 '(bfloat16, for example), pass jax.tree_util.Partial(f, weights) with f(weights, x)')
+  return tuple(found)
 
-  Returns:
-    Warnings.
 
-  Example:
-    >>> print(*check_channels((8, 3, 32, 32), -1))
-    inputs of shape (8, 3, 32, 32) look like channels first: give square channel_axis=1
+def _is_random(passes: np.ndarray, y: np.ndarray) -> bool:
+  unit = passes / (np.linalg.norm(passes, axis=-1, keepdims=True) + 1e-10)
+  spread = max(np.linalg.norm(a - b, axis=-1).max() for a in unit for b in unit)
+  num_correct = {int((logits.argmax(axis=-1) == y).sum()) for logits in passes}
+  return len(num_correct) > 1 or not spread <= 1e-4
 
-  Source: ours.
+
+def _depends_on_batch(logits_fn, x: Array, logits: np.ndarray, finite: np.ndarray) -> bool:
+  # The first half is replaced by copies of the last example, and every example moves by one place.
+  half = len(x) // 2
+  mixed = jnp.concatenate([jnp.broadcast_to(x[-1:], x[:half].shape), x[half:]])
+  again = np.roll(finite_logits(logits_fn(jnp.roll(mixed, 1, axis=0))), -1, axis=0)
+  again, logits = again[half:][finite[half:]], logits[half:][finite[half:]]
+  return len(logits) > 0 and not _relative_change(again, logits) < 1e-3
+
+
+def _relative_change(logits: np.ndarray, reference: np.ndarray) -> float:
+  return np.abs(logits - reference).max() / (np.abs(reference).max() + 1e-10)
+
+
+def check_channels(shape: tuple[int, ...], channel_axis: int) -> tuple[str, ...]:
+  """Warns if inputs [B, ...] seem to have their channels on another axis than the one given to Square.
+
+  >>> print(*check_channels((8, 3, 32, 32), -1))
+  inputs of shape (8, 3, 32, 32) look like channels first: give square channel_axis=1
   """
   if len(shape) != 4:
     return ()
-  first, last = (size <= _MOST_CHANNELS < min(others) for size, others in (
-      (shape[1], shape[2:]), (shape[3], shape[1:3])))
+  first = shape[1] <= _MAX_CHANNELS < min(shape[2:])
+  last = shape[3] <= _MAX_CHANNELS < min(shape[1:3])
   if first and channel_axis == -1:
     return (f'inputs of shape {shape} look like channels first: give square channel_axis=1',)
   if last and channel_axis == 1:
@@ -70,437 +169,176 @@ def check_channels(shape: tuple[int, ...], channel_axis: int) -> tuple[str, ...]
   return ()
 
 
-def check_classes(num_classes: int, attacks: tuple[str, ...]) -> tuple[str, ...]:
-  """Says what few classes change.
+def check_classes(num_classes: int, attacks: Sequence[str]) -> tuple[str, ...]:
+  """Warns if an attack replaces its loss because there are too few classes.
 
-  Args:
-    num_classes: C.
-    attacks: names of components.
-
-  Returns:
-    Warnings.
-
-  Example:
-    >>> print(*check_classes(3, ('apgd-t',)))
-    3 classes: apgd-t maximises z_t - z_y, not targeted DLR
-
-  Source: ours.
+  >>> print(*check_classes(3, ('apgd-t',)))
+  3 classes: apgd-t maximises z_t - z_y, because targeted DLR needs 4
   """
-  warnings = []
+  found = []
   if num_classes < 3 and 'apgd-dlr' in attacks:
-    warnings.append(f'{num_classes} classes: apgd-dlr maximises the margin, DLR needs 3')
+    found.append(f'{num_classes} classes: apgd-dlr maximises the margin, because DLR needs 3')
   if num_classes < 4 and 'apgd-t' in attacks:
-    warnings.append(f'{num_classes} classes: apgd-t maximises z_t - z_y, not targeted DLR')
-  return tuple(warnings)
-
-
-def check_gradients(
-    name: str, attacked: int, blind: int, flat: int, ran: tuple[str, ...], random: bool = False
-) -> tuple[str, ...]:
-  """Says for how many examples the loss of an attack gave it nothing to climb.
-
-  Args:
-    name: the attack.
-    attacked: how many examples it attacked to the end of a run.
-    blind: for how many of them a gradient, at any step of any run, was zero everywhere, or not
-      finite somewhere, which is made zero.
-    flat: for how many the loss never rose above a start's, in no run, and which did not fall.
-    ran: the attacks that were run, so as to advise others.
-    random: whether the model is, which Square and FAB cannot attack.
-
-  Returns:
-    Warnings: from one example on that was blind, and where more than 1 % were flat.
-
-  Example:
-    >>> print(*check_gradients('apgd-ce', 100, 40, 0, ('apgd-ce', 'apgd-t')))
-    apgd-ce: zero gradients on 40.0 % of examples; add square
-
-  Source: ours, after the check of the start by AutoAttack's authors.
-  """
-  # Cross-entropy can have none where a loss without a scale has one; where such a loss has none
-  # either, the model hides it, and only what asks for no gradient is left.
-  free = [other for other in ('apgd-dlr', 'apgd-t') if name == 'apgd-ce' and other in ran]
-  wanted = ('apgd-t',) if name == 'apgd-ce' and not free else ()
-  if random:
-    cure = advise(wanted, ran, "hold the noise still and add square, with version='standard'")
-  else:
-    cure = advise((*wanted, 'square'), ran,
-                       f'trust {" and ".join((*free, "square"))}, with more num_queries')
-  told = {'zero gradients': (blind, 0), 'the loss never rose': (flat, SHARE * attacked)}
-  return tuple(f'{name}: {what} on {100 * count / attacked:.1f} % of examples; {cure}'
-               for what, (count, innocent) in told.items() if count > innocent)
-
-
-def check_end(logits: np.ndarray, fell: np.ndarray) -> tuple[str, ...]:
-  """Says how many examples fell to outputs that are not numbers.
-
-  Args:
-    logits: f32[N, C], at the points that were found.
-    fell: bool[N], classified correctly at first, and no more.
-
-  Returns:
-    Warnings.
-
-  Example:
-    >>> print(*check_end(np.array([[np.nan, 1.], [0., 1.]]), np.array([True, True])))
-    1 of 2 examples fell to logits that are not finite: mend the model, or do not count them
-
-  Source: ours.
-  """
-  broken = int((fell & ~are_finite(logits)).sum())
-  if not broken:
-    return ()
-  return (f'{broken} of {int(fell.sum())} examples fell to logits that are not finite: '
-          'mend the model, or do not count them',)
-
-
-def check_found(logits: np.ndarray, y: Array, fell: np.ndarray) -> tuple[str, ...]:
-  """Says how many examples fell to points that the model, asked again, is right about.
-
-  Args:
-    logits: f32[N, C], at the points that were found; of a model that is not random.
-    y: i32[N].
-    fell: bool[N], classified correctly at first, and no more.
-
-  Returns:
-    Warnings; of a lead within rounding, 1e-3 of the logits or what their dtype has, none.
-
-  Example:
-    >>> print(check_found(np.array([[3., 1.], [0., 1.]]), np.array([0, 0]), np.ones(2, bool))[0][:67])
-    1 of 2 examples fell to points that the model, asked again, is righ
-
-  Source: ours.
-  """
-  slack = max(1e-3, 2 * precision(logits))
-  logits, y = np.asarray(logits, np.float64), np.asarray(y)
-  fell = fell & are_finite(logits)
-  leads = lead(logits, y)[fell]
-  size = np.abs(finite_logits(logits)).max(axis=-1)[fell]
-  right = int((leads > slack * size).sum())
-  if not right:
-    return ()
-  return (f'{right} of {int(fell.sum())} examples fell to points that the model, asked again, is right '
-          'about: unless it is rounding, of bfloat16 for example, its outputs depend on the batch around '
-          'an example or on its place in it',)
+    found.append(f'{num_classes} classes: apgd-t maximises z_t - z_y, because targeted DLR needs 4')
+  return tuple(found)
 
 
 def check_reach(
-    epsilon: np.ndarray, shape: tuple[int, ...], bounds: tuple[Array, Array], norm: str
-) -> tuple[str, ...]:
-  """Says so if a ball holds all there is within the bounds.
+    epsilon: np.ndarray, shape: tuple[int, ...], bounds: tuple[Array, Array], norm: str) -> tuple[str, ...]:
+  """Warns if the ε-ball of an example of this shape covers the whole input domain.
 
-  Args:
-    epsilon: f32[N].
-    shape: of one example.
-    bounds: the smallest and the largest value of an input.
-    norm: 'linf', 'l2' or 'l1'.
-
-  Returns:
-    Warnings.
-
-  Example:
-    >>> print(*check_reach(np.array([8.]), (32, 32, 3), (0., 1.), 'linf'))
-    epsilon = 8 reaches across all of 0..1: it is in units of x, 8/255 for example
-
-  Source: ours.
+  >>> print(*check_reach(np.array([8.]), (32, 32, 3), (0., 1.), 'linf'))
+  epsilon = 8 covers the whole input domain 0..1: give epsilon in units of x, for example 8/255
   """
   low, high = (np.asarray(bound, np.float64) for bound in bounds)
-  across = np.broadcast_to(high - low, shape).ravel()
-  order = {'linf': np.inf, 'l2': 2, 'l1': 1}[norm]
-  farthest = float(np.max(epsilon))
-  if farthest < np.linalg.norm(across, order):
+  diagonal = np.broadcast_to(high - low, shape).ravel()
+  largest = float(np.max(epsilon))
+  if largest < np.linalg.norm(diagonal, {'linf': np.inf, 'l2': 2, 'l1': 1}[norm]):
     return ()
-  return (f'epsilon = {farthest:g} reaches across all of {low.min():g}..{high.max():g}: it is in units '
-          'of x, 8/255 for example',)
+  return (f'epsilon = {largest:g} covers the whole input domain {low.min():g}..{high.max():g}: '
+          'give epsilon in units of x, for example 8/255',)
 
 
-def warn_of_reach(
-    epsilon: float | Array, x: Array, bounds: tuple[Array, Array], norm: str) -> None:
-  """`check_reach` as a warning of Python's, where the radius has a value already.
-
-  Args:
-    epsilon: a number or f32[B].
-    x: f32[B, ...].
-    bounds: the smallest and the largest value of an input.
-    norm: 'linf', 'l2' or 'l1'.
-
-  Example:
-    >>> warn_of_reach(8 / 255, np.ones((2, 3)), (0., 1.), 'linf')
-
-  Source: ours.
-  """
+def warn_of_reach(epsilon: float | Array, x: Array, bounds: tuple[Array, Array], norm: str) -> None:
+  """Issues the warnings of `check_reach`, unless a value is traced."""
   if all(map(_arguments.is_known, (epsilon, *bounds))):
     low, high = (np.asarray(bound) for bound in bounds)
-    # Of bounds of an example's own the widest.
+    # Bounds may differ by example; the widest are used.
     widest = (low.min(0) if low.ndim == x.ndim else low, high.max(0) if high.ndim == x.ndim else high)
     for line in check_reach(np.asarray(epsilon), x.shape[1:], widest, norm):
       warnings.warn(line, stacklevel=3)
 
 
-def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:
-  """Says so if Square, which sees no gradients, finds what the attacks before it did not.
+def check_gradients(
+    name: str, num_attacked: int, num_zero: int, num_flat: int, attacks: Sequence[str], random: bool = False
+) -> tuple[str, ...]:
+  """Warns if an attack had no gradient to follow on some examples.
+
+  A single example with a zero gradient is reported; a loss that never rises is reported above 1 % of the
+  examples.
 
   Args:
-    accuracy: robust accuracy after each component, in 0..1, in the order they ran.
+    name: the attack.
+    num_attacked: the examples of which at least one run ended.
+    num_zero: those of which, at any step, the gradient was zero everywhere or not finite somewhere.
+    num_flat: those that were not fooled and whose loss never rose above its first value.
+    attacks: the attacks that run; the advice names others.
+    random: whether the model is random, so that Square and FAB cannot attack it.
 
-  Returns:
-    Warnings.
+  Example:
+    >>> print(*check_gradients('apgd-ce', 100, 40, 0, ('apgd-ce', 'apgd-t')))
+    apgd-ce: zero gradients on 40.0 % of examples; add square
+  """
+  # If cross-entropy has no gradient, a scale-free loss may have one. If that has none either, the model hides
+  # its gradient, and only an attack without gradients is left.
+  scale_free = [other for other in ('apgd-dlr', 'apgd-t') if name == 'apgd-ce' and other in attacks]
+  wanted = ('apgd-t',) if name == 'apgd-ce' and not scale_free else ()
+  if random:
+    advice = advise(wanted, attacks, "fix the noise and add square, with version='standard'")
+  else:
+    trusted = ' and '.join((*scale_free, 'square'))
+    advice = advise((*wanted, 'square'), attacks, f'trust {trusted}, with more num_queries')
+  return tuple(
+      f'{name}: {what} on {100 * count / num_attacked:.1f} % of examples; {advice}'
+      for what, count, allowed in (('zero gradients', num_zero, 0),
+                                   ('the loss never rose', num_flat, _SHARE * num_attacked))
+      if count > allowed)
+
+
+def check_square(accuracy: Mapping[str, float]) -> tuple[str, ...]:
+  """Warns if Square, which uses no gradients, fools examples that the attacks before it did not.
+
+  Args:
+    accuracy: robust accuracy in 0..1 after each attack, in the order they ran.
 
   Example:
     >>> print(check_square({'apgd-t': .6, 'fab-t': .6, 'square': .5})[0])
-    square took 10.0 % that the gradients did not find: are they masked? raise num_queries, add fab
+    square fooled another 10.0 % of examples: gradients may be masked; raise num_queries, add fab
 
-  Source: AutoAttack's authors' checks.
+  Reference: the checks of AutoAttack's released code.
   """
   names = list(accuracy)
   before = names[:names.index('square')] if 'square' in names else []
-  if not before:
-    return ()
-  gain = accuracy[before[-1]] - accuracy['square']
+  gain = accuracy[before[-1]] - accuracy['square'] if before else 0.
   if gain <= _SQUARE_MARGIN:
     return ()
-  return (f'square took {100 * gain:.1f} % that the gradients did not find: are they masked? '
-          f'raise num_queries, {advise(("apgd-t", "fab"), names, "trust square alone")}',)
+  advice = advise(('apgd-t', 'fab'), names, 'trust square alone')
+  return (f'square fooled another {100 * gain:.1f} % of examples: gradients may be masked; '
+          f'raise num_queries, {advice}',)
 
 
-def check_determinism(
-    logits_fn: Callable[..., Array], x: Array, y: Array, compiled: np.ndarray | None = None
-) -> tuple[str, ...]:
-  """Calls the model more than once: does it answer alike?
-
-  Is it random: five calls, counts of right answers differ, or logits of norm 1 by more than 1e-4? Does
-  an output depend on the other inputs of the batch, or on its place among them? Does it answer
-  otherwise when it is compiled, as one does that was compiled with the weights of another day?
+def check_adversarial(logits: Array, y: Array, fooled: np.ndarray, random: bool = False) -> tuple[str, ...]:
+  """Warns if adversarial points have non-finite logits or, evaluated again, are classified correctly.
 
   Args:
-    logits_fn: from f32[B, ...] to logits f32[B, C]. It is not compiled here: what Python or NumPy
-      draw would be drawn once and be part of the program.
-    x: f32[B, ...], one batch of clean inputs; with fewer than two there is no company to depend on.
-    y: i32[B].
-    compiled: f32[B, C], what it answered when it was.
-
-  Returns:
-    Warnings; none if nothing is odd.
+    logits: f32[N, C], at the points that were found.
+    y: i32[N].
+    fooled: bool[N], examples that were classified correctly and then fooled.
+    random: whether the model is random, so that a second evaluation may differ.
 
   Example:
-    >>> print(check(lambda x: x - x.mean(0), jnp.eye(2), jnp.arange(2))[0][:74])
-    an output depends on the rest of the batch, or on its place in it: is Batc
-
-  Source: randomness: Croce et al., RobustBench, 2021, and the checks of AutoAttack's authors; the
-  others: ours.
+    >>> print(*check_adversarial(np.array([[np.nan, 1.], [0., 1.]]), np.array([0, 0]), np.ones(2, bool)))
+    1 of 2 fooled examples have logits that are not finite: fix the model, or leave them out
   """
-  passes = np.stack([finite_logits(logits_fn(x)) for _ in range(5)])
-  logits, keep = passes[0], np.isfinite(passes[0]).all(axis=-1)
-  if not keep.any():
-    return ()
-  # A random model's outputs differ in any company, and compiled.
-  if random := _randomness(passes[:, keep], np.asarray(y)[keep]):
-    return tuple(random)
-  return tuple(_batch_dependence(logits_fn, x, logits, keep) + _compiling(logits, compiled, keep))
+  slack = max(1e-3, 2 * precision(logits))  # relative to the logits; a smaller lead is rounding
+  logits, found = np.asarray(logits, np.float64), []
+  finite = fooled & are_finite(logits)
+  num_fooled, num_finite = int(fooled.sum()), int(finite.sum())
+  if num_finite < num_fooled:
+    found.append(f'{num_fooled - num_finite} of {num_fooled} fooled examples have logits that are not '
+                 'finite: fix the model, or leave them out')
+  size = np.abs(finite_logits(logits)).max(axis=-1)
+  num_correct = int((finite & (lead(logits, np.asarray(y)) > slack * size)).sum())
+  if num_correct and not random:
+    found.append(f'{num_correct} of {num_finite} fooled examples are correct when evaluated again: unless '
+                 'this is rounding (bfloat16, for example), outputs depend on the rest of the batch or '
+                 'on the position in it')
+  return tuple(found)
 
 
-def _randomness(passes: np.ndarray, y: np.ndarray) -> list[str]:
-  unit = passes / (np.linalg.norm(passes, axis=-1, keepdims=True) + 1e-10)
-  spread = max(np.linalg.norm(a - b, axis=-1).max() for a in unit for b in unit)
-  right = {int((logits.argmax(axis=-1) == y).sum()) for logits in passes}
-  if len(right) == 1 and spread <= 1e-4:
-    return []
-  return ["the model is random: use version='rand', whose apgd-ce and apgd-dlr average over passes, "
-          'with a model that takes a key']
+def advise(wanted: Sequence[str], attacks: Sequence[str], otherwise: str) -> str:
+  """Advice to add the wanted attacks that do not run yet, or else `otherwise`.
 
-
-def _batch_dependence(logits_fn, x: Array, logits: np.ndarray, keep: np.ndarray) -> list[str]:
-  if len(x) < 2:
-    return []
-  # The same inputs in other company, the first half replaced by copies of the last example, and in
-  # other places, each in that of the one after it.
-  half = len(x) // 2
-  mixed = jnp.concatenate([jnp.broadcast_to(x[-1:], x[:half].shape), x[half:]])
-  again = np.roll(finite_logits(logits_fn(jnp.roll(mixed, 1, axis=0))), -1, axis=0)
-  again, keep = again[half:], keep[half:]
-  if not keep.any():
-    return []
-  scale = np.abs(logits[half:][keep]).max() + 1e-10
-  if np.abs(again - logits[half:])[keep].max() / scale < 1e-3:
-    return []
-  return ['an output depends on the rest of the batch, or on its place in it: is BatchNorm in training '
-          'mode, or noise drawn for the whole batch? if it must, let logits_fn be '
-          'vmap(lambda x: f(x[None])[0])']
-
-
-def _compiling(logits: np.ndarray, compiled: np.ndarray | None, keep: np.ndarray) -> list[str]:
-  if compiled is None:
-    return []
-  apart = np.abs(finite_logits(compiled) - logits)[keep].max()
-  share = apart / (np.abs(logits[keep]).max() + 1e-10)
-  if share < 1e-3:
-    return []
-  return [f'compiled, the model answers otherwise, by {100 * share:.2g} % of its logits: unless it is '
-          'rounding, of bfloat16 for example, pass jax.tree_util.Partial(f, weights), f a function '
-          'of the weights and x']
-
-
-SHARE = .01  # of examples, of which more are no accident
-
-
-def check_logits(
-    logits: np.ndarray, y: Array, ran: tuple[str, ...] = ()
-) -> tuple[str, ...]:
-  """Looks at one pass: are the outputs finite, probabilities, far apart or all the same?
-
-  Of logits too far apart cross-entropy's gradient is zero in this precision.
-
-  Args:
-    logits: f32[B, C], of clean inputs.
-    y: i32[B].
-    ran: the attacks that are run, so as to advise others.
-
-  Returns:
-    Warnings; none if nothing is odd.
-
-  Example:
-    >>> print(check(np.array([[np.nan, 1.], [0., 1.5]]), np.array([1, 1]))[0][:78])
-    1 of 2 clean inputs give logits that are not finite; they count as misclassifi
-
-  Source: probabilities: Croce et al., RobustBench, 2021; the others: ours.
+  >>> advise(('apgd-t', 'square'), ('square',), 'trust square')
+  'add apgd-t'
   """
-  rounding = precision(logits)
-  logits, y = np.asarray(logits, np.float64), np.asarray(y)
-  keep, warnings = are_finite(logits), []
-  if not keep.all():
-    warnings.append(f'{(~keep).sum()} of {len(keep)} clean inputs give logits that are not finite; '
-                    'they count as misclassified: mend the model, or leave them out')
-  if keep.any():
-    warnings += _probabilities(logits[keep], ran, rounding) + _saturation(logits[keep], y[keep], ran)
-  return tuple(warnings)
-
-
-def advise(wanted: Sequence[str], ran: Sequence[str], otherwise: str) -> str:
-  """Advice to run attacks as well, those that are not run already.
-
-  Args:
-    wanted: attacks that would help.
-    ran: those that are run.
-    otherwise: what to do where all are.
-
-  Returns:
-    The end of a sentence.
-
-  Example:
-    >>> add(('apgd-t', 'square'), ('square',), 'trust square')
-    'add apgd-t'
-
-  Source: ours.
-  """
-  missing = [name for name in wanted if name not in ran]
+  missing = [name for name in wanted if name not in attacks]
   return 'add ' + ' and '.join(missing) if missing else otherwise
 
 
 def precision(logits: Array) -> float:
-  """The distance from 1 to the next number in the precision of logits.
+  """Machine epsilon of the dtype of the logits, at most that of bfloat16.
 
-  Args:
-    logits: of any dtype.
-
-  Returns:
-    A number; of integers, bfloat16's.
-
-  Example:
-    >>> print(rounding_of(jnp.zeros((2, 3), jnp.bfloat16)))
-    0.0078125
-
-  Source: ours.
+  >>> print(precision(jnp.zeros((2, 3), jnp.bfloat16)))
+  0.0078125
   """
   return float(jnp.finfo(jnp.promote_types(jnp.asarray(logits).dtype, jnp.bfloat16)).eps)
 
 
 def are_finite(logits: np.ndarray) -> np.ndarray:
-  """Which answers count as such, as `steppers.is_correct` has it: −inf says that a class is none.
+  """Which rows of [B, C] are valid, as in `_stepper.is_correct`: -inf marks a class that does not exist.
 
-  Args:
-    logits: f64[B, C].
-
-  Returns:
-    bool[B].
-
-  Example:
-    >>> print(are_numbers(np.array([[1., -np.inf], [1., np.nan]])))
-    [ True False]
-
-  Source: ours.
+  >>> print(are_finite(np.array([[1., -np.inf], [1., np.nan]])))
+  [ True False]
   """
   return np.isfinite(np.max(logits, axis=-1))
 
 
-def lead(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """By how much the true class's logit is above all others.
-
-  Args:
-    logits: f64[B, C].
-    y: i64[B].
-
-  Returns:
-    f64[B].
-
-  Example:
-    >>> print(lead(np.array([[3., 1., 2.]]), np.array([0])))
-    [1.]
-
-  Source: ours.
-  """
-  others = np.where(np.arange(logits.shape[-1]) == y[:, None], -np.inf, logits).max(axis=-1)
-  return logits[np.arange(len(y)), y] - others
-
-
 def finite_logits(logits: Array) -> np.ndarray:
-  """Logits to compare and to measure: 0 for −inf, whose class is none, and whose differences are NaN.
+  """Logits with 0 in place of -inf, for differences and norms.
 
-  Args:
-    logits: f32[B, C].
-
-  Returns:
-    f64[B, C].
-
-  Example:
-    >>> print(numbers(np.array([[1., -2., -np.inf]])))
-    [[ 1. -2.  0.]]
-
-  Source: ours.
+  >>> print(finite_logits(np.array([[1., -2., -np.inf]])))
+  [[ 1. -2.  0.]]
   """
   logits = np.asarray(logits, np.float64)
   return np.where(np.isneginf(logits), 0, logits)
 
 
-def _probabilities(logits: np.ndarray, ran: tuple[str, ...], rounding: float) -> list[str]:
-  slack = max(1e-5, 2 * rounding)
-  in_range = logits.max() < 1 + slack and logits.min() > -slack
-  if in_range and np.all(np.abs(logits.sum(axis=-1) - 1) < slack):
-    cure = advise(('square',), ran, 'trust square')
-    return [f'the outputs are probabilities: attack the logits, before the softmax, or {cure}']
-  return []
+def lead(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """The logit of the true class minus the largest of the others, f64[B].
 
-
-def _saturation(logits: np.ndarray, y: np.ndarray, ran: tuple[str, ...]) -> list[str]:
-  leads, spread = lead(logits, y), logits.max(axis=-1) - logits.min(axis=-1)
-  # exp(-88) is the smallest normal float32: beyond it the gradient of cross-entropy is zero.
-  dead = np.mean(leads > 88)
-  # From log(2^24) on the true class's probability rounds to 1, and the part of the gradient that
-  # pulls away from it to zero. A few such inputs are ordinary, and attacks without a scale find
-  # what there is; where most are such, it is the scale of the model.
-  deaf, warnings = np.mean(leads > 24 * np.log(2)), []
-  free = [name for name in ('apgd-dlr', 'apgd-t') if name in ran]  # their losses have no scale
-  cure = f'trust {" and ".join(free)}' if free else 'add apgd-dlr or apgd-t'
-  if dead > SHARE:
-    warnings.append(f'logits lead by more than 88 on {100 * dead:.1f} % of inputs: cross-entropy has '
-                    f'no gradient there; {cure}, whose loss has no scale')
-  elif deaf > .5:
-    warnings.append(f'logits lead by more than 16.6 on {100 * deaf:.1f} % of inputs: cross-entropy '
-                    f'has no pull away from the true class there; {cure}')
-  # float32 rounds a logit of size z, and a loss near log(C), by up to 1.2e-7 times that. Where the
-  # logits differ by no more than some 40 such steps, what an attack gains is mostly rounding.
-  least = 40 * np.finfo(np.float32).eps * max(2., np.median(np.abs(finite_logits(logits)).max(axis=-1)))
-  if np.median(spread) < least:
-    warnings.append(f'logits differ by less than {least:.0e}: gradients are lost to rounding; scale '
-                    'them up, take away what they have in common, or '
-                    f'{advise(("square",), ran, "trust square")}')
-  return warnings
+  >>> print(lead(np.array([[3., 1., 2.]]), np.array([0])))
+  [1.]
+  """
+  others = np.where(np.arange(logits.shape[-1]) == y[:, None], -np.inf, logits).max(axis=-1)
+  return logits[np.arange(len(y)), y] - others

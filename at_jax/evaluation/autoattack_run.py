@@ -101,7 +101,7 @@ def run(
         epsilon=epsilon, norm=norm, **choice._asdict(), batch_size=batch_size, state_path=path,
         search_fn=None if search is None else jax.tree_util.Partial(search, variables),
         progress=show, warn=warn)
-  except (state_file.OtherEvaluation, zipfile.BadZipFile) as error:
+  except (state_file.StateMismatch, zipfile.BadZipFile) as error:
     raise errors.UserError('workdir', str(path), f'{error}; remove this file, to begin that attack '
                            'again') from error
   close()

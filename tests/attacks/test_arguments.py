@@ -293,11 +293,11 @@ def test_a_state_of_another_layout_is_refused(tmp_path, change):
   if change == 'a leaf less':
     del arrays['leaf3']
   elif change == 'a sign less':
-    arrays['signs'] = arrays['signs'][:, :2]
+    arrays['diagnostics'] = arrays['diagnostics'][:, :2]
   else:
     arrays['leaf3'] = arrays['leaf3'][:, None]
   state_file.save(path, arrays)
-  with pytest.raises(state_file.OtherEvaluation, match='another version.*remove it') as caught:
+  with pytest.raises(state_file.StateMismatch, match='another version.*remove it') as caught:
     run()
   assert '\n' not in str(caught.value)
 

@@ -1,7 +1,7 @@
-"""Runs a stepper over any number of examples in one batch, refilled as seats come free.
+"""Attacks any number of examples in one compiled batch of slots.
 
-An example that has fallen leaves at once, also in the middle of its attack, and the next one takes its
-seat: no step is spent on an example whose fate is known, and nothing is compiled again.
+An example leaves its slot as soon as it is misclassified, and the next example takes the slot. No step is
+spent on an example whose verdict is known, and nothing is compiled again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,23 +16,24 @@ from at_jax.attacks import _loops, _stepper
 from at_jax.attacks.autoattack import devices as devices_lib
 
 Array = jax.Array
-# What is noted of every example: it was attacked; in one of its runs a gradient was zero everywhere,
-# or not finite somewhere; it fell, or in one of its runs the loss rose above the start's, if it has a
-# loss at all.
-DIAGNOSTICS = ('attacked', 'blind', 'rose')
+# Recorded for each example:
+# attacked: a run ended.
+# zero_gradient: in some run, a gradient was zero in every entry or not finite in some entry.
+# rose: the example was fooled, or the loss of some run rose above its first value, or there is no loss.
+DIAGNOSTICS = ('attacked', 'zero_gradient', 'rose')
 
 
 class Work(NamedTuple):
-  """All there is to attack.
+  """All examples of an evaluation.
 
   Attributes:
     x: f32[N, ...], clean inputs.
-    y: i32[N].
-    targets: i32[N, R], for targeted attacks the class of each run.
-    index: i32[N], what each example folds into `key`.
-    key: a PRNG key of threefry (`keys.threefry`).
-    epsilon: f32[N].
-    bounds: the smallest and the largest value of an input.
+    y: i32[N], true classes.
+    targets: i32[N, R], the target class of each run of a targeted attack.
+    index: i32[N], folded into `key` for each example.
+    key: a threefry PRNG key (`_random.threefry`).
+    epsilon: f32[N], radii.
+    bounds: the smallest and the largest input value.
   """
   x: Array
   y: Array
@@ -44,18 +45,18 @@ class Work(NamedTuple):
 
 
 class Slots(NamedTuple):
-  """Who sits in the batch. With `Work` and the list of items, all that is needed to go on.
+  """The contents of the batch. Together with `Work` and the items they are enough to resume.
 
   Attributes:
-    example: i64[B], the example in each seat, -1 in an empty one.
-    run: i64[B], which of its runs this is.
-    state: the stepper's state, [B, ...].
-    taken: how many items have been taken from the list.
+    example: i64[B], the example in each slot, -1 in an empty slot.
+    run: i64[B], the run (restart or target) of that example.
+    state: the state of the stepper, leaves [B, ...].
+    num_loaded: the number of items loaded so far.
   """
   example: np.ndarray
   run: np.ndarray
   state: Any
-  taken: int
+  num_loaded: int
 
 
 def run_batched(
@@ -63,83 +64,75 @@ def run_batched(
     verify_fn: _stepper.LogitsFn,
     work: Work,
     items: np.ndarray,
-    fell: np.ndarray,
+    fooled: np.ndarray,
     x_adv: np.ndarray,
-    signs: np.ndarray,
+    diagnostics: np.ndarray,
     *,
     stepper: _stepper.Stepper,
     batch_size: int,
     devices: Sequence[jax.Device],
-    seats: Slots | None = None,
+    slots: Slots | None = None,
     random: bool = False,
 ) -> Iterator[Slots]:
-  """Attacks every item; an example falls when `verify_fn` too misclassifies what was found.
+  """Attacks every item. An example is fooled if `verify_fn` misclassifies the point that was found.
 
-  A random model errs now and then on any point, so one unlucky pass among a hundred is no success:
-  there every run goes to its end, and one pass more, with a key that no step had, decides.
+  A random model misclassifies any point now and then, so a single misclassified pass is not a success.
+  For a random model every run is completed, and one more pass, with a key that no step has used, decides.
 
   Args:
-    search_fn: the model that is searched on.
+    search_fn: the model to search on.
     verify_fn: the model that decides.
     work: the examples.
-    items: i64[M, 2], pairs of example and run, in this order. Runs of one example may sit side by
-      side; all leave when it falls.
-    fell: bool[N], examples that need no attack any more. Written to.
-    x_adv: f32[N, ...]. Written to where an example falls.
-    signs: bool[3, N], of `SIGNS`. Written to when a run ends.
+    items: i64[M, 2], pairs (example, run) in the order in which they are loaded. Several runs of one
+      example may be in the batch; all leave when the example is fooled.
+    fooled: bool[N], updated in place. Examples that are already fooled are not attacked.
+    x_adv: f32[N, ...], updated in place where an example is fooled.
+    diagnostics: bool[3, N], rows as in `DIAGNOSTICS`, updated in place when a run ends.
     stepper: the attack.
-    batch_size: the most seats, a multiple of the number of devices; `devices.num_seats` says how many
-      are set up.
-    devices: that the seats are divided among.
-    seats: where to go on, as yielded before; None to begin.
-    random: whether the model is, and takes an example and a key; asked at the end of a run, it is
-      asked about the latest misclassified iterate, or about the input if there was none.
+    batch_size: the largest number of slots, a multiple of the number of devices; see `devices.num_slots`.
+    devices: the slots are divided among these.
+    slots: slots yielded earlier, to resume; None to begin.
+    random: whether the models take one example and a key. The last pass is made at the latest
+      misclassified iterate, or at the input if there is none.
 
   Yields:
-    The `Seats` after every call of the compiled program, when `fell` and `x_adv` are up to date.
+    The `Slots` after each call of the compiled program, when the arrays above are up to date.
 
-  Source: ours, the batching being that of serving engines; random models: the code of AutoAttack's
-  authors.
+  Reference: the verification of random models follows the released code of AutoAttack.
   """
-  # What is found is confirmed after each step, or what a later one finds could hide it.
-  confirms = search_fn is not verify_fn and stepper.differentiates
-  num_steps = 1 if confirms else steps_at_once(stepper)
+  # With a separate search model, points are verified after each step: a later point could replace one.
+  verify_each_step = search_fn is not verify_fn and stepper.differentiates
+  num_steps = 1 if verify_each_step else steps_per_call(stepper)
   advance = _advance(stepper.differentiates, tuple(devices))
-  if seats is None:
-    nobody = np.full(devices_lib.num_slots(len(items), batch_size, devices), -1)
-    seats = Slots(nobody, np.zeros_like(nobody), None, 0)
-  seats, problem = _divisible(seats, devices), None
-  size = len(seats.example)
-  key = work.key if random else None
-  search_fn, _ = _stepper.capture(search_fn, work.x, size // len(devices), key)
-  verify_fn, _ = _stepper.capture(verify_fn, work.x, size, key)
   work, search_fn, verify_fn = devices_lib.replicate((work, search_fn, verify_fn), devices)
+  if slots is None:
+    empty = np.full(devices_lib.num_slots(len(items), batch_size, devices), -1)
+    slots = Slots(empty, np.zeros_like(empty), None, 0)
+  slots, problem = _pad(slots, devices), None
   while True:
-    example, run, taken, fresh = _fill(seats, items, fell)
-    if not np.any(example >= 0):
+    slots, is_new = _fill(slots, items, fooled)
+    example, occupied, state = slots.example, slots.example >= 0, slots.state
+    if not occupied.any():
       return
-    if problem is None or fresh.any():
-      problem, state = _load(work, np.maximum(example, 0), run, fresh, example < 0, seats.state,
-                              stepper=stepper)
-      problem, state = devices_lib.shard((problem, state), devices)
-    else:
-      state = seats.state
+    if problem is None or is_new.any():
+      problem, state = devices_lib.shard(
+          _load(work, np.maximum(example, 0), slots.run, is_new, ~occupied, state, stepper=stepper), devices)
     state = advance(search_fn, problem, state, stepper=stepper, num_steps=num_steps)
     found, count = jax.device_get((state.found, state.count))
-    occupied = example >= 0
     claimed = occupied & (count >= stepper.length if random else found)
     if claimed.any():
-      draw = stepper.length if random else None  # the steps fold in their count, 0..length - 1
+      draw = stepper.length if random else None  # steps fold in their count, 0..length - 1
       confirmed = claimed & np.asarray(_is_wrong(verify_fn, state.x_adv, problem, draw=draw))
       if confirmed.any():
         x_adv[example[confirmed]] = np.asarray(state.x_adv)[confirmed]
-        fell[example[confirmed]] = True
+        fooled[example[confirmed]] = True
       if (claimed & ~confirmed).any():
         state = _reject(state, claimed & ~confirmed)
-    leaves = occupied & (fell[np.maximum(example, 0)] | (count >= stepper.length))
-    _note(signs, state, example, leaves, fell)
-    seats = Slots(np.where(leaves, -1, example), run, state, taken)
-    yield seats
+    ended = occupied & (fooled[example] | (count >= stepper.length))
+    if ended.any():
+      _record_diagnostics(diagnostics, state, example, ended, fooled)
+    slots = slots._replace(example=np.where(ended, -1, example), state=state)
+    yield slots
 
 
 @functools.cache
@@ -148,96 +141,66 @@ def _advance(differentiates: bool, devices: tuple[jax.Device, ...]):
     steps = functools.partial(_stepper.take_steps, stepper=stepper, num_steps=num_steps)
     return devices_lib.per_device(steps, devices)(logits_fn, problem, state)
 
-  # This runs on the host, at the top level, where options for the compiler may be given.
+  # The driver is never traced, so compiler options are allowed here.
   return jax.jit(advance, static_argnames=('stepper', 'num_steps'),
                  compiler_options=_loops.compiler_options(differentiates))
 
 
-def restore_slots(work: Work, seats: Slots, *, stepper: _stepper.Stepper) -> Slots:
-  """Seats whose state is a flat list of arrays, as read from a file, with the state as it was.
+def steps_per_call(stepper: _stepper.Stepper) -> int:
+  """The number of steps in one compiled call, between two refills.
 
-  Args:
-    work: the examples.
-    seats: `seats.state` is a list, the leaves of a state in order.
-    stepper: the attack.
+  It is 1 where steps are unrolled, because that keeps the program small, and larger where they are looped.
 
-  Returns:
-    The `Seats` that `drain` goes on from.
-
-  Raises:
-    ValueError: if these are not the arrays of such a state.
-
-  Source: ours.
-  """
-  admit = functools.partial(_load, stepper=stepper)
-  nobody = np.zeros(len(seats.example), bool)
-  _, state = jax.eval_shape(admit, work, seats.example, seats.run, nobody, nobody, None)
-  looks = lambda leaves: [(leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves]
-  wanted, found = looks(jax.tree.leaves(state)), looks(seats.state)
-  if found != wanted:
-    raise ValueError(
-        f'{len(found)} arrays, which are not the {len(wanted)} of {type(state).__module__}')
-  leaves = [jnp.asarray(leaf) for leaf in seats.state]
-  return seats._replace(state=jax.tree.unflatten(jax.tree.structure(state), leaves))
-
-
-def steps_at_once(stepper: _stepper.Stepper) -> int:
-  """How many steps one call makes before seats are looked at again.
-
-  Args:
-    stepper: the attack.
-
-  Returns:
-    1 where steps are written out, which keeps the program small; more where they are looped over.
-
-  Example:
-    >>> steps_at_once(steppers.Stepper(None, None, 100, differentiates=False))
-    20
-
-  Source: ours.
+  >>> steps_per_call(_stepper.Stepper(None, None, 100, differentiates=False))
+  20
   """
   if not stepper.differentiates:
     return min(20, stepper.length)
   return 1 if _loops.writes_out() else min(5, stepper.length)
 
 
-def _divisible(seats: Slots, devices: Sequence[jax.Device]) -> Slots:
-  """The same with empty seats added, where they were set up for another number of devices."""
-  more = devices_lib.round_up(len(seats.example), devices) - len(seats.example)
+def problem_at(work: Work, example: Array, run: Array) -> _stepper.Problem:
+  """The problem of some examples and their runs, both i64[B]."""
+  fold = jax.vmap(lambda index, run: jax.random.fold_in(jax.random.fold_in(work.key, index), run))
+  column = jnp.minimum(run, work.targets.shape[1] - 1)
+  return _stepper.Problem(
+      work.x[example], work.y[example], work.targets[example, column],
+      fold(work.index[example], run), work.epsilon[example], work.bounds)
+
+
+def _pad(slots: Slots, devices: Sequence[jax.Device]) -> Slots:
+  """Adds empty slots if the slots were made for another number of devices."""
+  more = devices_lib.round_up(len(slots.example), devices) - len(slots.example)
   if not more:
-    return seats
-  longer = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], more, axis=0)])
-  return seats._replace(example=np.append(seats.example, np.full(more, -1)),
-                        run=np.append(seats.run, np.zeros(more, seats.run.dtype)),
-                        state=jax.tree.map(longer, seats.state))
+    return slots
+  pad = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], more, axis=0)])
+  return slots._replace(example=np.append(slots.example, np.full(more, -1)),
+                        run=np.append(slots.run, np.zeros(more, slots.run.dtype)),
+                        state=jax.tree.map(pad, slots.state))
 
 
-def _fill(seats: Slots, items: np.ndarray, fell: np.ndarray):
-  """Seats the next items of the list whose examples still stand."""
-  example, run = seats.example.copy(), seats.run.copy()
-  fresh, taken = np.zeros(len(example), bool), seats.taken
-  for seat in np.flatnonzero(example < 0):
-    while taken < len(items) and fell[items[taken, 0]]:
-      taken += 1
-    if taken == len(items):
+def _fill(slots: Slots, items: np.ndarray, fooled: np.ndarray) -> tuple[Slots, np.ndarray]:
+  """Puts the next items whose examples are still robust into empty slots; also returns which these are."""
+  example, run, num_loaded = slots.example.copy(), slots.run.copy(), slots.num_loaded
+  is_new = np.zeros(len(example), bool)
+  for slot in np.flatnonzero(example < 0):
+    while num_loaded < len(items) and fooled[items[num_loaded, 0]]:
+      num_loaded += 1
+    if num_loaded == len(items):
       break
-    example[seat], run[seat] = items[taken]
-    fresh[seat] = True
-    taken += 1
-  return example, run, taken, fresh
+    example[slot], run[slot] = items[num_loaded]
+    is_new[slot] = True
+    num_loaded += 1
+  return Slots(example, run, slots.state, num_loaded), is_new
 
 
 @functools.partial(jax.jit, static_argnames='stepper')
-def _load(work: Work, example, run, fresh, empty, state, *, stepper):
-  fold = jax.vmap(lambda index, run: jax.random.fold_in(jax.random.fold_in(work.key, index), run))
-  column = jnp.minimum(run, work.targets.shape[1] - 1)
-  problem = _stepper.Problem(
-      work.x[example], work.y[example], work.targets[example, column],
-      fold(work.index[example], run), work.epsilon[example], work.bounds)
-  new = stepper.init(problem)
-  state = new if state is None else _stepper.where(fresh, new, state)
-  # An empty seat counts as finished, so that its steps change nothing.
-  return problem, state._replace(count=jnp.where(empty, stepper.length, state.count))
+def _load(work: Work, example, run, is_new, is_empty, state, *, stepper):
+  problem = problem_at(work, example, run)
+  first = stepper.init(problem)
+  state = first if state is None else _stepper.where(is_new, first, state)
+  # An empty slot counts as finished, so its steps change nothing.
+  return problem, state._replace(count=jnp.where(is_empty, stepper.length, state.count))
 
 
 @functools.partial(jax.jit, static_argnames='draw')
@@ -249,20 +212,15 @@ def _is_wrong(logits_fn, x, problem, *, draw):
 
 
 def _reject(state: Any, rejected: np.ndarray) -> Any:
-  """The state that goes on looking where what was found is not confirmed."""
+  """Continues the search where the point that was found is not confirmed."""
   changes = {'found': jnp.where(rejected, False, state.found)}
-  if hasattr(state, 'distance'):  # or a point that is no success would hide those further away
+  if hasattr(state, 'distance'):  # otherwise a rejected point would hide points further away
     changes['distance'] = jnp.where(rejected, jnp.inf, state.distance)
   return state._replace(**changes)
 
 
-def _note(signs: np.ndarray, state: Any, example: np.ndarray, leaves: np.ndarray,
-          fell: np.ndarray) -> None:
-  """Writes down what the runs that end now say about the model."""
-  if not leaves.any():
-    return
-  signs[0, example[leaves]] = True
-  if hasattr(state, 'zero_gradient'):
-    signs[1, example[leaves & (np.asarray(state.zero_gradient) > 0)]] = True
-  rose = fell[example] | np.asarray(getattr(state, 'rose', True))
-  signs[2, example[leaves & rose]] = True
+def _record_diagnostics(diagnostics, state: Any, example, ended, fooled) -> None:
+  attacked, zero_gradient, rose = diagnostics
+  attacked[example[ended]] = True
+  zero_gradient[example[ended & (np.asarray(getattr(state, 'zero_gradient', 0)) > 0)]] = True
+  rose[example[ended & (fooled[example] | np.asarray(getattr(state, 'rose', True)))]] = True

@@ -1,4 +1,4 @@
-"""Which attacks AutoAttack's versions consist of, and with what each is run."""
+"""The component attacks of each AutoAttack version, and their settings."""
 
 import functools
 from typing import NamedTuple
@@ -19,110 +19,94 @@ NAMES = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
 _EOT = 20
 
 
-class Pass(NamedTuple):
-  """One stepper and the runs (restarts or targets) of every example that it makes."""
+class Part(NamedTuple):
+  """A stepper and the runs (restarts or targets) of each example. An attack has one or more parts."""
   name: str
   stepper: _stepper.Stepper
   runs: tuple[int, ...]
-  aims: bool = False  # each run at the target of its number
+  targeted: bool = False  # run r aims at the r-th target
 
 
-def choose(attacks, version, norm) -> tuple[str, ...]:
-  """The attacks to run.
+def choose(attacks: tuple[str, ...] | None, version: str, norm: str) -> tuple[str, ...]:
+  """The names of the attacks to run, in order: `attacks`, or those of the version if it is None.
 
-  Args:
-    attacks: names, or None for those of the version.
-    version: 'standard', 'plus' or 'rand'.
-    norm: 'linf', 'l2' or 'l1'.
-
-  Returns:
-    Their names in order.
+  >>> choose(None, 'rand', 'linf')
+  ('apgd-ce', 'apgd-dlr')
 
   Raises:
-    ValueError: for an unknown norm or version, an attack that is unknown or named twice, and for one
-      that does not average a random model with version='rand'.
-
-  Example:
-    >>> choose(None, 'rand', 'linf')
-    ('apgd-ce', 'apgd-dlr')
-
-  Source: ours.
+    ValueError: if norm, version or an attack is unknown, an attack is named twice, or version='rand' and
+      an attack does not average over passes.
   """
   _arguments.check_name('norm', norm, norms.NORMS)
   _arguments.check_name('version', version, tuple(VERSIONS))
   names = VERSIONS[version] if attacks is None else tuple(attacks)
-  unknown = [name for name in names if name not in NAMES]
-  if unknown or not names or len(set(names)) < len(names):
+  if not names or not set(names) <= set(NAMES) or len(set(names)) < len(names):
     raise ValueError(f'attacks = {attacks!r}: use some of {", ".join(NAMES)}, each once')
-  final = [name for name in names if not name.startswith('apgd')]
-  if version == 'rand' and final:
-    raise ValueError(f"attacks = {attacks!r}: with version='rand' use some of apgd-ce, apgd-dlr, "
-                     f"apgd-t; {', '.join(final)} needs a model whose answers are final")
+  deterministic = [name for name in names if not name.startswith('apgd')]
+  if version == 'rand' and deterministic:
+    raise ValueError(f"attacks = {attacks!r}: with version='rand' use some of apgd-ce, apgd-dlr, apgd-t; "
+                     f"{', '.join(deterministic)} needs a deterministic model")
   return names
 
 
 def targets(logits: np.ndarray) -> np.ndarray:
-  """The classes that apgd-t and fab-t go to, one after the other: from the second likeliest on down.
+  """The target classes of apgd-t and fab-t: all but the most likely class, the likeliest first.
+
+  >>> print(targets(np.array([[1., 3., 2., 0.]])))
+  [[2 0 3]]
 
   Args:
-    logits: f32[N, C], of the clean inputs.
+    logits: f32[N, C], of clean inputs.
 
   Returns:
     i64[N, C - 1].
 
-  Example:
-    >>> print(targets(np.array([[1., 3., 2., 0.]])))
-    [[2 0 3]]
-
-  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
-  Parameter-free Attacks, 2020, section 5, and the authors' code.
+  Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+    Parameter-free Attacks, 2020, section 5, and the released code.
   """
   return np.argsort(-logits, axis=1, kind='stable')[:, 1:]
 
 
 def plan(
-    names, norm, version, num_classes, num_steps, num_queries, channel_axis=-1
-) -> list[Pass]:
-  """What to run, one stepper at a time.
+    names: tuple[str, ...], norm: str, version: str, num_classes: int, num_steps: int, num_queries: int,
+    channel_axis: int = -1,
+) -> list[Part]:
+  """The parts to run, in order; those of one attack are consecutive.
+
+  >>> [len(part.runs) for part in plan(('apgd-ce', 'apgd-t'), 'linf', 'standard', 10, 100, 5000)]
+  [1, 9]
 
   Args:
-    names: of attacks, in order.
+    names: attacks, in order.
     norm: 'linf', 'l2' or 'l1'.
     version: 'standard', 'plus' or 'rand'.
-    num_classes: C, at least 2; there are at most C − 1 targets.
+    num_classes: C, at least 2. There are at most C - 1 targets.
     num_steps: of APGD and FAB.
     num_queries: of Square.
     channel_axis: of Square.
 
-  Returns:
-    A list of `Pass`; an attack has one or more in a row.
-
   Raises:
-    ValueError: for numbers of steps or queries that the attacks refuse.
+    ValueError: if an attack refuses the number of steps or queries.
 
-  Example:
-    >>> [len(p.runs) for p in plan(('apgd-ce', 'apgd-t'), 'linf', 'standard', 10, 100, 5000)]
-    [1, 9]
-
-  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
-  Parameter-free Attacks, 2020, section 5, and the versions of the authors' code.
+  Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+    Parameter-free Attacks, 2020, section 5, and the versions of the released code.
   """
-  large = norm == 'l1' and version == 'standard'
-  restarts = 5 if version == 'plus' or large else 1
-  eot = _EOT if version == 'rand' else 0
-  climb = functools.partial(apgd_stepper, norm=norm, num_steps=num_steps, large_start=large, eot=eot)
-  walk = functools.partial(fab_stepper, norm=norm, num_steps=num_steps)
-  others = num_classes - 1
-  aimed = range(min(5 if large else 9, others))
-  plans = {
-      'apgd-ce': lambda: [(climb(loss=losses.cross_entropy), range(restarts))],
-      'apgd-dlr': lambda: [(climb(loss=losses.dlr), range(restarts))],
-      'apgd-t': lambda: [(climb(loss=losses.targeted_dlr, targeted=True), aimed)],
-      'fab': lambda: [(walk(targeted=False), range(1)),
-                      (walk(targeted=False, random_start=True), range(1, restarts))],
-      'fab-t': lambda: [(walk(targeted=True), range(min(9, others)))],
-      'square': lambda: [(square_stepper(norm=norm, num_queries=num_queries,
-                                         channel_axis=channel_axis), range(1))],
+  large_start = norm == 'l1' and version == 'standard'
+  restarts = 5 if version == 'plus' or large_start else 1
+  apgd = functools.partial(apgd_stepper, norm=norm, num_steps=num_steps, large_start=large_start,
+                           eot=_EOT if version == 'rand' else 0)
+  fab = functools.partial(fab_stepper, norm=norm, num_steps=num_steps)
+  num_targets = num_classes - 1
+  parts = {
+      'apgd-ce': lambda: [(apgd(loss=losses.cross_entropy), range(restarts))],
+      'apgd-dlr': lambda: [(apgd(loss=losses.dlr), range(restarts))],
+      'apgd-t': lambda: [(apgd(loss=losses.targeted_dlr, targeted=True),
+                          range(min(5 if large_start else 9, num_targets)))],
+      'fab': lambda: [(fab(targeted=False), range(1)),
+                      (fab(targeted=False, random_start=True), range(1, restarts))],
+      'fab-t': lambda: [(fab(targeted=True), range(min(9, num_targets)))],
+      'square': lambda: [(square_stepper(norm=norm, num_queries=num_queries, channel_axis=channel_axis),
+                          range(1))],
   }
-  return [Pass(name, stepper, tuple(runs), aims=name.endswith('-t'))
-          for name in names for stepper, runs in plans[name]() if len(runs)]
+  return [Part(name, stepper, tuple(runs), targeted=name.endswith('-t'))
+          for name in names for stepper, runs in parts[name]() if len(runs)]

@@ -1,10 +1,10 @@
-"""AutoAttack: four attacks without parameters to tune, and their worst case for each example.
+"""AutoAttack: an ensemble of parameter-free attacks, and the worst case over them for each example.
 
-This is a driver on the host, not a pure function: it deals examples to compiled batches, reports and
-saves. The attacks it drives (`apgd`, `fab`, `square`) compose like any other function.
+`autoattack` is a driver on the host and not a pure function: it runs compiled batches, reports progress and
+writes a state file. The attacks that it runs (`apgd`, `fab`, `square`) compose like any other function.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
 import os
 import time
@@ -22,22 +22,22 @@ from at_jax.attacks.autoattack import devices as devices_lib
 from at_jax.attacks.square import image_shape
 
 Array = jax.Array
-# Folded into an example's key where a random model sees its clean input; runs fold in their number.
+# Folded into the key of an example for the clean pass of a random model; runs fold in their number.
 _CLEAN = 2**31 - 1
 
 
 class AutoAttackResult(NamedTuple):
-  """What AutoAttack found.
+  """Result of `autoattack`.
 
   Attributes:
-    x: f32[N, ...], a misclassified point within ε where there is one, else the input itself.
-    robust: bool[N], classified correctly as it is and under every attack; its mean is the robust
+    x: f32[N, ...], a misclassified point within ε if one was found, else the input.
+    robust: bool[N], classified correctly on the clean input and under every attack. Its mean is the robust
       accuracy.
-    clean: bool[N], classified correctly as it is.
-    components: for each attack, in the order they ran, bool[N]: robust after it (with
-      `cascade=False`: under it alone).
+    clean: bool[N], classified correctly on the clean input.
+    components: for each attack, in the order they ran, bool[N]: robust after it (with `cascade=False`: under
+      it alone).
     warnings: reasons to doubt the numbers.
-    seconds: for each attack, its time, compilation included.
+    seconds: for each attack, its time in seconds, including compilation.
   """
   x: np.ndarray
   robust: np.ndarray
@@ -48,20 +48,34 @@ class AutoAttackResult(NamedTuple):
 
 
 class Progress(NamedTuple):
-  """Where an evaluation is.
+  """Progress of an evaluation.
 
   Attributes:
-    attack: the attack that runs.
-    done: how many of its runs are over, those of fallen examples among them, of
-    total: this many.
+    attack: the current attack.
+    done: the number of its runs that are complete, including runs of fooled examples.
+    total: the number of its runs.
     accuracy: robust accuracy so far, in 0..1.
-    seconds: since this attack began.
+    seconds: time since the attack began.
   """
   attack: str
   done: int
   total: int
   accuracy: float
   seconds: float
+
+
+class _Evaluation(NamedTuple):
+  """What every phase of an evaluation reads."""
+  attacks: tuple[str, ...]
+  work: batching.Work
+  search_fn: jax.tree_util.Partial
+  verify_fn: jax.tree_util.Partial
+  logits: np.ndarray  # f32[N, C], of the clean inputs
+  clean: np.ndarray   # bool[N], classified correctly
+  random: bool
+  cascade: bool
+  batch_size: int
+  devices: tuple[jax.Device, ...]
 
 
 def autoattack(
@@ -88,68 +102,63 @@ def autoattack(
     channel_axis: int = -1,
     warn: Callable[[str], None] | None = None,
 ) -> AutoAttackResult:
-  """Robust accuracy by an ensemble: an example is robust if no attack of the version changes its class.
+  """Robust accuracy under an ensemble: an example is robust if no attack of the version changes its class.
 
-  'standard' is APGD on cross-entropy, APGD on targeted DLR and FAB-T against the 9 likeliest other
-  classes, and Square with 5,000 queries; in L1 its APGDs begin in the ball of 3ε, with 5 restarts
-  or against 5 classes. 'plus' adds APGD on DLR and FAB, with 5 restarts. 'rand' is for random
-  models: APGD on cross-entropy and on DLR, 20 passes a gradient; one pass at the end decides.
+  'standard' is APGD on cross-entropy, APGD on targeted DLR and FAB-T, both against the 9 most likely other
+  classes, and Square with 5,000 queries. In L1, its APGD starts in the ball of 3ε, with 5 restarts or 5
+  target classes. 'plus' adds APGD on DLR and FAB, and makes 5 restarts. 'rand' is for random models: APGD on
+  cross-entropy and on DLR, with 20 passes per gradient; one pass at the end decides.
 
-  Each attack starts from the clean input of what is still robust. Examples are attacked in one batch
-  at a time; one that falls leaves at once and the next takes its seat. What an example draws
-  depends on `key`, the attack and its index alone.
+  Each attack starts from the clean inputs of the examples that are still robust. Examples are attacked in
+  one batch; a fooled example leaves at once and the next one takes its slot. The random draws of an example
+  depend only on `key`, the attack and its index.
 
   Args:
-    logits_fn: from f32[B, ...] to logits f32[B, C]; with version='rand' it is called for each example
-      by itself, x f32[1, ...], as `logits_fn(x, key)`.
+    logits_fn: maps f32[B, ...] to logits f32[B, C]. With version='rand' it is called for one example at a
+      time, as `logits_fn(x, key)` with x f32[1, ...].
     x: f32[N, ...], inputs within `bounds`; for Square [N, H, W, C], [N, H, W], [N, D] or, with
       `channel_axis`, [N, C, H, W].
     y: i32[N], true classes.
     key: a PRNG key.
-    epsilon: radius, a number or f32[N].
+    epsilon: radius, a number or f32[N], in units of x.
     norm: 'linf', 'l2' or 'l1'.
     version: 'standard', 'plus' or 'rand'.
-    attacks: names of attacks to run instead of the version's, with its restarts and targets: apgd-ce,
-      apgd-dlr, apgd-t, fab, fab-t, square; each once, with 'rand' those of APGD. (A list of one's
-      own has five restarts in the authors' code, as it has here with version='plus'.)
-    batch_size: how many examples are attacked side by side, at most.
-    bounds: the smallest and the largest value an input may take.
-    index: i32[N], what each example folds into `key`, each once; by default its place in x. Of a part
-      of a larger set, with the places there, the draws are those of the whole; `processes.autoattack`
-      deals out such parts.
-    num_steps: of APGD and FAB. Published numbers are with 100.
-    num_queries: of Square. Published numbers are with 5,000.
-    cascade: attack only what the attacks before left robust; else every attack gets all examples
+    attacks: attacks to run instead of those of the version, with the restarts and targets of the version:
+      apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, each at most once; with 'rand' only those of APGD.
+      (The released code makes 5 restarts for a custom list, as version='plus' does here.)
+    batch_size: the largest number of examples attacked at the same time.
+    bounds: the smallest and the largest input value.
+    index: i32[N], distinct integers folded into `key`; by default the positions in x. For a part of a
+      larger set, pass the positions there: the draws are then those of the whole set. `multihost.autoattack`
+      does this.
+    num_steps: steps of APGD and FAB. Published numbers use 100.
+    num_queries: queries of Square. Published numbers use 5,000.
+    cascade: whether an attack gets only the examples that are robust so far; otherwise it gets all examples
       that are classified correctly.
-    search_fn: search on this function instead, for example one that computes in bfloat16; only what
-      logits_fn confirms is counted.
-    devices: over which the examples of a batch are spread, its size rounded up to a multiple of
-      their number; by default all of this process. With one, arrays stay where they are.
-    state_path: a file to write the state to; its folder is made. If it exists the evaluation goes on
-      from it, with the same batch size as rounded up: a multiple of both numbers of devices lets
-      their number change. It is known again by the inputs, the options, the model's weights where they
-      are arguments of a `jax.tree_util.Partial`, and its answers to clean inputs, not by its gradients:
-      use another path for a model that is differentiated otherwise.
+    search_fn: a model to search on instead, for example one that computes in bfloat16. An example counts
+      as fooled only if `logits_fn` confirms it.
+    devices: the examples of a batch are divided among these; the batch size is rounded up to a multiple of
+      their number. By default all devices of this process. With one device, arrays are not moved.
+    state_path: file for the state; its folder is created. If the file exists, the evaluation resumes from it.
+      The rounded batch size must be the same; the number of devices may change. The file is verified against
+      the inputs, the options, the clean logits, and the weights where they are arguments of a
+      `jax.tree_util.Partial`. It is not verified against gradients: use another path for a model with
+      another derivative.
     save_every: seconds between writes.
     progress: called with a `Progress` after every compiled call.
-    channel_axis: where Square finds the channels: -1 if last, or if there are none; 1 for
+    channel_axis: the axis on which Square finds the channels: -1 if last or if there are none, 1 for
       [N, C, H, W].
-    warn: called with each of the warnings as soon as it is known, those about the model before any
-      attack begins; by default `warnings.warn`.
+    warn: called with each warning as soon as it is known, warnings about the model before any attack begins;
+      by default `warnings.warn`.
 
   Returns:
-    An `AutoAttackResult` of numpy arrays.
+    An `AutoAttackResult` of NumPy arrays.
 
   Raises:
-    ValueError: for an unknown norm or version, an attack that is unknown or named twice, a batch
-      size, steps or queries below 1 (of APGD in L1: 2 steps), no devices, no examples, inputs that
-      are integers, of less precision than float32, NaN, beyond the bounds or of a shape that Square
-      cannot take, bounds that are none, a key, classes, radii or an index that are none or not one an
-      example, outputs that are not [B, C], a `search_fn` of fewer classes, `search_fn`, other attacks
-      than APGD's or a model that takes no key with version='rand', a state file of another evaluation,
-      and under jit, vmap and the like.
-    OSError: if the state cannot be written, before anything is attacked.
-    zipfile.BadZipFile: for a damaged state file.
+    ValueError: if an argument or an output of the model has an invalid shape, dtype or value, if the state
+      file belongs to another evaluation, or under a transformation such as jit or vmap.
+    OSError: if the state file cannot be written; raised before any attack.
+    zipfile.BadZipFile: if the state file is damaged.
 
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
@@ -159,116 +168,151 @@ def autoattack(
     >>> print(result.robust, list(result.components))
     [False  True] ['apgd-ce', 'apgd-t', 'fab-t', 'square']
 
-  Source: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
-  Parameter-free Attacks, 2020, section 5; refilling, resuming and independence: ours.
+  Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+    Parameter-free Attacks, 2020, section 5. Refilling, resuming and batch-independent draws are additions of
+    this implementation.
   """
-  names = components_lib.choose(attacks, version, norm)
-  _arguments.check_outside_jit(x=x, y=y, key=key, epsilon=epsilon)
-  problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds)
-  _check(problem, names, batch_size, channel_axis)
-  planned = functools.partial(components_lib.plan, names, norm, version, num_steps=num_steps,
-                              num_queries=num_queries, channel_axis=channel_axis)
-  planned(num_classes=2)  # for what it refuses, before the model is asked anything
+  attacks = components_lib.choose(attacks, version, norm)
+  settings = dict(num_steps=num_steps, num_queries=num_queries, channel_axis=channel_axis)
+  plan = functools.partial(components_lib.plan, attacks, norm, version, **settings)
+  work = _check_examples(x, y, key, epsilon, bounds, index)
+  _arguments.check_count('batch_size', batch_size)
+  if 'square' in attacks:
+    image_shape(work.x.shape[1:], channel_axis)
+  plan(num_classes=2)  # invalid settings raise before the model is called
   state_file.check_writable(state_path)
-  devices = devices_lib.choose(devices)
-  batch_size = devices_lib.round_up(min(batch_size, len(problem.x)), devices)
-  index = np.asarray(_arguments.indices(index, len(problem.x), once=True))
-  key = _random.threefry(key)
-  verify_fn, random = logits_fn, version == 'rand'
-  if random:
-    if search_fn is not None:
-      raise ValueError("search_fn needs a model whose answers are final: leave it out with "
-                       "version='rand'")
-  search_fn = verify_fn if search_fn is None else search_fn
-  capture = functools.partial(_stepper.capture, x=problem.x, num_examples=batch_size,
-                              key=key if random else None)
-  model, num_classes = capture(verify_fn)
-  ask = functools.partial(_in_batches, model, index, key, batch_size=batch_size,
-                          devices=devices, random=random)
-  logits, notes = ask(problem.x), []
-  _arguments.check_classes('y', problem.y, logits.shape[1])
-  clean = np.asarray(_stepper.is_correct(jnp.asarray(logits), problem.y))
-  if search_fn is not verify_fn:
-    given = capture(search_fn)[1]
-    if given < num_classes:
-      raise ValueError(f'search_fn gives {given} logits, logits_fn {num_classes}: use the same classes')
+  run = _prepare(logits_fn, search_fn, work, attacks=attacks, random=version == 'rand', cascade=cascade,
+                 batch_size=batch_size, devices=devices)
+  all_warnings = []
 
-  def tell(lines: Sequence[str]) -> None:
-    notes.extend(lines)
+  def report(lines: Iterable[str]) -> None:
     for line in lines:
+      all_warnings.append(line)
       warnings.warn(line, stacklevel=3) if warn is None else warn(line)
 
-  tell(_diagnostics.check_reach(np.asarray(problem.epsilon), problem.x.shape[1:], problem.bounds, norm))
-  tell(_diagnostics.check_classes(int((~np.isneginf(logits)).sum(axis=1).min()), names))
-  tell(_diagnostics.check_logits(logits, y, names))
-  if 'square' in names:
-    tell(_diagnostics.check_channels(problem.x.shape, channel_axis))
-  if not random:
-    some = max(batch_size, 2)  # for one alone has no company
-    tell(_diagnostics.check_determinism(logits_fn, problem.x[:some], problem.y[:some], logits[:some]))
-  passes = planned(num_classes=logits.shape[1])
-  targets = components_lib.targets(logits)
-  work = batching.Work(problem.x, problem.y, jnp.asarray(targets), jnp.asarray(index), key,
-                     problem.epsilon, problem.bounds)
-  models = (model,) if search_fn is verify_fn else (capture(search_fn)[0], model)
-  mark = {} if state_path is None else state_file.fingerprint(work, clean, models, {
-      'attacks': names, 'norm': norm, 'version': version, 'batch_size': batch_size,
-      'num_steps': num_steps, 'num_queries': num_queries, 'cascade': cascade,
-      'search_fn': search_fn is not verify_fn, 'channel_axis': channel_axis})
-  record, seats, items = state_file.reopen(state_path, mark, clean, logits, np.asarray(problem.x), targets,
-                                      len(names))
-  work = work._replace(targets=jnp.asarray(record.targets))
-  reachable = np.take_along_axis(logits, record.targets, axis=1) > -np.inf  # else it is no class
-  save = state_file.saver(state_path, mark, save_every)
-  last = {one.name: number for number, one in enumerate(passes)}
-  for number, one in enumerate(passes):
-    row, fell = names.index(one.name), record.fell
-    # Two attacks that draw alike would be one attack more than once: a random model, for example, is
-    # asked anew after each.
-    mine = work._replace(key=jax.random.fold_in(key, components_lib.NAMES.index(one.name)))
-    if number >= record.passed:
-      if not cascade and seats is None and one.name not in [p.name for p in passes[:number]]:
-        fell[:] = ~clean
-      if items is None:
-        items = np.array([(i, run) for run in one.runs for i in np.flatnonzero(~fell)
-                          if not one.aims or reachable[i, run]])
-      if seats is not None:
-        seats = state_file.restore(state_path, mine, seats, stepper=one.stepper)
-      began, spent = time.monotonic(), record.seconds[row]
-      for seats in batching.run_batched(search_fn, verify_fn, mine, items, fell, record.x,
-                                record.signs[row], stepper=one.stepper, batch_size=batch_size,
-                                devices=devices, seats=seats, random=random):
-        record.seconds[row] = spent + time.monotonic() - began
-        save(record, seats, items)
-        if progress is not None:
-          over = seats.taken - int((seats.example >= 0).sum())
-          progress(Progress(one.name, over, len(items), float(np.mean(~fell)),
-                            float(record.seconds[row])))
-      record.verdicts[row] = ~fell
-      record, seats, items = record._replace(passed=number + 1), None, None
-      save(record, seats, items)
-    if number == last[one.name]:  # said while the others run, and again if it is resumed
-      # An example with ε = 0 has nowhere to go.
-      attacked, blind, rose = record.signs[row] & (np.asarray(problem.epsilon) > 0)
-      tell(_diagnostics.check_gradients(one.name, int(attacked.sum()), int(blind.sum()),
-                                  int((attacked & ~rose).sum()), names, random))
-  again, robust = ask(record.x), clean & record.verdicts.all(axis=0)
-  fell = clean & ~robust
-  tell(_diagnostics.check_end(again, fell))
-  if not random:
-    tell(_diagnostics.check_found(again, y, fell))
-  tell(_diagnostics.check_square(_standing(record, clean, names, cascade)))
+  report(_check_model(run, logits_fn, norm, channel_axis))
+  parts = plan(num_classes=run.logits.shape[1])
+  identity = {} if state_path is None else _identity(run, settings | dict(norm=norm, version=version))
+  record = state_file.new_record(run.clean, run.logits, np.asarray(work.x), len(attacks), len(parts))
+  record, slots, items = state_file.read(state_path, identity, record, work, [part.stepper for part in parts])
+  run = run._replace(work=work._replace(targets=jnp.asarray(record.targets)))
+  write = state_file.writer(state_path, identity, save_every)
+  for lines in _run_attacks(run, parts, record, slots, items, write, progress):
+    report(lines)
+  robust = run.clean & record.robust.all(axis=0)
+  report(_check_result(run, record, robust))
   return AutoAttackResult(
-      record.x, robust, clean,
-      dict(zip(names, record.verdicts, strict=True)), tuple(notes),
-      dict(zip(names, record.seconds.tolist(), strict=True)))
+      record.x, robust, run.clean, dict(zip(attacks, record.robust, strict=True)), tuple(all_warnings),
+      dict(zip(attacks, record.seconds.tolist(), strict=True)))
 
 
-def _check(problem, names, batch_size, channel_axis) -> None:
-  """Raises for what would go wrong without a word, or only after hours."""
-  _arguments.check_count('batch_size', batch_size)
-  if 'square' in names:
-    image_shape(problem.x.shape[1:], channel_axis)
+def _check_examples(x, y, key, epsilon, bounds, index) -> batching.Work:
+  _arguments.check_outside_jit(x=x, y=y, key=key, epsilon=epsilon)
+  problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds)
+  index = _arguments.indices(index, len(problem.x), once=True)
+  return batching.Work(problem.x, problem.y, problem.y[:, None], index, _random.threefry(key),
+                       problem.epsilon, problem.bounds)
+
+
+def _prepare(logits_fn, search_fn, work, *, attacks, random, cascade, batch_size, devices) -> _Evaluation:
+  """Checks the models and evaluates the clean inputs."""
+  devices = devices_lib.choose(devices)
+  batch_size = devices_lib.round_up(min(batch_size, len(work.x)), devices)
+  if random and search_fn is not None:
+    raise ValueError("search_fn needs a deterministic model: leave it out with version='rand'")
+  verify_fn = _stepper.as_partial(logits_fn)
+  _model.check_arguments(logits_fn, work.x, random=random)
+  search_fn = verify_fn if search_fn is None else _stepper.as_partial(search_fn)
+  logits = _in_batches(verify_fn, work, work.x, batch_size=batch_size, devices=devices, random=random)
+  _arguments.check_classes('y', work.y, logits.shape[1])
+  if search_fn is not verify_fn:
+    _model.check_search(search_fn, work.x[:batch_size], work.y[:batch_size], logits.shape[1])
+  clean = np.asarray(_stepper.is_correct(jnp.asarray(logits), work.y))
+  return _Evaluation(attacks, work, search_fn, verify_fn, logits, clean, random, cascade, batch_size, devices)
+
+
+def _check_model(run: _Evaluation, logits_fn, norm: str, channel_axis: int) -> Iterator[str]:
+  """Yields the warnings about the problem and the model, before any attack."""
+  work, logits = run.work, run.logits
+  yield from _diagnostics.check_reach(np.asarray(work.epsilon), work.x.shape[1:], work.bounds, norm)
+  yield from _diagnostics.check_classes(int((~np.isneginf(logits)).sum(axis=1).min()), run.attacks)
+  yield from _diagnostics.check_logits(logits, work.y, run.attacks)
+  if 'square' in run.attacks:
+    yield from _diagnostics.check_channels(work.x.shape, channel_axis)
+  if not run.random:
+    n = max(run.batch_size, 2)  # one example alone cannot show a dependence on the batch
+    yield from _diagnostics.check_determinism(logits_fn, work.x[:n], work.y[:n], logits[:n])
+
+
+def _identity(run: _Evaluation, settings: dict[str, object]) -> dict[str, str]:
+  return state_file.fingerprint(run.work, run.clean, (run.search_fn, run.verify_fn), settings | {
+      'attacks': run.attacks, 'batch_size': run.batch_size, 'cascade': run.cascade,
+      'search_fn': run.search_fn is not run.verify_fn})
+
+
+def _run_attacks(
+    run: _Evaluation, parts, record: state_file.Record, slots, items, write, progress
+) -> Iterator[tuple[str, ...]]:
+  """Runs the parts that are not done, and yields the warnings of each attack."""
+  for row, name in enumerate(run.attacks):
+    own = [number for number, part in enumerate(parts) if part.name == name]
+    if not run.cascade and slots is None and not record.done[own[0]]:
+      record.fooled[:] = ~run.clean
+    for number in own:
+      if not record.done[number]:
+        _run_part(run, parts[number], record, row, slots, items, write, progress)
+        record.done[number], slots, items = True, None, None
+        write(record)
+    # With ε = 0 the loss cannot rise, so these examples are left out.
+    attacked, zero_gradient, rose = record.diagnostics[row] & (np.asarray(run.work.epsilon) > 0)
+    yield _diagnostics.check_gradients(name, int(attacked.sum()), int(zero_gradient.sum()),
+                                       int((attacked & ~rose).sum()), run.attacks, run.random)
+
+
+def _run_part(run: _Evaluation, part: components_lib.Part, record: state_file.Record, row: int, slots, items,
+              write, progress) -> None:
+  # Each attack has its own key, so that no two attacks draw the same numbers.
+  key = jax.random.fold_in(run.work.key, components_lib.NAMES.index(part.name))
+  work, fooled = run.work._replace(key=key), record.fooled
+  if items is None:
+    exists = np.take_along_axis(run.logits, record.targets, axis=1) > -np.inf  # -inf marks no class
+    items = np.array([(i, r) for r in part.runs for i in np.flatnonzero(~fooled)
+                      if not part.targeted or exists[i, r]])
+  began, spent = time.monotonic(), record.seconds[row]
+  calls = batching.run_batched(
+      run.search_fn, run.verify_fn, work, items, fooled, record.x, record.diagnostics[row],
+      stepper=part.stepper, batch_size=run.batch_size, devices=run.devices, slots=slots, random=run.random)
+  for slots in calls:
+    record.seconds[row] = spent + time.monotonic() - began
+    write(record, slots, items)
+    if progress is not None:
+      done = slots.num_loaded - int((slots.example >= 0).sum())
+      progress(Progress(part.name, done, len(items), float(np.mean(~fooled)), float(record.seconds[row])))
+  record.robust[row] = ~fooled
+
+
+def _check_result(run: _Evaluation, record: state_file.Record, robust: np.ndarray) -> Iterator[str]:
+  """Yields the warnings about the adversarial points, which are evaluated again, and about Square."""
+  logits = _in_batches(run.verify_fn, run.work, record.x, batch_size=run.batch_size, devices=run.devices,
+                       random=run.random)
+  yield from _diagnostics.check_adversarial(logits, run.work.y, run.clean & ~robust, run.random)
+  # Without a cascade every attack gets all examples, and Square counts as the last one.
+  names = run.attacks if run.cascade else sorted(run.attacks, key=lambda name: name == 'square')
+  after = np.logical_and.accumulate([run.clean & record.robust[run.attacks.index(name)] for name in names])
+  yield from _diagnostics.check_square(dict(zip(names, after.mean(axis=1), strict=True)))
+
+
+def _in_batches(logits_fn, work: batching.Work, x, *, batch_size, devices, random) -> np.ndarray:
+  """Logits of all examples; the last batch is padded, so that one program serves."""
+  logits_fn, key = devices_lib.replicate((logits_fn, work.key), devices)
+  x, index, logits = np.asarray(x), np.asarray(work.index), []
+  for start in range(0, len(x), batch_size):
+    row = np.minimum(np.arange(start, start + batch_size), len(x) - 1)
+    batch = devices_lib.shard((x[row], index[row]), devices)
+    answer = _call(logits_fn, *batch, key, random=random)
+    _model.check_answer(answer, batch_size)
+    logits.append(np.asarray(answer))
+  return np.concatenate(logits)[:len(x)]
 
 
 @functools.partial(jax.jit, static_argnames='random')
@@ -277,24 +321,3 @@ def _call(logits_fn, x, index, key, *, random):
     return logits_fn(x)
   keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), _CLEAN))(index)
   return _stepper.one_by_one(logits_fn, x, keys)
-
-
-def _in_batches(logits_fn, index, key, x, *, batch_size: int, devices, random: bool) -> np.ndarray:
-  """Logits of all examples, the last batch filled up so that one program serves."""
-  (logits_fn, key), x = devices_lib.replicate((logits_fn, key), devices), np.asarray(x)
-  starts = range(0, len(x), batch_size)
-  rows = [np.minimum(np.arange(start, start + batch_size), len(x) - 1) for start in starts]
-  batches = [devices_lib.shard((x[row], index[row]), devices) for row in rows]
-  logits = []
-  for batch in batches:
-    logits.append(np.asarray(_call(logits_fn, *batch, key, random=random)))
-  return np.concatenate(logits)[:len(x)]
-
-
-def _standing(record, clean, names, cascade) -> dict[str, float]:
-  """Robust accuracy after each attack; where every one had all examples, Square counts as the last."""
-  told, standing = {}, clean
-  for name in names if cascade else sorted(names, key=lambda name: name == 'square'):
-    standing = standing & record.verdicts[names.index(name)]
-    told[name] = standing.mean()
-  return told

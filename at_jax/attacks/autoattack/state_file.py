@@ -1,11 +1,11 @@
-"""What a long evaluation writes as it goes, so that it can be killed at any moment."""
+"""The state file of an evaluation: written during the run, so that a killed evaluation can be resumed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import hashlib
 import os
 import pathlib
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import zipfile
 import zlib
 
@@ -13,27 +13,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import _diagnostics
-from at_jax.attacks.autoattack import batching
+from at_jax.attacks import _diagnostics, _stepper
+from at_jax.attacks.autoattack import batching, components
+
+Array = jax.Array
+Path = str | os.PathLike
 
 
-def save(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
-  """Writes arrays to a file that is at every moment either the old one or the new one, whole.
+class StateMismatch(ValueError):
+  """The state file belongs to other examples, options or weights, or to another version of this code."""
 
-  Args:
-    path: a file; its folder exists.
-    arrays: what to write.
 
-  Example:
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...   save(f'{folder}/state.npz', {'n': np.arange(3)})
-    ...   print(load(f'{folder}/state.npz')['n'])
-    [0 1 2]
+class Record(NamedTuple):
+  """All results so far, updated in place. There are A attacks, P parts (`components.Part`), N examples.
 
-  Source: ours.
+  Attributes:
+    done: bool[P], completed parts.
+    fooled: bool[N], misclassified so far (with cascade=False: by the current attack).
+    x: f32[N, ...], a misclassified point, or else the input.
+    robust: bool[A, N], robust after each attack (with cascade=False: under that attack).
+    diagnostics: bool[A, 3, N], `batching.DIAGNOSTICS` of each attack.
+    seconds: f64[A], time spent on each attack.
+    centred_logit: f64[N], first clean logit minus the mean of all; identifies the model.
+    targets: i64[N, R], of targeted attacks. They are stored because rounding on another device may rank
+      the classes differently.
   """
-  path = pathlib.Path(path)
+  done: np.ndarray
+  fooled: np.ndarray
+  x: np.ndarray
+  robust: np.ndarray
+  diagnostics: np.ndarray
+  seconds: np.ndarray
+  centred_logit: np.ndarray
+  targets: np.ndarray
+
+
+def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes arrays atomically: at any moment the file is either the old one or the new one, complete.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   save(f'{folder}/state.npz', {'n': np.arange(3)})
+  ...   print(load(f'{folder}/state.npz')['n'])
+  [0 1 2]
+  """
   part = _part(path)
   with open(part, 'wb') as file:
     np.savez(file, **arrays)
@@ -42,243 +65,174 @@ def save(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
   os.replace(part, path)
 
 
-def load(path: str | os.PathLike) -> dict[str, np.ndarray] | None:
-  """Reads what `save` wrote.
-
-  Args:
-    path: a file.
-
-  Returns:
-    The arrays, or None if there is no such file.
+def load(path: Path) -> dict[str, np.ndarray] | None:
+  """Reads the arrays that `save` wrote; None if there is no such file.
 
   Raises:
-    zipfile.BadZipFile: if a byte of it has changed, which the format's checksums tell, or it is not
-      such a file at all.
-
-  Example:
-    >>> print(load('/nowhere/state.npz'))
-    None
-
-  Source: ours.
+    zipfile.BadZipFile: if the file is truncated or its checksums do not match.
   """
   if not pathlib.Path(path).exists():
     return None
   try:
     with np.load(path, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}
-  # Cut off or changed; garbage, nothing, an .npy.
+  # The errors of truncated, changed, empty and foreign files.
   except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, AttributeError, TypeError) as error:
     raise zipfile.BadZipFile(f'{path} is damaged: {error}') from error
 
 
-def check_writable(path: str | os.PathLike | None) -> None:
-  """Raises now what `save` would raise after a minute's or an hour's work; makes the folder.
-
-  Args:
-    path: a file, or None.
-
-  Raises:
-    OSError: if it cannot be written.
-
-  Example:
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...   prove(f'{folder}/new/state.npz')
-
-  Source: ours.
-  """
+def check_writable(path: Path | None) -> None:
+  """Creates the folder of the file, and raises OSError before the attack if the file cannot be written."""
   if path is None:
     return
-  path = pathlib.Path(path)
-  if path.is_dir():
+  if pathlib.Path(path).is_dir():
     raise IsADirectoryError(f'{path} is a folder: name a file in it')
-  path.parent.mkdir(parents=True, exist_ok=True)
   part = _part(path)
+  part.parent.mkdir(parents=True, exist_ok=True)
   part.write_bytes(b'')
   part.unlink()
 
 
-def _part(path: pathlib.Path) -> pathlib.Path:
-  return path.with_name(path.name + '.part')
+def fingerprint(
+    work: batching.Work, clean: np.ndarray, models: Sequence[jax.tree_util.Partial],
+    options: dict[str, object],
+) -> dict[str, str]:
+  """Fingerprint of an evaluation, used to verify a state file on resume.
+
+  A model is identified by its weights, where they are arguments of a `jax.tree_util.Partial`, and by the
+  clean inputs it classifies correctly. Its exact logits and its ranking of the other classes are left out,
+  because another device rounds them differently; `read` compares the logits with a tolerance. The
+  gradients of the model are not part of the fingerprint.
+
+  Args:
+    work: the examples.
+    clean: bool[N], correctly classified clean inputs.
+    models: the models to search on and to verify with.
+    options: by name, values with a stable repr.
+
+  Returns:
+    A string for each name.
+  """
+  key = work.key
+  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    key = jax.random.key_data(key)
+  # Keys and single integers (counters) may have advanced since the file was written.
+  weights = [leaf for leaf in jax.tree.leaves(models)
+             if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+             and (np.ndim(leaf) or jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))]
+  arrays = {'weights': weights, 'x': [work.x], 'y': [work.y], 'index': [work.index], 'key': [key],
+            'epsilon': [work.epsilon], 'bounds': work.bounds, 'clean verdicts': [clean]}
+  return ({name: repr(value) for name, value in options.items()}
+          | {name: _digest(group) for name, group in arrays.items()})
 
 
-class OtherEvaluation(ValueError):
-  """The state file is that of other examples, options, another model or another version of this code."""
+def new_record(
+    clean: np.ndarray, logits: np.ndarray, x: np.ndarray, num_attacks: int, num_parts: int) -> Record:
+  """The record at the beginning: clean bool[N], logits f32[N, C] of the clean inputs x f32[N, ...]."""
+  finite = _diagnostics.finite_logits(logits)
+  with np.errstate(invalid='ignore'):
+    centred_logit = np.nan_to_num(finite[:, 0] - finite.mean(axis=1), posinf=0., neginf=0.)
+  return Record(
+      np.zeros(num_parts, bool), ~clean, x.copy(), np.tile(clean, (num_attacks, 1)),
+      np.zeros((num_attacks, len(batching.DIAGNOSTICS), len(x)), bool), np.zeros(num_attacks),
+      centred_logit, components.targets(logits))
 
 
-class Record(NamedTuple):
-  """All results so far; its arrays are written to. Rows are attacks in the order they run."""
-  passed: int              # passes that are complete
-  fell: np.ndarray         # bool[N], not robust (with cascade=False: under this attack)
-  x: np.ndarray
-  verdicts: np.ndarray     # bool[A, N]
-  signs: np.ndarray        # bool[A, 3, N], of `refill.SIGNS`
-  seconds: np.ndarray      # f64[A]
-  leads: np.ndarray        # f64[N], `_leads`, by which the model is known again
-  targets: np.ndarray      # i64[N, R], of targeted attacks: rounding elsewhere may rank classes otherwise
-
-
-def reopen(path, mark, clean, logits, x, targets, num_attacks):
-  """The record, the seats and the items of a state file, or those to begin with.
+def read(
+    path: Path | None, identity: dict[str, str], record: Record, work: batching.Work,
+    steppers: Sequence[_stepper.Stepper],
+) -> tuple[Record, batching.Slots | None, np.ndarray | None]:
+  """Reads the record, slots and items of a state file.
 
   Args:
     path: a file, or None.
-    mark: of `marks.of_evaluation`.
-    clean: bool[N].
-    logits: f32[N, C], of the clean inputs.
-    x: f32[N, ...].
-    targets: i64[N, R], of `ensemble.targets`.
-    num_attacks: A.
+    identity: the `fingerprint` of this evaluation.
+    record: the record at the beginning.
+    work: the examples.
+    steppers: the stepper of each part.
 
   Returns:
-    A `Record`, `Seats` (their state a list of arrays) or None, items or None.
+    The record, which is the given one if there is no file, and the slots and items of the first part that
+    is not done, or None if it has not begun.
 
   Raises:
-    OtherEvaluation: if the file has another mark, or arrays of another layout, or its model's logits
-      were others by more than rounding makes them.
-    zipfile.BadZipFile: if it is damaged, or not all of its arrays are there.
-
-  Source: ours.
+    StateMismatch: if the fingerprint differs, the arrays have another layout, or the logits differ by more
+      than rounding.
+    zipfile.BadZipFile: if the file is damaged or incomplete.
   """
-  a = num_attacks
-  signs = np.zeros((a, len(batching.DIAGNOSTICS), len(x)), bool)
-  record = Record(0, ~clean, x.copy(), np.tile(clean, (a, 1)), signs, np.zeros(a), _leads(logits),
-                  targets)
   saved = None if path is None else load(path)
   if saved is None:
     return record, None, None
+  if 'mark' in saved:  # in place of a fingerprint
+    raise _other_version(path, 'an older format')
   try:
-    if np.ndim(saved['mark']) != 2:
-      raise _other_version(path, 'a mark of another form')
-    before = dict(saved['mark'].tolist())
-    if other := sorted(name for name in before.keys() | mark.keys()
-                       if before.get(name) != mark.get(name)):
-      raise OtherEvaluation(f'{path} is the state of another evaluation, of other {", ".join(other)}: '
-                            'remove it or use another path')
-    layout, leads = [np.shape(array) for array in record], record.leads
-    record = Record(*(saved[name] for name in Record._fields))._replace(passed=int(saved['passed']))
-    if [np.shape(array) for array in record] != layout:
-      raise _other_version(path, 'a record of other shapes')
-    # In bfloat16, on other devices, a logit may move by a hundredth; training moves most by far more.
-    if np.median(np.abs(leads - record.leads)) > .02 * np.median(np.abs(leads)):
-      raise OtherEvaluation(f'{path} is the state of an evaluation of another model: remove it or use '
-                            'another path')
+    before = dict(saved['fingerprint'].tolist())
+    differing = sorted(name for name in before.keys() | identity.keys()
+                       if before.get(name) != identity.get(name))
+    if differing:
+      raise StateMismatch(f'{path} is the state of another evaluation (different {", ".join(differing)}): '
+                          'remove it or use another path')
+    found = Record(*(saved[name] for name in Record._fields))
+    if [np.shape(array) for array in found] != [np.shape(array) for array in record]:
+      raise _other_version(path, 'the record has other shapes')
+    # On another device, a bfloat16 logit may change by one percent. Training changes most by far more.
+    change = np.abs(record.centred_logit - found.centred_logit)
+    if np.median(change) > .02 * np.median(np.abs(record.centred_logit)):
+      raise StateMismatch(f'{path} is the state of an evaluation of another model: '
+                          'remove it or use another path')
     if 'items' not in saved:
-      return record, None, None
-    leaves = [saved[f'leaf{i}'] for i in range(sum(name.startswith('leaf') for name in saved))]
-    seats = batching.Slots(saved['example'], saved['run'], leaves, int(saved['taken']))
-    return record, seats, saved['items']
+      return found, None, None
+    example, run = saved['example'], saved['run']
+    state = _read_state(path, saved, work, example, run, steppers[int(np.argmin(found.done))])
+    return found, batching.Slots(example, run, state, int(saved['num_loaded'])), saved['items']
   except KeyError as error:
     raise zipfile.BadZipFile(f'{path} is damaged: {error} is missing') from error
 
 
-def _leads(logits: np.ndarray) -> np.ndarray:
-  """f64[N], how far each one's first logit stands above the mean of all; 0 where that is no number."""
-  logits = _diagnostics.finite_logits(logits)
-  with np.errstate(invalid='ignore'):
-    return np.nan_to_num(logits[:, 0] - logits.mean(axis=1), posinf=0., neginf=0.)
+def _read_state(path, saved, work, example, run, stepper: _stepper.Stepper) -> Any:
+  init = lambda work, example, run: stepper.init(batching.problem_at(work, example, run))
+  state = jax.eval_shape(init, work, example, run)
+  leaves = [saved[f'leaf{i}'] for i in range(sum(name.startswith('leaf') for name in saved))]
+  layout = lambda leaves: [(leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves]
+  if layout(leaves) != layout(jax.tree.leaves(state)):
+    raise _other_version(path, f'the arrays are not those of {type(state).__module__}')
+  return jax.tree.unflatten(jax.tree.structure(state), map(jnp.asarray, leaves))
 
 
-def restore(path, work, seats, *, stepper):
-  """`refill.restore` of what `reopen` gave.
+def writer(path: Path | None, identity: dict[str, str], save_every: float) -> Callable[..., None]:
+  """A function (record, slots, items) that writes the state.
 
-  Args:
-    path: the file.
-    work: the examples.
-    seats: their state a list of arrays.
-    stepper: the attack.
-
-  Returns:
-    The `Seats` to go on from.
-
-  Raises:
-    OtherEvaluation: if the arrays are not those of this stepper.
-
-  Source: ours.
-  """
-  try:
-    return batching.restore_slots(work, seats, stepper=stepper)
-  except ValueError as error:
-    raise _other_version(path, error) from error
-
-
-def _other_version(path, reason) -> OtherEvaluation:
-  return OtherEvaluation(f'{path} was written by another version of the attack ({reason}): remove it or '
-                         'use another path')
-
-
-def saver(path, mark, save_every):
-  """A function (record, seats, items) that writes the state when it is time, and between passes.
-
-  Args:
-    path: a file, or None to write nothing.
-    mark: of `marks.of_evaluation`.
-    save_every: seconds between writes within a pass.
-
-  Returns:
-    The function.
-
-  Source: ours.
+  With slots it writes only if `save_every` seconds have passed since the last time; with None it always does.
   """
   last = time.monotonic()
 
-  def write(record, seats, items):
+  def write(record, slots=None, items=None):
     nonlocal last
-    if path is None or (seats is not None and time.monotonic() - last < save_every):
+    if path is None or (slots is not None and time.monotonic() - last < save_every):
       return
-    arrays = {name: np.asarray(value) for name, value in record._asdict().items()}
-    arrays |= {'mark': np.array(sorted(mark.items()))}
-    if seats is not None:
-      leaves = jax.device_get(jax.tree.leaves(seats.state))
+    arrays = record._asdict() | {'fingerprint': np.array(sorted(identity.items()))}
+    if slots is not None:
+      leaves = jax.device_get(jax.tree.leaves(slots.state))
       arrays |= {f'leaf{i}': leaf for i, leaf in enumerate(leaves)}
-      arrays |= {'example': seats.example, 'run': seats.run, 'items': items,
-                 'taken': np.array(seats.taken)}
+      arrays |= {'example': slots.example, 'run': slots.run, 'num_loaded': np.array(slots.num_loaded),
+                 'items': items}
     save(path, arrays)
     last = time.monotonic()
 
   return write
 
 
-Array = jax.Array
+def _part(path: Path) -> pathlib.Path:
+  return pathlib.Path(f'{os.fspath(path)}.part')
 
 
-def fingerprint(
-    work: batching.Work, clean: np.ndarray, models: tuple[jax.tree_util.Partial, ...],
-    options: dict[str, object],
-) -> dict[str, str]:
-  """Digests of everything that decides a result, by what they are of.
-
-  Of the models these are their weights, where they are arguments of a `jax.tree_util.Partial`, and
-  which clean inputs they are right about. What they say of them, to the bit, is no mark, nor is the
-  order of the other classes: other devices round it otherwise (see `saves.reopen`). How a model is
-  differentiated leaves no mark.
-
-  Args:
-    work: the examples.
-    clean: bool[N].
-    models: that are searched on and that decide.
-    options: by name, anything with a stable repr.
-
-  Returns:
-    Hexadecimal digits by name.
-
-  Source: ours.
-  """
-  key = work.key
-  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    key = jax.random.key_data(key)
-  # Keys and counters, single integers, may have gone on since.
-  weights = [leaf for leaf in jax.tree.leaves(models)
-             if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-             and (np.ndim(leaf) or jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))]
-  arrays = {'weights': weights, 'x': [work.x], 'y': [work.y], 'index': [work.index], 'key': [key],
-            'epsilon': [work.epsilon], 'bounds': work.bounds, 'clean verdicts': [clean]}
-  return {name: _digest([], value) for name, value in options.items()} | {
-      name: _digest(several) for name, several in arrays.items()}
+def _other_version(path: Path, reason: str) -> StateMismatch:
+  return StateMismatch(f'{path} was written by another version of the attack ({reason}): remove it or '
+                       'use another path')
 
 
-def _digest(arrays: Sequence[Array], told: object = None) -> str:
-  digest = hashlib.sha256(repr(told).encode())
+def _digest(arrays: Sequence[Array]) -> str:
+  digest = hashlib.sha256()
   for array in map(np.asarray, arrays):
     digest.update(repr((array.shape, array.dtype)).encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

@@ -28,7 +28,7 @@ def drain(logits_fn, x, y, stepper, *, batch_size, epsilon=.1):
   seats = list(batching.run_batched(logits_fn, logits_fn, work, items, fell, np.array(x), signs,
                             batch_size=batch_size, devices=jax.local_devices()[:1],
                             stepper=stepper))
-  assert signs[0].all() and seats[-1].taken == n and (seats[-1].example == -1).all()
+  assert signs[0].all() and seats[-1].num_loaded == n and (seats[-1].example == -1).all()
   return seats, fell
 
 
@@ -42,7 +42,7 @@ def test_a_seat_is_taken_again_while_its_neighbour_is_on_the_way(name):
   logits_fn = lambda x: jnp.stack([jnp.ones(len(x)), jnp.zeros(len(x))], 1) + 0 * x.sum()
   seats, fell = drain(logits_fn, jnp.full((6, 4), .5), jnp.arange(6) % 2, stepper, batch_size=2)
   np.testing.assert_array_equal(fell, np.arange(6) % 2 == 1)
-  calls = -(-stepper.length // batching.steps_at_once(stepper))
+  calls = -(-stepper.length // batching.steps_per_call(stepper))
   assert calls > 1 and len(seats) == 2 * calls + 1
   # After the first call seat B is free and 0 is on its way; after the second 2 sits there, and 0 has
   # gone on from where it was.
@@ -72,7 +72,7 @@ def test_a_refilled_batch_is_compiled_no_more_often_and_waits_for_nobody():
   # Each call begins with all seats taken that were free after the one before, as far as examples go;
   # and some were free while others were not.
   free = [int((one.example == -1).sum()) for one in seats]
-  taken = [one.taken for one in seats]
+  taken = [one.num_loaded for one in seats]
   waiting = [min(n, 24 - at) for n, at in zip(free, taken)]
   assert np.diff(taken).tolist() == waiting[:-1]
   assert any(0 < n < 4 for n in waiting)

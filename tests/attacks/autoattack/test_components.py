@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from at_jax import attacks
-from at_jax.attacks import _gradients, _loops, _stepper, apgd
+from at_jax.attacks import _gradients, _loops, _stepper
+from at_jax.attacks.apgd import schedule as apgd_schedule
 from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.autoattack import components
 from tests.fixtures import reference_numbers
@@ -45,7 +46,7 @@ def in_their_words(kind, options):
   assert options['targeted'] == (loss == 'dlr-targeted')
   told = {'loss': loss, 'steps': options['num_steps'], 'passes': options['eot'] or 1}
   if options['large_start']:
-    table = apgd.schedule(options['num_steps'], options['norm'], True)
+    table = apgd_schedule(options['num_steps'], options['norm'], True)
     # A run of n steps takes n + 1 gradients.
     told['lengths'] = [int(n) - 1 for n in np.diff([*np.flatnonzero(table.first),
                                                     len(table.first)])]
@@ -64,7 +65,7 @@ def test_a_version_makes_the_runs_of_the_reference(version, norm, monkeypatch):
   found = [[kind, in_their_words(kind, options), len(one.runs)]
            for (kind, options), one in zip(asked, plan, strict=True)]
   assert found == NUMBERS[f'version {version} {norm}']
-  assert [one.aims for one in plan] == [options.get('targeted', False) for _, options in asked]
+  assert [one.targeted for one in plan] == [options.get('targeted', False) for _, options in asked]
   # An attack's runs count on from pass to pass, so that no two draw or aim alike.
   for name in {one.name for one in plan}:
     runs = [run for one in plan if one.name == name for run in one.runs]

@@ -13,6 +13,8 @@ from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.autoattack import batching, state_file
 from tests.fixtures.small_models import KEY, QUICK, model, network
 
+RECORD = state_file.new_record(np.ones(3, bool), np.zeros((3, 2)), np.zeros((3, 2)), 1, 1)
+
 
 @pytest.mark.parametrize('norm, epsilon', [('linf', .06), ('l2', .15), ('l1', .4)])
 def test_what_falls_is_misclassified_in_the_ball_and_in_bounds(norm, epsilon):
@@ -93,7 +95,7 @@ def test_an_evaluation_killed_again_and_again_resumes_to_the_same_verdicts(tmp_p
   same = dict(epsilon=.05, batch_size=5, attacks=('apgd-ce', 'fab-t', 'square'), **QUICK)
   for other, named in ((dict(epsilon=.06), 'epsilon'), (dict(search_fn=logits_fn), 'search_fn'),
                        (dict(batch_size=6, num_steps=9), 'batch_size, num_steps')):
-    with pytest.raises(ValueError, match=f'another evaluation, of other {named}: remove it'):
+    with pytest.raises(ValueError, match=f'another evaluation .different {named}.: remove it'):
       attacks.autoattack(logits_fn, x, y, KEY, state_path=tmp_path / 'state.npz', **same | other)
 
 
@@ -108,7 +110,7 @@ def test_a_state_is_that_of_one_model(tmp_path):
 
   robust = run(jnp.array([1., 1.])).robust
   np.testing.assert_array_equal(robust, [False, True, True])  # half the lead is .1, .2, .35
-  with pytest.raises(state_file.OtherEvaluation, match='of another model: remove it'):
+  with pytest.raises(state_file.StateMismatch, match='of another model: remove it'):
     run(jnp.array([1., 1.2]))
   # Rounding, and what every logit has in common, make no other model of it.
   np.testing.assert_array_equal(run(jnp.array([1., 1.001]), 5.).robust, robust)
@@ -121,7 +123,7 @@ def test_a_state_is_that_of_its_weights(tmp_path):
       attacks=('apgd-ce',), state_path=tmp_path / 'state.npz', **QUICK)
   run(jnp.array([1., 1.]))
   run(jnp.array([1., 1.]))
-  with pytest.raises(state_file.OtherEvaluation, match='another evaluation, of other weights: remove it'):
+  with pytest.raises(state_file.StateMismatch, match='another evaluation .different weights.: remove it'):
     run(jnp.array([1., 1.001]))
 
 
@@ -131,21 +133,21 @@ def test_a_masked_model_s_state_is_that_of_one_model_too(tmp_path):
       lambda x: (x * scale).at[:, 2].set(-jnp.inf), x, jnp.zeros(2, int), KEY, epsilon=.15,
       attacks=('apgd-ce',), state_path=tmp_path / 'state.npz', **QUICK)
   run(1.)
-  with pytest.raises(state_file.OtherEvaluation, match='of another model: remove it'):
+  with pytest.raises(state_file.StateMismatch, match='of another model: remove it'):
     run(.05)
 
 
 def test_a_state_of_an_older_layout_is_refused(tmp_path):
   state_file.save(tmp_path / 'state.npz', {'mark': np.array('1f')})
-  with pytest.raises(state_file.OtherEvaluation, match='another version of the attack'):
-    state_file.reopen(tmp_path / 'state.npz', {}, np.ones(3, bool), *3 * [np.zeros((3, 2))], 1)
+  with pytest.raises(state_file.StateMismatch, match='another version of the attack'):
+    state_file.read(tmp_path / 'state.npz', {}, RECORD, None, ())
 
 
 def test_a_state_goes_on_to_the_targets_it_began_with(tmp_path, monkeypatch):
   # Elsewhere two classes that are as likely may be rounded into the other order.
   x, seen = jnp.full((2, 3), .5), []
   drain = batching.run_batched
-  monkeypatch.setattr(batching, 'drain', lambda search, verify, work, *rest, **options: (
+  monkeypatch.setattr(batching, "run_batched", lambda search, verify, work, *rest, **options: (
       seen.append(np.asarray(work.targets)), drain(search, verify, work, *rest, **options))[1])
 
   def kill(progress):
@@ -177,9 +179,9 @@ def test_a_damaged_file_is_not_read(tmp_path):
     (tmp_path / 'state.npz').write_bytes(content)
     with pytest.raises(zipfile.BadZipFile, match='state.npz is damaged'):
       state_file.load(tmp_path / 'state.npz')
-  state_file.save(tmp_path / 'state.npz', {'fell': np.arange(3)})
-  with pytest.raises(zipfile.BadZipFile, match="damaged: 'mark' is missing"):
-    state_file.reopen(tmp_path / 'state.npz', {}, np.ones(3, bool), *3 * [np.zeros((3, 2))], 1)
+  state_file.save(tmp_path / 'state.npz', {'fooled': np.arange(3)})
+  with pytest.raises(zipfile.BadZipFile, match="damaged: 'fingerprint' is missing"):
+    state_file.read(tmp_path / 'state.npz', {}, RECORD, None, ())
 
 
 def test_search_low_verify_high_counts_what_is_confirmed():
