@@ -10,7 +10,6 @@ import pytest
 
 from at_jax import attacks, errors, models
 from at_jax.attacks import _arguments, losses
-from at_jax.attacks.autoattack import state_file
 from at_jax.models import importers
 from tests.fixtures import small_models
 
@@ -272,37 +271,7 @@ def test_the_state_folder_is_made_and_checked_first(tmp_path):
       run(path, never)
 
 
-class Killed(Exception):
-  """Ends an evaluation while examples are in their slots."""
-
-
-@pytest.mark.parametrize('change', ['a leaf less', 'a leaf of another shape', 'a sign less'])
-def test_a_state_of_another_layout_is_refused(tmp_path, change):
-  logits_fn, x, y = small_models.network()
-  path = tmp_path / 'state.npz'
-
-  def kill(progress):
-    raise Killed
-
-  run = lambda **options: attacks.autoattack(
-      logits_fn, x, y, KEY, epsilon=.1, state_path=path, save_every=0., attacks=('square',),
-      num_queries=25, **options)
-  with pytest.raises(Killed):
-    run(progress=kill)
-  arrays = state_file.load(path)
-  if change == 'a leaf less':
-    del arrays['leaf3']
-  elif change == 'a sign less':
-    arrays['diagnostics'] = arrays['diagnostics'][:, :2]
-  else:
-    arrays['leaf3'] = arrays['leaf3'][:, None]
-  state_file.save(path, arrays)
-  with pytest.raises(state_file.StateMismatch, match='another version.*remove it') as caught:
-    run()
-  assert '\n' not in str(caught.value)
-
-
-def test_invalid_state_dicts_are_refused():
+def test_weights_that_are_no_state_dict():
   with pytest.raises(errors.UserError, match='give a mapping from names to arrays'):
     importers.from_torch(models.SmallCNN(num_outputs=2), [W], (28, 28, 1))
   with pytest.raises(errors.UserError, match='give a mapping'):

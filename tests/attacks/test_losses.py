@@ -49,3 +49,42 @@ def test_soft_dummy_margin_has_a_gradient_in_both_halves():
   value, slope = jax.value_and_grad(lambda z: losses.soft_dummy_margin(z, Y)[0])(z)
   np.testing.assert_allclose(value, np.log(1.5), rtol=1e-5)
   np.testing.assert_allclose(slope, [[-3 / 4, 2 / 6, -1 / 4, 4 / 6]], rtol=1e-5)
+
+
+def test_losses_with_a_parameter_are_cached_and_do_not_underflow():
+  assert losses.scaled(20.) is losses.scaled(20.)
+  assert losses.dummy_margin(.5) is losses.dummy_margin(.5)
+  confident, y = jnp.array([[300., 0., 1.]]), jnp.array([0])
+  slope = lambda loss: np.abs(jax.grad(lambda z: loss(z, y)[0])(confident)).max()
+  assert slope(losses.masking_scaled(1.)) == 0
+  assert slope(losses.scaled(1.)) > .5
+  np.testing.assert_allclose(losses.scaled(1e4)(confident, y), losses.margin(confident, y))
+
+
+def test_gradient_of_scaled_has_the_direction_of_cross_entropy():
+  # (1 - p_y) / T times the gradient of the bracket, times T for the division by the scale.
+  with jax.enable_x64(True):
+    logits, y = jnp.array([[1., .3, -.5, .2]]), jnp.array([0])
+    for scale in (.2, 1., 5.):
+      plain = jax.grad(lambda z: losses.cross_entropy(scale * z, y)[0])(logits)
+      scaled = jax.grad(lambda z: losses.scaled(scale)(z, y)[0])(logits)
+      wrong = 1 - jax.nn.softmax(scale * logits)[0, 0]
+      np.testing.assert_allclose(plain, scale * wrong * scaled, rtol=1e-10)
+
+
+def test_dlr_of_few_classes_by_hand():
+  # With 2 classes DLR is the margin, with 3 it is -(z_y - rival) / (3 - 1).
+  dlr, targeted_dlr = losses.dlr, losses.targeted_dlr
+  two, three = jnp.array([[3., 1.], [1., 3.]]), jnp.array([[3., 1., 2.]] * 3)
+  zeros, classes = jnp.zeros(2, int), jnp.arange(3)
+  np.testing.assert_allclose(dlr(two, zeros), [-2, 2])
+  np.testing.assert_allclose(dlr(three, classes), [-.5, 1, .5])
+  # Below 4 classes the targeted one is z_t - z_y, so its slope is 1 at t and -1 at y.
+  np.testing.assert_allclose(targeted_dlr(two, zeros, zeros + 1), [-2, 2])
+  np.testing.assert_allclose(targeted_dlr(three, classes, jnp.array([1, 2, 0])), [-2, 1, 1])
+  slope = lambda logits, *classes: jax.grad(lambda z: targeted_dlr(z, *classes).sum())(logits)
+  np.testing.assert_array_equal(slope(two, zeros, zeros + 1), [[-1, 1], [-1, 1]])
+  np.testing.assert_array_equal(
+      slope(three, classes, jnp.array([1, 2, 0])), [[-1, 1, 0], [0, -1, 1], [1, 0, -1]])
+  np.testing.assert_array_equal(
+      jax.grad(lambda z: dlr(z, zeros).sum())(two), [[-1, 1], [-1, 1]])

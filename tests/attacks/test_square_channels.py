@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from at_jax import attacks
+from tests.fixtures import small_models
 
 KEY = jax.random.key(2)
 LAST = np.random.RandomState(0).uniform(size=(4, 8, 6, 3)).astype(np.float32)
@@ -66,3 +67,18 @@ def test_invalid_channel_axes_are_refused():
       attacks.square(lambda x: jnp.zeros((len(x), 4)), x, Y, KEY, epsilon=.1, **options)
     with pytest.raises(ValueError, match=message):
       attacks.autoattack(lambda x: jnp.zeros((len(x), 4)), x, Y, KEY, epsilon=.1, **options)
+
+
+@pytest.mark.parametrize('shape', [(12,), (7, 5), (3, 8, 2)])
+def test_square_in_l2_stays_on_the_sphere_and_improves(shape):
+  logits_fn, x, y = small_models.network(shape=shape)
+  x = .25 + x / 2  # so that clipping to the bounds changes nothing
+  y = jnp.argmax(logits_fn(x), axis=-1)
+  run = lambda n: attacks.square(
+      logits_fn, x, y, small_models.KEY, epsilon=.2, norm='l2', num_queries=n, bounds=(-9., 9.))
+  many = run(60)
+  size = jnp.linalg.norm((many.x - x).reshape(len(x), -1), axis=1)
+  np.testing.assert_allclose(size, .2, rtol=1e-4)
+  if len(shape) == 2:  # independent of the shape; another number of queries compiles again
+    few = run(1)
+    assert many.loss.mean() > few.loss.mean() and (many.loss >= few.loss - 1e-6).all()

@@ -1,7 +1,7 @@
-"""AutoAttack: four attacks without parameters to tune, and their worst case for each example.
+"""AutoAttack: an ensemble of parameter-free attacks, and the worst case over them for each example.
 
-`driver` is the loop, `components` the attacks of each version, `batching` the batches, `state_file` the
-file that a killed evaluation resumes from, `devices` and `multihost` how the examples are shared.
+`driver` runs the evaluation; `components` lists the attacks of each version; `batching` refills a compiled
+batch; `state_file` lets a killed evaluation resume; `devices` and `multihost` divide the examples.
 """
 
 from at_jax.attacks.autoattack.driver import AutoAttackResult, Progress, autoattack

@@ -30,12 +30,13 @@ class Part(NamedTuple):
 def choose(attacks: tuple[str, ...] | None, version: str, norm: str) -> tuple[str, ...]:
   """The names of the attacks to run, in order: `attacks`, or those of the version if it is None.
 
-  >>> choose(None, 'rand', 'linf')
-  ('apgd-ce', 'apgd-dlr')
-
   Raises:
     ValueError: if norm, version or an attack is unknown, an attack is named twice, or version='rand' and
       an attack does not average over passes.
+
+  Example:
+    >>> choose(None, 'rand', 'linf')
+    ('apgd-ce', 'apgd-dlr')
   """
   _arguments.check_name('norm', norm, norms.NORMS)
   _arguments.check_name('version', version, tuple(VERSIONS))
@@ -45,21 +46,22 @@ def choose(attacks: tuple[str, ...] | None, version: str, norm: str) -> tuple[st
   deterministic = [name for name in names if not name.startswith('apgd')]
   if version == 'rand' and deterministic:
     raise ValueError(f"attacks = {attacks!r}: with version='rand' use some of apgd-ce, apgd-dlr, apgd-t; "
-                     f"{', '.join(deterministic)} needs a deterministic model")
+                     f"{', '.join(deterministic)} need a deterministic model")
   return names
 
 
 def targets(logits: np.ndarray) -> np.ndarray:
   """The target classes of apgd-t and fab-t: all but the most likely class, the likeliest first.
 
-  >>> print(targets(np.array([[1., 3., 2., 0.]])))
-  [[2 0 3]]
-
   Args:
     logits: f32[N, C], of clean inputs.
 
   Returns:
     i64[N, C - 1].
+
+  Example:
+    >>> print(targets(np.array([[1., 3., 2., 0.]])))
+    [[2 0 3]]
 
   Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
     Parameter-free Attacks, 2020, section 5, and the released code.
@@ -73,9 +75,6 @@ def plan(
 ) -> list[Part]:
   """The parts to run, in order; those of one attack are consecutive.
 
-  >>> [len(part.runs) for part in plan(('apgd-ce', 'apgd-t'), 'linf', 'standard', 10, 100, 5000)]
-  [1, 9]
-
   Args:
     names: attacks, in order.
     norm: 'linf', 'l2' or 'l1'.
@@ -87,6 +86,10 @@ def plan(
 
   Raises:
     ValueError: if an attack refuses the number of steps or queries.
+
+  Example:
+    >>> [len(part.runs) for part in plan(('apgd-ce', 'apgd-t'), 'linf', 'standard', 10, 100, 5000)]
+    [1, 9]
 
   Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
     Parameter-free Attacks, 2020, section 5, and the versions of the released code.

@@ -1,4 +1,4 @@
-"""An evaluation that the processes of `jax.distributed` share, as the hosts of a TPU slice do."""
+"""AutoAttack on several processes of `jax.distributed`, such as the hosts of a TPU slice."""
 
 import os
 
@@ -7,8 +7,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from at_jax.attacks import _arguments, _stepper
-from at_jax.attacks.autoattack.driver import AutoAttackResult
-from at_jax.attacks.autoattack.driver import autoattack as of_one_process
+from at_jax.attacks.autoattack import driver
 
 Array = jax.Array
 
@@ -23,32 +22,32 @@ def autoattack(
     index: Array | None = None,
     state_path: str | os.PathLike | None = None,
     **options,
-) -> AutoAttackResult:
-  """`attacks.autoattack`, called by every process with the same arguments, each attacking a share.
+) -> driver.AutoAttackResult:
+  """Runs `attacks.autoattack` on several processes, each of which attacks a part of the examples.
 
-  Process p of P takes the examples p, p + P, p + 2P, …, on its own devices. What an example draws
-  depends on its index alone, so the verdicts are those of one process. Without `jax.distributed` it
-  is `attacks.autoattack`.
+  Every process calls it with the same arguments. Process p of P takes the examples p, p + P, p + 2P, … on its
+  own devices. The random draws of an example depend only on its index, so the verdicts equal those of one
+  process. Without `jax.distributed` it equals `attacks.autoattack`.
 
   Args:
-    logits_fn: as `attacks.autoattack` has it, with its arrays on this process's devices.
+    logits_fn: as in `attacks.autoattack`, with its arrays on the devices of this process.
     x: f32[N, ...], all examples.
-    y: i32[N].
-    key: a PRNG key, the same everywhere.
-    epsilon: radius, a number or f32[N].
-    index: i32[N], by default the places in x.
-    state_path: where the states are written, with '.p-of-P' behind it: a killed evaluation goes on
-      with as many processes as it had.
-    **options: of `attacks.autoattack`; `progress` and `warn` are called with what each process finds
-      in its share.
+    y: i32[N], true classes.
+    key: a PRNG key, the same in every process.
+    epsilon: radius, a number or f32[N], in units of x.
+    index: i32[N], by default the positions in x.
+    state_path: the states are written to this path with the suffix '.p-of-P'; to resume, use the same number
+      of processes.
+    **options: of `attacks.autoattack`; `progress` and `warn` are called in each process with the findings on
+      its part.
 
   Returns:
-    The `AutoAttackResult` of all N examples, in every process: `seconds` are those of the slowest,
-    `warnings` those of any, about its share.
+    The `AutoAttackResult` of all N examples, in every process. `seconds` are those of the slowest process,
+    `warnings` those of all processes, each about its part.
 
   Raises:
-    ValueError: as `attacks.autoattack`, and for fewer examples than processes.
-    RuntimeError: another process has failed, which says why.
+    ValueError: as in `attacks.autoattack`, and if there are fewer examples than processes.
+    RuntimeError: if another process failed; that process reports the cause.
 
   Example:
     >>> w = jax.numpy.array([[1., -1.], [-1., 1.]])
@@ -57,57 +56,54 @@ def autoattack(
     ...                     attacks=('apgd-ce',), num_steps=10)
     >>> print(result.robust)
     [False  True]
-
-  Source: ours.
   """
-  count, me, n = jax.process_count(), jax.process_index(), len(x)
+  count, process, n = jax.process_count(), jax.process_index(), len(x)
   if n < count:
-    raise ValueError(f'x has {n} examples for {count} processes: use as many processes at most')
-  # A share can be in order where the whole is not: two of one index, radii for as many as it has.
+    raise ValueError(f'x has {n} examples for {count} processes: use at most {n} processes')
+  # These are checked as a whole, because a part can be valid where the whole is not: a repeated index, or
+  # as many radii as the part has examples.
   problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=options.get('bounds', (0., 1.)))
   index = np.asarray(_arguments.indices(index, n, once=True))
-  own, result, mistake = slice(me, None, count), None, None
-  # The processes meet once before they part: to find each other they have seconds, and the shares
-  # may end minutes apart.
-  _all(np.zeros(()))
+  part, result, failure = slice(process, None, count), None, None
+  # The first collective must come early: processes have seconds to connect, and may end minutes apart.
+  _gather(np.zeros(()))
   try:
-    result = of_one_process(
-        logits_fn, np.asarray(problem.x)[own], np.asarray(problem.y)[own], key, index=index[own],
-        epsilon=np.asarray(problem.epsilon)[own],
-        state_path=None if state_path is None else f'{os.fspath(state_path)}.{me}-of-{count}',
+    result = driver.autoattack(
+        logits_fn, np.asarray(problem.x)[part], np.asarray(problem.y)[part], key, index=index[part],
+        epsilon=np.asarray(problem.epsilon)[part],
+        state_path=None if state_path is None else f'{os.fspath(state_path)}.{process}-of-{count}',
         **options)
-  except Exception as error:  # whatever it is, the others must not wait for this process
-    mistake = error
-  failed = np.flatnonzero(_all(np.array(mistake is not None)))
-  if mistake is not None:
-    raise mistake
+  except Exception as error:  # of any kind: the other processes must not wait for this one
+    failure = error
+  failed = np.flatnonzero(_gather(np.array(failure is not None)))
+  if failure is not None:
+    raise failure
   if len(failed):
-    raise RuntimeError(f'of {count} processes, {failed.tolist()} failed: see what they say')
-  return AutoAttackResult(
-      _dealt_back(result.x, n), *(_dealt_back(v, n) for v in (result.robust, result.clean)),
-      {name: _dealt_back(stands, n) for name, stands in result.components.items()},
-      _said(result.warnings),
-      {name: float(_all(np.float32(spent)).max()) for name, spent in result.seconds.items()})
+    raise RuntimeError(f'of {count} processes, {failed.tolist()} failed: see their messages')
+  return driver.AutoAttackResult(
+      *(_merge(share, n) for share in (result.x, result.robust, result.clean)),
+      {name: _merge(robust, n) for name, robust in result.components.items()},
+      _gather_lines(result.warnings),
+      {name: float(_gather(np.float32(seconds)).max()) for name, seconds in result.seconds.items()})
 
 
-def _all(array: np.ndarray) -> np.ndarray:
-  """[P, ...], an array of one shape from each process."""
+def _gather(array: np.ndarray) -> np.ndarray:
+  """[P, ...], the arrays of all processes, which have the same shape."""
   return np.asarray(multihost_utils.process_allgather(array))
 
 
-def _dealt_back(share: np.ndarray, n: int) -> np.ndarray:
-  """[N, ...] from the shares of all processes, which may be one example apart in size."""
+def _merge(share: np.ndarray, n: int) -> np.ndarray:
+  """[N, ...] in the order of the examples, from the shares, whose sizes differ by at most one."""
   count = jax.process_count()
   padded = np.zeros((-(-n // count), *share.shape[1:]), share.dtype)
   padded[:len(share)] = share
-  whole = np.swapaxes(_all(padded), 0, 1)  # [N / P, P, ...], the examples in their order
-  return whole.reshape(-1, *share.shape[1:])[:n]
+  return np.swapaxes(_gather(padded), 0, 1).reshape(-1, *share.shape[1:])[:n]
 
 
-def _said(lines: tuple[str, ...]) -> tuple[str, ...]:
-  """The lines of all processes, each once."""
+def _gather_lines(lines: tuple[str, ...]) -> tuple[str, ...]:
+  """The distinct lines of all processes."""
   text = np.frombuffer('\n'.join(lines).encode(), np.uint8)
-  padded = np.zeros(int(_all(np.int32(len(text))).max()), np.uint8)
+  padded = np.zeros(int(_gather(np.int32(len(text))).max()), np.uint8)
   padded[:len(text)] = text
-  texts = [bytes(row).rstrip(b'\0').decode() for row in _all(padded)]
-  return tuple(dict.fromkeys(line for one in texts for line in one.split('\n') if line))
+  texts = [bytes(row).rstrip(b'\0').decode() for row in _gather(padded)]
+  return tuple(dict.fromkeys(line for text in texts for line in text.split('\n') if line))

@@ -113,17 +113,15 @@ def fingerprint(
   Returns:
     A string for each name.
   """
-  key = work.key
-  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    key = jax.random.key_data(key)
   # Keys and single integers (counters) may have advanced since the file was written.
   weights = [leaf for leaf in jax.tree.leaves(models)
              if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
              and (np.ndim(leaf) or jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))]
-  arrays = {'weights': weights, 'x': [work.x], 'y': [work.y], 'index': [work.index], 'key': [key],
-            'epsilon': [work.epsilon], 'bounds': work.bounds, 'clean verdicts': [clean]}
-  return ({name: repr(value) for name, value in options.items()}
-          | {name: _digest(group) for name, group in arrays.items()})
+  arrays = {'weights': weights, 'x': [work.x], 'y': [work.y], 'index': [work.index],
+            'key': [jax.random.key_data(work.key)], 'epsilon': [work.epsilon], 'bounds': work.bounds,
+            'clean verdicts': [clean]}
+  texts = {name: repr(value) for name, value in options.items()}
+  return texts | {name: _digest(group) for name, group in arrays.items()}
 
 
 def new_record(

@@ -1,4 +1,4 @@
-"""The driver over several devices: verdicts do not depend on how many, nor on the batch size."""
+"""AutoAttack on several devices: no communication, and verdicts that depend on neither devices nor batch size."""
 
 import json
 
@@ -9,10 +9,11 @@ import pytest
 from at_jax import attacks
 from at_jax.attacks.autoattack import devices as devices_lib
 from tests.fixtures import processes
+from tests.fixtures.collectives import STEPPERS
 from tests.fixtures.device_runs import problem
 
-# Run in a process of its own, because the number of devices is set before jax starts.
-_FOUR_DEVICES = '''
+# These scripts run in their own process, because the number of devices is fixed once jax starts.
+_VERDICTS = '''
 import json, sys
 import jax
 from tests.fixtures import device_runs
@@ -22,18 +23,25 @@ assert jax.local_device_count() == 4
 found = device_runs.verdicts(dtype, n, sizes, names)
 print(json.dumps([found, device_runs.shares(dtype), device_runs.moved(dtype)]))
 '''
+_COLLECTIVES = '''
+import json, sys
+import jax
+from tests.fixtures import collectives
+assert jax.local_device_count() == 4
+print(json.dumps(collectives.in_steps_of(sys.argv[1])))
+'''
 NAMES = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
 
 
-def in_four_devices(*arguments):
-  return json.loads(processes.in_four_devices(_FOUR_DEVICES, json.dumps(arguments)))
+def on_four_devices(*arguments):
+  return json.loads(processes.in_four_devices(_VERDICTS, json.dumps(arguments)))
 
 
 @pytest.mark.parametrize('n, sizes, names', [
     (24, (7, 24), ('apgd-ce', 'square')),
     pytest.param(500, (1, 7, 64, 500), NAMES, marks=pytest.mark.long)])
-def test_no_verdict_depends_on_the_batch_or_on_the_devices_in_float64(n, sizes, names):
-  found, shares, (alone, across) = in_four_devices('float64', n, sizes, names)
+def test_float64_verdicts_are_equal_for_all_batches_and_devices(n, sizes, names):
+  found, shares, (alone, across) = on_four_devices('float64', n, sizes, names)
   assert alone == across and any(alone) and not all(alone)
   assert all(each == [2, 2, 2, 2] for each in shares) and len(shares) >= 5
   assert len(found) == 2 * len(sizes)
@@ -43,31 +51,37 @@ def test_no_verdict_depends_on_the_batch_or_on_the_devices_in_float64(n, sizes, 
 
 
 @pytest.mark.long
-def test_in_float32_rounding_decides_one_example_in_500_at_most():
-  # Two parts in a thousand are what is asked of the project; a difference can only be an example at
-  # the edge, so its margin is shown.
+def test_float32_verdicts_differ_on_one_example_in_500_at_most():
+  # The project allows two in a thousand. Only an example at the decision boundary can differ, so its margin
+  # is shown.
   n, logits_fn, x, y = 500, *problem('float32', 500)
-  found, *_ = in_four_devices('float32', n, (1, 7, 64, 500), NAMES)
+  found, *_ = on_four_devices('float32', n, (1, 7, 64, 500), NAMES)
   first = next(iter(found.values()))
   other = np.logical_or.reduce([np.array(each[name]) != np.array(first[name])
                                 for each in found.values() for name in NAMES])
   margins = np.asarray(attacks.losses.margin(logits_fn(x), y))
-  told = {int(i): float(margins[i]) for i in np.flatnonzero(other)}
-  print('differing examples and their clean margins:', told)
-  assert other.mean() <= .002, told
+  differing = {int(i): float(margins[i]) for i in np.flatnonzero(other)}
+  print('differing examples and their clean margins:', differing)
+  assert other.mean() <= .002, differing
+
+
+@pytest.mark.parametrize('name', STEPPERS)
+def test_compiled_steps_contain_no_collective(name):
+  assert json.loads(processes.in_four_devices(_COLLECTIVES, name)) == []
 
 
 def test_one_device_leaves_arrays_where_they_are():
   tree = {'x': np.ones(3)}
   assert devices_lib.shard(tree, jax.local_devices()[:1]) is tree
   assert devices_lib.replicate(tree, jax.local_devices()[:1]) is tree
+  assert devices_lib.per_device(len, jax.local_devices()[:1]) is len
   assert devices_lib.round_up(5, [None] * 4) == 8
 
 
-@pytest.mark.parametrize('items, batch, number, seats', [
+@pytest.mark.parametrize('num_items, batch_size, num_devices, num_slots', [
     (3, 16, 1, 4), (3, 16, 4, 4), (5, 16, 4, 8), (16, 16, 4, 16), (99, 16, 1, 16), (0, 16, 1, 2),
     (134, 250, 1, 160),
-    # Two rounds of 9, four of 13, eight of 16, each in eighths of the batch: of 2 seats, or of 4.
+    # Two rounds of 9, four of 13, eight of 16, each in eighths of the batch: of 2 slots, or of 4.
     (17, 16, 1, 10), (17, 16, 4, 12), (49, 16, 1, 14), (128, 16, 1, 16)])
-def test_a_list_is_shared_out_in_rounds_whose_seats_divide_over_the_devices(items, batch, number, seats):
-  assert devices_lib.num_slots(items, batch, [None] * number) == seats
+def test_num_slots_fills_whole_rounds_and_divides(num_items, batch_size, num_devices, num_slots):
+  assert devices_lib.num_slots(num_items, batch_size, [None] * num_devices) == num_slots

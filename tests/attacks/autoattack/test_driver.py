@@ -1,6 +1,4 @@
-"""The driver: independence, resume, odd inputs and odd models."""
-
-import zipfile
+"""The AutoAttack driver: verdicts, independence of the batch, unusual inputs and unusual models."""
 
 import jax
 import jax.numpy as jnp
@@ -8,22 +6,25 @@ import numpy as np
 import pytest
 
 from at_jax import attacks
-from at_jax.attacks import _loops, _stepper, losses
+from at_jax.attacks import _loops, _stepper
 from at_jax.attacks.apgd import stepper as apgd_stepper
-from at_jax.attacks.autoattack import batching, state_file
 from tests.fixtures.small_models import KEY, QUICK, model, network
 
-RECORD = state_file.new_record(np.ones(3, bool), np.zeros((3, 2)), np.zeros((3, 2)), 1, 1)
+ALL = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
+
+
+def run(logits_fn, x, y, *, epsilon=.1, names=('apgd-ce', 'square'), **options):
+  options = QUICK | options
+  return attacks.autoattack(logits_fn, x, y, KEY, epsilon=epsilon, attacks=names, **options)
 
 
 @pytest.mark.parametrize('norm, epsilon', [('linf', .06), ('l2', .15), ('l1', .4)])
-def test_what_falls_is_misclassified_in_the_ball_and_in_bounds(norm, epsilon):
+def test_found_points_are_misclassified_in_ball_and_bounds(norm, epsilon):
   logits_fn, x, y = network()
-  result = attacks.autoattack(logits_fn, x, y, KEY, epsilon=epsilon, norm=norm, batch_size=5,
-                              attacks=('apgd-ce', 'fab-t', 'square'), **QUICK)
+  result = run(logits_fn, x, y, epsilon=epsilon, norm=norm, batch_size=5, names=('apgd-ce', 'fab-t', 'square'))
   assert 0 < result.robust.sum() < len(x)
-  right = np.asarray(jnp.argmax(logits_fn(result.x), axis=-1) == y)
-  np.testing.assert_array_equal(right, result.robust)
+  correct = np.asarray(jnp.argmax(logits_fn(result.x), axis=-1) == y)
+  np.testing.assert_array_equal(correct, result.robust)
   delta = np.abs(result.x - x).reshape(len(x), -1).astype(np.float64)
   size = {'linf': delta.max(1), 'l2': np.sqrt((delta ** 2).sum(1)), 'l1': delta.sum(1)}[norm]
   assert size.max() <= epsilon * (1 + 1e-5)
@@ -33,27 +34,26 @@ def test_what_falls_is_misclassified_in_the_ball_and_in_bounds(norm, epsilon):
 
 @pytest.mark.parametrize('names', [
     ('apgd-ce', 'square'), pytest.param(None, marks=pytest.mark.long)])
-def test_batch_size_order_and_share_change_no_verdict(names):
+def test_verdicts_do_not_depend_on_batch_order_or_share(names):
   with jax.enable_x64(True):
     logits_fn, x, y = network(n=20)
     x = x.astype(jnp.float64)
-    run = lambda order, size: attacks.autoattack(
-        logits_fn, x[order], y[order], KEY, epsilon=.05, batch_size=size, index=order,
-        attacks=names, **QUICK)
-    # The quick one compiles for one size, as test_devices.py compares two.
-    whole = run(np.arange(20), 20 if names is None else 7)
+    at = lambda order, size: run(
+        logits_fn, x[order], y[order], epsilon=.05, batch_size=size, index=order, names=names)
+    # The quick case compiles for one size, because test_devices.py compares two.
+    whole = at(np.arange(20), 20 if names is None else 7)
     assert 0 < whole.robust.sum() < 20
     for size in (1, 7) if names is None else (7,):
-      # In another order, and without some: the share of one process of several.
+      # In another order and without some examples, as in the share of one process of several.
       order = np.random.RandomState(size).permutation(20)[:14]
-      part = run(order, size)
+      part = at(order, size)
       np.testing.assert_array_equal(part.robust, whole.robust[order])
-      for name, verdict in part.components.items():
-        np.testing.assert_array_equal(verdict, whole.components[name][order])
+      for name, robust in part.components.items():
+        np.testing.assert_array_equal(robust, whole.components[name][order])
 
 
 @pytest.mark.parametrize('attack', [apgd_stepper(norm='linf'), apgd_stepper(norm='l1')])
-def test_starts_are_drawn_alike_in_any_company(attack):
+def test_random_starts_do_not_depend_on_the_batch(attack):
   _, x, y = network()
   begin = lambda rows: _stepper.begin(_stepper.make_problem(
       x[rows], y[rows], KEY, epsilon=.1, index=rows), stepper=attack).x
@@ -61,187 +61,44 @@ def test_starts_are_drawn_alike_in_any_company(attack):
   np.testing.assert_array_equal(begin(order), together[order])
 
 
-class Killed(Exception):
-  """Ends an evaluation at a moment of the test's choosing."""
-
-
-def test_an_evaluation_killed_again_and_again_resumes_to_the_same_verdicts(tmp_path):
-  logits_fn, x, y = network(n=20)
-  run = lambda **options: attacks.autoattack(
-      logits_fn, x, y, KEY, epsilon=.05, batch_size=5, attacks=('apgd-ce', 'fab-t', 'square'),
-      **QUICK, **options)
-  whole = run()
-  kills = 0
-  while True:
-    calls = 0
-
-    def kill(progress):
-      nonlocal calls
-      del progress
-      calls += 1
-      if calls == 11:
-        raise Killed
-
-    try:
-      result = run(state_path=tmp_path / 'state.npz', save_every=0., progress=kill)
-      break
-    except Killed:
-      kills += 1
-  assert kills >= 5
-  np.testing.assert_array_equal(result.robust, whole.robust)
-  np.testing.assert_array_equal(result.x, whole.x)
-  for name, verdict in result.components.items():
-    np.testing.assert_array_equal(verdict, whole.components[name])
-  same = dict(epsilon=.05, batch_size=5, attacks=('apgd-ce', 'fab-t', 'square'), **QUICK)
-  for other, named in ((dict(epsilon=.06), 'epsilon'), (dict(search_fn=logits_fn), 'search_fn'),
-                       (dict(batch_size=6, num_steps=9), 'batch_size, num_steps')):
-    with pytest.raises(ValueError, match=f'another evaluation .different {named}.: remove it'):
-      attacks.autoattack(logits_fn, x, y, KEY, state_path=tmp_path / 'state.npz', **same | other)
-
-
-def test_a_state_is_that_of_one_model(tmp_path):
-  # Two models that are right about the same examples, and of two classes, so with the same targets.
-  x, y = jnp.array([[.6, .4], [.3, .7], [.8, .1]]), jnp.array([0, 1, 0])
-
-  def run(scale, shift=0.):
-    return attacks.autoattack(
-        lambda x: x * scale + shift, x, y, KEY, epsilon=.15, attacks=('apgd-ce',),
-        state_path=tmp_path / 'state.npz', **QUICK)
-
-  robust = run(jnp.array([1., 1.])).robust
-  np.testing.assert_array_equal(robust, [False, True, True])  # half the lead is .1, .2, .35
-  with pytest.raises(state_file.StateMismatch, match='of another model: remove it'):
-    run(jnp.array([1., 1.2]))
-  # Rounding, and what every logit has in common, make no other model of it.
-  np.testing.assert_array_equal(run(jnp.array([1., 1.001]), 5.).robust, robust)
-
-
-def test_a_state_is_that_of_its_weights(tmp_path):
-  x, y = jnp.array([[.6, .4], [.3, .7], [.8, .1]]), jnp.array([0, 1, 0])
-  run = lambda scale: attacks.autoattack(
-      jax.tree_util.Partial(lambda scale, x: x * scale, scale), x, y, KEY, epsilon=.15,
-      attacks=('apgd-ce',), state_path=tmp_path / 'state.npz', **QUICK)
-  run(jnp.array([1., 1.]))
-  run(jnp.array([1., 1.]))
-  with pytest.raises(state_file.StateMismatch, match='another evaluation .different weights.: remove it'):
-    run(jnp.array([1., 1.001]))
-
-
-def test_a_masked_model_s_state_is_that_of_one_model_too(tmp_path):
-  x = jnp.array([[.6, .4, 0.], [.8, .1, .2]])
-  run = lambda scale: attacks.autoattack(
-      lambda x: (x * scale).at[:, 2].set(-jnp.inf), x, jnp.zeros(2, int), KEY, epsilon=.15,
-      attacks=('apgd-ce',), state_path=tmp_path / 'state.npz', **QUICK)
-  run(1.)
-  with pytest.raises(state_file.StateMismatch, match='of another model: remove it'):
-    run(.05)
-
-
-def test_a_state_of_an_older_layout_is_refused(tmp_path):
-  state_file.save(tmp_path / 'state.npz', {'mark': np.array('1f')})
-  with pytest.raises(state_file.StateMismatch, match='another version of the attack'):
-    state_file.read(tmp_path / 'state.npz', {}, RECORD, None, ())
-
-
-def test_a_state_goes_on_to_the_targets_it_began_with(tmp_path, monkeypatch):
-  # Elsewhere two classes that are as likely may be rounded into the other order.
-  x, seen = jnp.full((2, 3), .5), []
-  drain = batching.run_batched
-  monkeypatch.setattr(batching, "run_batched", lambda search, verify, work, *rest, **options: (
-      seen.append(np.asarray(work.targets)), drain(search, verify, work, *rest, **options))[1])
-
-  def kill(progress):
-    raise Killed
-
-  def run(lead, progress):
-    return attacks.autoattack(
-        lambda x: x + jnp.array([.2, 0., lead]), x, jnp.zeros(2, int), KEY, epsilon=.05,
-        attacks=('apgd-t', 'fab-t'), state_path=tmp_path / 'state.npz', save_every=0.,
-        progress=progress, **QUICK)
-
-  with pytest.raises(Killed):
-    run(1e-6, kill)
-  assert run(-1e-6, None).robust.all()
-  assert len(seen) == 3
-  for targets in seen:
-    np.testing.assert_array_equal(targets, [[2, 1], [2, 1]])
-
-
-def test_a_damaged_file_is_not_read(tmp_path):
-  state_file.save(tmp_path / 'state.npz', {'x': np.arange(1000)})
-  content = bytearray((tmp_path / 'state.npz').read_bytes())
-  content[2000] ^= 1
-  short = content[:200]
-  (tmp_path / 'state.npz').write_bytes(content)
-  with pytest.raises(zipfile.BadZipFile, match='state.npz is damaged: .*CRC'):
-    state_file.load(tmp_path / 'state.npz')
-  for content in (b'garbage' * 9, b'', short):
-    (tmp_path / 'state.npz').write_bytes(content)
-    with pytest.raises(zipfile.BadZipFile, match='state.npz is damaged'):
-      state_file.load(tmp_path / 'state.npz')
-  state_file.save(tmp_path / 'state.npz', {'fooled': np.arange(3)})
-  with pytest.raises(zipfile.BadZipFile, match="damaged: 'fingerprint' is missing"):
-    state_file.read(tmp_path / 'state.npz', {}, RECORD, None, ())
-
-
-def test_search_low_verify_high_counts_what_is_confirmed():
+def test_only_points_that_logits_fn_confirms_are_counted():
   logits_fn, x, y = network()
-  # A search model that is wrong everywhere finds nothing that the other confirms at radius 0.
-  fooled = lambda x: -logits_fn(x)
-  result = attacks.autoattack(
-      logits_fn, x, y, KEY, epsilon=0., search_fn=fooled, attacks=('apgd-ce', 'fab-t'), **QUICK)
+  # A search model that is wrong everywhere finds nothing that logits_fn confirms at radius 0.
+  result = run(logits_fn, x, y, epsilon=0., search_fn=lambda x: -logits_fn(x), names=('apgd-ce', 'fab-t'))
   assert result.robust.all()
-  # One in bfloat16, weights and all, is right about nearly all, and what it finds is.
+  # A search model in bfloat16, including the weights, is right about nearly all examples.
   in_bfloat16, _ = model(5, (4, 3, 1), jnp.bfloat16)
   lower = lambda x: in_bfloat16(x.astype(jnp.bfloat16)).astype(jnp.float32)
   assert in_bfloat16(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-  run = lambda **options: attacks.autoattack(
-      logits_fn, x, y, KEY, epsilon=.05, attacks=('apgd-ce',), **QUICK, **options).robust
-  robust = run(search_fn=lower)
-  assert 0 < robust.sum() < len(x) and (robust != run()).sum() <= 1
-
-
-def test_square_climbs_on_where_a_find_is_not_confirmed():
-  # A search model that is always wrong, but whose margin is the other's and 50, so that both think
-  # the same proposals better: the search must take the same path to the same verdicts.
-  logits_fn, x, y = network(2, n=60)
-  x, calls = x[y == 0], []
-  run = lambda **options: attacks.autoattack(
-      logits_fn, x, jnp.zeros(len(x), int), KEY, epsilon=.08, attacks=('square',), num_queries=100,
-      progress=calls.append, **options).robust
-  robust = run(search_fn=lambda x: logits_fn(x) + jnp.array([0., 50.]))
-  assert len(calls) < 40  # of 101 queries, 6 calls if none were rejected
+  robust = run(logits_fn, x, y, epsilon=.05, names=('apgd-ce',), search_fn=lower).robust
   assert 0 < robust.sum() < len(x)
-  np.testing.assert_array_equal(robust, run())
+  assert (robust != run(logits_fn, x, y, epsilon=.05, names=('apgd-ce',)).robust).sum() <= 1
 
 
-def test_a_random_model_falls_to_an_attack_and_not_to_one_unlucky_pass(monkeypatch):
-  monkeypatch.setattr(_loops, 'writes_out', lambda: False)  # 20 passes a gradient compile slowly
-  # It errs on a pass in twenty whatever it sees: .95 are right at first, .95 of those at the end.
+def test_one_unlucky_pass_does_not_fool_a_random_model(monkeypatch):
+  monkeypatch.setattr(_loops, 'writes_out', lambda: False)  # 20 unrolled passes compile slowly
+  # It errs in one pass of twenty for any input: .95 are correct at first, and .95 of those at the end.
   def flaky(x, key):
     logits = jnp.where(jax.random.bernoulli(key, .05), jnp.array([0., 1.]), jnp.array([1., 0.]))
     return logits + 0 * x.sum(axis=1, keepdims=True)
 
-  def run(order, names=('apgd-ce',)):
-    return attacks.autoattack(
-        flaky, jnp.full((200, 2), .5), jnp.zeros(200, int), KEY, epsilon=0., version='rand',
-        attacks=names, num_steps=10, batch_size=50, index=order)
-
+  at = lambda order, names=('apgd-ce',): run(
+      flaky, jnp.full((200, 2), .5), jnp.zeros(200, int), epsilon=0., version='rand', names=names,
+      num_steps=10, batch_size=50, index=order)
   order = np.random.RandomState(0).permutation(200)
-  whole, part = run(np.arange(200)), run(order)
+  whole, part = at(np.arange(200)), at(order)
   assert .9 < whole.clean.mean() < 1 and .8 < whole.robust.mean() < whole.clean.mean()
-  # What it draws hangs on the example's index, on the clean input too.
+  # The draws depend on the index of the example, also for the clean input.
   np.testing.assert_array_equal(part.clean, whole.clean[order])
   np.testing.assert_array_equal(part.robust, whole.robust[order])
   assert 'the outputs are probabilities' in ' '.join(whole.warnings)
-  # What falls by chance to one attack is not what falls to another: of 200 about 9.5 fall to each,
-  # and to both of those that are attacked by both .5.
-  other = run(np.arange(200), ('apgd-dlr',))
-  fell = [found.clean & ~found.robust for found in (whole, other)]
-  assert min(map(np.sum, fell)) >= 4 and (fell[0] & fell[1]).sum() <= 3
+  # Two attacks draw independently: of 200 examples about 9.5 are fooled by each, and .5 by both.
+  other = at(np.arange(200), ('apgd-dlr',))
+  fooled = [found.clean & ~found.robust for found in (whole, other)]
+  assert min(map(np.sum, fooled)) >= 4 and (fooled[0] & fooled[1]).sum() <= 3
 
 
-def test_odd_requests_are_refused_in_one_line():
+def test_invalid_arguments_raise_with_a_remedy():
   logits_fn, x, y = network()
   for options, match in (
       (dict(norm='l0'), 'linf, l2, l1'), (dict(version='fast'), 'standard, plus, rand'),
@@ -250,7 +107,7 @@ def test_odd_requests_are_refused_in_one_line():
       (dict(bounds=(.5, 1.)), 'beyond 0.5..1'), (dict(x=x[..., None]), 'leave it out'),
       (dict(norm='l1', num_steps=1), 'at least 2'),
       (dict(version='rand', search_fn=logits_fn), 'leave it out'),
-      (dict(version='rand', attacks=('apgd-t', 'square', 'fab')), 'square, fab needs? a model whose'),
+      (dict(version='rand', attacks=('apgd-t', 'square', 'fab')), 'square, fab need a deterministic model'),
       (dict(version='rand'), 'cannot be called as .x, key., too many positional arguments')):
     options = dict(x=x) | options
     with pytest.raises(ValueError, match=match):
@@ -259,37 +116,75 @@ def test_odd_requests_are_refused_in_one_line():
     attacks.autoattack(logits_fn, x[:0], y[:0], KEY, epsilon=.1)
 
 
-@pytest.mark.parametrize('shape', [(12,), (7, 5), (3, 8, 2)])
-def test_square_in_l2_keeps_to_the_sphere_and_gets_further_with_more_queries(shape):
-  logits_fn, x, y = network(shape=shape)
-  x = .25 + x / 2  # so that the bounds take nothing off
-  y = jnp.argmax(logits_fn(x), axis=-1)
-  run = lambda n: attacks.square(
-      logits_fn, x, y, KEY, epsilon=.2, norm='l2', num_queries=n, bounds=(-9., 9.))
-  many = run(60)
-  size = jnp.linalg.norm((many.x - x).reshape(len(x), -1), axis=1)
-  np.testing.assert_allclose(size, .2, rtol=1e-4)
-  if len(shape) == 2:  # no matter the shape: another number of queries compiles anew
-    few = run(1)
-    assert many.loss.mean() > few.loss.mean() and (many.loss >= few.loss - 1e-6).all()
+@pytest.mark.parametrize('norm, num_classes', [
+    ('linf', 2), *(pytest.param(norm, n, marks=pytest.mark.long)
+                   for norm in ('linf', 'l2', 'l1') for n in (2, 3, 4, 8) if (norm, n) != ('linf', 2))])
+def test_all_attacks_work_with_few_classes(norm, num_classes):
+  logits_fn, x, y = network(num_classes)
+  # In L-inf, random starts fool nothing at this radius, and of 8 classes fewer than the gradients do, so an
+  # attack whose loss has no slope for so few classes would stand out.
+  epsilon = {'linf': .06, 'l2': .15, 'l1': .4}[norm]
+  result = run(logits_fn, x, y, names=ALL, norm=norm, epsilon=epsilon, cascade=False)
+  assert list(result.components) == list(ALL)
+  num_fooled = {name: int((result.clean & ~robust).sum()) for name, robust in result.components.items()}
+  assert 0 < num_fooled['square'] <= max(num_fooled.values()) < len(x)
+  assert min(num_fooled[name] for name in ALL[:-1]) >= max(num_fooled.values()) - 1, num_fooled
+  assert any(f'{num_classes} classes' in warning for warning in result.warnings) == (num_classes < 4)
+  assert np.isfinite(result.x).all()
 
 
-def test_losses_with_a_number_are_one_object_and_do_not_underflow():
-  assert losses.scaled(20.) is losses.scaled(20.)
-  assert losses.dummy_margin(.5) is losses.dummy_margin(.5)
-  confident, y = jnp.array([[300., 0., 1.]]), jnp.array([0])
-  slope = lambda loss: np.abs(jax.grad(lambda z: loss(z, y)[0])(confident)).max()
-  assert slope(losses.masking_scaled(1.)) == 0
-  assert slope(losses.scaled(1.)) > .5
-  np.testing.assert_allclose(losses.scaled(1e4)(confident, y), losses.margin(confident, y))
+@pytest.mark.parametrize('shape', [(12,), (4, 3), (6, 2, 1)])
+def test_each_attack_fools_one_example_of_any_shape(shape):
+  logits_fn, x, y = network(shape=shape, n=1)
+  # The radius is twice the distance of the nearest misclassified point that FAB finds, .123. The start of
+  # APGD, the first point that it counts, is classified correctly.
+  assert attacks.apgd(logits_fn, x, y, KEY, epsilon=.25, num_steps=1).kappa >= 1
+  result = run(logits_fn, x, y, epsilon=.25, names=None, cascade=False, num_queries=200)
+  assert result.clean[0]
+  assert {name: bool(robust[0]) for name, robust in result.components.items()} == {
+      'apgd-ce': False, 'apgd-t': False, 'fab-t': False, 'square': False}
 
 
-def test_scaled_s_gradient_is_cross_entropy_s_direction():
-  # (1 - p_y) / T times the bracket's gradient, times T for the division by the scale.
-  with jax.enable_x64(True):
-    logits, y = jnp.array([[1., .3, -.5, .2]]), jnp.array([0])
-    for scale in (.2, 1., 5.):
-      plain = jax.grad(lambda z: losses.cross_entropy(scale * z, y)[0])(logits)
-      ours = jax.grad(lambda z: losses.scaled(scale)(z, y)[0])(logits)
-      wrong = 1 - jax.nn.softmax(scale * logits)[0, 0]
-      np.testing.assert_allclose(plain, scale * wrong * ours, rtol=1e-10)
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+def test_epsilon_zero_changes_nothing(norm):
+  logits_fn, x, y = network()
+  result = run(logits_fn, x, y, epsilon=0., norm=norm, names=('apgd-ce', 'fab-t', 'square'),
+               batch_size=5)  # compiled already by the first test
+  assert result.robust.all() and not any('rose' in line for line in result.warnings)
+  np.testing.assert_array_equal(result.x, x)
+
+
+@pytest.mark.parametrize('num_real', [3, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 4))])
+def test_logit_of_minus_infinity_removes_a_class(num_real):
+  # By definition, a model of 5 classes whose last logits are -inf equals the model of the first classes.
+  logits_fn, x, _ = network()
+  few = lambda x: logits_fn(x)[:, :num_real]
+  masked = lambda x: logits_fn(x).at[:, num_real:].set(-jnp.inf)
+  y = jnp.argmax(few(x), -1)
+  found, expected = (run(f, x, y, epsilon=.05, names=ALL, cascade=False) for f in (masked, few))
+  assert found.clean.all() and 0 < found.robust.sum() < len(x) and found.warnings == expected.warnings
+  for name in ALL:
+    np.testing.assert_array_equal(found.components[name], expected.components[name], name)
+  pgd = attacks.pgd(masked, x, y, KEY, epsilon=1e-6, step_size=1e-6, num_steps=2)
+  assert not pgd.success.any()
+  # Logits that are all -inf are invalid, and so is +inf.
+  for broken in (jnp.full((1, 3), -jnp.inf), jnp.array([[jnp.inf, 0., 0.]])):
+    assert not _stepper.is_correct(broken, jnp.array([0]))[0]
+
+
+def test_bfloat16_logits_are_compared_in_float32():
+  logits_fn, x, y = network(n=60)
+  rounded = lambda x: 8 * logits_fn(x).astype(jnp.bfloat16)
+  single = lambda x: rounded(x).astype(jnp.float32)
+  y = jnp.argmax(rounded(x), -1)
+  for names in (('apgd-ce',), ('fab-t', 'square')):
+    found, expected = (run(f, x, y, epsilon=.04, names=names) for f in (rounded, single))
+    np.testing.assert_array_equal(found.x, expected.x)
+    assert 0 < found.robust.sum() < len(x)
+
+
+def test_misclassified_clean_inputs_are_not_attacked():
+  logits_fn, x, y = network()
+  result = run(logits_fn, x, (y + 1) % 5, names=None)
+  assert not result.clean.any() and not result.robust.any()
+  np.testing.assert_array_equal(result.x, x)
