@@ -175,12 +175,10 @@ def check_classes(num_classes: int, attacks: Sequence[str]) -> tuple[str, ...]:
   >>> print(*check_classes(3, ('apgd-t',)))
   3 classes: apgd-t maximises z_t - z_y, because targeted DLR needs 4
   """
-  found = []
-  if num_classes < 3 and 'apgd-dlr' in attacks:
-    found.append(f'{num_classes} classes: apgd-dlr maximises the margin, because DLR needs 3')
-  if num_classes < 4 and 'apgd-t' in attacks:
-    found.append(f'{num_classes} classes: apgd-t maximises z_t - z_y, because targeted DLR needs 4')
-  return tuple(found)
+  changes = (('apgd-dlr', 3, 'the margin, because DLR needs 3'),
+             ('apgd-t', 4, 'z_t - z_y, because targeted DLR needs 4'))
+  return tuple(f'{num_classes} classes: {name} maximises {change}' for name, needed, change in changes
+               if num_classes < needed and name in attacks)
 
 
 def check_reach(

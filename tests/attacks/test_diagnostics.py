@@ -221,7 +221,7 @@ def test_examples_fooled_by_nan_logits_are_counted():
   assert f'{len(x)} of {len(x)} fooled examples have logits that' in ' '.join(result.warnings)
 
 
-def test_points_that_are_correct_when_evaluated_again_are_counted():
+def test_points_that_are_correct_on_reevaluation_are_counted():
   _, x, y = network()
   fooled, logits = np.arange(12) < 4, np.zeros((12, 5), np.float32)
   logits[np.arange(12), y] = 1.  # all are classified correctly

@@ -66,8 +66,8 @@ def test_gradient_of_scaled_has_the_direction_of_cross_entropy():
   with jax.enable_x64(True):
     logits, y = jnp.array([[1., .3, -.5, .2]]), jnp.array([0])
     for scale in (.2, 1., 5.):
-      plain = jax.grad(lambda z: losses.cross_entropy(scale * z, y)[0])(logits)
-      scaled = jax.grad(lambda z: losses.scaled(scale)(z, y)[0])(logits)
+      plain = jax.grad(lambda z, scale=scale: losses.cross_entropy(scale * z, y)[0])(logits)
+      scaled = jax.grad(lambda z, scale=scale: losses.scaled(scale)(z, y)[0])(logits)
       wrong = 1 - jax.nn.softmax(scale * logits)[0, 0]
       np.testing.assert_allclose(plain, scale * wrong * scaled, rtol=1e-10)
 

@@ -76,7 +76,7 @@ def test_refilling_compiles_nothing_and_leaves_no_slot_free():
   # others were not.
   num_free = [int((slots.example == -1).sum()) for slots in calls]
   num_loaded = [slots.num_loaded for slots in calls]
-  loadable = [min(free, 24 - loaded) for free, loaded in zip(num_free, num_loaded)]
+  loadable = [min(free, 24 - loaded) for free, loaded in zip(num_free, num_loaded, strict=True)]
   assert np.diff(num_loaded).tolist() == loadable[:-1]
   assert any(0 < n < 4 for n in loadable)
 
@@ -138,8 +138,8 @@ def test_square_continues_from_a_start_with_nan_logits():
     return jnp.where(stripes[:, None], jnp.nan, plain(x))
 
   run = lambda model: attacks.autoattack(
-      plain, jnp.full((8, 8, 8, 1), .5), jnp.zeros(8, int), jax.random.key(0), epsilon=.05, attacks=('square',),
-      num_queries=800, search_fn=model)
+      plain, jnp.full((8, 8, 8, 1), .5), jnp.zeros(8, int), jax.random.key(0), epsilon=.05,
+      attacks=('square',), num_queries=800, search_fn=model)
   assert run(plain).clean.all() and not run(plain).robust.any()
   assert not run(nan_on_stripes).robust.any()
 

@@ -1,4 +1,4 @@
-"""AutoAttack on several devices: no communication, and verdicts that depend on neither devices nor batch size."""
+"""AutoAttack on several devices: they do not communicate, and verdicts do not depend on their number."""
 
 import json
 

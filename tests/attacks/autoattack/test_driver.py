@@ -21,7 +21,8 @@ def run(logits_fn, x, y, *, epsilon=.1, names=('apgd-ce', 'square'), **options):
 @pytest.mark.parametrize('norm, epsilon', [('linf', .06), ('l2', .15), ('l1', .4)])
 def test_found_points_are_misclassified_in_ball_and_bounds(norm, epsilon):
   logits_fn, x, y = network()
-  result = run(logits_fn, x, y, epsilon=epsilon, norm=norm, batch_size=5, names=('apgd-ce', 'fab-t', 'square'))
+  result = run(logits_fn, x, y, epsilon=epsilon, norm=norm, batch_size=5,
+               names=('apgd-ce', 'fab-t', 'square'))
   assert 0 < result.robust.sum() < len(x)
   correct = np.asarray(jnp.argmax(logits_fn(result.x), axis=-1) == y)
   np.testing.assert_array_equal(correct, result.robust)
