@@ -104,11 +104,14 @@ def run_batched(
   verify_each_step = search_fn is not verify_fn and stepper.differentiates
   num_steps = 1 if verify_each_step else steps_per_call(stepper)
   advance = _advance(stepper.differentiates, tuple(devices))
-  work, search_fn, verify_fn = devices_lib.replicate((work, search_fn, verify_fn), devices)
   if slots is None:
     empty = np.full(devices_lib.num_slots(len(items), batch_size, devices), -1)
     slots = Slots(empty, np.zeros_like(empty), None, 0)
   slots, problem = _pad(slots, devices), None
+  size, key = len(slots.example), work.key if random else None
+  search_fn, _ = _stepper.capture(search_fn, work.x, size // len(devices), key)
+  verify_fn, _ = _stepper.capture(verify_fn, work.x, size, key)
+  work, search_fn, verify_fn = devices_lib.replicate((work, search_fn, verify_fn), devices)
   while True:
     slots, is_new = _fill(slots, items, fooled)
     example, occupied, state = slots.example, slots.example >= 0, slots.state

@@ -68,8 +68,8 @@ class _Evaluation(NamedTuple):
   """What every phase of an evaluation reads."""
   attacks: tuple[str, ...]
   work: batching.Work
-  search_fn: jax.tree_util.Partial
-  verify_fn: jax.tree_util.Partial
+  search_fn: _stepper.LogitsFn
+  verify_fn: _stepper.LogitsFn
   logits: np.ndarray  # f32[N, C], of the clean inputs
   clean: np.ndarray   # bool[N], classified correctly
   random: bool
@@ -190,7 +190,7 @@ def autoattack(
       all_warnings.append(line)
       warnings.warn(line, stacklevel=3) if warn is None else warn(line)
 
-  report(_check_model(run, logits_fn, norm, channel_axis))
+  report(_check_model(run, norm, channel_axis))
   parts = plan(num_classes=run.logits.shape[1])
   identity = {} if state_path is None else _identity(run, settings | dict(norm=norm, version=version))
   record = state_file.new_record(run.clean, run.logits, np.asarray(work.x), len(attacks), len(parts))
@@ -220,18 +220,18 @@ def _prepare(logits_fn, search_fn, work, *, attacks, random, cascade, batch_size
   batch_size = devices_lib.round_up(min(batch_size, len(work.x)), devices)
   if random and search_fn is not None:
     raise ValueError("search_fn needs a deterministic model: leave it out with version='rand'")
-  verify_fn = _stepper.as_partial(logits_fn)
-  _model.check_arguments(logits_fn, work.x, random=random)
-  search_fn = verify_fn if search_fn is None else _stepper.as_partial(search_fn)
-  logits = _in_batches(verify_fn, work, work.x, batch_size=batch_size, devices=devices, random=random)
+  logits = _in_batches(logits_fn, work, work.x, batch_size=batch_size, devices=devices, random=random)
   _arguments.check_classes('y', work.y, logits.shape[1])
-  if search_fn is not verify_fn:
-    _model.check_search(search_fn, work.x[:batch_size], work.y[:batch_size], logits.shape[1])
+  num_classes = logits.shape[1]
+  num_searched = num_classes if search_fn is None else _stepper.capture(search_fn, work.x, batch_size)[1]
+  if num_searched < num_classes:
+    raise ValueError(f'search_fn gives {num_searched} logits, logits_fn {num_classes}: use the same classes')
+  search_fn = logits_fn if search_fn is None else search_fn
   clean = np.asarray(_stepper.is_correct(jnp.asarray(logits), work.y))
-  return _Evaluation(attacks, work, search_fn, verify_fn, logits, clean, random, cascade, batch_size, devices)
+  return _Evaluation(attacks, work, search_fn, logits_fn, logits, clean, random, cascade, batch_size, devices)
 
 
-def _check_model(run: _Evaluation, logits_fn, norm: str, channel_axis: int) -> Iterator[str]:
+def _check_model(run: _Evaluation, norm: str, channel_axis: int) -> Iterator[str]:
   """Yields the warnings about the problem and the model, before any attack."""
   work, logits = run.work, run.logits
   yield from _diagnostics.check_reach(np.asarray(work.epsilon), work.x.shape[1:], work.bounds, norm)
@@ -241,7 +241,7 @@ def _check_model(run: _Evaluation, logits_fn, norm: str, channel_axis: int) -> I
     yield from _diagnostics.check_channels(work.x.shape, channel_axis)
   if not run.random:
     n = max(run.batch_size, 2)  # one example alone cannot show a dependence on the batch
-    yield from _diagnostics.check_determinism(logits_fn, work.x[:n], work.y[:n], logits[:n])
+    yield from _diagnostics.check_determinism(run.verify_fn, work.x[:n], work.y[:n], logits[:n])
 
 
 def _identity(run: _Evaluation, settings: dict[str, object]) -> dict[str, str]:
@@ -304,14 +304,13 @@ def _check_result(run: _Evaluation, record: state_file.Record, robust: np.ndarra
 
 def _in_batches(logits_fn, work: batching.Work, x, *, batch_size, devices, random) -> np.ndarray:
   """Logits of all examples; the last batch is padded, so that one program serves."""
-  logits_fn, key = devices_lib.replicate((logits_fn, work.key), devices)
+  model, _ = _stepper.capture(logits_fn, work.x, batch_size, work.key if random else None)
+  model, key = devices_lib.replicate((model, work.key), devices)
   x, index, logits = np.asarray(x), np.asarray(work.index), []
   for start in range(0, len(x), batch_size):
     row = np.minimum(np.arange(start, start + batch_size), len(x) - 1)
     batch = devices_lib.shard((x[row], index[row]), devices)
-    answer = _call(logits_fn, *batch, key, random=random)
-    _model.check_answer(answer, batch_size)
-    logits.append(np.asarray(answer))
+    logits.append(np.asarray(_call(model, *batch, key, random=random)))
   return np.concatenate(logits)[:len(x)]
 
 

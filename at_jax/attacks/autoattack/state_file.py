@@ -94,7 +94,7 @@ def check_writable(path: Path | None) -> None:
 
 
 def fingerprint(
-    work: batching.Work, clean: np.ndarray, models: Sequence[jax.tree_util.Partial],
+    work: batching.Work, clean: np.ndarray, models: Sequence[_stepper.LogitsFn],
     options: dict[str, object],
 ) -> dict[str, str]:
   """Fingerprint of an evaluation, used to verify a state file on resume.
@@ -115,7 +115,8 @@ def fingerprint(
   """
   # Keys and single integers (counters) may have advanced since the file was written.
   weights = [leaf for leaf in jax.tree.leaves(models)
-             if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+             if isinstance(leaf, (jax.Array, np.ndarray, float))
+             and not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
              and (np.ndim(leaf) or jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))]
   arrays = {'weights': weights, 'x': [work.x], 'y': [work.y], 'index': [work.index],
             'key': [jax.random.key_data(work.key)], 'epsilon': [work.epsilon], 'bounds': work.bounds,
