@@ -192,7 +192,10 @@ def autoattack(
 
   report(_check_model(run, norm, channel_axis))
   parts = plan(num_classes=run.logits.shape[1])
-  identity = {} if state_path is None else _identity(run, settings | dict(norm=norm, version=version))
+  settings |= dict(attacks=attacks, norm=norm, version=version, batch_size=run.batch_size, cascade=cascade,
+                   search_fn=search_fn is not None)
+  identity = {} if state_path is None else state_file.fingerprint(
+      work, run.clean, (run.search_fn, logits_fn), settings)
   record = state_file.new_record(run.clean, run.logits, np.asarray(work.x), len(attacks), len(parts))
   record, slots, items = state_file.read(state_path, identity, record, work, [part.stepper for part in parts])
   run = run._replace(work=work._replace(targets=jnp.asarray(record.targets)))
@@ -242,12 +245,6 @@ def _check_model(run: _Evaluation, norm: str, channel_axis: int) -> Iterator[str
   if not run.random:
     n = max(run.batch_size, 2)  # one example alone cannot show a dependence on the batch
     yield from _diagnostics.check_determinism(run.verify_fn, work.x[:n], work.y[:n], logits[:n])
-
-
-def _identity(run: _Evaluation, settings: dict[str, object]) -> dict[str, str]:
-  return state_file.fingerprint(run.work, run.clean, (run.search_fn, run.verify_fn), settings | {
-      'attacks': run.attacks, 'batch_size': run.batch_size, 'cascade': run.cascade,
-      'search_fn': run.search_fn is not run.verify_fn})
 
 
 def _run_attacks(
