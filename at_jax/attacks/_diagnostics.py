@@ -53,24 +53,20 @@ def check_logits(logits: Array, y: Array, attacks: Sequence[str] = ()) -> tuple[
 
   `attacks` are those that run; the advice names others.
   """
-  eps = precision(logits)
+  slack = max(1e-5, 2 * precision(logits))
   logits, y = np.asarray(logits, np.float64), np.asarray(y)
   finite, found = are_finite(logits), []
   if not finite.all():
     found.append(f'{(~finite).sum()} of {len(finite)} clean inputs give logits that are not finite; these '
                  'count as misclassified: fix the model, or leave them out')
-  if finite.any():
-    found += _probabilities(logits[finite], attacks, eps) + _saturation(logits[finite], y[finite], attacks)
-  return tuple(found)
-
-
-def _probabilities(logits: np.ndarray, attacks: Sequence[str], eps: float) -> list[str]:
-  slack = max(1e-5, 2 * eps)
+  logits, y = logits[finite], y[finite]
+  if not len(logits):
+    return tuple(found)
   in_range = logits.max() < 1 + slack and logits.min() > -slack
-  if not in_range or np.any(np.abs(logits.sum(axis=-1) - 1) >= slack):
-    return []
-  advice = advise(('square',), attacks, 'trust square')
-  return [f'the outputs are probabilities: attack the logits, before the softmax, or {advice}']
+  if in_range and np.all(np.abs(logits.sum(axis=-1) - 1) < slack):
+    found.append('the outputs are probabilities: attack the logits, before the softmax, or '
+                 f'{advise(("square",), attacks, "trust square")}')
+  return (*found, *_saturation(logits, y, attacks))
 
 
 def _saturation(logits: np.ndarray, y: np.ndarray, attacks: Sequence[str]) -> list[str]:
