@@ -271,7 +271,7 @@ def test_the_state_folder_is_made_and_checked_first(tmp_path):
       run(path, never)
 
 
-def test_weights_that_are_no_state_dict():
+def test_invalid_state_dicts_are_refused():
   with pytest.raises(errors.UserError, match='give a mapping from names to arrays'):
     importers.from_torch(models.SmallCNN(num_outputs=2), [W], (28, 28, 1))
   with pytest.raises(errors.UserError, match='give a mapping'):
