@@ -156,7 +156,7 @@ def test_targets_and_classes_of_random_models_are_checked():
 
 @pytest.mark.parametrize('name', ['pgd', 'apgd', 'square'])
 def test_a_radius_in_other_units_warns(name):
-  with pytest.warns(UserWarning, match='epsilon = 8 reaches across all of 0..1.*8/255'):
+  with pytest.warns(UserWarning, match='epsilon = 8 covers the whole input domain 0..1.*8/255'):
     ATTACKS[name](model, X, Y, KEY, epsilon=8)
   with warnings.catch_warnings():
     warnings.simplefilter('error')
