@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Trains and evaluates every :small row on the whole of CIFAR-10 (three seeds for the five methods that
-# are compared most, one for the rest), copies what is worth keeping to results/small_cifar10, its best
-# checkpoint too; then runs AutoAttack on the checkpoints that are kept, which makes their results.json
-# and verdicts.npz anew; and prints the table. What is there already is left alone, a row that was
-# stopped goes on. Hours on two cores.
-#   bash launch/table.sh [ROW ...]           with rows, only those: trades_cifar10:small-1 is seed 1,
-#                                            classwise_cifar10:trades-small-0 another form
+# Makes results/small_cifar10: trains and evaluates every :small row on CIFAR-10 (three seeds for the five
+# methods that are compared most, one seed for the others), and exports its records and its best checkpoint
+# (weights.npz). Then runs AutoAttack on the exported weights, which rewrites results.json and verdicts.npz,
+# and prints the table. Existing rows are kept, and an interrupted row resumes. Takes hours on two cores.
+#   bash launch/table.sh [ROW ...]           only these rows: trades_cifar10:small-1 is seed 1,
+#                                            classwise_cifar10:trades-small-0 is a variant
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh .venv all-cpu,dev
@@ -24,7 +23,7 @@ for row in pgd_at_cifar10:{ema,swa,l2} entropy_sgd_cifar10:l2 classwise_cifar10:
 done
 [ $# -gt 0 ] && rows=("$@")
 
-read_row() {  # of CONFIG:FORM-SEED, what the command needs and the name of its folder
+read_row() {  # splits CONFIG:VARIANT-SEED into the command's arguments and the name of the folder
   config="configs/${1%-*}" seed=${1##*-}
   config=${config/:/.py:}
   name=${1%-*} name=${name/:small/}
@@ -38,13 +37,8 @@ for row in "${rows[@]}"; do
   [ -e "$kept/results.json" ] && continue
   workdir="runs/table/$name"
   python -m at_jax.main --config="$config" --config.seed="$seed" --workdir="$workdir"
-  mkdir -p "$kept/checkpoints"
-  step=$(python -c 'import json, sys; print("%08d" % json.load(open(sys.argv[1]))["step"])' \
-    "$workdir/results.json")
-  cp -r "$workdir/checkpoints/$step" "$kept/checkpoints"
-  # Orbax names the folder of this machine in it.
-  echo 'Checkpoint commit was successful' > "$kept/checkpoints/$step/commit_success.txt"
-  cp "$workdir"/{config.json,metrics.jsonl,verdicts.npz,results.json} "$kept"
+  python -c 'import sys; from at_jax.training import restore; restore.export(*sys.argv[1:])' \
+    "$workdir" "$kept"
 done
 for row in "${rows[@]}"; do
   read_row "$row"
@@ -52,4 +46,4 @@ for row in "${rows[@]}"; do
   python -m at_jax.main --mode=evaluate --config="$config" --config.seed="$seed" --workdir="$kept" \
     --config.evaluate.attacks="$attacks"
 done
-python -m at_jax.analysis.table results/small_cifar10
+python -m at_jax.analysis.table results/small_cifar10 --write=results/README.md

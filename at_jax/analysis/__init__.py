@@ -1,1 +1,1 @@
-"""What runs say when they are set side by side: numbers in, tables out."""
+"""Comparison of finished runs: tables and paired tests, from the files that runs leave."""

@@ -1,4 +1,4 @@
-"""Two models on the same examples."""
+"""A paired test of two models on the same examples."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from scipy import stats
 
 
 class McNemar(NamedTuple):
-  """What `mcnemar` found.
+  """Result of `mcnemar`.
 
   Attributes:
-    gained: examples on which the first stands and the second does not.
-    lost: the other way round.
-    p: how often a difference at least as large arises when neither is better, two-sided and exact.
+    gained: number of examples that only the first model classifies correctly.
+    lost: number of examples that only the second model classifies correctly.
+    p: two-sided exact p-value of the hypothesis that both counts are equally likely.
   """
   gained: int
   lost: int
@@ -20,30 +20,31 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-  """McNemar's exact test: of the examples on which two models differ, does one win more than half?
+  """McNemar's exact test of whether two models are equally often correct.
 
-  p = min(1, 2·P(X ≤ min(b, c))), X ~ Binomial(b + c, ½), b and c the two counts. Examples on which
-  both stand or both fall say nothing about which is better, so they do not enter.
+  p = min(1, 2·P(X ≤ min(b, c))), X ~ Binomial(b + c, ½), where b and c are the numbers of examples that only
+  the first and only the second model classifies correctly. Examples on which both agree do not enter.
 
   Args:
-    first: bool[N], the verdicts of one model.
-    second: bool[N], those of the other on the same examples.
+    first: bool[N], whether the first model is correct.
+    second: bool[N], the same of the second model on the same examples.
 
   Returns:
     A `McNemar`.
 
   Raises:
-    ValueError: if they are of different lengths.
+    ValueError: if the shapes differ.
 
   Example:
     >>> mcnemar(np.array([1, 1, 1, 0], bool), np.array([0, 0, 0, 0], bool))
     McNemar(gained=3, lost=0, p=0.25)
 
-  Source: McNemar, Note on the Sampling Error of the Difference between Correlated Proportions or
-  Percentages, 1947; the exact form is the sign test's.
+  Reference: McNemar, Note on the Sampling Error of the Difference between Correlated Proportions or
+  Percentages, 1947; the exact form is the sign test of the discordant pairs.
   """
   if first.shape != second.shape:
-    raise ValueError(f'{first.shape} and {second.shape}: the verdicts are not of the same examples')
+    raise ValueError(f'second.shape = {second.shape}: use verdicts of the same examples as first, '
+                     f'{first.shape}')
   gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
   p = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.
   return McNemar(gained, lost, float(p))

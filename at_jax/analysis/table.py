@@ -1,9 +1,11 @@
-"""The table of several runs: `python -m at_jax.analysis.table DIR [--against=METHOD]`.
+"""Tables of several runs: `python -m at_jax.analysis.table DIR [--against=METHOD] [--write=PAGE]`.
 
-DIR holds a folder METHOD-SEED for each run, with its results.json and verdicts.npz. A row is a method:
-mean ± standard deviation over its seeds, in percent, of the best checkpoint's deployed model; and
-McNemar's test of its worst-case verdicts against those of the reference method, seed by seed. Runs
-that were evaluated in other balls are another table.
+DIR holds one folder METHOD-SEED per run, with its results.json and verdicts.npz. There is one table per
+threat model (norm and radius), and one row per method: accuracies of the best checkpoint's deployed model
+in percent, mean ± standard deviation over the seeds, and McNemar's test of its worst-case verdicts against
+those of the reference method, seed by seed.
+
+--write replaces what PAGE, a Markdown file, has between the lines BEGIN and END of this module.
 """
 
 import argparse
@@ -18,7 +20,9 @@ import numpy as np
 from at_jax.analysis import mcnemar
 from at_jax.evaluation import metrics
 
-# What a column is called, and how it is found in results.json.
+BEGIN = '<!-- begin of the output of python -m at_jax.analysis.table -->'
+END = '<!-- end of the output -->'
+# Header of each column, and its value in results.json.
 _COLUMNS = (
     ('clean', lambda r: r['clean']),
     ('PGD-20', lambda r: r['robust'].get('pgd20')),
@@ -27,17 +31,17 @@ _COLUMNS = (
     ('dummy-aware', lambda r: r['robust'].get('dummies_pgd100')),
     ('AutoAttack', lambda r: r['robust'].get('autoattack')),
     ('worst case', lambda r: r['worst_case']),
-    ("authors' PGD-20", lambda r: r['authors'].get('pgd20')),
-    ("authors' AutoAttack", lambda r: r['authors'].get('autoattack')),
+    ('released PGD-20', lambda r: r['released'].get('pgd20')),
+    ('released AutoAttack', lambda r: r['released'].get('autoattack')),
 )
 
 
 class Run(NamedTuple):
-  """One run, as its folder tells it.
+  """One run.
 
   Attributes:
-    results: results.json.
-    worst_case: bool[N], of the best checkpoint.
+    results: content of results.json.
+    worst_case: bool[N], worst-case verdicts of the best checkpoint.
     labels: int[N].
   """
   results: dict[str, Any]
@@ -46,63 +50,60 @@ class Run(NamedTuple):
 
 
 def read(directory: pathlib.Path) -> dict[str, dict[int, Run]]:
-  """The runs of a folder, by method and seed.
+  """Reads the runs of a folder.
 
   Args:
-    directory: of folders METHOD-SEED; those without results.json are left out.
+    directory: a folder of folders METHOD-SEED; those without results.json are skipped.
 
   Returns:
     `{method: {seed: Run}}`.
-
-  Source: ours.
   """
   runs: dict[str, dict[int, Run]] = {}
   for path in sorted(directory.glob('*-*/results.json')):
     method, _, seed = path.parent.name.rpartition('-')
-    if not seed.isdecimal():  # as in X-small, which main makes
+    if not seed.isdecimal():  # such as X-small, the default work directory of a variant
       continue
+    results = json.loads(path.read_text(encoding='utf-8'))
+    if 'released' not in results:  # older runs have another name for it
+      results['released'] = results.pop('authors')
     verdicts = np.load(path.parent / 'verdicts.npz')
-    run = Run(json.loads(path.read_text(encoding='utf-8')), verdicts['best/worst_case'],
-              verdicts['labels'])
+    run = Run(results, verdicts['best/worst_case'], verdicts['labels'])
     runs.setdefault(method, {})[int(seed)] = run
   return runs
 
 
 def threat(results: dict[str, Any]) -> str:
-  """The ball in which a run was evaluated.
+  """The threat model of an evaluation, as text.
 
   Args:
-    results: results.json.
+    results: content of results.json.
 
   Returns:
-    Norm and radius, in 255ths.
+    Norm, and radius in 255ths.
 
   Example:
     >>> threat({'config': {'evaluate': {'norm': 'l2', 'epsilon_255': 128.}}})
     'L2, 128/255'
-
-  Source: ours.
   """
   c = results['config']
-  # Runs from before an evaluation could have a norm of its own had the attack's.
+  # Older runs have no norm of the evaluation: it was that of the training attack.
   norm = c['evaluate'].get('norm') or c['attack']['norm']
   return f'{norm.upper().replace("INF", "∞")}, {c["evaluate"]["epsilon_255"]:g}/255'
 
 
 def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
-  """The runs as Markdown tables, one for each ball.
+  """Formats runs as Markdown tables, one for each threat model.
+
+  A column that no run of a table has is left out. The last column counts the test examples that only the
+  method or only the reference classifies correctly in the worst case, over all seeds that both have, and
+  gives the largest p-value of the seeds.
 
   Args:
-    runs: of `read`.
-    against: the method that the others are paired with; where it is not among those of a ball,
-      another form of it, AGAINST-FORM, is.
+    runs: result of `read`.
+    against: the reference method. If a threat model does not have it, its variant AGAINST-VARIANT is used.
 
   Returns:
-    `{threat: lines of text}`, the ball with most methods first. An attack that none of a ball's runs
-    met has no column. The last column counts, over all seeds that both have, the test examples on
-    which only the method stands and those on which only the reference does, and gives the largest p.
-
-  Source: ours.
+    `{threat: table}`, the table with most methods first.
   """
   balls: dict[str, dict[str, dict[int, Run]]] = {}
   for method, seeds in runs.items():
@@ -110,9 +111,26 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
       balls.setdefault(threat(run.results), {}).setdefault(method, {})[seed] = run
   found = {}
   for ball, methods in sorted(balls.items(), key=lambda item: -len(item[1])):
-    forms = [method for method in sorted(methods) if method.partition('-')[0] == against]
-    found[ball] = _table(methods, (forms or [against])[0])
+    variants = [method for method in sorted(methods) if method.partition('-')[0] == against]
+    found[ball] = _table(methods, (variants or [against])[0])
   return found
+
+
+def write(page: pathlib.Path, text: str) -> None:
+  """Replaces the text between the lines `BEGIN` and `END` of a page.
+
+  Args:
+    page: Markdown file with both lines.
+    text: the new text between them.
+
+  Raises:
+    ValueError: if the page does not have both lines.
+  """
+  before, begin, rest = page.read_text(encoding='utf-8').partition(BEGIN)
+  _, end, after = rest.partition(END)
+  if not end:
+    raise ValueError(f'page = {str(page)!r}: it needs the lines {BEGIN!r} and {END!r}')
+  page.write_text(f'{before}{begin}\n\n{text}\n\n{end}{after}', encoding='utf-8')
 
 
 def _table(runs: dict[str, dict[int, Run]], against: str) -> str:
@@ -125,15 +143,15 @@ def _table(runs: dict[str, dict[int, Run]], against: str) -> str:
     cells = [_percent([pick(run.results) for run in seeds.values()]) for _, pick in columns]
     worst = [np.nanmin(metrics.accuracy_by_class(run.worst_case, run.labels, run.labels.max() + 1))
              for run in seeds.values()]
-    partners = {} if method == against else runs.get(against, {})
-    pairs = [mcnemar.mcnemar(run.worst_case, partners[seed].worst_case)
-             for seed, run in seeds.items() if seed in partners
-             and np.array_equal(run.labels, partners[seed].labels)]  # the same test examples
-    told = ''
+    references = {} if method == against else runs.get(against, {})
+    pairs = [mcnemar.mcnemar(run.worst_case, references[seed].worst_case)
+             for seed, run in seeds.items() if seed in references
+             and np.array_equal(run.labels, references[seed].labels)]  # the same test examples
+    comparison = ''
     if pairs:
-      told = (f'+{sum(p.gained for p in pairs)} −{sum(p.lost for p in pairs)}, '
-              f'p ≤ {max(p.p for p in pairs):.2g}')
-    lines.append([f'`{method}`', str(len(seeds)), *cells, _percent(worst), told])
+      comparison = (f'+{sum(p.gained for p in pairs)} −{sum(p.lost for p in pairs)}, '
+                    f'p ≤ {max(p.p for p in pairs):.2g}')
+    lines.append([f'`{method}`', str(len(seeds)), *cells, _percent(worst), comparison])
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
@@ -145,18 +163,22 @@ def _percent(values: Sequence[float | None]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Prints the table; the exit code is 2 where there is nothing to print."""
+  """Prints the tables, or writes them into a page; returns 2 if there is no run."""
   parser = argparse.ArgumentParser(prog='python -m at_jax.analysis.table', description=__doc__)
   parser.add_argument('directory', type=pathlib.Path)
-  parser.add_argument('--against', default='pgd_at_cifar10')
+  parser.add_argument('--against', default='pgd_at_cifar10', help='the reference method')
+  parser.add_argument('--write', type=pathlib.Path, metavar='PAGE', help='a Markdown file with BEGIN and END')
   asked = parser.parse_args(arguments)
   runs = read(asked.directory)
   if not runs:
-    print(f'at_jax: DIR = {asked.directory}: no METHOD-SEED/results.json in it; name the folder of '
+    print(f'at_jax: DIR = {asked.directory}: it has no METHOD-SEED/results.json; name the folder of '
           'several runs', file=sys.stderr)
     return 2
-  print('\n\n'.join(f'{ball}:\n\n{text}'
-                    for ball, text in tables(runs, against=asked.against).items()))
+  text = '\n\n'.join(f'{ball}:\n\n{table}'
+                     for ball, table in tables(runs, against=asked.against).items())
+  if asked.write:
+    write(asked.write, text)
+  print(text)
   return 0
 
 

@@ -1,4 +1,4 @@
-"""Robust accuracy of the deployed model, next to the released protocol of a paper."""
+"""Robust accuracy of the deployed model, and of a paper's released protocol."""
 
 from at_jax.evaluation.robustness import Report, evaluate
 

@@ -1,17 +1,20 @@
-"""The attacks of an evaluation, by the names that a configuration uses.
+"""Names of an evaluation's attacks, as `config.evaluate.attacks` lists them.
 
-| name | what it is |
+| name | attack |
 |---|---|
-| `fgsm` | one step of size ε from the input itself |
-| `pgd20`, `pgd20x5` | PGD on the cross-entropy, 20 steps; 5 restarts |
-| `margin100x5` | on the margin, which stays where a method keeps cross-entropy's gradient small |
-| `scale10_pgd20` | on the cross-entropy of logits times 10, in the form that does not underflow |
-| `masking10_pgd20` | the same as it is usually written: a diagnostic of masked gradients |
-| `dummy0.25_pgd100` | on the margin over a class and its dummy, λ = .25; only with dummy classes |
-| `dummysoft_pgd100` | on the margin of logsumexp over a class and its dummy; likewise |
-| `scales_pgd20`, `dummies_pgd100` | all `SCALES`; all `WEIGHTS` and `dummysoft` |
-| `autoattack`, `autoattack_plus`, `autoattack_rand` | AutoAttack |
-| `apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square` | a part of it, on all examples |
+| `fgsm` | one step of size ε from the input |
+| `pgd20`, `pgd20x5` | PGD on the cross-entropy, 20 steps; with 5 restarts |
+| `margin100x5` | PGD on the margin; its gradient does not vanish where that of the cross-entropy does |
+| `scale10_pgd20` | PGD on the cross-entropy of 10 times the logits, without underflow |
+| `masking10_pgd20` | the same in the usual form, which can underflow: a diagnostic of masked gradients |
+| `dummy0.25_pgd100` | PGD on the margin between classes with their dummies, weighted by λ = .25 |
+| `dummysoft_pgd100` | PGD on the margin of logsumexp over a class and its dummy |
+| `scales_pgd20` | sweep: `scaleS_pgd20` for all S in `SCALES` |
+| `dummies_pgd100` | sweep: `dummyλ_pgd100` for all λ in `WEIGHTS`, and `dummysoft_pgd100` |
+| `autoattack`, `autoattack_plus`, `autoattack_rand` | AutoAttack: versions standard, plus, rand |
+| `apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square` | one component of AutoAttack, on all examples |
+
+Attacks that begin with `dummy` or `dummies` are for models with dummy classes only.
 """
 
 import re
@@ -24,7 +27,7 @@ from at_jax.attacks import losses
 from at_jax.evaluation import autoattack_run
 from at_jax.methods import inner_attacks
 
-# 1/T of Temperature-PGD's sweep, and λ of the weighted dummy margin's.
+# 1/T of the sweep of Temperature-PGD, and λ of the sweep of weighted dummy margins.
 SCALES = (.2, .5, 1., 2., 5., 10., 20., 50.)
 WEIGHTS = (0., .25, .5, .75, 1.)
 _NUMBER = r'\d+(?:\.\d+)?'
@@ -35,14 +38,14 @@ _LOSSES = {'margin': losses.margin, 'scale': losses.soft_margin, 'dummysoft':
 
 
 class Spec(NamedTuple):
-  """An attack of an evaluation.
+  """A PGD attack of an evaluation.
 
   Attributes:
-    num_steps: steps; one without a random start is FGSM.
-    restarts: independent runs, of which the worst counts.
-    random_start: begin at a random point of the ball.
+    num_steps: number of steps.
+    restarts: number of independent runs; the worst counts.
+    random_start: start at a random point of the ball. Without one, a single step is FGSM.
     loss: 'cross_entropy', 'margin', 'scale', 'masking', 'dummy' or 'dummysoft'.
-    parameter: the loss's 1/T or λ, where it has one.
+    parameter: 1/T or λ of the loss, if it has one.
   """
   num_steps: int
   restarts: int = 1
@@ -52,7 +55,7 @@ class Spec(NamedTuple):
 
   @property
   def knows_dummies(self) -> bool:
-    """It looks at all 2C logits, and makes no sense on a head without dummies."""
+    """Whether the attack uses all 2C logits, so that it needs a head with dummy classes."""
     return self.loss.startswith('dummy')
 
 
@@ -60,18 +63,16 @@ def parse(name: str) -> Spec | autoattack_run.Choice | None:
   """Reads the name of one attack.
 
   Args:
-    name: a row of this module's table, but for the sweeps.
+    name: a name of this module's table, but not a sweep.
 
   Returns:
-    A `Spec`; for AutoAttack an `autoattack.Choice`; None for no such name.
+    A `Spec`, or an `autoattack_run.Choice` for AutoAttack; None if the name is unknown.
 
   Example:
     >>> parse('pgd20x5').restarts
     5
     >>> parse('scale10_pgd20')
     Spec(num_steps=20, restarts=1, random_start=True, loss='scale', parameter=10.0)
-
-  Source: ours.
   """
   if name == 'fgsm':
     return Spec(1, random_start=False)
@@ -89,13 +90,13 @@ def parse(name: str) -> Spec | autoattack_run.Choice | None:
 
 
 def expand(name: str) -> tuple[str, ...]:
-  """The attacks that a name stands for: those of a sweep, else itself.
+  """Lists the attacks of a sweep.
 
   Args:
-    name: of a configuration.
+    name: name of an attack or a sweep.
 
   Returns:
-    Names for `parse`.
+    Names for `parse`; a name that is no sweep is returned alone.
 
   Example:
     >>> expand('dummies_pgd100')[1:3]
@@ -103,7 +104,7 @@ def expand(name: str) -> tuple[str, ...]:
     >>> expand('fgsm')
     ('fgsm',)
 
-  Source: the scales: Tian et al., 2021, by `attacks.losses.soft_margin`; ours.
+  Reference: Tian et al., 2021, for the scales (see `attacks.losses.soft_margin`).
   """
   sweep, _, attack = str(name).partition('_')
   if sweep == 'scales':
@@ -114,62 +115,58 @@ def expand(name: str) -> tuple[str, ...]:
 
 
 def known(name: str) -> bool:
-  """Whether a name is that of an attack or of a sweep.
+  """Whether a name is that of an attack or a sweep.
 
   Args:
-    name: of a configuration.
+    name: the name.
 
   Returns:
-    Whether `parse` knows it, or every part it stands for.
+    True if `parse` reads it, or every part of the sweep.
 
   Example:
     >>> known('scales_pgd20'), known('scales_pgd')
     (True, False)
-
-  Source: ours.
   """
   return all(parse(part) is not None for part in expand(name))
 
 
 def knows_dummies(name: str) -> bool:
-  """Whether an attack makes sense for a model with dummy classes alone.
+  """Whether an attack needs a model with dummy classes.
 
   Args:
-    name: of one attack.
+    name: name of one attack.
 
   Returns:
-    True for those of the sweep of dummy margins.
+    True for the parts of the sweep of dummy margins.
 
   Example:
     >>> knows_dummies('dummy0.25_pgd100'), knows_dummies('margin100')
     (True, False)
-
-  Source: ours.
   """
   spec = parse(name)
   return isinstance(spec, Spec) and spec.knows_dummies
 
 
 def attack(spec: Spec, *, norm: str, epsilon: float, step_size: float) -> inner_attacks.Attack:
-  """PGD as a name asks for it, with everything but the model and the examples filled in.
+  """Makes the PGD attack of a `Spec`, for one restart.
+
+  Success is judged by the attacked logits; the caller decides which logits count.
 
   Args:
-    spec: what `parse` gave.
-    norm: of `attacks.pgd`.
-    epsilon: of `attacks.pgd`.
-    step_size: of `attacks.pgd`; FGSM's is epsilon.
+    spec: result of `parse`.
+    norm: as in `attacks.pgd`.
+    epsilon: as in `attacks.pgd`.
+    step_size: as in `attacks.pgd`; FGSM's is epsilon.
 
   Returns:
-    `(logits_fn, x, y, key, index) -> AttackResult`, of one restart. It judges success by the logits
-    it looks at; which decision counts is for its caller to say.
+    `(logits_fn, x, y, key, index) -> AttackResult`.
 
   Example:
     >>> import jax
     >>> run = attack(parse('scale10_pgd1'), norm='linf', epsilon=.1, step_size=.1)
-    >>> run(lambda x: x, jnp.zeros((1, 2)), jnp.array([0]), jax.random.key(0), None).x.shape
-    (1, 2)
-
-  Source: `attacks.pgd`.
+    >>> result = run(lambda x: x, jnp.array([[.5, .4]]), jnp.array([0]), jax.random.key(0), None)
+    >>> bool(result.success[0])
+    True
   """
   options = dict(norm=norm, epsilon=epsilon, num_steps=spec.num_steps,
                  step_size=step_size if spec.random_start else epsilon,
@@ -182,7 +179,7 @@ def attack(spec: Spec, *, norm: str, epsilon: float, step_size: float) -> inner_
     return inner_attacks.uniform(loss=_LOSSES[spec.loss], **options)
 
   def run(logits_fn, x, y, key, index, tau=None):
-    # As a traced argument the parameter costs a sweep one compilation.
+    # The parameter is a traced argument, so that a sweep compiles once.
     parameter = jnp.full(y.shape, spec.parameter, x.dtype)
     return attacks.pgd(logits_fn, x, y, key, index=index, tau=tau, loss=_LOSSES[spec.loss],
                        loss_args=(parameter,), **options)

@@ -1,7 +1,4 @@
-"""AutoAttack as a part of an evaluation: on a network, shown as it goes, resumed when killed.
-
-The attack itself is `attacks.autoattack`, which knows of no network, checkpoint or work directory.
-"""
+"""AutoAttack in an evaluation of a network: with progress, warnings, and resuming after a kill."""
 
 from collections.abc import Callable
 import functools
@@ -22,17 +19,17 @@ Array = jax.Array
 
 
 class Choice(NamedTuple):
-  """What of AutoAttack is run.
+  """Which version and which components of AutoAttack to run.
 
   Attributes:
-    version: of `attacks.autoattack`.
-    attacks: of it, by name; None for all of the version.
+    version: as in `attacks.autoattack`.
+    attacks: names of components; None for all of the version.
   """
   version: str
-  attacks_lib: tuple[str, ...] | None = None
+  attacks: tuple[str, ...] | None = None
 
 
-# The names of an evaluation's attacks: those of versions, and those of parts, as 'standard' has them.
+# By the attack's name in an evaluation. Single components are those of the version 'standard'.
 CHOICES = {
     'autoattack': Choice('standard'), 'autoattack_plus': Choice('plus'),
     'autoattack_rand': Choice('rand'),
@@ -55,35 +52,32 @@ def run(
     progress: Callable[[str, int, int, float], None] = lambda *_: None,
     warn: Callable[[str], None] | None = None,
 ) -> tuple[attacks_lib.AutoAttackResult, pathlib.Path | None]:
-  """Runs AutoAttack on logits of a network; killed, the same call goes on where it was.
+  """Runs AutoAttack on a network. After a kill, the same call resumes where it stopped.
 
-  A finished run leaves its state too, so that an evaluation of several parts which is killed in a
-  later one does not begin again with the first; the caller removes the file when all is written.
+  A finished run leaves its state file too, so that an evaluation killed in a later attack does not repeat
+  this one. The caller removes the file when all results are written.
 
   Args:
-    logits: `(variables, x) -> f32[B, K]`, `network.deployed` or `network.logits`.
-    variables: of the network.
+    logits: `(variables, x) -> f32[B, K]`: `network.deployed` or `network.logits`.
+    variables: the network's variables.
     split: the examples.
-    key: a PRNG key; an example draws by its place in `split`.
-    choice: what is run; 'rand' takes no `search`, for no answer is final.
+    key: PRNG key; the draws of an example depend on its index in `split`.
+    choice: what to run. 'rand' ignores `search`, because a single output does not decide a random model.
     norm: 'linf', 'l2' or 'l1'.
-    epsilon: the radius, in units of x.
-    batch_size: how many examples are attacked side by side.
-    title: what `progress` calls it, the name of the component added.
-    search: what is searched on instead of `logits`, which then only confirms.
-    state_dir: where the state is written, as it goes; None for nowhere.
-    progress: called with what is running, its runs over, their number, and the accuracy so far.
-    warn: as that of `attacks.autoattack`.
+    epsilon: radius, in units of x.
+    batch_size: number of examples attacked at a time.
+    title: name for `progress`, which adds the component's.
+    search: logits to search on instead; a point counts only if `logits` is fooled too.
+    state_dir: folder of the state file; None for none.
+    progress: called with the name of what runs, runs done, their number, and the accuracy so far.
+    warn: as in `attacks.autoattack`.
 
   Returns:
-    The result, and the file its state was written to.
+    The result, and the path of the state file.
 
   Raises:
-    errors.UserError: the state on disk is damaged, or was written under another version of JAX or
-      on another device, where not even the same clean examples are right, or for a number of devices
-      that takes the batch size up to another multiple.
-
-  Source: `attacks.autoattack`; the rest ours.
+    errors.UserError: if the state file is damaged, or was written by another version of JAX, on another
+      device or for another number of devices, so that it cannot be continued.
   """
   if choice.version == 'rand':
     search = None
@@ -102,7 +96,7 @@ def run(
         search_fn=None if search is None else jax.tree_util.Partial(search, variables),
         progress=show, warn=warn)
   except (state_file.StateMismatch, zipfile.BadZipFile) as error:
-    raise errors.UserError('workdir', str(path), f'{error}; remove this file, to begin that attack '
+    raise errors.UserError('workdir', str(path), f'{error}; remove this file to start that attack '
                            'again') from error
   close()
   return result, path
@@ -110,41 +104,38 @@ def run(
 
 def identity(logits: Callable, variables: Any, split: pipeline.Split, key: Array,
              settings: dict[str, Any]) -> str:
-  """A name for a state file that no other evaluation can have.
+  """Fingerprint of an evaluation: the name of its state file.
 
-  It holds every leaf of the variables, so that each checkpoint has a file of its own: in one file
-  `attacks.autoattack` would refuse another's state.
+  It depends on every leaf of the variables, so each checkpoint has its own file.
 
   Args:
-    logits: what is attacked; its name counts, 'deployed' or 'logits'.
-    variables: of the network.
+    logits: what is attacked; its `__name__` counts ('deployed' or 'logits').
+    variables: the network's variables.
     split: the examples.
-    key: a PRNG key.
-    settings: anything else that decides a verdict.
+    key: PRNG key.
+    settings: everything else that decides a verdict.
 
   Returns:
     32 hexadecimal digits.
-
-  Source: ours.
   """
   arrays = {'variables': jax.device_get(variables), 'split': tuple(split),
             'key': jax.random.key_data(key)}
-  told = repr((metrics.digests(arrays), logits.__name__, sorted(settings.items())))
-  return hashlib.sha256(told.encode()).hexdigest()[:32]
+  text = repr((metrics.digests(arrays), logits.__name__, sorted(settings.items())))
+  return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @functools.cache
 def _with_key(logits: Callable) -> Callable:
-  # One function a network: a new one would compile everything again.
+  # One function per network: a new function would compile everything again.
   return lambda variables, x, key: logits(variables, x)
 
 
 def _shown(title: str, progress: Callable) -> tuple[Callable, Callable]:
-  """The driver's progress as that of an evaluation, which begins at 0 and ends at the total."""
+  """Converts the driver's progress to that of an evaluation, which starts at 0 and ends at the total."""
   before: attacks_lib.Progress | None = None
 
   def close() -> None:
-    if before is not None and before.done < before.total:  # the rest had fallen already
+    if before is not None and before.done < before.total:  # no robust examples are left
       progress(f'{title}, runs of {before.attack}', before.total, before.total, before.accuracy)
 
   def show(now: attacks_lib.Progress) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def accuracy_by_class(verdicts: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-  """The share of each class's examples that stand.
+  """Computes the share of each class's examples with a True verdict.
 
   Args:
     verdicts: bool[N].
@@ -16,33 +16,29 @@ def accuracy_by_class(verdicts: np.ndarray, labels: np.ndarray, num_classes: int
     num_classes: C.
 
   Returns:
-    f64[C] on the host, NaN for a class without an example.
+    f64[C] on the host, NaN for a class without examples.
 
   Example:
-    >>> accuracies(np.array([True, False, True]), np.array([0, 0, 2]), 3)
+    >>> accuracy_by_class(np.array([True, False, True]), np.array([0, 0, 2]), 3)
     array([0.5, nan, 1. ])
-
-  Source: the usual definition.
   """
-  seen = np.bincount(labels, minlength=num_classes)
-  stood = np.bincount(labels, weights=verdicts, minlength=num_classes)
-  return np.where(seen > 0, stood / np.maximum(seen, 1), np.nan)
+  total = np.bincount(labels, minlength=num_classes)
+  correct = np.bincount(labels, weights=verdicts, minlength=num_classes)
+  return np.where(total > 0, correct / np.maximum(total, 1), np.nan)
 
 
 def digests(tree: Any) -> dict[str, str]:
-  """A digest of every leaf: of its dtype, its shape and its bytes.
+  """Computes a digest of every leaf from its dtype, shape and bytes.
 
   Args:
-    tree: a pytree of arrays.
+    tree: pytree of arrays.
 
   Returns:
-    `{path: SHA-256 in hex}`.
+    `{path: SHA-256 in hexadecimal}`.
 
   Example:
     >>> list(digests({'w': np.zeros(2)}))
     ["['w']"]
-
-  Source: ours.
   """
   def digest(leaf: Any) -> str:
     leaf = np.ascontiguousarray(leaf)

@@ -1,8 +1,8 @@
-"""Robust accuracy of the deployed model, and beside it the paper's own protocol.
+"""Robust accuracy of the deployed model, and of a paper's released protocol.
 
-Whatever an attack looked at, an example stands only if `argmax` of the *deployed* logits at the
-attacked point is its class. The worst case counts an example as robust if it stands clean and under
-every attack that was run.
+An example is robust to an attack if `argmax` of the *deployed* logits at the attacked point is its class,
+whichever logits the attack used. In the worst case an example is robust if it is classified correctly clean
+and under every attack that was run.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from at_jax.models import deployed as deployed_lib
 from at_jax.models import logit_adjustment
 
 Array = jax.Array
-# (what is running, examples done, examples in all, accuracy so far) -> None
+# (name of what runs, examples done, number of examples, accuracy so far) -> None
 Progress = Callable[[str, int, int, float], None]
 
 
@@ -38,28 +38,24 @@ def robust_examples(
     batch_size: int,
     progress: Callable[[int, int, float], None] = lambda *_: None,
 ) -> np.ndarray:
-  """Which examples the deployed model classifies correctly, after an attack.
+  """Finds the examples that the deployed model classifies correctly, clean or under an attack.
 
-  The batches have one size, the last one filled up with repeats that are not counted, so nothing
-  compiles twice; they are spread over the local devices.
+  All batches have the same size, so each program compiles once: the last one is filled with repeated
+  examples, which are not counted. Batches are spread over the local devices.
 
   Args:
     network: the network.
     variables: its variables.
-    split: the examples; images as uint8, or points that were found elsewhere as f32 in [0, 1].
-    key: a PRNG key; an example draws by its place in `split`.
+    split: the examples; images are uint8, or f32 in [0, 1].
+    key: PRNG key; the draws of an example depend on its index in `split`.
     attack: `(logits_fn, x, y, key, index) -> AttackResult`, or None for clean examples.
-    attacked_logits: `(variables, x) -> logits`, what the attack looks at: `network.deployed` or
-      `network.logits`.
-    among: bool[N], the examples to look at; the others count as fallen.
-    batch_size: how many at a time.
-    progress: called with the examples done, their number, and the accuracy so far: that over all
-      N if the rest fare as those done.
+    attacked_logits: `(variables, x) -> logits` that the attack uses: `network.deployed` or `network.logits`.
+    among: bool[N], the examples to evaluate; the result of the others is False.
+    batch_size: number of examples in a batch.
+    progress: called with the examples done, their number, and an estimate of the accuracy over all N.
 
   Returns:
     bool[N].
-
-  Source: ours.
   """
   result = np.zeros(len(split.labels), bool)
   chosen = np.flatnonzero(among)
@@ -85,23 +81,23 @@ def _correct(deployed, variables, x, y):
 
 
 class Report(NamedTuple):
-  """The verdicts of an evaluation, one for each example.
+  """Verdicts of an evaluation, one per example.
 
   Attributes:
-    clean: bool[N], classified correctly by the deployed model.
-    robust: `{attack: bool[N]}`, still so under the attack on the deployed logits.
-    authors: `{attack: bool[N]}`, under the paper's own protocol, where it differs.
-    worst_case: bool[N], correct clean and under everything above.
-    components: of AutoAttack on the deployed logits, `{attack: {component: bool[N]}}`, robust after
-      the component and those before it.
-    warnings: `{what ran: reasons to doubt its number}`.
-    states: files of AutoAttack's state, to be removed once the report is written.
+    clean: bool[N], classified correctly without an attack.
+    robust: `{attack: bool[N]}`, classified correctly clean and under the attack on the deployed logits.
+    released: `{attack: bool[N]}`, classified correctly under the released protocol, where it differs.
+    worst_case: bool[N], classified correctly clean and under every attack above.
+    components: `{attack: {component: bool[N]}}`, robust after this component of AutoAttack and the earlier
+      ones.
+    warnings: `{attack: messages}`, reasons to doubt its accuracy.
+    states: AutoAttack's state files, to be removed when the report is written.
     labels: i32[N].
     num_classes: C.
   """
   clean: np.ndarray
   robust: dict[str, np.ndarray]
-  authors: dict[str, np.ndarray]
+  released: dict[str, np.ndarray]
   worst_case: np.ndarray
   components: dict[str, dict[str, np.ndarray]]
   warnings: dict[str, tuple[str, ...]]
@@ -110,29 +106,29 @@ class Report(NamedTuple):
   num_classes: int
 
   def by_class(self, verdicts: np.ndarray) -> np.ndarray:
-    """f64[C], the accuracy on each class's examples; NaN for a class without one."""
+    """Accuracy of each class: f64[C], NaN for a class without examples."""
     return metrics.accuracy_by_class(verdicts, self.labels, self.num_classes)
 
   def accuracies(self) -> dict[str, Any]:
-    """The report as fractions, under the names that results.json uses."""
+    """The report as fractions, with the keys of results.json."""
     fractions = lambda verdicts: {name: float(v.mean()) for name, v in verdicts.items()}
-    # JSON has no NaN: null stands for a class that has no example here.
-    known = lambda shares: [None if np.isnan(share) else float(share) for share in shares]
+    # JSON has no NaN: a class without examples is null.
+    by_class = lambda shares: [None if np.isnan(share) else float(share) for share in shares]
     worst_case = self.by_class(self.worst_case)
     return {'n': len(self.clean), 'clean': float(self.clean.mean()),
-            'robust': fractions(self.robust), 'authors': fractions(self.authors),
+            'robust': fractions(self.robust), 'released': fractions(self.released),
             'worst_case': float(self.worst_case.mean()),
             'worst_class': float(np.nanmin(worst_case)),
-            'by_class': {'clean': known(self.by_class(self.clean)), 'worst_case': known(worst_case),
+            'by_class': {'clean': by_class(self.by_class(self.clean)), 'worst_case': by_class(worst_case),
                          'worst': int(np.nanargmin(worst_case))},
             'components': {name: fractions(each) for name, each in self.components.items()},
             'warnings': {name: list(lines) for name, lines in self.warnings.items()}}
 
   def verdicts(self) -> dict[str, np.ndarray]:
-    """Every verdict by example, under the names that verdicts.npz uses: bool[N] each."""
+    """Verdicts with the keys of verdicts.npz: bool[N] each."""
     found = {'clean': self.clean, 'worst_case': self.worst_case}
     found |= {f'robust/{name}': v for name, v in self.robust.items()}
-    found |= {f'authors/{name}': v for name, v in self.authors.items()}
+    found |= {f'released/{name}': v for name, v in self.released.items()}
     return found
 
 
@@ -153,39 +149,39 @@ def evaluate(
     progress: Progress = lambda *_: None,
     warn: Callable[[str, str], None] | None = None,
 ) -> Report:
-  """Runs attacks on the deployed model and, for one with dummy classes, the authors' protocol.
+  """Attacks the deployed model and, if it has dummy classes, follows the released protocol too.
 
-  An example that is wrong without an attack counts as not robust and is not attacked. DUCAT's
-  protocol is followed as released: it attacks every example through the raw 2C logits with its hard
-  label, and recovers the class only afterwards. So does AutoAttack, as it was released, on such a
-  model: it is content with an example whose dummy is on top. FGSM, PGD on the cross-entropy and
-  AutoAttack are run in that way beside their deployed forms.
+  An example that is misclassified clean counts as not robust and is not attacked.
+
+  DUCAT's released protocol attacks the raw 2C logits with the hard label, on every example, and maps the
+  prediction to a class only afterwards. The reference AutoAttack does the same on such a model: it stops at
+  points where the dummy of the right class is on top. So FGSM, PGD on the cross-entropy and AutoAttack are
+  run on the raw logits as well as on the deployed ones.
 
   Args:
     network: the network.
-    variables: its variables, those that are to be deployed.
+    variables: the variables to deploy.
     split: the examples.
-    key: a PRNG key. But for AutoAttack's, attacks draw alike: the first restarts of any two begin at the
-      same points.
-    names: attacks and sweeps, as `protocols` has them. Those that know dummy classes are left out
-      where there are none; a sweep is reported part by part and, by its own name, in its worst case
-      an example.
+    key: PRNG key. All attacks but AutoAttack draw from the same keys: the first restarts of any two of them
+      start from the same points.
+    names: attacks and sweeps, as in `attack_names`. Dummy-aware attacks are skipped on a model without
+      dummy classes. A sweep is reported part by part, and by its own name as the worst case of its parts.
     norm: 'linf', 'l2' or 'l1'.
-    epsilon: the radius, in units of x.
+    epsilon: radius, in units of x.
     step_size: of PGD; FGSM's is epsilon.
-    batch_size: how many examples at a time, over all devices.
+    batch_size: number of examples in a batch, over all devices.
     has_dummies: whether the head has dummy classes.
-    search: what AutoAttack searches on instead, the same network in a lower precision; what it
-      finds counts only where `network` is fooled too.
-    state_dir: where AutoAttack keeps its state, for a killed evaluation to go on; None for nowhere.
-    progress: called with what is running, the examples done, their number, and the accuracy so far.
-    warn: called with what is running and each reason to doubt its number as soon as it is known; by
+    search: the same network in a lower precision, on which AutoAttack searches. A point counts only if
+      `network` misclassifies it too.
+    state_dir: where AutoAttack saves its state to resume from; None for nowhere.
+    progress: called with the name of what runs, the examples done, their number, and the accuracy so far.
+    warn: called with the name of what runs and each reason to doubt its accuracy, as soon as it is found;
       default `warnings.warn`.
 
   Returns:
     A `Report`.
 
-  Source: ours; DUCAT's protocol: Wang et al., arXiv 2410.12671 (2024), the released code.
+  Reference: Wang et al., arXiv 2410.12671 (2024), released code (DUCAT's protocol).
   """
   everything = np.ones(len(split.labels), bool)
   run = functools.partial(robust_examples, network, variables, split, batch_size=batch_size)
@@ -208,7 +204,7 @@ def evaluate(
       components[title] = found.components
       return among & found.robust
     return robust_examples(network, variables, pipeline.Split(found.x, split.labels), key, attack=None,
-                    attacked_logits=network.deployed, among=among, batch_size=batch_size)
+                           attacked_logits=network.deployed, among=among, batch_size=batch_size)
 
   def under(name: str, attacked_logits: Callable, among: np.ndarray, title: str) -> np.ndarray:
     spec = attack_names.parse(name)
@@ -230,20 +226,20 @@ def evaluate(
     robust |= found
     if len(parts) > 1:
       robust[name] = np.logical_and.reduce(list(found.values()))
-  authors = {}
+  released = {}
   if has_dummies:
-    authors = {name: under(name, network.logits, everything, f"{name}, authors' protocol")
-               for name in names if _is_authors(name)}
-  worst_case = functools.reduce(np.logical_and, [*robust.values(), *authors.values()], clean)
+    released = {name: under(name, network.logits, everything, f'{name}, released protocol')
+                for name in names if _is_released(name)}
+  worst_case = functools.reduce(np.logical_and, [*robust.values(), *released.values()], clean)
   one = pipeline.to_unit(split.images[:1])
   num_classes = jax.eval_shape(network.deployed, variables, one).shape[-1]
-  return Report(clean, robust, authors, worst_case, components, warnings, tuple(states),
+  return Report(clean, robust, released, worst_case, components, warnings, tuple(states),
                 split.labels, num_classes)
 
 
 @functools.cache
 def _both_halves(network: deployed_lib.Network) -> Callable[[Any, Array], Array]:
-  """All logits of a head with dummies, as what is deployed has them: folded they are its logits."""
+  """The 2C logits of a head with dummy classes, whose fold is the deployed logits."""
   def changed(variables: Any, x: Array) -> Array:
     out = network.logits(variables, x)
     if logit_adjustment.COLLECTION not in variables:
@@ -253,7 +249,7 @@ def _both_halves(network: deployed_lib.Network) -> Callable[[Any, Array], Array]
   return changed
 
 
-def _is_authors(name: str) -> bool:
-  """DUCAT's authors report attacks on the cross-entropy, and AutoAttack."""
+def _is_released(name: str) -> bool:
+  """The released protocol of DUCAT has attacks on the cross-entropy and AutoAttack."""
   spec = attack_names.parse(name)
   return isinstance(spec, autoattack_run.Choice) or spec is not None and spec.loss == 'cross_entropy'

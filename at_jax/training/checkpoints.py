@@ -1,65 +1,143 @@
-"""Checkpoints that are written in the background, verified when read, and kept by rule.
+"""Checkpoints of a run: written in the background, verified when read, kept by a rule.
 
-One folder a checkpoint, named by its step, written by orbax under another name and then renamed, so
-one that has its name is whole. What orbax does not notice, a byte that changed on disk, a digest of
-every leaf does.
+Each checkpoint is a folder named by its step. Orbax writes it under a temporary name and renames it, so a
+folder with the final name is complete. Orbax does not detect a byte that changes on disk; a digest of each
+leaf does. `write_weights` keeps the variables of one checkpoint as a single file.
 """
 
+import json
+import os
 import pathlib
 import shutil
 import sys
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from at_jax import errors
 from at_jax.evaluation import metrics
+
+WEIGHTS = 'weights.npz'  # name of the file of `write_weights` in a folder of results
+_METADATA = 'metadata'
 
 
 class Saved(NamedTuple):
   """A checkpoint that was read.
 
   Attributes:
-    step: the step it was written after.
-    state: the pytree, leaves as host arrays.
-    info: what was stored beside it.
+    step: number of training steps taken.
+    state: pytree of host arrays.
+    info: JSON object stored with it.
   """
   step: int
   state: Any
   info: dict[str, Any]
 
 
+class Weights(NamedTuple):
+  """The variables that a checkpoint is evaluated with.
+
+  Attributes:
+    step: number of training steps taken.
+    variables: `{'params': …, 'batch_stats': …}`, host arrays.
+    info: JSON object stored with them.
+  """
+  step: int
+  variables: dict[str, Any]
+  info: dict[str, Any]
+
+
 class Corrupt(Exception):
-  """A checkpoint that cannot be used, and why."""
+  """A checkpoint that cannot be read; the message is the reason."""
 
 
 def report_damage(found: tuple[Saved | None, list[str]]) -> Saved | None:
-  """What `newest` or `best` found, after its lines about damaged checkpoints are on stderr.
+  """Prints the messages about damaged checkpoints to stderr, and returns the checkpoint.
 
   Args:
-    found: what one of them returned.
+    found: result of `Checkpoints.newest` or `Checkpoints.best`.
 
   Returns:
     The checkpoint, or None.
-
-  Example:
-    >>> said((None, []))
-
-  Source: ours.
   """
-  saved, complaints = found
-  for line in complaints:
+  saved, messages = found
+  for line in messages:
     print(line, file=sys.stderr)
   return saved
 
 
-class Checkpoints:
-  """The checkpoints of one run: the newest few, and the one with the highest score.
+def write_weights(path: pathlib.Path, weights: Weights) -> None:
+  """Writes the variables of one checkpoint to an npz file, with a digest of each leaf.
 
   Args:
-    directory: where they lie; made if need be.
-    keep: how many of the newest stay.
+    path: the file, `WEIGHTS` in a folder of results.
+    weights: what to write.
+
+  Raises:
+    OSError: if the file cannot be written.
+
+  Example:
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / WEIGHTS
+    >>> write_weights(path, Weights(7, {'params': {'w': np.ones(2)}}, {}))
+    >>> read_weights(path, {'params': {'w': np.zeros(2)}}).variables
+    {'params': {'w': array([1., 1.])}}
+  """
+  arrays = _named_leaves(weights.variables)
+  metadata = {'step': weights.step, 'info': weights.info, 'digests': metrics.digests(arrays)}
+  temporary = path.with_suffix('.tmp.npz')
+  np.savez(temporary, **arrays, **{_METADATA: json.dumps(metadata)})
+  os.replace(temporary, path)
+
+
+def read_weights(path: pathlib.Path, template: Any) -> Weights:
+  """Reads a file of `write_weights` and verifies the digest of each leaf.
+
+  Args:
+    path: the file.
+    template: pytree with the structure, shapes and dtypes of the variables.
+
+  Returns:
+    The `Weights`, equal to those written bit for bit.
+
+  Raises:
+    errors.UserError: if the file is damaged, or does not match the template.
+  """
+  def unusable(reason: str) -> errors.UserError:
+    return errors.UserError('workdir', str(path.parent),
+                            f'{path.name} {reason}: restore this file or name another folder')
+
+  try:
+    with np.load(path) as file:
+      arrays = {name: file[name] for name in file.files}
+    metadata = json.loads(str(arrays.pop(_METADATA)))
+    step, info, digests = metadata['step'], metadata['info'], metadata['digests']
+  except Exception as error:  # a damaged file makes NumPy raise errors of many types
+    raise unusable(f'cannot be read ({type(error).__name__})') from error
+  damaged = sorted({name for name, _ in metrics.digests(arrays).items() ^ digests.items()})
+  if damaged:
+    raise unusable(f'is damaged (the digest of {damaged[0]} differs)')
+  kinds = lambda leaves: {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+  differing = sorted({name for name, _ in kinds(arrays).items() ^ kinds(_named_leaves(template)).items()})
+  if differing:
+    raise unusable(f'does not match the model of config.json ({differing[0]} differs)')
+  leaves = [arrays[name] for name in _named_leaves(template)]
+  return Weights(step, jax.tree.unflatten(jax.tree.structure(template), leaves), info)
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+
+
+class Checkpoints:
+  """The checkpoints of one run: the newest ones and the one with the highest score.
+
+  Args:
+    directory: the folder; created by the first `save`.
+    keep: how many of the newest to keep.
   """
 
   def __init__(self, directory: pathlib.Path, *, keep: int):
@@ -73,15 +151,15 @@ class Checkpoints:
     return sorted(int(path.name) for path in found if path.name.isdecimal())
 
   def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
-    """Begins to write a checkpoint; the one begun before is finished first.
+    """Starts to write a checkpoint, after the previous write has finished.
 
     Args:
-      step: the step the state is after.
-      state: a pytree of host arrays.
-      info: JSON to store beside it; 'score' (a number or None) decides which is best.
+      step: number of training steps taken.
+      state: pytree of host arrays.
+      info: JSON object to store with it; 'score' (a number or None) decides which checkpoint is best.
 
     Raises:
-      errors.UserError: the disk is full or not writable (by this write or the one before).
+      errors.UserError: if this write or the previous one fails (disk full, folder not writable).
     """
     self.wait()
     path = self._path(step)
@@ -91,12 +169,12 @@ class Checkpoints:
         shutil.rmtree(path)
       response = ocp.save_checkpointables_async(
           path, {'state': state}, custom_metadata={'digests': metrics.digests(state), 'info': info})
-    except Exception as error:  # orbax and tensorstore wrap what the disk said in many types
+    except Exception as error:  # orbax and tensorstore raise a full disk as errors of many types
       raise self._unwritable(error) from error
     self._writing = (step, response)
 
   def wait(self) -> None:
-    """Finishes the checkpoint that is being written, then removes those the rule does not keep."""
+    """Waits for the current write, then removes the checkpoints that are no longer kept."""
     if self._writing is None:
       return
     _, response = self._writing
@@ -109,41 +187,41 @@ class Checkpoints:
       raise self._unwritable(error) from error
 
   def clear_unfinished(self) -> None:
-    """Removes what a killed run left half written."""
+    """Removes the temporary folders that a killed run left."""
     if self._directory.is_dir():
       for path in self._directory.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(path)
 
   def newest(self, template: Any) -> tuple[Saved | None, list[str]]:
-    """The newest checkpoint that is sound.
+    """Reads the newest undamaged checkpoint.
 
-    A damaged one is set aside under the name STEP.corrupt, so it is neither used nor lost.
+    A damaged checkpoint is renamed to STEP.corrupt: it is not used again and not deleted.
 
     Args:
-      template: a pytree like the state, leaves as host arrays.
+      template: pytree of host arrays with the structure, shapes and dtypes of the state.
 
     Returns:
-      The checkpoint, or None if there is none; and a line about each damaged one.
+      The checkpoint (None if there is none), and one message for each damaged checkpoint.
 
     Raises:
-      errors.UserError: it is whole, and its state has other parts than the template.
+      errors.UserError: if the state's structure differs from the template's.
     """
-    return self._first_sound(sorted(self.steps(), reverse=True), template)
+    return self._first_undamaged(sorted(self.steps(), reverse=True), template)
 
   def best(self, template: Any) -> tuple[Saved | None, list[str]]:
-    """The sound checkpoint with the highest score, the earliest of several.
+    """Reads the undamaged checkpoint with the highest score; of equal scores, the earliest.
 
     Args:
-      template: as for `newest`.
+      template: as in `newest`.
 
     Returns:
-      As `newest`; None also if none has a score.
+      As `newest`; None also if no checkpoint has a score.
 
     Raises:
       errors.UserError: as `newest`.
     """
     scores = self._scores()
-    return self._first_sound(sorted(scores, key=lambda step: (-scores[step], step)), template)
+    return self._first_undamaged(sorted(scores, key=lambda step: (-scores[step], step)), template)
 
   def _path(self, step: int) -> pathlib.Path:
     return self._directory / f'{step:08d}'
@@ -159,14 +237,14 @@ class Checkpoints:
       try:
         scores[step] = self._metadata(step)['info'].get('score')
       except Corrupt:
-        continue  # said when it is read
+        continue  # reported when the checkpoint is read
     return {step: score for step, score in scores.items() if score is not None}
 
   def _metadata(self, step: int) -> dict[str, Any]:
     try:
       metadata = ocp.checkpointables_metadata(self._path(step)).custom_metadata
       return {'digests': metadata['digests'], 'info': metadata['info']}
-    except Exception as error:  # whatever a damaged file makes orbax raise
+    except Exception as error:  # a damaged file makes orbax raise errors of many types
       raise Corrupt(f'its metadata cannot be read ({type(error).__name__})') from error
 
   def _load(self, step: int, template: Any) -> Saved:
@@ -183,31 +261,31 @@ class Checkpoints:
     return Saved(step, state, metadata['info'])
 
   def _check_structure(self, step: int, stored: dict[str, str], template: Any) -> None:
-    # Whole, but of another release or another network: neither damaged nor to be set aside.
+    # Another release or another network wrote it: it is not damaged and keeps its name.
     wanted = {jax.tree_util.keystr(path)
               for path, _ in jax.tree_util.tree_leaves_with_path(template)}
     differing = sorted(wanted ^ stored.keys())
     if differing:
       raise errors.UserError(
-          'workdir', str(self._directory.parent), f'checkpoint {step} has other parts than this '
-          f'version of at_jax makes of the configuration ({len(differing)}, {differing[0]} one of '
-          'them): use the version that wrote it, or name another folder')
+          'workdir', str(self._directory.parent), f'checkpoint {step} does not match the state that this '
+          f'version of at_jax makes from the configuration ({len(differing)} leaves differ, the first is '
+          f'{differing[0]}): use the version that wrote it, or name another folder')
 
-  def _first_sound(self, steps: list[int], template: Any) -> tuple[Saved | None, list[str]]:
-    complaints = []
+  def _first_undamaged(self, steps: list[int], template: Any) -> tuple[Saved | None, list[str]]:
+    messages = []
     for step in steps:
       try:
-        return self._load(step, template), complaints
+        return self._load(step, template), messages
       except Corrupt as reason:
         aside = self._path(step).with_suffix('.corrupt')
         shutil.rmtree(aside, ignore_errors=True)
         self._path(step).rename(aside)
-        complaints.append(f'checkpoint {step} is damaged, {reason}; set aside as {aside.name}')
-    return None, complaints
+        messages.append(f'checkpoint {step} is damaged, {reason}; set aside as {aside}')
+    return None, messages
 
   def _unwritable(self, error: Exception) -> errors.UserError:
-    # tensorstore's message names every layer it went through; what the disk said comes last.
+    # tensorstore's message names each of its layers; the operating system's reason comes last.
     reason = str(error).strip().rpartition(': ')[2] or type(error).__name__
     return errors.UserError('workdir', str(self._directory.parent),
                             f'a checkpoint could not be written ({reason}): free some space or '
-                            'name another folder; the checkpoints before it are whole')
+                            'name another folder; earlier checkpoints are not affected')

@@ -1,52 +1,47 @@
-"""The end of a run: its best and its last checkpoint are attacked on the test set."""
+"""The evaluation at the end of a run: its best and its last checkpoint under attack on the test set."""
 
 import pathlib
 import time
 from typing import Any
 
-import jax
-
 from at_jax import errors
 from at_jax.datasets import pipeline
 from at_jax.evaluation import robustness
-from at_jax.training import batchnorm, checkpoints, model_selection, records, setup
+from at_jax.training import checkpoints, model_selection, records, restore, setup
 from at_jax.training import finetune as finetune_lib
 
+_NORMS = {'linf': 'L∞', 'l2': 'L2', 'l1': 'L1'}
 
-def evaluate(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints, command: str,
-             seconds: float) -> dict[str, Any]:
-  """Evaluates best and last on the test set, writes results.json and verdicts.npz, prints the table.
+
+def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float) -> dict[str, Any]:
+  """Evaluates the best and the last checkpoint on the test set.
+
+  Writes results.json and verdicts.npz, and prints `summary`.
 
   Args:
     run: the run.
-    workdir: its work directory.
-    store: its checkpoints.
+    workdir: its work directory, or a folder written by `restore.export`.
     command: the command line, for results.json.
-    seconds: what was spent before.
+    seconds: time spent before, for results.json.
 
   Returns:
-    What results.json holds.
+    The content of results.json.
 
   Raises:
-    errors.UserError: no checkpoint can be read, or the work directory is not writable.
-
-  Source: ours.
+    errors.UserError: if no checkpoint can be read, or the work directory is not writable.
   """
   begun = time.monotonic()
-  template = jax.device_get(setup.init_state(run))
-  last = checkpoints.report_damage(store.newest(template))
-  best = checkpoints.report_damage(store.best(template)) or last
-  if last is None:
+  found = restore.weights(run, workdir, 'last', 'best')
+  if not found:
     raise errors.UserError('workdir', str(workdir), 'none of its checkpoints can be read: train '
                            'again in another folder')
-  settle = batchnorm.reestimate_batchnorm(run)
+  last, best = found['last'], found['best']
   try:
-    tested = {'last': _test(run, last, settle(last.state), 'last', workdir)}
-    tested['best'] = (tested['last'] if best.step == last.step
-                      else _test(run, best, settle(best.state), 'best', workdir))
+    tested = {'last': _test(run, last, 'last', workdir)}
+    tested['best'] = tested['last'] if best is last else _test(run, best, 'best', workdir)
   except OSError as error:  # from the state of a long attack
     raise records.unwritable(workdir, error) from error
-  numbers = {name: told for name, (told, _) in tested.items()}
+  numbers = {name: accuracies for name, (accuracies, _) in tested.items()}
   results = {
       'config': run.config.to_dict(), 'dataset': run.dataset.name, 'seed': run.config.seed,
       **numbers['best'], 'last': numbers['last'], 'device': records.device(),
@@ -58,32 +53,67 @@ def evaluate(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoin
   records.write_verdicts(workdir, labels,
                          {name: report.verdicts() for name, report in reports.items()})
   if run.config.loss == 'finetune':
-    told = finetune_lib.report(run, workdir, last.state.tuning)
-    if told:  # none if fine-tuning has not begun
-      results['finetune'] = told
-      print(finetune_lib.table(told))
+    curve = finetune_lib.report(run, workdir, last.info['start_clean'], last.info['start_robust'])
+    if curve:  # empty before fine-tuning begins
+      results['finetune'] = curve
   records.write_json(workdir / 'results.json', results)
   _remove_states(workdir / 'evaluation', [p for report in reports.values() for p in report.states])
-  print(records.table(results))
+  print(summary(results, workdir))
   return results
 
 
-def _test(run: setup.Run, saved: checkpoints.Saved, variables: dict[str, Any], title: str,
-          workdir: pathlib.Path) -> tuple[dict[str, Any], robustness.Report]:
-  """The accuracies of a checkpoint, as these variables, and the verdicts that they sum up.
+def summary(results: dict[str, Any], workdir: pathlib.Path) -> str:
+  """The result of a run in at most eight lines: accuracies, and which of them to report.
 
-  Where a change of the logits is fitted, they are those of the changed model, and the accuracies of
-  the model as it was trained stand beside.
+  Args:
+    results: content of results.json.
+    workdir: where it is.
+
+  Returns:
+    Lines of text.
   """
-  told = {'step': saved.step, 'validation_robust': saved.info.get('validation_robust')}
-  changed, fitted = model_selection.fit(run, variables)
-  report = _attacked(run, changed, f'{title} checkpoint', workdir)
-  told |= report.accuracies()
+  percent = lambda share: f'{100 * share:.2f} %'
+  of = lambda found: ', '.join(f'{name} {percent(share)}' for name, share in found.items())
+  robust, released, worst = results['robust'], results['released'], percent(results['worst_case'])
+  attacks = robust | {f'{name} (released protocol)': share for name, share in released.items()}
+  strongest = min(attacks, key=attacks.get, default=None)
+  rows = {'clean': percent(results['clean']), 'released protocol': of(released),
+          'deployed worst case': worst}
+  if strongest:
+    rows['deployed worst case'] += f', decided by {strongest}: {percent(attacks[strongest])} alone'
+  if 'inference' in results:
+    plain = results['inference']['as_trained']
+    rows['as trained'] = of({name: plain[name] for name in ('clean', 'worst_case')})
+  if 'finetune' in results:
+    rows['operating point'] = finetune_lib.summary(results['finetune'])
+  warnings = {name: len(lines) for name, lines in results['warnings'].items() if lines}
+  rows['warnings'] = ', '.join(f'{count} on {name}' for name, count in warnings.items())
+  c = results['config']['evaluate']
+  report = f'Report {worst}, the deployed worst case within {_NORMS[c["norm"]]} {c["epsilon_255"]:g}/255'
+  if not attacks:
+    report = f'No attack was run: report {percent(results["clean"])} as clean accuracy only'
+  elif released:
+    report += ', not the released protocol, which attacks logits that do not decide'
+  if attacks and not any(name.startswith('autoattack') for name in attacks):
+    report += ', and state that AutoAttack was not run'
+  return '\n'.join([
+      f"{results['dataset']}, {results['n']} test examples, seed {results['seed']}, best checkpoint (step "
+      f"{results['step']}); details: {workdir / 'results.json'}",
+      *(f'  {name:21}{text}' for name, text in rows.items() if text), f'{report}.'])
+
+
+def _test(run: setup.Run, weights: checkpoints.Weights, title: str,
+          workdir: pathlib.Path) -> tuple[dict[str, Any], robustness.Report]:
+  """Accuracies and verdicts of the deployed model; without `config.inference` as 'as_trained'."""
+  accuracies = {'step': weights.step, 'validation_robust': weights.info.get('validation_robust')}
+  adjusted, fitted = model_selection.fit(run, weights.variables)
+  report = _attacked(run, adjusted, f'{title} checkpoint', workdir)
+  accuracies |= report.accuracies()
   if fitted is not None:
-    plain = _attacked(run, variables, f'{title} checkpoint as trained', workdir)
-    told['inference'] = fitted | {'as_trained': plain.accuracies()}
+    plain = _attacked(run, weights.variables, f'{title} checkpoint as trained', workdir)
+    accuracies['inference'] = fitted | {'as_trained': plain.accuracies()}
     report = report._replace(states=report.states + plain.states)
-  return told, report
+  return accuracies, report
 
 
 def _attacked(run: setup.Run, variables: dict[str, Any], title: str,
@@ -93,11 +123,11 @@ def _attacked(run: setup.Run, variables: dict[str, Any], title: str,
   split = pipeline.Split(run.dataset.test.images[:n], run.dataset.test.labels[:n])
   bars: dict[str, records.Progress] = {}
 
-  def progress(name: str, done: int, total: int, standing: float) -> None:
-    if done == 0:  # an attack, or a restart of it, begins
+  def progress(name: str, done: int, total: int, accuracy: float) -> None:
+    if done == 0:  # an attack or a restart begins
       bars[name] = records.Progress(f'{title}, {name}', total)
       return
-    bars[name].show(done, f'accuracy {standing:.3f}')
+    bars[name].show(done, f'accuracy {accuracy:.3f}')
     if done == total:
       bars[name].close()
 
@@ -111,7 +141,7 @@ def _attacked(run: setup.Run, variables: dict[str, Any], title: str,
 
 
 def _remove_states(directory: pathlib.Path, states: list[pathlib.Path]) -> None:
-  """Removes the states of what is finished; those of evaluations with other settings stay."""
+  """Removes the state files of this evaluation; those of other settings stay."""
   for path in states:
     path.unlink(missing_ok=True)
   if directory.is_dir() and not any(directory.iterdir()):

@@ -185,20 +185,20 @@ def operating_point(curve: Sequence[Point], start_clean: float, tolerance: float
   return max(curve, key=lambda p: (score(p.clean, p.robust, start_clean, tolerance), -p.step))
 
 
-def report(run: setup.Run, workdir: pathlib.Path, tuning: finetune.Tuning) -> dict[str, Any]:
+def report(run: setup.Run, workdir: pathlib.Path, clean: float, robust: float) -> dict[str, Any]:
   """The summary of fine-tuning in results.json.
 
   Args:
     run: the run.
     workdir: the work directory, with metrics.jsonl.
-    tuning: the last state of fine-tuning.
+    clean: the teacher's clean accuracy on the validation split.
+    robust: its accuracy there under the validation attack.
 
   Returns:
     'start' (the teacher), 'curve' (accuracies per epoch and their changes, in fractions), 'chosen' (the
     step of the operating point), 'within_tolerance' and 'tolerance'; empty without a curve.
   """
   f, per_epoch = run.config.finetune, run.steps_per_epoch
-  clean, robust = float(tuning.start_clean), float(tuning.start_robust)
   curve = _curve(workdir, f.start_epoch * per_epoch)
   if not curve:
     return {}
@@ -223,27 +223,18 @@ def _curve(workdir: pathlib.Path, start: int) -> list[Point]:
   return [points[step] for step in sorted(points)]
 
 
-def table(summary: dict[str, Any]) -> str:
-  """The curve of fine-tuning as a table: clean accuracy against robustness, in points.
+def summary(report: dict[str, Any]) -> str:
+  """One line about the operating point, for the end of a run.
 
   Args:
-    summary: the summary, as `report` returns it.
+    report: result of `report`.
 
   Returns:
-    Lines of text.
+    The line.
   """
-  start = summary['start']
-  lines = ['fine-tuning on the validation split, in points; * is the operating point',
-           '   epoch  clean (change)  robust  (gain)',
-           f"   start  {100 * start['clean']:5.1f}           {100 * start['robust']:6.1f}"]
-  for point in summary['curve']:
-    star = '*' if point['step'] == summary['chosen'] else ' '
-    lines.append(f"{star} {point['epoch']:6.4g}  {100 * point['clean']:5.1f} "
-                 f"({100 * point['clean_change']:+5.1f})  {100 * point['robust']:6.1f}  "
-                 f"({100 * point['robust_gain']:+.1f})")
-  allowed = 100 * summary['tolerance']
-  lines.append(f'the operating point is the most robust within {allowed:.2g} points of clean accuracy'
-               if summary['within_tolerance'] else
-               f'no epoch is within {allowed:.2g} points of clean accuracy; the operating point has the '
-               'smallest drop')
-  return '\n'.join(lines)
+  chosen, = (point for point in report['curve'] if point['step'] == report['chosen'])
+  tolerance = f"{100 * report['tolerance']:.2g} points of clean accuracy"
+  rule = (f'most robust epoch within {tolerance}' if report['within_tolerance'] else
+          f'smallest drop, no epoch is within {tolerance}')
+  return (f"epoch {chosen['epoch']:.4g}, clean {100 * chosen['clean_change']:+.1f}, robust "
+          f"{100 * chosen['robust_gain']:+.1f} points on the validation split ({rule})")

@@ -52,10 +52,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path,
     Preempted: if SIGTERM arrived; the state is saved.
   """
   run, store = _open(config, workdir)
+  if (workdir / checkpoints.WEIGHTS).exists():
+    raise errors.UserError('workdir', str(workdir), f'it holds {checkpoints.WEIGHTS}, from which training '
+                           'cannot resume: use --mode=evaluate or name another folder')
   state, seconds = _first_state(run, store)
   records.write_json(workdir / 'config.json', config.to_dict())
   seconds = _train(run, workdir, store, state, seconds)
-  return final_evaluation.evaluate(run, workdir, store, command, seconds)
+  return final_evaluation.evaluate(run, workdir, command, seconds)
 
 
 def evaluate_only(config: ml_collections.ConfigDict, workdir: pathlib.Path,
@@ -74,10 +77,10 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir: pathlib.Path,
     errors.UserError: as `train_and_evaluate`, or if there is no checkpoint.
   """
   run, store = _open(config, workdir)
-  if not store.steps():
+  if not store.steps() and not (workdir / checkpoints.WEIGHTS).exists():
     raise errors.UserError('workdir', str(workdir), 'there is no checkpoint in it: train first, '
                            'with --mode=train, or name the work directory of a run')
-  return final_evaluation.evaluate(run, workdir, store, command, 0.)
+  return final_evaluation.evaluate(run, workdir, command, 0.)
 
 
 def _open(config: ml_collections.ConfigDict,

@@ -1,4 +1,4 @@
-"""What a run leaves: config.json, metrics.jsonl, TensorBoard events, results.json, verdicts.npz."""
+"""Files that a run writes, and its progress on the terminal."""
 
 from importlib import metadata
 import json
@@ -17,20 +17,17 @@ import tqdm
 from at_jax import errors
 
 _PACKAGES = ('at_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-_NORMS = {'linf': 'L∞', 'l2': 'L2', 'l1': 'L1'}
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a JSON file whole or not at all.
+  """Writes a JSON file atomically.
 
   Args:
     path: the file.
-    value: what `json` can write.
+    value: a JSON value.
 
   Raises:
-    errors.UserError: the folder is full or not writable.
-
-  Source: ours.
+    errors.UserError: if the folder is full or not writable.
   """
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,17 +40,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_verdicts(directory: pathlib.Path, labels: np.ndarray,
                    verdicts: dict[str, dict[str, np.ndarray]]) -> None:
-  """Writes verdicts.npz: who stood under what, an example each, so that runs can be paired.
+  """Writes verdicts.npz: the verdict of each example under each attack, for paired comparisons.
 
   Args:
     directory: the work directory.
-    labels: i32[N], found as 'labels'.
-    verdicts: `{checkpoint: {attack: bool[N]}}`; the array is found as 'checkpoint/attack'.
+    labels: i32[N], stored as 'labels'.
+    verdicts: `{checkpoint: {attack: bool[N]}}`, stored as 'checkpoint/attack'.
 
   Raises:
-    errors.UserError: the folder is full or not writable.
-
-  Source: ours.
+    errors.UserError: if the folder is full or not writable.
   """
   arrays = {f'{checkpoint}/{name}': v for checkpoint, found in verdicts.items()
             for name, v in found.items()}
@@ -66,18 +61,16 @@ def write_verdicts(directory: pathlib.Path, labels: np.ndarray,
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """Reads a JSON file, None where there is none.
+  """Reads a JSON file.
 
   Args:
     path: the file.
 
   Returns:
-    What it holds.
+    Its content; None if there is no file.
 
   Raises:
-    errors.UserError: it is no JSON.
-
-  Source: ours.
+    errors.UserError: if the content is not JSON.
   """
   try:
     return json.loads(path.read_text(encoding='utf-8'))
@@ -89,16 +82,14 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def unwritable(directory: pathlib.Path, error: OSError) -> errors.UserError:
-  """The user's view of a disk that does not take a file.
+  """The error for a folder in which a file cannot be written.
 
   Args:
-    directory: where it was to be written.
-    error: what the system said.
+    directory: the folder.
+    error: the operating system's error.
 
   Returns:
-    The error to raise.
-
-  Source: ours.
+    The exception to raise.
   """
   return errors.UserError('workdir', str(directory),
                           f'cannot write there ({error.strerror}): free some space or name another '
@@ -106,29 +97,25 @@ def unwritable(directory: pathlib.Path, error: OSError) -> errors.UserError:
 
 
 def versions() -> dict[str, str]:
-  """The versions of Python and of what decides a number.
+  """Versions of Python and of the packages that decide a number.
 
   Returns:
-    `{name: version}` of what is installed.
-
-  Source: ours.
+    `{name: version}` of those that are installed.
   """
   found = {'python': platform.python_version()}
   for name in _PACKAGES:
     try:
       found[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
-      continue  # run from a checkout that was not installed
+      continue  # a checkout that is not installed
   return found
 
 
 def device() -> str:
-  """The hardware in words.
+  """Name of the hardware.
 
   Returns:
-    '2 × NVIDIA H200' or 'cpu (8 cores)', for example.
-
-  Source: ours.
+    For example '2 × NVIDIA H200' or 'cpu (8 cores)'.
   """
   devices = jax.devices()
   kind = devices[0].device_kind
@@ -138,15 +125,15 @@ def device() -> str:
 
 
 class Metrics:
-  """metrics.jsonl and TensorBoard events, as one stream.
+  """Writes metrics.jsonl and TensorBoard events.
 
   Args:
     workdir: the work directory.
-    step: the step the run goes on from. What an earlier run logged beyond it is dropped, since it
-      will be logged again.
+    step: the step from which the run resumes. Later lines of an earlier run are removed, because they will be
+      written again.
 
   Raises:
-    errors.UserError: the folder is full or not writable.
+    errors.UserError: if the folder is full or not writable.
   """
 
   def __init__(self, workdir: pathlib.Path, *, step: int):
@@ -155,15 +142,15 @@ class Metrics:
     try:
       workdir.mkdir(parents=True, exist_ok=True)
       lines = self._path.read_text().splitlines() if self._path.exists() else []
-      # The last line of a killed run may be torn.
-      whole = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
-      self._path.write_text(''.join(f'{line}\n' for line in whole))
+      # The last line of a killed run may be incomplete.
+      kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
+      self._path.write_text(''.join(f'{line}\n' for line in kept))
       self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
     except OSError as error:
       raise unwritable(workdir, error) from error
 
   def write(self, step: int, **numbers: Any) -> None:
-    """Appends one line; the numbers also become TensorBoard scalars."""
+    """Appends one line; floats also become TensorBoard scalars."""
     try:
       with self._path.open('a', encoding='utf-8') as file:
         file.write(json.dumps({'step': step} | numbers) + '\n')
@@ -180,28 +167,26 @@ class Metrics:
 
 
 def warn(line: str) -> None:
-  """Shows a warning on stderr at once, above the progress bar that may be there.
+  """Prints a warning to stderr, above a progress bar if there is one.
 
   Args:
-    line: without a line's end.
-
-  Source: ours.
+    line: the message.
   """
   tqdm.tqdm.write(f'warning: {line}', file=sys.stderr)
 
 
 class Progress:
-  """How far long work has come: a bar on a terminal, a line now and then elsewhere.
+  """Progress of long work: a bar on a terminal, otherwise a line now and then.
 
-  Elsewhere work that is over within `every` seconds says nothing: an evaluation may consist of a
-  hundred such parts, and its table tells what each came to.
+  Without a terminal, work that takes less than `every` seconds prints nothing: an evaluation may have a
+  hundred such parts.
 
   Args:
     title: what is being done.
-    total: examples in all.
-    done: examples done before.
-    every: seconds between lines where there is no terminal.
-    file: where it is shown; by default stderr.
+    total: number of examples.
+    done: number of examples done before.
+    every: seconds between lines without a terminal.
+    file: where to print; default stderr.
   """
 
   def __init__(self, title: str, total: int, *, done: int = 0, every: float = 10,
@@ -216,7 +201,7 @@ class Progress:
                             unit_scale=True, dynamic_ncols=True, file=file)
 
   def show(self, done: int, note: str = '') -> None:
-    """Says how many examples are done; the note is shown behind the rate and the time left."""
+    """Updates the number of examples done; the note follows the rate and the time left."""
     if self._bar is not None:
       self._bar.set_postfix_str(note, refresh=False)
       self._bar.update(done - self._done)
@@ -234,47 +219,6 @@ class Progress:
           f'{", " if note else ""}{note}', file=self._file, flush=True)
 
   def close(self) -> None:
-    """Leaves the bar as it stands."""
+    """Stops updating the bar."""
     if self._bar is not None:
       self._bar.close()
-
-
-def table(results: dict[str, Any]) -> str:
-  """What results.json says, for a terminal: best beside last, deployed beside the paper's protocol.
-
-  Args:
-    results: as `train.train_and_evaluate` returns it.
-
-  Returns:
-    Lines of text.
-
-  Source: ours.
-  """
-  best, last = results, results['last']
-  rows = [('clean', best['clean'], last['clean'])]
-  for name in best['robust']:
-    after = [(part, best['components'][name][part], last['components'][name][part])
-             for part in best['components'].get(name, ())]
-    rows += [(f'  {name}, after {part}', *accuracies) for part, *accuracies in after]
-    rows.append((name, best['robust'][name], last['robust'][name]))
-  rows += [(f"{name}, authors' protocol", best['authors'][name], last['authors'][name])
-           for name in best['authors']]
-  rows.append(('worst case of all', best['worst_case'], last['worst_case']))
-  rows.append(('worst case, worst class', best['worst_class'], last['worst_class']))
-  if 'inference' in best:
-    before = [told['inference']['as_trained'] for told in (best, last)]
-    rows += [(f'as trained, {name}', *(found[field] for found in before))
-             for name, field in (('clean', 'clean'), ('worst case of all', 'worst_case'),
-                                 ('its worst class', 'worst_class'))]
-  asked = results['config']['evaluate']
-  title = (f"{results['dataset']}, {results['n']} test examples, seed {results['seed']}, "
-           f"{_NORMS[asked['norm']]} {asked['epsilon_255']:g}/255")
-  lines = [title, f"{'accuracy of the deployed model':32}  best (step {best['step']})"
-           f"  last (step {last['step']})"]
-  widths = [len(f"best (step {best['step']})"), len(f"last (step {last['step']})")]
-  lines += [f'{name:32}  {a:>{widths[0]}.4f}  {b:>{widths[1]}.4f}' for name, a, b in rows]
-  for checkpoint, told in (('best', best), ('last', last)):
-    if checkpoint == 'best' or best['step'] != last['step']:
-      lines += [f'warning: {checkpoint} checkpoint, {name}: {doubt}'
-                for name, doubts in told['warnings'].items() for doubt in doubts]
-  return '\n'.join(lines)

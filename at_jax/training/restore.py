@@ -1,8 +1,8 @@
-"""What a run has made, read from its work directory: for code of one's own, and for the next run."""
+"""Reads what a run left in its work directory: its configuration, its weights, its deployed model."""
 
 import os
 import pathlib
-import sys
+import shutil
 from typing import Any
 
 import jax
@@ -15,85 +15,151 @@ from at_jax.training import batchnorm, checkpoints, model_selection, records, se
 
 def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
          ) -> tuple[setup.Run, jax.tree_util.Partial]:
-  """The deployed model of a run, as the function that attacks take, and the run's parts.
+  """Reads the deployed model of a run as the function that attacks take.
 
   Args:
-    workdir: its work directory.
-    checkpoint: 'best', the one that results.json is about, or 'last'.
+    workdir: the run's work directory, or a folder written by `export`.
+    checkpoint: 'best' (the checkpoint of results.json) or 'last'.
 
   Returns:
-    The `Run`, with its configuration and data; and, of f32[B, H, W, C] in 0..1, the logits f32[B, C]
-    of the model that it was trained to deploy, by its config.json: of averaged weights where there
-    are some, folded from those of dummy classes, changed where `inference` says so (which is fitted
-    anew). Its weights lie on the default device.
+    The `Run` (configuration and data), and the deployed logits, f32[B, H, W, C] in [0, 1] ->
+    f32[B, num_classes]. These use averaged weights where the configuration has them, fold dummy classes
+    into their own, and apply the logit adjustment of `config.inference` (fitted again). The weights are on
+    the default device.
 
   Raises:
-    errors.UserError: there is no run in it, or none of its checkpoints can be read; or its data are
-      not to be had.
-    ValueError: for another checkpoint.
+    errors.UserError: if the folder holds no run, no checkpoint can be read, or the data are not available.
+    ValueError: for another `checkpoint`.
 
   Example:
     >>> run, model = load('runs/quickstart')  # doctest: +SKIP
-    >>> model(data.to_unit(run.dataset.test.images[:2])).shape  # doctest: +SKIP
+    >>> model(pipeline.to_unit(run.dataset.test.images[:2])).shape  # doctest: +SKIP
     (2, 10)
-
-  Source: ours.
   """
   if checkpoint not in ('best', 'last'):
     raise ValueError(f"checkpoint = {checkpoint!r}: use 'best' or 'last'")
   workdir = pathlib.Path(workdir)
-  config = read_config(workdir)
-  if config is None:
-    raise errors.UserError('workdir', str(workdir), 'there is no config.json in it: name the work '
-                           'directory of a run')
-  run = setup.build(config)
+  run = _open(workdir)
   found = variables(run, workdir, checkpoint)
   if found is None:
-    raise errors.UserError('workdir', str(workdir), 'none of its checkpoints can be read: name the '
-                           'folder of a trained run')
+    raise _no_checkpoint(workdir)
   deployed = jax.device_put(model_selection.fit(run, found)[0])
   return run, jax.tree_util.Partial(run.network.deployed, deployed)
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
-  """The configuration of a run; fields that are newer than the run have their defaults.
+  """Reads the configuration of a run; fields newer than the run have their defaults.
 
   Args:
     workdir: its work directory.
 
   Returns:
-    The whole configuration, None if there is no config.json.
-
-  Source: ours.
+    The complete configuration; None if there is no config.json.
   """
-  told = records.read_json(workdir / 'config.json')
-  if told is None:
+  stored = records.read_json(workdir / 'config.json')
+  if stored is None:
     return None
   config = fields.default()
-  config.model = ml_collections.ConfigDict(told['model'])
-  config.update({name: value for name, value in fields.upgrade(told).items() if name != 'model'})
+  config.model = ml_collections.ConfigDict(stored['model'])
+  config.update({name: value for name, value in fields.upgrade(stored).items() if name != 'model'})
   return config
 
 
 def variables(run: setup.Run, workdir: pathlib.Path, checkpoint: str) -> dict[str, Any] | None:
-  """The variables that a checkpoint of a run is evaluated with; what is damaged is said on stderr.
+  """Reads the variables that a checkpoint of a run is evaluated with.
 
   Args:
     run: the run.
-    workdir: its work directory.
-    checkpoint: 'best', of which the newest takes the place if need be, or 'last'.
+    workdir: its work directory, or a folder written by `export`.
+    checkpoint: 'best' or 'last'.
 
   Returns:
-    The network's variables, on the host; None if no checkpoint can be read.
+    The network's variables on the host; None if no checkpoint can be read.
+  """
+  found = weights(run, workdir, checkpoint)
+  return found[checkpoint].variables if found else None
 
-  Source: ours.
+
+def weights(run: setup.Run, workdir: pathlib.Path, *names: str) -> dict[str, checkpoints.Weights]:
+  """Reads the variables that checkpoints of a run are evaluated with, and what is stored with them.
+
+  They are the averaged weights and re-estimated BatchNorm statistics where the configuration has them. A
+  folder without checkpoints is read from its weights.npz. Damaged checkpoints are reported on stderr.
+
+  Args:
+    run: the run.
+    workdir: its work directory, or a folder written by `export`.
+    *names: 'best' or 'last'. Without a readable scored checkpoint, 'best' is the last one.
+
+  Returns:
+    `{name: Weights}`, empty if no checkpoint can be read. A checkpoint that has both names is one object.
+
+  Raises:
+    errors.UserError: if a file does not match the configuration, or weights.npz is damaged.
   """
   store = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1)
+  if not store.steps() and (workdir / checkpoints.WEIGHTS).exists():
+    state = jax.eval_shape(lambda: setup.init_state(run))
+    template = {'params': state.params, 'batch_stats': state.batch_stats}
+    return dict.fromkeys(names, checkpoints.read_weights(workdir / checkpoints.WEIGHTS, template))
   template = jax.device_get(setup.init_state(run))
-  found, told = store.best(template) if checkpoint == 'best' else (None, [])
-  if found is None:
-    found, more = store.newest(template)
-    told = told + more
-  for line in told:
-    print(f'{workdir}: {line}', file=sys.stderr)
-  return None if found is None else batchnorm.reestimate_batchnorm(run)(found.state)
+  reestimate = batchnorm.reestimate_batchnorm(run)
+  by_step: dict[int, checkpoints.Weights] = {}
+  found = {}
+  for name in names:
+    saved = checkpoints.report_damage(store.best(template)) if name == 'best' else None
+    saved = saved or checkpoints.report_damage(store.newest(template))
+    if saved is None:
+      return {}
+    if saved.step not in by_step:
+      by_step[saved.step] = checkpoints.Weights(saved.step, reestimate(saved.state), _info(saved))
+    found[name] = by_step[saved.step]
+  return found
+
+
+def _info(saved: checkpoints.Saved) -> dict[str, Any]:
+  """What an evaluation reads from a checkpoint besides the variables."""
+  info = {'validation_robust': saved.info.get('validation_robust')}
+  tuning = saved.state.tuning
+  if tuning:
+    info |= {name: float(getattr(tuning, name)) for name in ('start_clean', 'start_robust')}
+  return info
+
+
+def export(workdir: str | os.PathLike, folder: str | os.PathLike) -> None:
+  """Copies what is worth keeping of a finished run: its records, and its best checkpoint as weights.npz.
+
+  `load` and `--mode=evaluate` read the copy as they read the work directory. Training cannot resume from it.
+
+  Args:
+    workdir: the work directory.
+    folder: where to write; created if needed.
+
+  Raises:
+    errors.UserError: as `load`, or if `folder` is not writable.
+  """
+  workdir, folder = pathlib.Path(workdir), pathlib.Path(folder)
+  run = _open(workdir)
+  found = weights(run, workdir, 'best')
+  if not found:
+    raise _no_checkpoint(workdir)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.write_weights(folder / checkpoints.WEIGHTS, found['best'])
+    for name in ('config.json', 'metrics.jsonl', 'verdicts.npz', 'results.json'):
+      shutil.copy(workdir / name, folder)
+  except OSError as error:
+    raise records.unwritable(folder, error) from error
+
+
+def _open(workdir: pathlib.Path) -> setup.Run:
+  config = read_config(workdir)
+  if config is None:
+    raise errors.UserError('workdir', str(workdir), 'there is no config.json in it: name the work '
+                           'directory of a run')
+  return setup.build(config)
+
+
+def _no_checkpoint(workdir: pathlib.Path) -> errors.UserError:
+  return errors.UserError('workdir', str(workdir), 'none of its checkpoints can be read: name the '
+                          'folder of a trained run')
