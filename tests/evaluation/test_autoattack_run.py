@@ -1,4 +1,4 @@
-"""AutoAttack in an evaluation: names, the deployed logits, resuming, and what the user is told."""
+"""AutoAttack in an evaluation: deployed logits, components, progress, warnings and resuming."""
 
 import functools
 import json
@@ -10,7 +10,8 @@ import pytest
 from at_jax import attacks as attacks_lib
 from at_jax import errors, main
 from at_jax.attacks.autoattack import components
-from at_jax.evaluation import attack_names, autoattack_run, robustness
+from at_jax.evaluation import autoattack_run, robustness
+from at_jax.training import records
 from tests.fixtures.linear_model import KEY, SPLIT, linear
 
 QUICK = f'--config={pathlib.Path(__file__).parents[2]}/configs/quickstart.py'
@@ -19,8 +20,8 @@ QUICK = f'--config={pathlib.Path(__file__).parents[2]}/configs/quickstart.py'
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
   def brief(*arguments, version, attacks, **options):
-    # Two of the four attacks, few steps: enough for what is around them.
-    names = attacks_lib or {'standard': ('apgd-ce', 'square')}.get(version)
+    # Two of the four components with few steps: what is tested here is around them.
+    names = attacks or {'standard': ('apgd-ce', 'square')}.get(version)
     return full(*arguments, version=version, attacks=names, num_steps=3, num_queries=10, **options)
 
   full = attacks_lib.autoattack
@@ -34,61 +35,54 @@ def report(has_dummies=False, **options):
   return robustness.evaluate(network, variables, SPLIT, KEY, **options)
 
 
-def test_names():
-  assert attack_names.parse('autoattack') == ('standard', None)
-  assert attack_names.parse('autoattack_plus') == ('plus', None)
-  assert attack_names.parse('autoattack_rand') == ('rand', None)
-  assert attack_names.parse('fab-t') == ('standard', ('fab-t',))
-  assert attack_names.parse('autoattak') is None
-
-
-def test_components_are_reported_beside_the_verdict():
+def test_components_are_reported():
   found = report()
-  told = found.accuracies()
-  assert list(told['components']['autoattack']) == ['apgd-ce', 'square']
-  assert told['components']['autoattack']['square'] == told['robust']['autoattack']
-  assert 0 < told['robust']['autoattack'] < told['clean']
+  accuracies = found.accuracies()
+  assert list(accuracies['components']['autoattack']) == ['apgd-ce', 'square']
+  assert accuracies['components']['autoattack']['square'] == accuracies['robust']['autoattack']
+  assert 0 < accuracies['robust']['autoattack'] < accuracies['clean']
   together = found.robust['pgd2'] & found.robust['autoattack']
   np.testing.assert_array_equal(found.worst_case, together)
-  json.dumps(told)
+  json.dumps(accuracies)
 
 
-def test_a_model_with_dummies_is_attacked_as_deployed_and_as_its_authors_do():
+def test_dummy_classes_are_attacked_deployed_and_as_released():
   found = report(True, names=('autoattack',))
-  assert set(found.authors) == {'autoattack'}
-  # The raw attack is content with the own dummy on top, which is the deployed model's right answer.
-  assert found.robust['autoattack'].mean() < found.authors['autoattack'].mean()
+  assert set(found.released) == {'autoattack'}
+  # The raw attack stops at points where the dummy of the right class is on top; the deployed decision is
+  # correct there.
+  assert found.robust['autoattack'].mean() < found.released['autoattack'].mean()
   assert set(found.components) == {'autoattack'}
-  assert set(found.warnings) == {'autoattack', "autoattack, authors' protocol"}
+  assert set(found.warnings) == {'autoattack', 'autoattack, released protocol'}
 
 
-def test_l1_runs_and_has_all_components():
+def test_l1_has_the_same_components():
   found = report(norm='l1', epsilon=1., names=('autoattack',))
   assert 0 < found.robust['autoattack'].sum() < found.clean.sum()
-  # The fixture takes two of them; the authors' code has the same four in every norm.
+  # The fixture selects two of them; the reference implementation has the same four in every norm.
   assert components.choose(None, 'standard', 'l1') == ('apgd-ce', 'apgd-t', 'fab-t', 'square')
 
 
 @pytest.mark.long
-def test_a_part_is_run_by_its_name():
+def test_single_component_equals_that_of_the_ensemble():
   found = report(names=('apgd-ce', 'square', 'autoattack'))
-  stands = found.components['autoattack']
-  assert list(stands) == ['apgd-ce', 'square']  # in `short`
-  # Its draws are the ensemble's, of which Square attacks what is left.
+  after = found.components['autoattack']
+  assert list(after) == ['apgd-ce', 'square']  # from `short`
+  # It draws what the ensemble draws; there Square attacks only what is still robust.
   assert found.robust['apgd-ce'].mean() < found.clean.mean()
-  np.testing.assert_array_equal(found.robust['apgd-ce'], stands['apgd-ce'])
+  np.testing.assert_array_equal(found.robust['apgd-ce'], after['apgd-ce'])
   np.testing.assert_array_equal(found.robust['apgd-ce'] & found.robust['square'],
                                 found.robust['autoattack'])
 
 
 @pytest.mark.parametrize('version', [
     'autoattack_rand', pytest.param('autoattack_plus', marks=pytest.mark.long)])
-def test_the_other_versions(version):
+def test_other_versions_find_something(version):
   found = report(names=(version,))
   assert found.robust[version].mean() < found.clean.mean()
 
 
-def test_every_part_of_the_progress_begins_at_zero_and_ends_once():
+def test_progress_of_each_component_starts_at_zero_and_ends_once():
   calls = {}
   report(progress=lambda name, done, total, _: calls.setdefault(name, []).append((done, total)))
   assert [name for name in calls if 'autoattack' in name] == [
@@ -98,26 +92,55 @@ def test_every_part_of_the_progress_begins_at_zero_and_ends_once():
     assert [done == total for done, total in steps].count(True) == 1
 
 
-def test_what_a_search_model_finds_counts_only_if_the_model_is_fooled_too():
-  # This search model is wrong about every example that the other is right about, and within a
-  # millionth there is nothing to be found.
+def test_search_model_counts_only_if_the_model_is_fooled():
+  # The search model is wrong on every example that the model classifies correctly, and ε is too small to fool
+  # the model.
   network, variables = linear()
-  liar = network._replace(deployed=lambda variables, x: -network.deployed(variables, x))
+  wrong = network._replace(deployed=lambda variables, x: -network.deployed(variables, x))
   options = dict(names=('autoattack',), epsilon=1e-6)
-  found = report(search=liar, **options)
+  found = report(search=wrong, **options)
   np.testing.assert_array_equal(found.robust['autoattack'], found.clean)
   assert found.clean.sum() > 12
-  # Believed, it would take everything.
-  alone = robustness.evaluate(liar, variables, SPLIT, KEY, norm='linf', step_size=.05, batch_size=8,
-                            has_dummies=False, **options)
+  # Evaluated alone, the search model has no robust example among these.
+  alone = robustness.evaluate(wrong, variables, SPLIT, KEY, norm='linf', step_size=.05, batch_size=8,
+                              has_dummies=False, **options)
   assert not (alone.robust['autoattack'] & found.clean).any()
 
 
+def test_warnings_are_shown_once_while_it_runs(monkeypatch, capsys, recwarn):
+  full, events = attacks_lib.autoattack, []
+
+  def brief(*arguments, progress, **options):
+    noted = lambda now: (events.append('runs'), progress(now))
+    options |= dict(attacks=('apgd-ce',))
+    return full(*arguments, progress=noted, **options)
+
+  monkeypatch.setattr(attacks_lib, 'autoattack', brief)
+  network, variables = linear()
+  logits = lambda variables, x: 1e4 * network.deployed(variables, x)
+  logits.__name__ = 'deployed'
+
+  def warn(name, line):
+    events.append((name, line))
+    records.warn(f'{name}: {line}')
+
+  found = robustness.evaluate(
+      network._replace(deployed=logits), variables, SPLIT, KEY, names=('autoattack',), norm='linf',
+      epsilon=.1, step_size=.05, batch_size=8, has_dummies=False, warn=warn)
+  warnings = [event for event in events if event != 'runs']
+  assert warnings == [('autoattack', line) for line in found.warnings['autoattack']]
+  assert 'logits lead by more than 88' in events[0][1] and 'runs' in events
+  shown = capsys.readouterr()
+  assert shown.err == ''.join(f'warning: {name}: {line}\n' for name, line in warnings)
+  assert not shown.out
+  assert not [w for w in recwarn if 'logits lead' in str(w.message)]
+
+
 class Killed(Exception):
-  """Ends an evaluation at a moment of the test's choosing."""
+  """Raised to stop an evaluation."""
 
 
-def test_a_killed_evaluation_goes_on_and_a_stale_state_is_not_used(tmp_path, monkeypatch):
+def test_killed_evaluation_resumes_and_ignores_other_states(tmp_path, monkeypatch):
   whole = report()
   monkeypatch.setattr(attacks_lib, 'autoattack', functools.partial(attacks_lib.autoattack, save_every=0.))
 
@@ -138,20 +161,20 @@ def test_a_killed_evaluation_goes_on_and_a_stale_state_is_not_used(tmp_path, mon
     np.testing.assert_array_equal(resumed.robust[name], whole.robust[name])
   assert resumed.states == (state,)
 
-  # Another radius or another model: another file.
+  # Another radius or another model has another file.
   assert report(state_dir=tmp_path, epsilon=.11).states != (state,)
   network, variables = linear()
   settings = dict(choice=autoattack_run.Choice('standard'))
   name = lambda v: autoattack_run.identity(network.deployed, v, SPLIT, KEY, settings)
   assert name(variables) != name({'params': variables['params'].at[0, 0].add(1e-7)})
 
-  # Longer than what stands between two arrays, which nobody reads.
+  # 200 bytes, more than the unread bytes between two arrays.
   state.write_bytes(killed[:3000] + b'?' * 200 + killed[3200:])
   with pytest.raises(errors.UserError, match='remove this file'):
     report(state_dir=tmp_path)
 
 
-def test_the_command_runs_it_on_a_checkpoint(tmp_path, capsys):
+def test_command_evaluates_a_checkpoint_with_autoattack(tmp_path, capsys):
   arguments = [f'{QUICK}:smoke', f'--workdir={tmp_path}', '--config.attack.norm=l2',
                '--config.attack.epsilon_255=100.']
   assert main.main(arguments) == 0
@@ -160,11 +183,11 @@ def test_the_command_runs_it_on_a_checkpoint(tmp_path, capsys):
   results = json.loads((tmp_path / 'results.json').read_text())
   for each in (results, results['last']):
     assert set(each['components']['autoattack']) == {'apgd-ce', 'square'}
-    assert set(each['robust']) == set(each['authors']) == {'pgd1', 'autoattack'}
-  out = capsys.readouterr().out
-  assert 'autoattack, after apgd-ce' in out
+    assert set(each['robust']) == set(each['released']) == {'pgd1', 'autoattack'}
+  out = capsys.readouterr().out.splitlines()[-8:]
+  assert 'AutoAttack was not run' in out[2] and 'AutoAttack was not run' not in out[-1]
 
-  # The search in bfloat16: one field. Of 16 examples two at most may hang on its rounding.
+  # Searches in bfloat16. Rounding may change at most two of the 16 verdicts.
   assert main.main([*arguments, attacked, '--mode=evaluate',
                     '--config.evaluate.search_dtype=bfloat16']) == 0
   lower = json.loads((tmp_path / 'results.json').read_text())
