@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from at_jax import main
-from at_jax.analysis import table
 
 pytestmark = pytest.mark.usefixtures('fully_compiled')
 README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text(encoding='utf-8')
@@ -86,9 +85,3 @@ def test_every_config_is_in_the_table():
   configs = (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py')
   named = set(re.findall(r'`(\w+\.py)`', README))
   assert {path.name for path in configs} == named - {'mine.py', 'mine_cifar10.py'}
-
-
-def test_the_table_is_what_its_command_prints():
-  results = pathlib.Path(__file__).parent.parent / 'results' / 'small_cifar10'
-  printed = table.tables(table.read(results), against='pgd_at_cifar10')
-  assert printed and all(text in README for text in printed.values())

@@ -163,7 +163,7 @@ def attack(spec: Spec, *, norm: str, epsilon: float, step_size: float) -> inner_
 
   Example:
     >>> import jax
-    >>> run = attack(parse('scale10_pgd1'), norm='linf', epsilon=.1, step_size=.1)
+    >>> run = attack(parse('scale10_pgd2'), norm='linf', epsilon=.1, step_size=.1)
     >>> result = run(lambda x: x, jnp.array([[.5, .4]]), jnp.array([0]), jax.random.key(0), None)
     >>> bool(result.success[0])
     True
