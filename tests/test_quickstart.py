@@ -39,8 +39,8 @@ def test_digits(workdirs):
     assert found['n'] == 397 and found['clean'] >= .93
   assert standard['robust']['pgd20'] <= .25  # a weak attack is no virtue
   assert pgd_at['robust']['pgd20'] >= .78
-  assert ducat['authors']['pgd20'] - ducat['robust']['pgd20'] >= .15
-  assert not pgd_at['authors'] and ducat['worst_case'] <= ducat['robust']['pgd20']
+  assert ducat['released']['pgd20'] - ducat['robust']['pgd20'] >= .15
+  assert not pgd_at['released'] and ducat['worst_case'] <= ducat['robust']['pgd20']
 
 
 def test_pgd_finds_what_foolbox_finds(workdirs):

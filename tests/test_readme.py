@@ -59,7 +59,7 @@ def test_the_method_of_ones_own_trains(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(tmp_path)
   assert main.main(['--config=mine_cifar10.py:smoke', '--workdir=run']) == 0
-  assert 'worst case of all' in capsys.readouterr().out
+  assert 'deployed worst case' in capsys.readouterr().out
   assert main.main(['--config=mine_cifar10.py:smoke', '--workdir=run2',
                     '--config.loss=mine.smothed']) == 2
   said = capsys.readouterr().err.splitlines()

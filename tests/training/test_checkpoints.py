@@ -1,7 +1,6 @@
-"""Checkpoints: what is kept, what is noticed, what is used instead."""
+"""Checkpoints and exported weights: exact, kept by the rule, and damage is detected."""
 
-import pathlib
-
+import jax
 import numpy as np
 import pytest
 
@@ -16,7 +15,7 @@ def state(value):
 
 
 def fill(directory, scores, keep=2):
-  """One checkpoint a score, at steps 1, 2, …"""
+  """Writes one checkpoint per score, at steps 1, 2, …"""
   store = checkpoints.Checkpoints(directory, keep=keep)
   for step, score in enumerate(scores, 1):
     store.save(step, state(step), {'score': score, 'seconds': 1.})
@@ -24,55 +23,59 @@ def fill(directory, scores, keep=2):
   return store
 
 
-def test_a_state_comes_back_to_the_bit(tmp_path):
+def test_state_is_restored_bit_for_bit(tmp_path):
   store = checkpoints.Checkpoints(tmp_path, keep=1)
   rng = np.random.default_rng(0)
   saved = {'a': rng.normal(size=(3, 5)).astype(np.float32), 'b': (np.arange(4), np.array(7))}
   store.save(12, saved, {'score': .5, 'seconds': 3.})
   store.wait()
-  found, complaints = store.newest({'a': np.zeros((3, 5), np.float32),
+  found, messages = store.newest({'a': np.zeros((3, 5), np.float32),
                                     'b': (np.zeros(4, int), np.array(0))})
-  assert (found.step, found.info, complaints) == (12, {'score': .5, 'seconds': 3.}, [])
+  assert (found.step, found.info, messages) == (12, {'score': .5, 'seconds': 3.}, [])
   np.testing.assert_array_equal(found.state['a'], saved['a'])
   np.testing.assert_array_equal(found.state['b'][0], saved['b'][0])
   assert found.state['b'][1] == 7
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
+def test_newest_and_best_are_kept(tmp_path):
   store = fill(tmp_path, [.1, .9, .3, .9, .2, None])
   assert store.steps() == [2, 5, 6]  # the earlier of two best, and the newest two
   assert store.best(state(0))[0].step == 2
   assert store.newest(state(0))[0].step == 6
 
 
-def test_without_a_score_none_is_best(tmp_path):
+def test_without_scores_there_is_no_best(tmp_path):
   store = fill(tmp_path, [None, None, None])
   assert store.steps() == [2, 3]
   assert store.best(state(0)) == (None, [])
 
 
-def test_a_state_of_other_parts_is_not_called_damaged(tmp_path):
+def test_other_structure_is_not_damage(tmp_path):
   store = fill(tmp_path, [.1])
-  with pytest.raises(errors.UserError, match=r"checkpoint 1 has other parts.*\['average'\]"):
+  with pytest.raises(errors.UserError, match=r"checkpoint 1 does not match.*\['average'\]"):
     store.newest(state(0) | {'average': np.zeros(3)})
   assert store.steps() == [1]
 
 
-def flip_a_byte(folder):
-  # The largest data file holds the array; a byte in its middle is a byte of the array.
-  data = max((p for p in folder.rglob('d/*') if p.is_file()), key=lambda p: p.stat().st_size)
+def array_file(folder):
+  """The file of the array, which is the largest one."""
+  return max((p for p in folder.rglob('d/*') if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip_byte(folder):
+  data = array_file(folder)
   content = bytearray(data.read_bytes())
   content[len(content) // 2] ^= 1
   data.write_bytes(content)
 
 
 def truncate(folder):
-  data = max((p for p in folder.rglob('d/*') if p.is_file()), key=lambda p: p.stat().st_size)
+  data = array_file(folder)
   data.write_bytes(data.read_bytes()[:40])
 
 
-def remove_a_file(folder):
-  max((p for p in folder.rglob('d/*') if p.is_file()), key=lambda p: p.stat().st_size).unlink()
+def remove_file(folder):
+  array_file(folder).unlink()
 
 
 def empty(folder):
@@ -80,46 +83,95 @@ def empty(folder):
     path.unlink() if path.is_file() else path.rmdir()
 
 
-def spoil_the_metadata(folder):
+def break_metadata(folder):
   (folder / '_CHECKPOINT_METADATA').write_text('{')
 
 
-@pytest.mark.parametrize('damage', [flip_a_byte, truncate, remove_a_file, empty,
-                                    spoil_the_metadata])
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, damage):
+@pytest.mark.parametrize('damage', [flip_byte, truncate, remove_file, empty, break_metadata])
+def test_damage_is_reported_and_the_previous_one_used(tmp_path, damage):
   store = fill(tmp_path, [.1, .2])
   damage(tmp_path / '00000002')
-  found, complaints = store.newest(state(0))
+  found, messages = store.newest(state(0))
   assert found.step == 1
   np.testing.assert_array_equal(found.state['w'], state(1)['w'])
-  assert len(complaints) == 1 and complaints[0].startswith('checkpoint 2 is damaged')
-  assert (tmp_path / '00000002.corrupt').is_dir()  # nothing is lost
-  store.save(2, state(5), {'score': None, 'seconds': 0.})  # and its step can be written again
+  assert len(messages) == 1 and messages[0].startswith('checkpoint 2 is damaged')
+  assert (tmp_path / '00000002.corrupt').is_dir()  # it is not deleted
+  store.save(2, state(5), {'score': None, 'seconds': 0.})  # its step can be written again
   store.wait()
   assert store.newest(state(0))[0].state['step'] == 5
 
 
-def test_any_flipped_byte_of_the_array_is_noticed(tmp_path):
-  # Flips one byte at a time over the whole file; some lie in a header, where reading fails instead.
+def test_every_flipped_byte_is_detected(tmp_path):
+  # One byte at a time over the whole file; in a header, reading fails instead.
   store = fill(tmp_path, [.1])
   folder = tmp_path / '00000001'
-  data = max((p for p in folder.rglob('d/*') if p.is_file()), key=lambda p: p.stat().st_size)
+  data = array_file(folder)
   whole = data.read_bytes()
   for place in range(0, len(whole), max(1, len(whole) // 12)):
     content = bytearray(whole)
     content[place] ^= 4
     data.write_bytes(content)
-    found, complaints = store.newest(state(0))
-    assert found is None and complaints, place
+    found, messages = store.newest(state(0))
+    assert found is None and messages, place
     (tmp_path / '00000001.corrupt').rename(folder)
   data.write_bytes(whole)
   assert store.newest(state(0))[0].step == 1
 
 
-def test_what_a_killed_run_left_is_cleared(tmp_path):
+def test_unfinished_checkpoints_are_removed(tmp_path):
   store = fill(tmp_path, [.1])
-  left = pathlib.Path(tmp_path / '00000002.orbax-checkpoint-tmp-123')
+  left = tmp_path / '00000002.orbax-checkpoint-tmp-123'
   left.mkdir()
   assert store.steps() == [1]
   store.clear_unfinished()
   assert not left.exists()
+
+
+def weights():
+  """Variables of two layers, one without BatchNorm statistics."""
+  rng = np.random.default_rng(0)
+  params = {'a': {'w': rng.normal(size=(3, 5)).astype(np.float32)}, 'b': {'w': np.float32(-0.)}}
+  return checkpoints.Weights(7, {'params': params, 'batch_stats': {}}, {'validation_robust': .5})
+
+
+def test_weights_are_read_bit_for_bit(tmp_path):
+  path, written = tmp_path / checkpoints.WEIGHTS, weights()
+  checkpoints.write_weights(path, written)
+  found = checkpoints.read_weights(path, written.variables)
+  assert (found.step, found.info) == (7, {'validation_robust': .5})
+  assert jax.tree.structure(found.variables) == jax.tree.structure(written.variables)
+  for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(written.variables), strict=True):
+    assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+  assert [file.name for file in tmp_path.iterdir()] == [checkpoints.WEIGHTS]
+
+
+def test_damaged_weights_are_refused(tmp_path):
+  path, written = tmp_path / checkpoints.WEIGHTS, weights()
+  checkpoints.write_weights(path, written)
+  whole = path.read_bytes()
+  place = whole.index(written.variables['params']['a']['w'].tobytes())
+  for content in (whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:], whole[:-40], b''):
+    path.write_bytes(content)
+    with pytest.raises(errors.UserError, match='cannot be read'):
+      checkpoints.read_weights(path, written.variables)
+
+
+def test_changed_or_missing_leaf_of_weights_is_named(tmp_path):
+  # An archive that is whole, but in which an array was replaced or left out.
+  path, written = tmp_path / checkpoints.WEIGHTS, weights()
+  checkpoints.write_weights(path, written)
+  arrays = dict(np.load(path))
+  for changed in (arrays | {'params/b/w': np.float32(0.)},  # equal to −0, with another bit
+                  {name: array for name, array in arrays.items() if name != 'params/b/w'}):
+    np.savez(path, **changed)
+    with pytest.raises(errors.UserError, match='digest of .*params/b/w.* differs'):
+      checkpoints.read_weights(path, written.variables)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+  path, written = tmp_path / checkpoints.WEIGHTS, weights()
+  checkpoints.write_weights(path, written)
+  wider = {'params': {'a': {'w': np.zeros((3, 6), np.float32)}, 'b': {'w': np.float32(0.)}},
+           'batch_stats': {}}
+  with pytest.raises(errors.UserError, match='does not match the model .*params/a/w'):
+    checkpoints.read_weights(path, wider)

@@ -157,16 +157,15 @@ def test_operating_point_within_tolerance(curve, expected):
   assert finetune_lib.operating_point(points, .9, .005).step == expected
 
 
-def test_the_table_marks_the_operating_point():
-  summary = {'start': {'clean': .9, 'robust': .01}, 'tolerance': .005, 'chosen': 20,
-          'within_tolerance': False,
-          'curve': [{'step': 10, 'epoch': 5., 'clean': .8, 'robust': .3, 'clean_change': -.1,
-                     'robust_gain': .29},
-                    {'step': 20, 'epoch': 6., 'clean': .88, 'robust': .2, 'clean_change': -.02,
-                     'robust_gain': .19}]}
-  lines = finetune_lib.table(summary).splitlines()
-  assert [line[0] for line in lines[3:5]] == [' ', '*']
-  assert '-2.0' in lines[4] and '+19.0' in lines[4] and 'smallest drop' in lines[-1]
+def test_summary_gives_the_operating_point_and_why():
+  report = {'start': {'clean': .9, 'robust': .01}, 'tolerance': .005, 'chosen': 20,
+            'within_tolerance': False,
+            'curve': [{'step': 10, 'epoch': 5., 'clean': .8, 'robust': .3, 'clean_change': -.1,
+                       'robust_gain': .29},
+                      {'step': 20, 'epoch': 6., 'clean': .88, 'robust': .2, 'clean_change': -.02,
+                       'robust_gain': .19}]}
+  line = finetune_lib.summary(report)
+  assert line.startswith('epoch 6, clean -2.0, robust +19.0 points') and 'smallest drop' in line
 
 
 @functools.cache

@@ -61,21 +61,21 @@ def test_evaluate_mode_repeats_the_results(tmp_path):
   (tmp_path / 'results.json').unlink()
   assert main.main([QUICK, f'--workdir={tmp_path}', '--mode=evaluate']) == 0
   after = json.loads((tmp_path / 'results.json').read_text())
-  for field in ('clean', 'robust', 'authors', 'worst_case', 'n', 'step', 'last'):
+  for field in ('clean', 'robust', 'released', 'worst_case', 'n', 'step', 'last'):
     assert before[field] == after[field]
-  assert set(after['robust']) == {'pgd1'} == set(after['authors'])
+  assert set(after['robust']) == {'pgd1'} == set(after['released'])
 
 
 def test_results_hold_config_versions_and_command(tmp_path):
   assert main.main([QUICK, f'--workdir={tmp_path}', '--config.seed=3']) == 0
   results = json.loads((tmp_path / 'results.json').read_text())
-  assert {'config', 'dataset', 'n', 'seed', 'clean', 'robust', 'authors', 'worst_case', 'device',
+  assert {'config', 'dataset', 'n', 'seed', 'clean', 'robust', 'released', 'worst_case', 'device',
           'versions', 'command', 'seconds', 'last'} <= results.keys()
   assert (results['dataset'], results['n'], results['seed']) == ('digits', 16, 3)
   assert results['command'].startswith('python -m at_jax.main --config=')
   assert '--config.seed=3' in results['command']
   assert results['config']['seed'] == 3 and 'jax' in results['versions']
-  least = min(results['clean'], *results['robust'].values(), *results['authors'].values())
+  least = min(results['clean'], *results['robust'].values(), *results['released'].values())
   assert 0 <= results['worst_case'] <= least <= 1
   assert any((tmp_path / 'tensorboard').iterdir())
 
@@ -144,7 +144,7 @@ def test_killed_ten_times_it_ends_with_the_same_bits(tmp_path):
   assert process.returncode == 0, err
   assert digests(killed, last) == digests(whole, last)
   assert steps_logged(killed) == list(range(1, last + 1))
-  same = ('clean', 'robust', 'authors', 'worst_case', 'last')
+  same = ('clean', 'robust', 'released', 'worst_case', 'last')
   results = [json.loads((d / 'results.json').read_text()) for d in (whole, killed)]
   assert [results[0][k] for k in same] == [results[1][k] for k in same]
 

@@ -1,4 +1,4 @@
-"""The model of a run, read back, is the one that its results are about."""
+"""The restored model of a run is the one that its results are about, also after an export."""
 
 import json
 import pathlib
@@ -10,14 +10,14 @@ import pytest
 from at_jax import errors, main
 from at_jax.datasets import pipeline
 from at_jax.models import logit_adjustment
-from at_jax.training import checkpoints, restore, setup
+from at_jax.training import checkpoints, loop, restore, setup
 
 CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'
 
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  """A model with dummy classes, an average of weights and a fitted change of its logits."""
+  """A run with dummy classes, averaged weights and a fitted logit adjustment."""
   path = tmp_path_factory.mktemp('runs') / 'run'
   fields = {'inference.kind': 'bias', 'inference.rounds': 2, 'optimizer.ema_decay': .9, 'epochs': 4,
             'batch_size': 173, 'dataset.validation_size': 100, 'evaluate.num_examples': 397,
@@ -28,7 +28,7 @@ def workdir(tmp_path_factory):
 
 
 @pytest.mark.parametrize('checkpoint', ['best', 'last'])
-def test_its_answers_are_those_of_the_evaluation(workdir, checkpoint):
+def test_predictions_are_those_of_the_evaluation(workdir, checkpoint):
   run, model = restore.load(workdir, checkpoint=checkpoint)
   verdicts = np.load(workdir / 'verdicts.npz')
   logits = np.asarray(model(pipeline.to_unit(run.dataset.test.images)))
@@ -37,9 +37,9 @@ def test_its_answers_are_those_of_the_evaluation(workdir, checkpoint):
                                 verdicts[f'{checkpoint}/clean'])
   assert verdicts[f'{checkpoint}/clean'].mean() > .12  # chance is .1
   results = json.loads((workdir / 'results.json').read_text())
-  told = (results if checkpoint == 'best' else results['last'])['inference']
-  np.testing.assert_allclose(model.args[0][logit_adjustment.COLLECTION]['bias'], told['bias'], rtol=1e-6)
-  # Without the average that was kept beside the weights it would be another model.
+  fitted = (results if checkpoint == 'best' else results['last'])['inference']
+  np.testing.assert_allclose(model.args[0][logit_adjustment.COLLECTION]['bias'], fitted['bias'], rtol=1e-6)
+  # The weights are the averaged ones, not those of the last step.
   raw = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).newest(
       jax.device_get(setup.init_state(run)))[0].state.params
   assert checkpoint == 'best' or any(
@@ -47,7 +47,7 @@ def test_its_answers_are_those_of_the_evaluation(workdir, checkpoint):
       for a, b in zip(*map(jax.tree.leaves, (raw, model.args[0]['params'])), strict=True))
 
 
-def test_a_folder_without_a_run_is_said_in_a_line(workdir, tmp_path):
+def test_folder_without_a_run_is_one_line(workdir, tmp_path):
   with pytest.raises(errors.UserError, match='no config.json'):
     restore.load(tmp_path)
   with pytest.raises(ValueError, match="checkpoint = 'newest': use 'best' or 'last'"):
@@ -55,3 +55,25 @@ def test_a_folder_without_a_run_is_said_in_a_line(workdir, tmp_path):
   (tmp_path / 'config.json').write_text((workdir / 'config.json').read_text())
   with pytest.raises(errors.UserError, match='none of its checkpoints can be read'):
     restore.load(tmp_path)
+
+
+def test_export_has_the_same_model_and_evaluation(workdir, tmp_path, capsys):
+  folder = tmp_path / 'row'
+  restore.export(workdir, folder)
+  assert {file.name for file in folder.iterdir()} == {
+      'config.json', 'metrics.jsonl', 'results.json', 'verdicts.npz', 'weights.npz'}
+  run, model = restore.load(workdir)
+  x = pipeline.to_unit(run.dataset.test.images[:16])
+  np.testing.assert_array_equal(restore.load(folder)[1](x), model(x))
+  before = json.loads((folder / 'results.json').read_text())
+  config = run.config.copy_and_resolve_references()
+  capsys.readouterr()
+  loop.evaluate_only(config, folder, 'command')
+  after = json.loads((folder / 'results.json').read_text())
+  for field in ('clean', 'robust', 'released', 'worst_case', 'n', 'step', 'validation_robust', 'inference'):
+    assert before[field] == after[field], field
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) <= 8 and 'results.json' in lines[0]
+  assert lines[-1].startswith(f"Report {100 * after['worst_case']:.2f} %, the deployed worst case")
+  with pytest.raises(errors.UserError, match='training cannot resume'):
+    loop.train_and_evaluate(config, folder, 'command')

@@ -1,0 +1,50 @@
+"""The summary at the end of a run: at most eight lines, and the number to report."""
+
+import pathlib
+
+from at_jax.training import final_evaluation
+
+WORKDIR = pathlib.Path('runs/x')
+RESULTS = {
+    'dataset': 'digits', 'n': 400, 'seed': 3, 'step': 12, 'clean': .9, 'worst_case': .5,
+    'robust': {'pgd20': .6, 'margin100x5': .52}, 'released': {}, 'warnings': {'pgd20': []},
+    'config': {'evaluate': {'norm': 'linf', 'epsilon_255': 8.}}}
+
+
+def summary(**fields):
+  lines = final_evaluation.summary(RESULTS | fields, WORKDIR).splitlines()
+  assert len(lines) <= 8
+  return lines
+
+
+def test_title_names_data_seed_checkpoint_and_file():
+  assert summary()[0] == ('digits, 400 test examples, seed 3, best checkpoint (step 12); details: '
+                          'runs/x/results.json')
+
+
+def test_worst_case_names_the_strongest_attack():
+  assert summary()[2].split() == 'deployed worst case 50.00 %, decided by margin100x5: 52.00 % alone'.split()
+  lines = summary(released={'pgd20': .51, 'autoattack': .7}, robust={'pgd20': .6, 'autoattack': .55})
+  assert lines[2].split() == 'released protocol pgd20 51.00 %, autoattack 70.00 %'.split()
+  assert lines[3].endswith('decided by pgd20 (released protocol): 51.00 % alone')
+
+
+def test_last_line_says_which_number_to_report():
+  assert summary()[-1] == ('Report 50.00 %, the deployed worst case within L∞ 8/255, '
+                           'and state that AutoAttack was not run.')
+  assert summary(robust={'autoattack': .5})[-1] == 'Report 50.00 %, the deployed worst case within L∞ 8/255.'
+  line = summary(released={'autoattack': .7}, robust={'autoattack': .5})[-1]
+  assert 'not the released protocol' in line and 'not run' not in line
+  assert summary(robust={})[-1] == 'No attack was run: report 90.00 % as clean accuracy only.'
+
+
+def test_everything_at_once_is_eight_lines():
+  point = {'step': 12, 'epoch': 3., 'clean_change': -.01, 'robust_gain': .2}
+  lines = summary(
+      released={'pgd20': .7}, warnings={'autoattack': ['one', 'two'], 'pgd20': []},
+      inference={'as_trained': {'clean': .91, 'worst_case': .48}},
+      finetune={'curve': [point], 'chosen': 12, 'tolerance': .005, 'within_tolerance': True})
+  assert len(lines) == 8
+  assert lines[4].split() == 'as trained clean 91.00 %, worst_case 48.00 %'.split()
+  assert 'epoch 3, clean -1.0, robust +20.0 points' in lines[5]
+  assert lines[6].split() == 'warnings 2 on autoattack'.split()
