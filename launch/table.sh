@@ -37,8 +37,11 @@ for row in "${rows[@]}"; do
   [ -e "$kept/results.json" ] && continue
   workdir="runs/table/$name"
   python -m at_jax.main --config="$config" --config.seed="$seed" --workdir="$workdir"
-  python -c 'import sys; from at_jax.training import restore; restore.export(*sys.argv[1:])' \
-    "$workdir" "$kept"
+  python -c 'import sys
+from at_jax import xla_flags
+xla_flags.tune()  # as at_jax.main, before jax is imported
+from at_jax.training import restore
+restore.export(*sys.argv[1:])' "$workdir" "$kept"
 done
 for row in "${rows[@]}"; do
   read_row "$row"

@@ -136,11 +136,12 @@ def export(workdir: str | os.PathLike, folder: str | os.PathLike) -> None:
     folder: where to write; created if needed.
 
   Raises:
-    errors.UserError: as `load`, or if `folder` is not writable.
+    errors.UserError: as `load`, or if the run is not finished, or `folder` is not writable.
   """
   workdir, folder = pathlib.Path(workdir), pathlib.Path(folder)
-  run = _open(workdir)
-  found = weights(run, workdir, 'best')
+  if not (workdir / 'results.json').exists():
+    raise errors.UserError('workdir', str(workdir), 'there is no results.json in it: finish the run first')
+  found = weights(_open(workdir), workdir, 'best')
   if not found:
     raise _no_checkpoint(workdir)
   try:

@@ -55,6 +55,8 @@ def test_folder_without_a_run_is_one_line(workdir, tmp_path):
   (tmp_path / 'config.json').write_text((workdir / 'config.json').read_text())
   with pytest.raises(errors.UserError, match='none of its checkpoints can be read'):
     restore.load(tmp_path)
+  with pytest.raises(errors.UserError, match='no results.json'):
+    restore.export(tmp_path, tmp_path / 'row')
 
 
 def test_export_has_the_same_model_and_evaluation(workdir, tmp_path, capsys):
