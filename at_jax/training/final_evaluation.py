@@ -75,12 +75,12 @@ def summary(results: dict[str, Any], workdir: pathlib.Path) -> str:
   percent = lambda share: f'{100 * share:.2f} %'
   of = lambda found: ', '.join(f'{name} {percent(share)}' for name, share in found.items())
   robust, released, worst = results['robust'], results['released'], percent(results['worst_case'])
-  attacks = robust | {f'{name} (released protocol)': share for name, share in released.items()}
+  attacks = robust | {f'{name}, released protocol': share for name, share in released.items()}
   strongest = min(attacks, key=attacks.get, default=None)
   rows = {'clean': percent(results['clean']), 'released protocol': of(released),
           'deployed worst case': worst}
   if strongest:
-    rows['deployed worst case'] += f', decided by {strongest}: {percent(attacks[strongest])} alone'
+    rows['deployed worst case'] += f', decided by {strongest} ({percent(attacks[strongest])} alone)'
   if 'inference' in results:
     plain = results['inference']['as_trained']
     rows['as trained'] = of({name: plain[name] for name in ('clean', 'worst_case')})
@@ -93,9 +93,9 @@ def summary(results: dict[str, Any], workdir: pathlib.Path) -> str:
   if not attacks:
     report = f'No attack was run: report {percent(results["clean"])} as clean accuracy only'
   elif released:
-    report += ', not the released protocol, which attacks logits that do not decide'
+    report += ', and not the released protocol, whose attacks use logits that do not decide'
   if attacks and not any(name.startswith('autoattack') for name in attacks):
-    report += ', and state that AutoAttack was not run'
+    report += '; AutoAttack was not run'
   return '\n'.join([
       f"{results['dataset']}, {results['n']} test examples, seed {results['seed']}, best checkpoint (step "
       f"{results['step']}); details: {workdir / 'results.json'}",

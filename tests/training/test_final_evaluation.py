@@ -23,15 +23,15 @@ def test_title_names_data_seed_checkpoint_and_file():
 
 
 def test_worst_case_names_the_strongest_attack():
-  assert summary()[2].split() == 'deployed worst case 50.00 %, decided by margin100x5: 52.00 % alone'.split()
+  assert summary()[2].split() == 'deployed worst case 50.00 %, decided by margin100x5 (52.00 % alone)'.split()
   lines = summary(released={'pgd20': .51, 'autoattack': .7}, robust={'pgd20': .6, 'autoattack': .55})
   assert lines[2].split() == 'released protocol pgd20 51.00 %, autoattack 70.00 %'.split()
-  assert lines[3].endswith('decided by pgd20 (released protocol): 51.00 % alone')
+  assert lines[3].endswith('decided by pgd20, released protocol (51.00 % alone)')
 
 
 def test_last_line_says_which_number_to_report():
-  assert summary()[-1] == ('Report 50.00 %, the deployed worst case within L∞ 8/255, '
-                           'and state that AutoAttack was not run.')
+  assert summary()[-1] == ('Report 50.00 %, the deployed worst case within L∞ 8/255; '
+                           'AutoAttack was not run.')
   assert summary(robust={'autoattack': .5})[-1] == 'Report 50.00 %, the deployed worst case within L∞ 8/255.'
   line = summary(released={'autoattack': .7}, robust={'autoattack': .5})[-1]
   assert 'not the released protocol' in line and 'not run' not in line
