@@ -1,87 +1,223 @@
-"""What the README shows runs, and what it names is there."""
+"""README.md and docs/: every example runs, every command parses, every file they name exists."""
 
 import pathlib
 import re
+import shlex
+import shutil
 import sys
 import types
 
-import jax
 import numpy as np
 import pytest
 
 from at_jax import main
+from at_jax.analysis import table
+from at_jax.config import command_line
 
 pytestmark = pytest.mark.usefixtures('fully_compiled')
-README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text(encoding='utf-8')
-CODE = re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL)
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = ['README.md', *(f'docs/{path.name}' for path in sorted(ROOT.glob('docs/*.md')))]
+TEXT = {page: (ROOT / page).read_text(encoding='utf-8') for page in PAGES}
+# A block whose first line is '# name.py' is a file of the reader's; the others run in their order.
+FILE = re.compile(r'# (\w+\.py)\n')
+# With its defaults AutoAttack takes a minute; nothing in these examples depends on them.
+SHORT = {'batch_size=16)': 'batch_size=16, num_steps=3, num_queries=20)'}
 
 
-def test_the_examples_run(capsys):
-  # A reader pastes the first, so it must stand alone; the second and the third go on from it.
-  names = {}
-  # With the defaults AutoAttack takes a minute; there is nothing to read about in that.
-  short = CODE[2].replace('batch_size=16', 'batch_size=16, num_steps=3, num_queries=20')
-  assert short != CODE[2]
-  exec('\n'.join([*CODE[:2], short]), names)
-  out = capsys.readouterr().out
-  assert out.startswith('robust accuracy') and 'apgd-ce' in out
-  assert 0 < names['found'].robust.sum() and names['found'].clean.all()
+def blocks(page, language='python'):
+  found = re.findall(r'^```(\w*)\n(.*?)^```$', TEXT[page], flags=re.DOTALL | re.MULTILINE)
+  return [text for name, text in found if name == language]
 
 
-def test_the_example_of_pytorch_s_weights_runs(monkeypatch):
-  # The shapes of TRADES' models/small_cnn.py; PyTorch itself is stood in for.
+def files(page):
+  return {FILE.match(block)[1]: block for block in blocks(page) if FILE.match(block)}
+
+
+def code(page):
+  text = '\n'.join(block for block in blocks(page) if not FILE.match(block))
+  for long, short in SHORT.items():
+    text = text.replace(long, short)
+  assert 'autoattack(' not in text or 'num_queries=' in text
+  return text
+
+
+@pytest.fixture(scope='module')
+def quickstart(tmp_path_factory):
+  """The folder of a run of configs/quickstart.py:smoke."""
+  workdir = tmp_path_factory.mktemp('quickstart') / 'run'
+  assert main.main([f'--config={ROOT}/configs/quickstart.py:smoke', f'--workdir={workdir}']) == 0
+  return workdir
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  """The current folder, from which Python imports."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  for name in ('mine', 'other', 'agree', 'margin_attack'):
+    monkeypatch.delitem(sys.modules, name, raising=False)
+  return tmp_path
+
+
+def stand_in_for_torch():
+  """A `torch` whose `load` gives arrays of the shapes in TRADES' models/small_cnn.py."""
   names = {f'feature_extractor.conv{i}': shape for i, shape in enumerate(
       [(32, 1, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3)], 1)}
   names |= {f'classifier.fc{i}': shape for i, shape in enumerate(
       [(200, 1024), (200, 200), (10, 200)], 1)}
   arrays = {f'{name}.weight': np.zeros(shape) for name, shape in names.items()}
   arrays |= {f'{name}.bias': np.full(shape[0], 7.) for name, shape in names.items()}
-  torch = types.SimpleNamespace(load=lambda path, map_location: arrays)
-  monkeypatch.setitem(sys.modules, 'torch', torch)
-  example = {'jax': jax}
-  exec(CODE[3], example)
-  np.testing.assert_array_equal(example['model'](np.zeros((1, 28, 28, 1))), np.full((1, 10), 7.))
+  return types.SimpleNamespace(load=lambda path, map_location: arrays)
 
 
-def test_the_example_of_a_run_s_model_runs(tmp_path, monkeypatch, capsys):
-  monkeypatch.chdir(tmp_path)
-  config = pathlib.Path(__file__).parent.parent / 'configs' / 'quickstart.py'
-  assert main.main([f'--config={config}:smoke', '--workdir=runs/quickstart']) == 0
+def check_readme(names, out):
+  assert out.startswith('robust accuracy') and 'apgd-ce' in out
+  assert 0 < names['found'].robust.sum() and names['found'].clean.all()
+  assert out.count('True') + out.count('False') == 16  # the last example prints bool[16]
+
+
+def check_attacks(names, out):
+  assert out.startswith('robust accuracy') and 'apgd-ce' in out and 'square' in out
+  assert names['strong'].success.all()
+  # A point that is one step past the boundary and one that may go on: the radii are the same.
+  assert np.all(np.diff(names['curve']) <= 0)
+  assert 'probabilities' in names['warnings'][0]
+  np.testing.assert_array_equal(names['imported'](np.zeros((1, 28, 28, 1))), np.full((1, 10), 7.))
+
+
+def check_configs(names, out):
+  assert out == '100 8\n'
+
+
+def check_evaluation(names, out):
+  assert out.startswith('[[3. 5.]] [1]\nclean ')
+  assert names['worst_case'].sum() <= names['clean'].sum()
+
+
+def check_extending(names, out):
+  assert names['found'].success.any() and names['adaptive'].success.any()
+
+
+def check_training(names, out):
+  assert out.startswith('500 1000 7\n')
+  assert names['value'] < np.log(10)  # the loss of the first step, whose logits are 0
+
+
+def check_numerics(names, out):
+  assert not code('docs/numerics.md')
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_examples_run(page, folder, monkeypatch, capsys, request):
+  if 'runs/quickstart' in code(page):
+    shutil.copytree(request.getfixturevalue('quickstart'), folder / 'runs' / 'quickstart')
+  monkeypatch.setitem(sys.modules, 'torch', stand_in_for_torch())
+  names = {}
   capsys.readouterr()
-  exec("from at_jax import attacks\n" + CODE[4], {})
+  exec(code(page), names)
   out = capsys.readouterr().out
-  assert out.count('True') + out.count('False') == 16
+  globals()[f'check_{pathlib.Path(page).stem.lower()}'](names, out)
 
 
-def test_the_method_of_ones_own_trains(tmp_path, monkeypatch, capsys):
-  (tmp_path / 'mine.py').write_text(CODE[5])
-  (tmp_path / 'mine_cifar10.py').write_text(CODE[6])
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.syspath_prepend(tmp_path)
+def write(folder, page):
+  for name, text in files(page).items():
+    (folder / name).write_text(text, encoding='utf-8')
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/extending.md'])
+def test_both_pages_have_the_same_method(page):
+  assert {'mine.py', 'mine_cifar10.py'} <= files(page).keys()
+  assert all(files(page)[name] == files('README.md')[name] for name in files('README.md'))
+
+
+def test_method_of_ones_own_trains(folder, capsys):
+  write(folder, 'README.md')
   assert main.main(['--config=mine_cifar10.py:smoke', '--workdir=run']) == 0
-  assert 'deployed worst case' in capsys.readouterr().out
+  assert 'worst case' in capsys.readouterr().out
   assert main.main(['--config=mine_cifar10.py:smoke', '--workdir=run2',
                     '--config.loss=mine.smothed']) == 2
-  said = capsys.readouterr().err.splitlines()
-  assert len(said) == 1 and 'config.loss' in said[0] and 'mine.smothed' in said[0]
+  line, = capsys.readouterr().err.splitlines()
+  assert 'config.loss' in line and 'mine.smothed' in line
 
 
-@pytest.mark.parametrize('returned, said', [
+@pytest.mark.parametrize('config, fields', [
+    ('agree_cifar10.py', []),
+    (f'{ROOT}/configs/pgd_at_cifar10.py', ['--config.attack.kind=margin_attack.attack'])])
+def test_inner_attack_of_ones_own_trains(config, fields, folder, capsys):
+  write(folder, 'docs/extending.md')
+  assert main.main([f'--config={config}:smoke', '--workdir=run', *fields]) == 0
+  assert 'worst case' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('returned, expected', [
     ('.9 * fit', 'it returned'), ('objective.Outcome(fit.mean(), None, logits, batch_stats)', '()')])
-def test_a_method_that_returns_something_else_is_named(returned, said, tmp_path, monkeypatch, capsys):
+def test_method_with_wrong_output_is_named(returned, expected, folder, capsys):
   right = 'objective.Outcome(.9 * fit + .1 * flat, None, logits, batch_stats)'
-  assert right in CODE[5]
-  (tmp_path / 'other.py').write_text(CODE[5].replace(right, returned))
-  (tmp_path / 'other_cifar10.py').write_text(CODE[6].replace('mine', 'other'))
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.syspath_prepend(tmp_path)
-  monkeypatch.delitem(sys.modules, 'other', raising=False)
+  method, config = (files('README.md')[name] for name in ('mine.py', 'mine_cifar10.py'))
+  assert right in method
+  (folder / 'other.py').write_text(method.replace(right, returned))
+  (folder / 'other_cifar10.py').write_text(config.replace('mine', 'other'))
   assert main.main(['--config=other_cifar10.py:smoke', '--workdir=run']) == 2
   line, = [line for line in capsys.readouterr().err.splitlines() if line.startswith('at_jax: ')]
-  assert "config.loss = 'other.smoothed'" in line and said in line
+  assert "config.loss = 'other.smoothed'" in line and expected in line
 
 
-def test_every_config_is_in_the_table():
-  configs = (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py')
-  named = set(re.findall(r'`(\w+\.py)`', README))
-  assert {path.name for path in configs} == named - {'mine.py', 'mine_cifar10.py'}
+def commands(page):
+  """The arguments of each `python -m at_jax.main` that a page shows."""
+  for block in blocks(page, language=''):
+    for line in block.replace('\\\n', ' ').splitlines():
+      words = shlex.split(line, comments=True)
+      if words[:3] == ['python', '-m', 'at_jax.main'] and not re.search(r'\b(X|FILE)\b', line):
+        yield words[3:]
+
+
+@pytest.mark.parametrize('page', [page for page in PAGES if list(commands(page))])
+def test_commands_parse(page, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  for arguments in commands(page):
+    own = [argument for argument in arguments if 'mine_cifar10' in argument]
+    assert own or command_line.parse(arguments).mode in ('train', 'evaluate')
+
+
+def test_readme_is_short():
+  assert len(TEXT['README.md'].splitlines()) <= 150
+  assert len(TEXT['README.md'].split()) <= 1200
+
+
+@pytest.mark.parametrize('page', [*PAGES, 'CHANGELOG.md', 'CONTRIBUTING.md'])
+def test_linked_files_exist(page):
+  text = (ROOT / page).read_text(encoding='utf-8')
+  links = [link.partition('#')[0] for link in re.findall(r'\]\(([^)]+)\)', text)
+           if not link.startswith('http')]
+  links = [(ROOT / page).parent / link for link in links if link]
+  if page != 'CHANGELOG.md':  # which names the files of before
+    links += [ROOT / name for name in re.findall(
+        r'`((?:at_jax|benchmarks|configs|docs|findings|launch|results|tests)/[\w./]*\w/?)`', text)]
+  assert links and not [str(path) for path in links if not path.exists()]
+
+
+def test_named_tests_exist():
+  tests = '\n'.join(path.read_text(encoding='utf-8') for path in ROOT.glob('tests/**/test_*.py'))
+  named = set(re.findall(r'`(test_\w+)`', TEXT['docs/numerics.md']))
+  assert named and not [name for name in named if f'def {name}(' not in tests]
+
+
+def test_every_config_is_in_docs():
+  rows = [line for line in TEXT['docs/configs.md'].splitlines() if line.startswith('| `')]
+  named = {name for row in rows for name in re.findall(r'`(\w+\.py)`', row.split('|')[1])}
+  assert {path.name for path in (ROOT / 'configs').glob('*.py')} == named
+
+
+def cells(lines):
+  return {row[0]: row[1:] for row in
+          ([cell.strip() for cell in line.strip('|').split('|')] for line in lines)}
+
+
+def test_headline_numbers_are_those_of_results():
+  printed = '\n'.join(table.tables(table.read(ROOT / 'results' / 'small_cifar10'),
+                                   against='pgd_at_cifar10').values())
+  measured = cells(printed.splitlines())
+  shown = cells(line for line in TEXT['README.md'].splitlines() if line.startswith('| `') and '±' in line)
+  assert 0 < len(shown) <= 5
+  for method, numbers in shown.items():
+    assert {number for number in numbers if number} <= set(measured[method])
