@@ -1,6 +1,7 @@
 """README.md and docs/: every example runs, every command parses, every file they name exists."""
 
 import pathlib
+import pkgutil
 import re
 import shlex
 import shutil
@@ -12,7 +13,7 @@ import pytest
 
 from at_jax import main
 from at_jax.analysis import table
-from at_jax.config import command_line
+from at_jax.config import command_line, fields
 
 pytestmark = pytest.mark.usefixtures('fully_compiled')
 ROOT = pathlib.Path(__file__).parent.parent
@@ -196,6 +197,15 @@ def test_linked_files_exist(page):
   assert links and not [str(path) for path in links if not path.exists()]
 
 
+@pytest.mark.parametrize('heading', ['Moved modules', 'Renamed functions'])
+def test_new_paths_in_changelog_exist(heading):
+  section = (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8').partition(f'### {heading}\n')[2]
+  section = section.partition('\n### ')[0]
+  new = [name for line in section.splitlines() if line.startswith('| `')
+         for name in re.findall(r'`([\w.]+)`', line.split('|')[2])]
+  assert new and all(pkgutil.resolve_name(f'at_jax.{name}') for name in new)
+
+
 def test_named_tests_exist():
   tests = '\n'.join(path.read_text(encoding='utf-8') for path in ROOT.glob('tests/**/test_*.py'))
   named = set(re.findall(r'`(test_\w+)`', TEXT['docs/numerics.md']))
@@ -206,6 +216,11 @@ def test_every_config_is_in_docs():
   rows = [line for line in TEXT['docs/configs.md'].splitlines() if line.startswith('| `')]
   named = {name for row in rows for name in re.findall(r'`(\w+\.py)`', row.split('|')[1])}
   assert {path.name for path in (ROOT / 'configs').glob('*.py')} == named
+
+
+def test_field_table_is_generated():
+  shown = TEXT['docs/configs.md'].partition('<!-- fields: begin')[2].partition('-->\n')[2]
+  assert shown.partition('<!-- fields: end -->')[0] == fields.table() + '\n'
 
 
 def cells(lines):
