@@ -1,11 +1,14 @@
-"""DUCAT with PGD-AT on Tiny-ImageNet (200 classes, 64×64), L∞ 8/255.
+"""DUCAT on PGD-AT on Tiny-ImageNet (200 classes, 64×64), L∞ 8/255.
 
   python -m at_jax.main --config=configs/ducat_tiny_imagenet.py
+  python -m at_jax.main --config=configs/ducat_tiny_imagenet.py:smoke   two steps on digits
 
-Source: Wang et al., DUCAT, arXiv 2410.12671, and its released code: 64×64 images with a stride-2
-stem; settings as ducat_cifar10.py. Its Tiny-ImageNet table could not be read, so there is no
-published number here. Test is the official validation split, whose labels are public.
-PreActResNet-18 and bfloat16 are ours.
+Reference: Wang et al., DUCAT, arXiv 2410.12671, and its released code.
+From the reference: 64×64 images with a stride-2 stem; settings as in ducat_cifar10.py.
+Ours: PreActResNet-18 and bfloat16. The test set is the official validation split, whose labels are
+public.
+
+Published: none; the Tiny-ImageNet table of the paper could not be read.
 Measured: not yet.
 """
 

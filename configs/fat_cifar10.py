@@ -1,19 +1,23 @@
-"""Friendly adversarial training on CIFAR-10, L∞ .031: an attack that stops τ steps past the boundary.
+"""Friendly adversarial training (FAT) on CIFAR-10, L∞ .031: the attack stops τ steps past the boundary.
 
   python -m at_jax.main --config=configs/fat_cifar10.py
   python -m at_jax.main --config=configs/fat_cifar10.py:small   minutes on two cores
-  :cifar100 and :mnist are the same method on other data, :cifar100-small and so on cut down.
+  Other data and sizes: :cifar100 and :mnist; combinations such as :cifar100-small.
 
-Source: Zhang et al., Attacks Which Do Not Kill Training Make Adversarial Learning Stronger, 2020, and
-its released code: 120 epochs, τ = 0, then 1 after 50 and 2 after 90 epochs, weight decay 2e-4, ×.1
-before the 60th and the 90th. The early stop is by masks here. The released code halves the learning
-rate once more before the 110th epoch; that is left out. PreActResNet-18, bfloat16 and the choice of
-the best checkpoint on held-out training images are ours.
-Published, WRN-32-10 (in GAIRAT's table): clean 89.16, PGD-20 51.24, PGD+ 46.14; AutoAttack
-(reported) 44.42.
-Measured, :small, seed 0, the first 1,000 test images, two cores: clean 56.0, PGD-20 27.3, margin
-PGD-100 × 5 24.6, scaled PGD-20 22.9, AutoAttack 22.4, worst case 22.4 (results/small_cifar10).
-The whole form: not yet.
+Reference: Zhang et al., Attacks Which Do Not Kill Training Make Adversarial Learning Stronger, 2020,
+and its released code.
+From the reference: 120 epochs, τ = 0, then 1 after 50 and 2 after 90 epochs, weight decay 2e-4, × .1
+before the 60th and the 90th epoch. The released code also halves the learning rate before the 110th
+epoch; that is left out here.
+Ours: examples stop by masks; PreActResNet-18, bfloat16, and the best checkpoint is chosen on held-out
+training images.
+
+Published: WRN-32-10 (in GAIRAT's table): clean 89.16, PGD-20 51.24, PGD+ 46.14; AutoAttack (reported)
+44.42.
+Measured (the first 1,000 test images, two CPU cores, results/small_cifar10; percent):
+  :small, seed 0: clean 56.0, PGD-20 27.3, margin PGD-100 × 5 24.6, logit-scaled PGD-20 22.9, AutoAttack
+    22.4, worst case 22.4.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants

@@ -1,28 +1,35 @@
 """Fine-tuning a clean model with a regulated adversary on CIFAR-10, L∞ 8/255.
 
-  python -m at_jax.main --config=configs/finetune_cifar10.py             stops past the boundary
-  python -m at_jax.main --config=configs/finetune_cifar10.py:radius      a radius for each example
-  python -m at_jax.main --config=configs/finetune_cifar10.py:controller  one strength, controlled
-  python -m at_jax.main --config=configs/finetune_cifar10.py:dual        two BatchNorms
-  python -m at_jax.main --config=configs/finetune_cifar10.py:small       minutes on two cores
-  :cifar100 and :mnist are the same method on other data; all combine, as in :cifar100-radius-small.
-  From a run of your own: --config.finetune.start_epoch=0 --config.epochs=10
-  --config.finetune.source=runs/X, with the same model and data.
+  python -m at_jax.main --config=configs/finetune_cifar10.py
+  python -m at_jax.main --config=configs/finetune_cifar10.py:radius       a radius for each example
+  python -m at_jax.main --config=configs/finetune_cifar10.py:controller   one strength for all examples
+  python -m at_jax.main --config=configs/finetune_cifar10.py:dual         two BatchNorms
+  python -m at_jax.main --config=configs/finetune_cifar10.py:small        minutes on two cores
+  Other data and sizes: :cifar100 and :mnist; combinations such as :cifar100-small.
 
-Source: in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated Adversary,
-2022, of which only the abstract could be read: clean training first, then adversarial training that
-does not cost clean accuracy, with an attack that is regulated as it goes. Everything else is ours:
-100 clean epochs and 10 of fine-tuning, CE(f(x), y) + 1 · KL(f(x) ‖ f(x')) + 1 · KL(teacher ‖ f(x)),
-the three regulators, and the operating point, the most robust epoch that loses at most .5 points of
-clean accuracy on 1,000 images held out of the training set.
-Published: none that could be read. For the same aim ARREST (WRN-34-10, reported): CIFAR-10 clean
+Reference: in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated Adversary,
+2022; only the abstract could be read.
+From the reference: clean training first, then adversarial training that keeps clean accuracy, with an
+attack that is regulated during training.
+Ours: everything else. 100 clean epochs and 10 of fine-tuning; CE(f(x), y) + 1 · KL(f(x) ‖ f(x')) + 1 ·
+KL(teacher ‖ f(x)); the three regulators; the operating point, which is the most robust epoch that loses
+at most .5 points of clean accuracy on 1,000 images held out of the training set. Without a variant the
+attack stops past the decision boundary.
+To start from a run of your own, with the same model and data: --config.finetune.source=runs/X
+--config.finetune.start_epoch=0 --config.epochs=10.
+
+Published: none that could be read. For the same aim, ARREST (WRN-34-10, reported): CIFAR-10 clean
 90.24, AutoAttack 50.20; CIFAR-100 73.05, 24.32.
-Measured, :small, seed 0, the first 1,000 test images, two cores: clean 74.4, PGD-20 6.2, margin
-PGD-100 × 5 4.7, scaled PGD-20 4.9, AutoAttack 3.6, worst case 3.6; :controller-small: clean 80.5,
-PGD-20 0.0, margin PGD-100 × 5 0.0, scaled PGD-20 0.0, AutoAttack 0.0, worst case 0.0; :dual-small:
-clean 79.5, PGD-20 0.0, margin PGD-100 × 5 0.0, scaled PGD-20 0.0, AutoAttack 0.0, worst case 0.0;
-:radius-small: clean 77.7, PGD-20 0.4, margin PGD-100 × 5 0.5, scaled PGD-20 0.4, AutoAttack 0.1,
-worst case 0.1 (results/small_cifar10). The whole form: not yet.
+Measured (the first 1,000 test images, two CPU cores, results/small_cifar10; percent):
+  :small, seed 0: clean 74.4, PGD-20 6.2, margin PGD-100 × 5 4.7, logit-scaled PGD-20 4.9, AutoAttack
+    3.6, worst case 3.6.
+  :radius-small, seed 0: clean 77.7, PGD-20 0.4, margin PGD-100 × 5 0.5, logit-scaled PGD-20 0.4,
+    AutoAttack 0.1, worst case 0.1.
+  :controller-small, seed 0: clean 80.5, PGD-20 0.0, margin PGD-100 × 5 0.0, logit-scaled PGD-20 0.0,
+    AutoAttack 0.0, worst case 0.0.
+  :dual-small, seed 0: clean 79.5, PGD-20 0.0, margin PGD-100 × 5 0.0, logit-scaled PGD-20 0.0,
+    AutoAttack 0.0, worst case 0.0.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants

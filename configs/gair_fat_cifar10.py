@@ -2,18 +2,21 @@
 
   python -m at_jax.main --config=configs/gair_fat_cifar10.py
   python -m at_jax.main --config=configs/gair_fat_cifar10.py:small   minutes on two cores
-  :cifar100 and :mnist are the same method on other data, :cifar100-small and so on cut down.
+  Other data and sizes: :cifar100 and :mnist; combinations such as :cifar100-small.
 
-Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, and its
-released code: 120 epochs, λ = 0 from the 60th on, τ = 0, then 3 after 40 and 6 after 70 epochs,
-weight decay 2e-4, ×.1 before the 60th and the 90th. The early stop is by masks here; the released
-code mixes up labels when it re-orders a batch. It halves the learning rate once more before the
-110th epoch; that is left out. PreActResNet-18, bfloat16 and the choice of the best checkpoint on
-held-out training images are ours.
-Published, WRN-32-10: clean 88.59, PGD-20 56.21, PGD+ 53.50.
-Measured, :small, seed 0, the first 1,000 test images, two cores: clean 57.9, PGD-20 25.4, margin
-PGD-100 × 5 18.8, scaled PGD-20 16.6, AutoAttack 16.1, worst case 16.0 (results/small_cifar10).
-The whole form: not yet.
+Reference: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, and its released
+code.
+From the reference: 120 epochs, λ = 0 from the 60th on, τ = 0, then 3 after 40 and 6 after 70 epochs,
+weight decay 2e-4, × .1 before the 60th and the 90th epoch. The released code also halves the learning
+rate before the 110th epoch; that is left out here.
+Ours: examples stop by masks (the released code mixes up labels when it reorders a batch);
+PreActResNet-18, bfloat16, and the best checkpoint is chosen on held-out training images.
+
+Published: WRN-32-10: clean 88.59, PGD-20 56.21, PGD+ 53.50.
+Measured (the first 1,000 test images, two CPU cores, results/small_cifar10; percent):
+  :small, seed 0: clean 57.9, PGD-20 25.4, margin PGD-100 × 5 18.8, logit-scaled PGD-20 16.6, AutoAttack
+    16.1, worst case 16.0.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants

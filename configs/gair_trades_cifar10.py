@@ -2,20 +2,22 @@
 
   python -m at_jax.main --config=configs/gair_trades_cifar10.py
   python -m at_jax.main --config=configs/gair_trades_cifar10.py:small   minutes on two cores
-  :cifar100 and :mnist are the same method on other data, :cifar100-small and so on cut down.
+  Other data and sizes: :cifar100 and :mnist; combinations such as :cifar100-small.
 
-Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021; of its TRADES
-the released code has only the form for robust self-training, CE + 6 · [w · KL(p ‖ p'_KL) + (1 − w)
-· KL(p ‖ p'_margin)] with weights that are not normalised, λ = 3, from half of training on. Here
-without unlabelled data; the schedule of gairat_cifar10.py but for that start is ours.
-PreActResNet-18, bfloat16 and the choice of the best checkpoint on held-out training images are
-ours.
-Weights on TRADES' KL, its cross-entropy or both are --config.loss=trades with
+Reference: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, 2021, and its released
+code for robust self-training, the only form of GAIR-TRADES in it.
+From the reference: CE + 6 · [w · KL(p ‖ p'_KL) + (1 − w) · KL(p ‖ p'_margin)] with weights that are not
+normalised, λ = 3, from half of training on.
+Ours: no unlabelled data; the schedule of gairat_cifar10.py, except for the start of the weights;
+PreActResNet-18, bfloat16, and the best checkpoint is chosen on held-out training images.
+For weights on TRADES' KL, its cross-entropy or both, use --config.loss=trades with
 --config.weights.on=regulariser, fit or both, and --config.weights.normalized.
+
 Published: none without unlabelled data.
-Measured, :small, seed 0, the first 1,000 test images, two cores: clean 53.1, PGD-20 28.2, margin
-PGD-100 × 5 24.8, scaled PGD-20 24.3, AutoAttack 24.1, worst case 24.1 (results/small_cifar10).
-The whole form: not yet.
+Measured (the first 1,000 test images, two CPU cores, results/small_cifar10; percent):
+  :small, seed 0: clean 53.1, PGD-20 28.2, margin PGD-100 × 5 24.8, logit-scaled PGD-20 24.3, AutoAttack
+    24.1, worst case 24.1.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants

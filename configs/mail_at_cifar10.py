@@ -2,16 +2,19 @@
 
   python -m at_jax.main --config=configs/mail_at_cifar10.py
   python -m at_jax.main --config=configs/mail_at_cifar10.py:small   minutes on two cores
-  :cifar100 and :mnist are the same method on other data, :cifar100-small and so on cut down.
+  Other data and sizes: :cifar100 and :mnist; combinations such as :cifar100-small.
 
-Source: Wang et al., Probabilistic Margins for Instance Reweighting in Adversarial Training, 2021,
-and its released code: b = -.5, s = 10, attacks from x + .001 · N(0, 1), weights after 76 of 120
-epochs. The schedule is that of mail_trades_cifar10.py. PreActResNet-18, bfloat16 and the choice of
-the best checkpoint on held-out training images are ours.
-Published (reported, ResNet-18): AutoAttack 44.2.
-Measured, :small, seed 0, the first 1,000 test images, two cores: clean 47.3, PGD-20 30.4, margin
-PGD-100 × 5 24.1, scaled PGD-20 23.1, AutoAttack 23.2, worst case 23.1 (results/small_cifar10).
-The whole form: not yet.
+Reference: Wang et al., Probabilistic Margins for Instance Reweighting in Adversarial Training, 2021,
+and its released code.
+From the reference: b = −.5, s = 10, attacks from x + .001 · N(0, 1), weights after 76 of 120 epochs;
+the schedule of mail_trades_cifar10.py.
+Ours: PreActResNet-18, bfloat16, and the best checkpoint is chosen on held-out training images.
+
+Published: AutoAttack 44.2 (reported, ResNet-18).
+Measured (the first 1,000 test images, two CPU cores, results/small_cifar10; percent):
+  :small, seed 0: clean 47.3, PGD-20 30.4, margin PGD-100 × 5 24.1, logit-scaled PGD-20 23.1, AutoAttack
+    23.2, worst case 23.1.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants

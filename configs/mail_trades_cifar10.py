@@ -2,16 +2,19 @@
 
   python -m at_jax.main --config=configs/mail_trades_cifar10.py
   python -m at_jax.main --config=configs/mail_trades_cifar10.py:small   minutes on two cores
-  :cifar100 and :mnist are the same method on other data, :cifar100-small and so on cut down.
+  Other data and sizes: :cifar100 and :mnist; combinations such as :cifar100-small.
 
-Source: Wang et al., Probabilistic Margins for Instance Reweighting in Adversarial Training, 2021,
-and its released code: β 5, b = 0, s = 2, weights after 76 of 120 epochs, learning rate .01, ×.1 at
-75, 90 and 100, weight decay 3.5e-3. PreActResNet-18, bfloat16 and the choice of the best checkpoint
-on held-out training images are ours.
-Published (reported, ResNet-18): AutoAttack 50.6.
-Measured, :small, seed 0, the first 1,000 test images, two cores: clean 53.8, PGD-20 28.3, margin
-PGD-100 × 5 23.4, scaled PGD-20 23.5, AutoAttack 22.9, worst case 22.9 (results/small_cifar10).
-The whole form: not yet.
+Reference: Wang et al., Probabilistic Margins for Instance Reweighting in Adversarial Training, 2021,
+and its released code.
+From the reference: β = 5, b = 0, s = 2, weights after 76 of 120 epochs, learning rate .01, × .1 at 75,
+90 and 100, weight decay 3.5e-3.
+Ours: PreActResNet-18, bfloat16, and the best checkpoint is chosen on held-out training images.
+
+Published: AutoAttack 50.6 (reported, ResNet-18).
+Measured (the first 1,000 test images, two CPU cores, results/small_cifar10; percent):
+  :small, seed 0: clean 53.8, PGD-20 28.3, margin PGD-100 × 5 23.4, logit-scaled PGD-20 23.5, AutoAttack
+    22.9, worst case 22.9.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants

@@ -2,16 +2,19 @@
 
   python -m at_jax.main --config=configs/mart_cifar10.py
   python -m at_jax.main --config=configs/mart_cifar10.py:small   minutes on two cores
-  :cifar100 and :mnist are the same method on other data, :cifar100-small and so on cut down.
+  Other data and sizes: :cifar100 and :mnist; combinations such as :cifar100-small.
 
-Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
-2020, and its released code for ResNet-18: β 5, 120 epochs, learning rate .01, ×.1 before the 75th,
-90th and 100th, weight decay 3.5e-3. PreActResNet-18, bfloat16 and the choice of the best checkpoint on
-held-out training images are ours.
-Published (reported, ResNet-18, with β 6 and DUCAT's schedule): PGD-10 53.7.
-Measured, :small, seed 0, the first 1,000 test images, two cores: clean 25.6, PGD-20 18.8, margin
-PGD-100 × 5 15.9, scaled PGD-20 15.3, AutoAttack 15.2, worst case 15.2 (results/small_cifar10).
-The whole form: not yet.
+Reference: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
+2020, and its released code for ResNet-18.
+From the reference: β = 5, 120 epochs, learning rate .01, × .1 before the 75th, 90th and 100th epoch,
+weight decay 3.5e-3.
+Ours: PreActResNet-18, bfloat16, and the best checkpoint is chosen on held-out training images.
+
+Published: PGD-10 53.7 (reported, ResNet-18, with β = 6 and DUCAT's schedule).
+Measured (the first 1,000 test images, two CPU cores, results/small_cifar10; percent):
+  :small, seed 0: clean 25.6, PGD-20 18.8, margin PGD-100 × 5 15.9, logit-scaled PGD-20 15.3, AutoAttack
+    15.2, worst case 15.2.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants

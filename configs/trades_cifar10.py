@@ -2,16 +2,19 @@
 
   python -m at_jax.main --config=configs/trades_cifar10.py
   python -m at_jax.main --config=configs/trades_cifar10.py:small   minutes on two cores
-  :cifar100 and :mnist are the same method on other data, :cifar100-small and so on cut down.
+  Other data and sizes: :cifar100 and :mnist; combinations such as :cifar100-small.
 
-Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019, and
-its released code: β 6, 76 epochs, ×.1 before the 75th, weight decay 2e-4. PreActResNet-18,
-bfloat16 and the choice of the best checkpoint on held-out training images are ours.
-Published (reported, WRN-32-10): clean 84.58, PGD-20 55.53, AutoAttack 52.02; ResNet-18: AutoAttack
+Reference: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019, and
+its released code.
+From the reference: β = 6, 76 epochs, × .1 before the 75th epoch, weight decay 2e-4.
+Ours: PreActResNet-18, bfloat16, and the best checkpoint is chosen on held-out training images.
+
+Published: WRN-32-10 (reported): clean 84.58, PGD-20 55.53, AutoAttack 52.02; ResNet-18: AutoAttack
 48.1.
-Measured, :small, mean ± std of 3 seeds, the first 1,000 test images, two cores: clean 51.1 ± 1.5,
-PGD-20 27.6 ± 0.9, margin PGD-100 × 5 23.5 ± 1.3, scaled PGD-20 23.3 ± 1.2, AutoAttack 23.2 ± 1.2,
-worst case 23.2 ± 1.2 (results/small_cifar10). The whole form: not yet.
+Measured (the first 1,000 test images, two CPU cores, results/small_cifar10; percent):
+  :small, mean ± standard deviation of 3 seeds: clean 51.1 ± 1.5, PGD-20 27.6 ± 0.9, margin PGD-100 × 5
+    23.5 ± 1.3, logit-scaled PGD-20 23.3 ± 1.2, AutoAttack 23.2 ± 1.2, worst case 23.2 ± 1.2.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants

@@ -228,11 +228,28 @@ def cells(lines):
           ([cell.strip() for cell in line.strip('|').split('|')] for line in lines)}
 
 
-def test_headline_numbers_are_those_of_results():
-  printed = '\n'.join(table.tables(table.read(ROOT / 'results' / 'small_cifar10'),
-                                   against='pgd_at_cifar10').values())
-  measured = cells(printed.splitlines())
+@pytest.fixture(scope='module')
+def measured():
+  """The cells of the tables of results/small_cifar10, by row."""
+  printed = table.tables(table.read(ROOT / 'results' / 'small_cifar10'), against='pgd_at_cifar10')
+  return cells('\n'.join(printed.values()).splitlines())
+
+
+def test_headline_numbers_are_those_of_results(measured):
   shown = cells(line for line in TEXT['README.md'].splitlines() if line.startswith('| `') and '±' in line)
   assert 0 < len(shown) <= 5
   for method, numbers in shown.items():
     assert {number for number in numbers if number} <= set(measured[method])
+
+
+def test_config_headers_have_the_numbers_of_results(measured):
+  checked = set()
+  for path in ROOT.glob('configs/*.py'):
+    header = path.read_text(encoding='utf-8').partition('\nMeasured')[2].partition('"""')[0]
+    # A row begins with its variant, ':l2-small, seed 0: clean 60.2, …'; its next lines are indented more.
+    for row in re.findall(r'^  :(.*(?:\n    .*)*)', header, flags=re.MULTILINE):
+      variant, _, numbers = ' '.join(row.split()).partition(',')
+      name = f'`{path.stem}{"-" if variant != "small" else ""}{variant.removesuffix("small").strip("-")}`'
+      assert set(re.findall(r'\d+\.\d(?: ± \d+\.\d)?', numbers)) <= set(measured[name]), path
+      checked.add(name)
+  assert checked == {name for name in measured if name.startswith('`')}
