@@ -193,8 +193,8 @@ def test_linked_files_exist(page):
            if not link.startswith('http')]
   links = [(ROOT / page).parent / link for link in links if link]
   if page != 'CHANGELOG.md':  # which names the files of before
-    links += [ROOT / name for name in re.findall(
-        r'`((?:at_jax|benchmarks|configs|docs|findings|launch|results|tests)/[\w./]*\w/?)`', text)]
+    named = re.findall(r'`((?:at_jax|benchmarks|configs|docs|findings|launch|results|tests)/[\w./]*\w/?)`', text)
+    links += [ROOT / name for name in named if not re.search('NAME|PAPER', name)]
   assert links and not [str(path) for path in links if not path.exists()]
 
 
