@@ -193,7 +193,8 @@ def test_linked_files_exist(page):
            if not link.startswith('http')]
   links = [(ROOT / page).parent / link for link in links if link]
   if page != 'CHANGELOG.md':  # which names the files of before
-    named = re.findall(r'`((?:at_jax|benchmarks|configs|docs|findings|launch|results|tests)/[\w./]*\w/?)`', text)
+    top = 'at_jax|benchmarks|configs|docs|findings|launch|results|tests'
+    named = re.findall(rf'`((?:{top})/[\w./]*\w/?)`', text)
     links += [ROOT / name for name in named if not re.search('NAME|PAPER', name)]
   assert links and not [str(path) for path in links if not path.exists()]
 
@@ -229,7 +230,8 @@ def test_every_config_is_in_docs():
 
 def test_field_table_is_generated():
   shown = TEXT['docs/configs.md'].partition('<!-- fields: begin')[2].partition('-->\n')[2]
-  assert shown.partition('<!-- fields: end -->')[0] == fields.table() + '\n'
+  shown = shown.partition('<!-- fields: end -->')[0]
+  assert shown == fields.table() + '\n', 'replace the table by the output of python -m at_jax.config'
 
 
 def cells(lines):
