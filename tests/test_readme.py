@@ -17,7 +17,6 @@ from at_jax.analysis import table
 from at_jax.config import command_line, fields
 from at_jax.methods import inner_attacks
 
-pytestmark = pytest.mark.usefixtures('fully_compiled')
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ['README.md', *(f'docs/{path.name}' for path in sorted(ROOT.glob('docs/*.md')))]
 TEXT = {page: (ROOT / page).read_text(encoding='utf-8') for page in PAGES}
