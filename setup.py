@@ -1,4 +1,4 @@
-"""Installs at_jax. The attacks need the core alone; `pip install at_jax[train,data]` is the whole."""
+"""Installs at_jax. `at_jax.attacks` needs jax and numpy only; training needs `at_jax[train,data]`."""
 
 import pathlib
 
@@ -10,13 +10,13 @@ TRAIN = [
     'orbax-checkpoint>=0.11.28',
     'absl-py>=2.1',
     'ml-collections>=1.0',
-    'chex>=0.1.89',
     'tensorboardX>=2.6',
     'tqdm>=4.60',
 ]
 DATA = ['tensorflow-datasets>=4.9.10', 'array-record>=0.5', 'pillow>=10', 'scikit-learn>=1.4']
-# Equinox and Haiku are what the attacks have to take models of.
-DEV = ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'equinox', 'dm-haiku']
+# The tests attack models of Equinox and Haiku.
+DEV = ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'chex>=0.1.89', 'ruff>=0.9', 'equinox',
+       'dm-haiku']
 
 setuptools.setup(
     name='at_jax',
@@ -33,6 +33,7 @@ setuptools.setup(
         'data': DATA,
         'all-cpu': TRAIN + DATA,
         'cuda12': ['jax[cuda12]>=0.7.2'],
+        'cuda13': ['jax[cuda13]>=0.7.2'],
         'tpu': ['jax[tpu]>=0.7.2'],
         'dev': DEV,
         'peers': ['torch', 'foolbox'],

@@ -1,5 +1,6 @@
-# Sourced by the scripts beside it: makes the virtual environment at $1 with the extras $2, unless it
-# is there already, and puts it on the PATH. Set PYTHON to choose the interpreter (3.11 or newer).
+# Sourced by the other scripts: creates the virtual environment $1 with the extras $2 and the further
+# arguments of pip $3…, unless it exists, and puts it on the PATH. PYTHON names the interpreter (3.11
+# or newer).
 venv=$1
 extras=$2
 stamp="$venv/.installed-$(cksum < setup.py | cut -d' ' -f1)-${extras//[^a-z0-9]/_}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv, installs at_jax for the CPU and runs at_jax.main: the quickstart, or what you pass.
+# Creates .venv, installs at_jax for the CPU and runs at_jax.main, by default on the quickstart.
 #   bash launch/local.sh
 #   bash launch/local.sh --config=configs/ducat_cifar100.py:small
 set -euo pipefail

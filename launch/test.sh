@@ -1,17 +1,29 @@
 #!/usr/bin/env bash
-# Makes .venv, installs at_jax for the CPU and runs the tests; --all runs the long ones too, with what
-# they compare against (PyTorch) and, in a second environment, the oldest jax that is supported.
-#   bash launch/test.sh [--all] [arguments of pytest]
+# Creates .venv, installs at_jax for the CPU, and runs ruff and the tests that are not marked `long`.
+#   bash launch/test.sh [--all | --newest] [arguments of pytest]
+# --all     also runs the long tests, which compare with PyTorch and foolbox, and in a second environment
+#           the tests marked `oldest` with the oldest supported jax.
+# --newest  runs the quick tests with the newest packages, on Python 3.13 or 3.12 if one is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# Two workers: most of the time goes into compiling, which one process does on one core.
-if [ "${1:-}" = --all ]; then
-  shift
-  (source launch/environment.sh .venv-oldest all-cpu,dev 'jax==0.7.2' 'jaxlib==0.7.2' 'flax==0.11.2'
-   python -m pytest -q -n 2 -m oldest tests)
-  export JAX_DISABLE_MOST_OPTIMIZATIONS=0  # programs as users have them
-  source launch/environment.sh .venv-peers all-cpu,dev,peers
-  exec python -m pytest -q -n 2 --doctest-modules tests at_jax "$@"
-fi
+suite=(python -m pytest -q -n 2)  # two workers, because one process compiles on one core
+case "${1:-}" in
+  --all)
+    shift
+    (source launch/environment.sh .venv-oldest all-cpu,dev 'jax==0.7.2' 'jaxlib==0.7.2' 'flax==0.11.2'
+     "${suite[@]}" -m oldest tests)
+    source launch/environment.sh .venv-peers all-cpu,dev,peers
+    ruff check .
+    exec "${suite[@]}" --doctest-modules tests at_jax "$@" ;;
+  --newest)
+    shift
+    for python in python3.13 python3.12 ~/.pyenv/versions/3.1{3,2}.*/bin/python; do
+      if "$python" -c 'import venv' 2> /dev/null; then PYTHON=${PYTHON:-$python}; fi
+    done
+    rm -f .venv-newest/.installed-*  # upgrade an environment of an earlier run
+    source launch/environment.sh .venv-newest all-cpu,dev --upgrade --upgrade-strategy eager
+    exec "${suite[@]}" -m 'not long' tests "$@" ;;
+esac
 source launch/environment.sh .venv all-cpu,dev
-exec python -m pytest -q -n 2 --doctest-modules -m 'not long' tests at_jax "$@"
+ruff check .
+exec "${suite[@]}" --doctest-modules -m 'not long' tests at_jax "$@"
