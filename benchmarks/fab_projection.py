@@ -1,13 +1,13 @@
-"""Times FAB-T's projections, alone and as a share of its steps, and beside the authors' projections.
+"""Times FAB-T's projections: alone, as a share of a step, and against the reference projections.
 
   python benchmarks/fab_projection.py --reference=PATH \
     --workdir=results/small_cifar10/pgd_at_cifar10-0 --output=results/fab_projection/pgd_at_cifar10-0.json
 
-A step of FAB-T projects the iterate and the clean input onto the linearised boundary. Timed are, on one
-batch of test images and the best checkpoint of the run: a step; its two projections alone, on the
-planes of the first step; and the same two projections by PATH, a checkout of
-github.com/fra31/auto-attack, commit a392200, on the same planes in PyTorch. The repeats alternate,
-medians are compared. Needs the packages of at_jax[peers].
+A step of FAB-T projects the iterate and the clean input onto the linearised decision boundary. Three
+things are timed on one batch of test images and the best checkpoint of the run: a step; its two
+projections alone, on the planes of the first step; and the same projections of PATH, a checkout of
+github.com/fra31/auto-attack, commit a392200, in PyTorch. The repeats alternate, and the medians are
+compared. Needs the packages of at_jax[peers].
 """
 
 import argparse
@@ -30,17 +30,18 @@ from at_jax.attacks.fab import stepper as fab_stepper
 from at_jax.datasets import pipeline
 from at_jax.training import records, restore
 
-xla_flags.tune()  # It has to come before jax.
+xla_flags.tune()  # before the first array starts XLA
 
 
 def seconds(call) -> float:
+  """Wall time of a call, until its result is computed."""
   begun = time.perf_counter()
   jax.block_until_ready(call())
   return time.perf_counter() - begun
 
 
 def calls(logits_fn, x, y, norm: str, module) -> dict[str, object]:
-  """What is timed, by its name."""
+  """The functions to time, by name."""
   stepper = fab_stepper(norm=norm)
   target = jnp.argsort(-jnp.where(jax.nn.one_hot(y, 10, dtype=bool), -jnp.inf, logits_fn(x)))[:, 0]
   problem = _stepper.make_problem(x, y, jax.random.key(0), epsilon=8 / 255, bounds=(0., 1.),
@@ -60,16 +61,16 @@ def calls(logits_fn, x, y, norm: str, module) -> dict[str, object]:
   offset = (points * planes).sum(1) - flat(gap)[:, 0].repeat(2)
   return {'step': lambda: step(logits_fn, problem, state),
           'projections': lambda: ours(x, x, normal, gap),
-          'theirs': lambda: project(points, planes, offset)}
+          'reference': lambda: project(points, planes, offset)}
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--reference', required=True)
-  parser.add_argument('--workdir', required=True, help='of a run')
+  parser.add_argument('--reference', required=True, help='checkout of the reference AutoAttack')
+  parser.add_argument('--workdir', required=True, help='work directory of a run')
   parser.add_argument('--batch_size', type=int, default=250)
   parser.add_argument('--repeats', type=int, default=15)
-  parser.add_argument('--output', help='a JSON file')
+  parser.add_argument('--output', help='JSON file of the results')
   arguments = parser.parse_args()
   sys.path.insert(0, arguments.reference)
   module = importlib.import_module('autoattack.fab_projections')
@@ -84,16 +85,16 @@ def main() -> None:
            'cores': len(os.sched_getaffinity(0)), 'versions': records.versions(),
            'torch': torch.__version__, 'milliseconds': {}}
   print(f'batch {arguments.batch_size}, load {os.getloadavg()[0]:.1f}, milliseconds')
-  print(f'{"":6s}{"step":>8s}{"projections":>13s}{"share":>8s}{"theirs":>9s}{"ours / theirs":>15s}')
+  print(f'{"":6s}{"step":>8s}{"projections":>13s}{"share":>8s}{"reference":>11s}{"ours / reference":>18s}')
   for norm in ('linf', 'l2', 'l1'):
     timed = calls(logits_fn, x, y, norm, module)
     for call in timed.values():
       seconds(call)
     each = [{name: seconds(call) for name, call in timed.items()} for _ in range(arguments.repeats)]
-    step, ours, theirs = (1e3 * statistics.median(one[name] for one in each)
-                          for name in ('step', 'projections', 'theirs'))
-    found['milliseconds'][norm] = {'step': step, 'projections': ours, 'theirs': theirs}
-    print(f'{norm:6s}{step:8.1f}{ours:13.1f}{ours / step:8.0%}{theirs:9.1f}{ours / theirs:15.2f}')
+    step, ours, reference = (1e3 * statistics.median(one[name] for one in each)
+                          for name in ('step', 'projections', 'reference'))
+    found['milliseconds'][norm] = {'step': step, 'projections': ours, 'reference': reference}
+    print(f'{norm:6s}{step:8.1f}{ours:13.1f}{ours / step:8.0%}{reference:11.1f}{ours / reference:18.2f}')
   if arguments.output:
     records.write_json(pathlib.Path(arguments.output), found)
 

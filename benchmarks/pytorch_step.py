@@ -1,17 +1,16 @@
-"""Times one attack step and one training step, here and in PyTorch: same weights, batch and cores.
+"""Times one attack step and one training step of at_jax and PyTorch on the same weights and batch.
 
   python benchmarks/pytorch_step.py              # all four rows, about a minute on two cores
   python benchmarks/pytorch_step.py --models SmallCNN --repeats 9
 
-Needs the packages of at_jax[peers]. The logits of the two must agree to 1e-4 before anything is
-timed. The attack step is the input gradient and a sign step, BatchNorm in evaluation mode: five of
-them, by `attacks.pgd` (which also ends with a forward pass) here and in a Python loop there, the
-time divided by five. The training step
-is one weight gradient of the cross-entropy on a fixed batch, BatchNorm in training mode, and an SGD
-update. The repeats of the two alternate, so that a busy machine slows both; medians are compared.
+Needs the packages of at_jax[peers]. The logits of the two must agree to 1e-4 first. An attack step is
+the input gradient and a sign step, with BatchNorm in evaluation mode. Its time is a fifth of that of
+five steps, by `attacks.pgd` (which includes a last forward pass) and by a Python loop in PyTorch. A
+training step is one weight gradient of the cross-entropy on a fixed batch, with BatchNorm in training
+mode, and an SGD update. The repeats of the two alternate, and the medians are compared.
 
-Only a quiet machine gives numbers worth keeping: PyTorch's threads spin while they wait, so other
-load costs it more than it costs XLA. The load average is printed first.
+Use a quiet machine: PyTorch's threads spin while they wait, so other load slows it more than XLA. The
+load average is printed first.
 """
 
 import argparse
@@ -26,11 +25,11 @@ import numpy as np
 
 from at_jax import attacks, models, xla_flags
 
-xla_flags.tune()  # It has to come before jax.
+xla_flags.tune()  # before the first array starts XLA
 try:
   import torch
 except ImportError:
-  sys.exit('this comparison needs PyTorch: pip install "at_jax[peers]"')
+  sys.exit('pytorch_step needs PyTorch: pip install "at_jax[peers]"')
 functional = torch.nn.functional
 STEPS, STEP_SIZE, EPSILON, LEARNING_RATE = 5, 0.01, 0.03, 0.01
 CASES = {  # name: batch, image
@@ -40,7 +39,7 @@ CASES = {  # name: batch, image
 
 
 class TorchSmallCNN(torch.nn.Module):
-  """The same layers under the same names, so that weights are copied by name."""
+  """`models.SmallCNN` in PyTorch, with the same layer names."""
 
   def __init__(self):
     super().__init__()
@@ -59,7 +58,7 @@ class TorchSmallCNN(torch.nn.Module):
 
 
 class TorchPreActResNet18(torch.nn.Module):
-  """The same layers under the same names."""
+  """`models.PreActResNet18` in PyTorch, with the same layer names."""
 
   def __init__(self):
     super().__init__()
@@ -90,7 +89,7 @@ class TorchPreActResNet18(torch.nn.Module):
 
 
 def copy_weights(variables: dict, net: torch.nn.Module) -> None:
-  """Copies linen variables into the PyTorch module that has the same layer names."""
+  """Copies linen variables into the PyTorch module with the same layer names."""
   state = net.state_dict()
   for collection, names in (('params', {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}),
                             ('batch_stats', {'mean': 'running_mean', 'var': 'running_var'})):
@@ -100,7 +99,7 @@ def copy_weights(variables: dict, net: torch.nn.Module) -> None:
         if value.ndim == 4:
           value = value.transpose(3, 2, 0, 1)
         elif layer == 'fc1' and value.ndim == 2:
-          # Ours flattens (H, W, C), PyTorch (C, H, W).
+          # Linen flattens (H, W, C), PyTorch (C, H, W).
           value = value.reshape(4, 4, 64, -1).transpose(2, 0, 1, 3).reshape(value.shape).T
         elif value.ndim == 2:
           value = value.T
@@ -108,7 +107,7 @@ def copy_weights(variables: dict, net: torch.nn.Module) -> None:
 
 
 def ours(model, variables, x, y):
-  """(attack, train): functions without arguments that return when their result is there."""
+  """The functions (attack, train) of at_jax. They take no arguments and wait for their result."""
 
   def cross_entropy(logits):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1).mean()
@@ -134,7 +133,7 @@ def ours(model, variables, x, y):
 
 
 def theirs(net, x, y):
-  """The same two in PyTorch, channels last, which is its fastest layout here."""
+  """The functions (attack, train) of PyTorch, in its fastest layout on the CPU, channels last."""
   optimizer = torch.optim.SGD(net.parameters(), LEARNING_RATE)
 
   def attack():
@@ -158,10 +157,10 @@ def theirs(net, x, y):
 
 
 def alternate(first, second, repeats: int) -> tuple[list[float], list[float]]:
-  """Seconds of each of the two, called in turn; the first call of each is not counted."""
+  """Seconds of alternating calls of the two, without the first call of each."""
   seconds = ([], [])
   for repeat in range(repeats + 1):
-    for call, kept in zip((first, second), seconds):
+    for call, kept in zip((first, second), seconds, strict=True):
       start = time.perf_counter()
       call()
       if repeat:
@@ -170,7 +169,7 @@ def alternate(first, second, repeats: int) -> tuple[list[float], list[float]]:
 
 
 def compare(name: str, repeats: int) -> None:
-  """Prints the rows of one model."""
+  """Prints the two rows of one model."""
   batch, image = CASES[name]
   random = np.random.default_rng(0)
   x = random.uniform(size=(batch, *image)).astype(np.float32)
@@ -186,9 +185,11 @@ def compare(name: str, repeats: int) -> None:
     expected = net(torch_x).numpy()
   difference = np.abs(np.asarray(jax.jit(model.apply)(variables, x)) - expected).max()
   if difference > 1e-4:
-    sys.exit(f'{name}: the logits differ by {difference:.1e}, so the times would not compare')
-  pairs = zip(ours(model, variables, jnp.asarray(x), jnp.asarray(y)), theirs(net, torch_x, torch_y))
-  for what, count, (first, second) in zip(('attack step', 'training step'), (STEPS, 1), pairs):
+    sys.exit(f'{name}: the logits differ by {difference:.1e}: the networks are not the same')
+  rows = zip(('attack step', 'training step'), (STEPS, 1),
+             ours(model, variables, jnp.asarray(x), jnp.asarray(y)), theirs(net, torch_x, torch_y),
+             strict=True)
+  for what, count, first, second in rows:
     here, there = (
         statistics.median(seconds) / count for seconds in alternate(first, second, repeats))
     print(f'{name:15s} batch {batch:3d}  {what:13s}  at_jax {here:.4f} s  PyTorch {there:.4f} s  '

@@ -1,23 +1,23 @@
-"""AutoAttack on TRADES' MNIST model, a thousand test images at a time, and beside the authors' own.
+"""Runs AutoAttack on TRADES' MNIST model, ours and the reference, in slices of 1,000 test images.
 
   python benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0-9
   python benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0 --reference=PATH
 
-The weights are those that TRADES' authors released; published for them, all 10,000 images at L∞
-ε = 0.3: clean 99.48 %, AutoAttack 92.81 %. PATH is a checkout of github.com/fra31/auto-attack,
-commit a392200. Needs the packages of at_jax[peers], PyTorch among them, which reads the weights.
+The weights are those of TRADES' released model. The published accuracies on all 10,000 images at L∞
+ε = 0.3 are 99.48 % (clean) and 92.81 % (AutoAttack). PATH is a checkout of
+github.com/fra31/auto-attack, commit a392200. Needs the packages of at_jax[peers].
 
-A slice leaves a file of verdicts in --output: which images fell to which component, here and, with
---reference, there, and the seconds of each. Killed, the same command goes on where it was, and a slice
-that has its verdicts is not run again. What it prints, on how many images the two differ too, is over
-all files of the same weights, images and options. --images is a name or an .npz of at_jax.datasets; MNIST
-lies in another order in TFDS than in its own files, whose indices are other people's.
+Each slice has a file of verdicts in --output: the images that each component fooled and its seconds,
+for ours and, with --reference, for the reference. An interrupted command continues where it stopped;
+a finished slice is not run again. The printed tables cover all files with the same weights, images and
+options. --images is a data set name or an .npz file of at_jax.datasets. TFDS orders MNIST differently
+from the original files; published indices refer to the latter.
 
-Both attack with the same ε, batch size and CPUs. The reference checks the model, some forward passes,
-before every component, which is counted; what ours spends on compiling is told apart. The draws
-differ, so that an image at the edge may fall to one and not to the other. Seconds are shown of slices
-that ours ran in one go, both with the same number of threads; only a quiet machine gives times worth
-keeping, and the load average at the start stands beside them.
+Both use the same ε, batch size and CPUs. The seconds of the reference include its checks of the model
+before each component; the compilation time of ours is shown separately. The random numbers differ, so
+an image near the decision boundary can be fooled by one implementation only. Times are shown for
+slices that ours ran without interruption and that both ran with the same number of threads. Use a
+quiet machine for timings; the load average at the start is stored with them.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SLICE = 1000
 
 
 def load_networks(weights: str) -> tuple[Any, TorchSmallCNN]:
-  """(variables of `models.SmallCNN`, the PyTorch network); exits unless their logits agree to 1e-5."""
+  """Loads the weights into `models.SmallCNN` and PyTorch; exits unless the logits agree to 1e-5."""
   state = torch.load(weights, map_location='cpu')
   net = TorchSmallCNN().eval()
   net.load_state_dict({name.split('.', 1)[1]: value for name, value in state.items()})
@@ -53,18 +53,18 @@ def load_networks(weights: str) -> tuple[Any, TorchSmallCNN]:
   with torch.no_grad(), jax.default_matmul_precision('highest'):
     theirs = net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
     apart = np.abs(theirs - np.asarray(apply(variables, x))).max()
-  if not apart <= 1e-5:  # nor if it is no number
-    sys.exit(f'the logits of the two networks differ by {apart}: this is another network')
+  if not apart <= 1e-5:  # also if it is NaN
+    sys.exit(f'the logits differ by {apart}: use the weights of TRADES\' MNIST network')
   return variables, net
 
 
 def apply(variables, x):
-  """Logits of our network; a function of the module, so that it compiles once."""
+  """Logits of our network. It is defined at module level so that attacks compile once."""
   return models.SmallCNN(num_outputs=10).apply(variables, x)
 
 
 def identity(arguments, variables, split: pipeline.Split) -> dict[str, Any]:
-  """What two runs must share for their verdicts to be about the same thing."""
+  """Fields that two runs must share for their verdicts to be comparable."""
   digest = hashlib.sha256()
   for leaf in (*jax.tree.leaves(variables), *split):
     digest.update(np.ascontiguousarray(leaf).tobytes())
@@ -74,11 +74,11 @@ def identity(arguments, variables, split: pipeline.Split) -> dict[str, Any]:
 
 def run_slice(arguments, number: int, variables, net, split: pipeline.Split, same: dict[str, Any]
               ) -> dict[str, Any]:
-  """What a slice's file holds, after running what is not in it yet; written as it goes."""
+  """Runs what is missing in a slice's file, saves after each component, and returns the content."""
   path = pathlib.Path(arguments.output) / f'{number:02d}.json'
   found = records.read_json(path) or {}
   if any(found.get(name, value) != value for name, value in same.items()):
-    sys.exit(f'{path} is of other weights, images or options: name another --output')
+    sys.exit(f'{path} belongs to other weights, images or options: use another --output')
   begin = number * SLICE
   rows = slice(begin, begin + SLICE)
   x, y = np.asarray(pipeline.to_unit(split.images[rows])), split.labels[rows]
@@ -89,15 +89,15 @@ def run_slice(arguments, number: int, variables, net, split: pipeline.Split, sam
   if arguments.reference:
     theirs = found.setdefault('reference', {
         'torch': torch.__version__, 'threads': arguments.threads, 'load': round(os.getloadavg()[0], 1),
-        'seconds': {}, 'fell': {'clean': verdicts.indices(~verdicts.is_right(net, x, y), begin)}})
-    names = tuple(name for name in verdicts.COMPONENTS if name not in theirs['fell'])
-    standing = verdicts.standing_after(theirs['fell'], begin, len(y))[verdicts.COMPONENTS[-1]]
+        'seconds': {}, 'fooled': {'clean': verdicts.indices(~verdicts.is_right(net, x, y), begin)}})
+    fooled = verdicts.fooled_of(theirs)
+    names = tuple(name for name in verdicts.COMPONENTS if name not in fooled)
+    robust = verdicts.robust_after(fooled, begin, len(y))[verdicts.COMPONENTS[-1]]
     for name, after, seconds in verdicts.reference(
         arguments.reference, net, x, y, epsilon=arguments.epsilon, batch_size=arguments.batch_size,
-        seed=arguments.seed, standing=standing, names=names):
-      theirs['fell'][name], theirs['seconds'][name] = verdicts.indices(standing & ~after, begin), round(
-          seconds, 1)
-      standing = after
+        seed=arguments.seed, robust=robust, names=names):
+      fooled[name], theirs['seconds'][name] = verdicts.indices(robust & ~after, begin), round(seconds, 1)
+      robust = after
       records.write_json(path, found)
   return found
 
@@ -106,15 +106,14 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
   folder = pathlib.Path(arguments.states)
   folder.mkdir(parents=True, exist_ok=True)
   state = folder / f'{number:02d}-{arguments.seed}.npz'
-
   resumed, load = state.exists(), round(os.getloadavg()[0], 1)
   shown, compiling = [0.], verdicts.Compiling()
 
   def progress(now: attacks.Progress) -> None:
-    compiling.told(now)
+    compiling.update(now)
     if time.monotonic() - shown[0] > 10:
       shown[0] = time.monotonic()
-      print(f'slice {number}, {now.attack}: {now.done} of {now.total} runs, standing '
+      print(f'slice {number}, {now.attack}: {now.done} of {now.total} runs, robust '
             f'{now.accuracy:.1%}, {now.seconds:.0f} s', file=sys.stderr, flush=True)
 
   begun = time.perf_counter()
@@ -124,7 +123,7 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
       index=begin + np.arange(len(y)), progress=progress)
   seconds = verdicts.seconds(result, None if resumed else time.perf_counter() - begun)
   state.unlink()
-  found = {'fell': verdicts.fallen({'clean': result.clean, **result.components}, begin),
+  found = {'fooled': verdicts.fooled_first({'clean': result.clean, **result.components}, begin),
            'seconds': seconds, 'warnings': list(result.warnings),
            'threads': arguments.threads, 'load': load}
   return found if resumed else found | {'compiling': compiling.by_attack()}
@@ -139,17 +138,17 @@ def numbers(text: str) -> list[int]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--weights', required=True)
-  parser.add_argument('--slices', type=numbers, default=[0], help='of 1,000 images, such as 0,3-5')
-  parser.add_argument('--reference', help="a checkout of AutoAttack's authors' implementation")
-  parser.add_argument('--images', default='mnist', help='a data set of at_jax.datasets, or an .npz')
-  parser.add_argument('--output', default='results/trades_mnist', help='a folder, for the verdicts')
-  parser.add_argument('--states', default='runs/trades_mnist', help='a folder, for unfinished work')
+  parser.add_argument('--slices', type=numbers, default=[0], help='slices of 1,000 images, such as 0,3-5')
+  parser.add_argument('--reference', help='checkout of the reference AutoAttack')
+  parser.add_argument('--images', default='mnist', help='data set of at_jax.datasets, or .npz file')
+  parser.add_argument('--output', default='results/trades_mnist', help='folder of the verdicts')
+  parser.add_argument('--states', default='runs/trades_mnist', help='folder of state files')
   parser.add_argument('--epsilon', type=float, default=.3)
   parser.add_argument('--batch_size', type=int, default=250)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
   arguments = parser.parse_args()
-  # XLA takes as many threads as the process has CPUs, and is started by the first array.
+  # XLA starts with the first array and takes one thread for each CPU of the process.
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:arguments.threads])
   torch.set_num_threads(arguments.threads)
   variables, net = load_networks(arguments.weights)
