@@ -1,4 +1,4 @@
-"""What the README promises of the quickstart, on real digits, and against somebody else's PGD."""
+"""The accuracies of the quickstart on real digits, and our PGD against foolbox's."""
 
 import json
 import pathlib
@@ -19,42 +19,41 @@ CONFIG = f'--config={pathlib.Path(__file__).parent.parent}/configs/quickstart.py
 
 @pytest.fixture(scope='module')
 def workdirs(tmp_path_factory):
-  """The three runs of the quickstart, trained once."""
-  found = {}
+  """Work directories of the three runs of the quickstart."""
+  folders = {}
   for name in ('', ':standard', ':pgd_at'):
-    found[name] = tmp_path_factory.mktemp('run')
-    assert main.main([CONFIG + name, f'--workdir={found[name]}']) == 0
-  return found
+    folders[name] = tmp_path_factory.mktemp('run')
+    assert main.main([CONFIG + name, f'--workdir={folders[name]}']) == 0
+  return folders
 
 
 def results(workdir):
   return json.loads((workdir / 'results.json').read_text())
 
 
-def test_digits(workdirs):
-  # The bounds are those of a prototype written before this code: 60 epochs gave standard clean .99
-  # and PGD-20 .21, PGD-AT .99 and .81, DUCAT .95, deployed .49 to .53, authors' protocol .75.
+def test_methods_and_protocols_can_be_told_apart(workdirs):
+  # Measured values are in the header of configs/quickstart.py; the bounds leave 2 to 10 points.
   standard, pgd_at, ducat = (results(workdirs[n]) for n in (':standard', ':pgd_at', ''))
   for found in (standard, pgd_at, ducat):
     assert found['n'] == 397 and found['clean'] >= .93
-  assert standard['robust']['pgd20'] <= .25  # a weak attack is no virtue
-  assert pgd_at['robust']['pgd20'] >= .78
-  assert ducat['released']['pgd20'] - ducat['robust']['pgd20'] >= .15
+  assert standard['robust']['pgd20'] <= .1  # a weak attack would leave it higher
+  assert pgd_at['robust']['pgd20'] >= .45
+  assert ducat['released']['pgd20'] >= pgd_at['robust']['pgd20']
+  assert pgd_at['robust']['pgd20'] - ducat['robust']['pgd20'] >= .15
   assert not pgd_at['released'] and ducat['worst_case'] <= ducat['robust']['pgd20']
 
 
-def test_pgd_finds_what_foolbox_finds(workdirs):
-  # The same PGD-AT weights in PyTorch, foolbox's PGD with the same radius, step size and number of
-  # steps. Both start at random, and one run of either has a standard deviation of .8 points on these
-  # 397 images (measured), so the means of ten are compared, to one point.
+def test_pgd_agrees_with_foolbox(workdirs):
+  # foolbox attacks the same PGD-AT weights in PyTorch with the same radius, step size and number of
+  # steps. Both start at random, so the means of ten runs are compared, to one point.
   torch = pytest.importorskip('torch')
   foolbox = pytest.importorskip('foolbox')
   asked = command_line.parse([CONFIG + ':pgd_at', f"--workdir={workdirs[':pgd_at']}"])
   run, store = loop._open(asked.config, asked.workdir)
   saved, _ = store.best(jax.device_get(setup.init_state(run)))
-  net = to_torch(saved.state, torch).eval()
+  net = to_torch(saved.state.params, torch)
   test = run.dataset.test
-  x = torch.from_numpy(data_chw(test.images))
+  x = torch.from_numpy(test.images.astype(np.float32) / 255)
   y = torch.from_numpy(test.labels.astype(np.int64))
   variables = {'params': saved.state.params, 'batch_stats': saved.state.batch_stats}
   with torch.no_grad():
@@ -72,35 +71,12 @@ def test_pgd_finds_what_foolbox_finds(workdirs):
   assert abs(ours - theirs) <= .01, (ours, theirs)
 
 
-def data_chw(images):
-  return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / 255
-
-
-def to_torch(state, torch):
-  """The quickstart's network (3×3 'same' convolutions with BatchNorm, then dense) in PyTorch."""
-  params, stats = state.params, state.batch_stats
-  layers = []
-  tensor = lambda leaf: torch.nn.Parameter(torch.from_numpy(np.array(leaf)), requires_grad=False)
-  for i in range(1, 5):
-    kernel = params[f'conv{i}']['kernel']
-    conv = torch.nn.Conv2d(kernel.shape[2], kernel.shape[3], 3, padding=1)
-    conv.weight, conv.bias = tensor(kernel.transpose(3, 2, 0, 1)), tensor(params[f'conv{i}']['bias'])
-    norm = torch.nn.BatchNorm2d(kernel.shape[3])
-    norm.weight, norm.bias = (tensor(params[f'bn{i}'][name]) for name in ('scale', 'bias'))
-    norm.running_mean, norm.running_var = (
-        tensor(stats[f'bn{i}'][name]).data for name in ('mean', 'var'))
-    layers += [conv, norm, torch.nn.ReLU()] + [torch.nn.MaxPool2d(2)] * (i % 2 == 0)
-
-  class Flatten(torch.nn.Module):
-    """Rows first and channels last, as linen flattens."""
-
-    def forward(self, x):
-      return x.permute(0, 2, 3, 1).flatten(1)
-
-  layers.append(Flatten())
+def to_torch(params, torch):
+  """The dense network of the quickstart in PyTorch."""
+  layers = [torch.nn.Flatten()]
   for i in range(1, 4):
     dense = torch.nn.Linear(*params[f'fc{i}']['kernel'].shape)
-    dense.weight, dense.bias = (tensor(params[f'fc{i}']['kernel'].T),
-                                tensor(params[f'fc{i}']['bias']))
+    dense.weight.data = torch.from_numpy(np.array(params[f'fc{i}']['kernel']).T)
+    dense.bias.data = torch.from_numpy(np.array(params[f'fc{i}']['bias']))
     layers += [dense] + [torch.nn.ReLU()] * (i < 3)
   return torch.nn.Sequential(*layers)
