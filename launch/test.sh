@@ -6,7 +6,8 @@
 # --newest  runs the quick tests with the newest packages, on Python 3.13 or 3.12 if one is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-suite=(python -m pytest -q -n 2)  # two workers, because one process compiles on one core
+# Two workers, because one process compiles on one core; tests of a file share fixtures and programs.
+suite=(python -m pytest -q -n 2 --dist loadfile)
 case "${1:-}" in
   --all)
     shift

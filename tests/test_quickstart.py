@@ -13,7 +13,7 @@ from at_jax.datasets import pipeline
 from at_jax.evaluation import robustness
 from at_jax.training import loop, setup
 
-pytestmark = [pytest.mark.long, pytest.mark.usefixtures('fully_compiled')]
+pytestmark = pytest.mark.long
 CONFIG = f'--config={pathlib.Path(__file__).parent.parent}/configs/quickstart.py'
 
 

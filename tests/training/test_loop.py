@@ -14,7 +14,6 @@ import pytest
 
 from at_jax import main
 
-pytestmark = pytest.mark.usefixtures('fully_compiled')
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = f'--config={ROOT}/configs/quickstart.py:smoke'
 # 26 steps in two phases of a tiny network, with a checkpoint every third step.
