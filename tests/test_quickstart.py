@@ -51,7 +51,7 @@ def test_pgd_agrees_with_foolbox(workdirs):
   asked = command_line.parse([CONFIG + ':pgd_at', f"--workdir={workdirs[':pgd_at']}"])
   run, store = loop._open(asked.config, asked.workdir)
   saved, _ = store.best(jax.device_get(setup.init_state(run)))
-  net = to_torch(saved.state.params, torch)
+  net = to_torch(saved.state.params, torch).eval()
   test = run.dataset.test
   x = torch.from_numpy(test.images.astype(np.float32) / 255)
   y = torch.from_numpy(test.labels.astype(np.int64))
