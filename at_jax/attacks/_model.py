@@ -150,7 +150,8 @@ def _frozen(value: Any, rules: bool) -> Any:
     return tuple((name, _frozen(value[name], rules)) for name in sorted(value, key=str))
   if isinstance(value, (tuple, list)):
     return type(value), *(_frozen(part, rules) for part in value)
-  if isinstance(value, (np.ndarray, np.generic)):
+  if hasattr(value, '__array__') and not isinstance(value, (jax.Array, type)):  # of NumPy, or a literal
+    value = np.asarray(value)
     return value.shape, value.dtype.str, value.tobytes()
   if isinstance(value, (bool, int, float, complex)):
     return type(value), repr(value)  # for 1 == 1.0 == True and 0. == -0.
