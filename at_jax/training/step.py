@@ -97,7 +97,7 @@ class Recipe(NamedTuple):
     calibration: what is calibrated by class.
     uses_teacher: pass the logits of the teacher at x to the objective, as `reference`.
     regulate: `(tuning, index, robust, axis_name=…) -> tuning`, or None.
-    autoaugment: apply `datasets.autoaugment_images` after `datasets.augment`.
+    autoaugment: apply `datasets.autoaugment.augment` after `datasets.augment`.
   """
   network: deployed_lib.Network
   optimizer: optax.GradientTransformation
