@@ -6,7 +6,7 @@ attack. Its constants become arguments, and the compiled attack is shared by all
 are equal.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import functools
 import inspect
 import types
@@ -40,11 +40,14 @@ def capture(logits_fn: Callable[..., Array], x: Any, key: Any = None) -> tuple[j
   args = (x,) if key is None else (x, key)
   if not callable(logits_fn):
     raise ValueError(f'logits_fn is a {type(logits_fn).__name__}: use a function from inputs to logits')
-  _check_signature(logits_fn, args)
-  if isinstance(logits_fn, jax.tree_util.Partial) and _is_plain(logits_fn.func):
-    model, answer = logits_fn, _ANSWER.eval_shape(logits_fn, *args)
-  else:
-    model, answer = _trace(logits_fn, args)
+  try:
+    if isinstance(logits_fn, jax.tree_util.Partial) and _is_plain(logits_fn.func):
+      model, answer = logits_fn, _ANSWER.eval_shape(logits_fn, *args)
+    else:
+      model, answer = _trace(logits_fn, args)
+  except TypeError:
+    _check_signature(logits_fn, *('x', 'key')[:len(args)])
+    raise
   check_answer(answer, x.shape[0])
   return model, answer.shape[1]
 
@@ -162,18 +165,10 @@ def _frozen(value: Any, rules: bool) -> Any:
   return _Same(value) if isinstance(value, jax.Array) else (type(value), value)
 
 
-def _subjaxprs(eqn: core.JaxprEqn) -> Iterator[core.ClosedJaxpr]:
-  for value in eqn.params.values():
-    for part in value if isinstance(value, (tuple, list)) else (value,):
-      if isinstance(part, core.ClosedJaxpr):
-        yield part
-      elif isinstance(part, core.Jaxpr):
-        yield core.ClosedJaxpr(part, ())
-
-
 def _hides_constants(jaxpr: core.Jaxpr) -> bool:
-  """Whether a jaxpr inside of it has constants, as that of an inner jit has."""
-  return any(part.consts or _hides_constants(part.jaxpr) for e in jaxpr.eqns for part in _subjaxprs(e))
+  """Whether an inner jit holds constants of its own, as that of a function that closes over arrays does."""
+  inner = [e.params['jaxpr'] for e in jaxpr.eqns if e.primitive.name == 'jit']
+  return any(closed.consts or _hides_constants(closed.jaxpr) for closed in inner)
 
 
 def _bind(eqn: core.JaxprEqn, *args: Array) -> list[Array]:
@@ -186,51 +181,18 @@ def _bind(eqn: core.JaxprEqn, *args: Array) -> list[Array]:
 
 
 def _inline(closed: core.ClosedJaxpr) -> Callable[..., list[Array]]:
-  """The same function without inner jits and loops that hide constants: traced again, it shows them."""
+  """The same function without inner jits: traced again, it shows the constants that they hold."""
   jaxpr = closed.jaxpr
 
   def run(*args):
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
     read = lambda v: jnp.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else values[v]
     for eqn in jaxpr.eqns:
-      rebuild = _REBUILD.get(eqn.primitive.name)
-      args = list(map(read, eqn.invars))
-      hides = any(part.consts or _hides_constants(part.jaxpr) for part in _subjaxprs(eqn))
-      outputs = rebuild(eqn.params, args) if rebuild and hides else _bind(eqn, *args)
-      values |= zip(eqn.outvars, outputs, strict=True)
+      step = _inline(eqn.params['jaxpr']) if eqn.primitive.name == 'jit' else functools.partial(_bind, eqn)
+      values |= zip(eqn.outvars, step(*map(read, eqn.invars)), strict=True)
     return list(map(read, jaxpr.outvars))
 
   return run
-
-
-def _scan(params, args):
-  first, last = params['num_consts'], params['num_consts'] + params['num_carry']
-
-  def body(carry, xs):
-    outputs = _inline(params['jaxpr'])(*args[:first], *carry, *xs)
-    return outputs[:last - first], outputs[last - first:]
-
-  carry, ys = jax.lax.scan(body, args[first:last], args[last:], params['length'], params['reverse'],
-                           params['unroll'])
-  return [*carry, *ys]
-
-
-def _while(params, args):
-  first, last = params['cond_nconsts'], params['cond_nconsts'] + params['body_nconsts']
-  condition, body = _inline(params['cond_jaxpr']), _inline(params['body_jaxpr'])
-  return jax.lax.while_loop(lambda carry: condition(*args[:first], *carry)[0],
-                            lambda carry: body(*args[first:last], *carry), args[last:])
-
-
-def _remat(params, args):
-  body = _inline(core.ClosedJaxpr(params['jaxpr'], ()))
-  return jax.checkpoint(body, prevent_cse=params['prevent_cse'], policy=params['policy'])(*args)
-
-
-_REBUILD = {
-    'cond': lambda params, args: jax.lax.switch(args[0], list(map(_inline, params['branches'])), *args[1:]),
-    'jit': lambda params, args: _inline(params['jaxpr'])(*args),
-    'scan': _scan, 'while': _while, 'remat2': _remat}
 
 
 def _open(function: Callable[..., Any]) -> tuple[Any, Callable[..., Any]]:
@@ -283,16 +245,10 @@ def check_answer(answer: Any, num_examples: int) -> None:
   raise ValueError(f'logits_fn gives shape {tuple(shape)} for {num_examples} examples: {remedy}')
 
 
-def _check_signature(logits_fn: Callable[..., Any], args: tuple) -> None:
-  """Raises ValueError unless a model can be called with inputs, or with one example and a key."""
-  names = ('x', 'key')[:len(args)]
-  reason = _misfit(logits_fn, *names)
-  if reason is None:
-    return
-  try:  # A decorator may keep the signature of the function that it gives more arguments to.
-    jax.eval_shape(logits_fn, *args)
-  except TypeError:
-    remedy = ('a random model is given one example and a key' if len(args) > 1 else
+def _check_signature(logits_fn: Callable[..., Any], *names: str) -> None:
+  """Raises ValueError if a model cannot be called with inputs, or with one example and a key."""
+  if reason := _misfit(logits_fn, *names):
+    remedy = ('a random model is given one example and a key' if len(names) > 1 else
               'bind its other arguments, lambda x: model(x, train=False) for example; a model that draws '
               "from a key is for autoattack's version='rand'")
     raise ValueError(f'logits_fn cannot be called as ({", ".join(names)}), {reason}: {remedy}') from None
