@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
+_CUSTOM_RULES = ('custom_jvp_call', 'custom_vjp_call', 'custom_vjp_call_jaxpr')
+_LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')
 _ANSWER = jax.jit(lambda logits_fn, *args: logits_fn(*args))  # only its cached eval_shape is used
 
 
@@ -59,8 +61,8 @@ def _trace(logits_fn: Callable[..., Array], args: tuple) -> tuple[jax.tree_util.
   arrays = [leaf for leaf in leaves if _is_array(leaf)]
 
   def apply(arrays, *args):
-    left = iter(arrays)  # a module is rebuilt inside the trace, where it may update its own state
-    rebuilt = [next(left) if _is_array(leaf) else leaf for leaf in leaves]
+    remaining = iter(arrays)  # a module is rebuilt inside the trace, where it may update its own state
+    rebuilt = [next(remaining) if _is_array(leaf) else leaf for leaf in leaves]
     return call(jax.tree.unflatten(treedef, rebuilt), *args)
 
   closed, answer = jax.make_jaxpr(apply, return_shape=True)(arrays, *args)
@@ -94,7 +96,7 @@ class _Program:
 
 
 class _Same:
-  """An object that is equal to itself alone, kept alive so that its identity is not used again."""
+  """An object that is equal only to itself, kept alive so that its identity is not used again."""
 
   def __init__(self, value: Any):
     self.value = value
@@ -120,12 +122,9 @@ def _key_of(jaxpr: core.Jaxpr, rules: bool = True) -> tuple:
 
 
 def _with_rule(eqn: core.JaxprEqn, rules: bool) -> dict[str, Any]:
-  """The parameters of an equation, with the gradient in the place of a custom derivative rule.
-
-  A rule is a function that each trace makes anew.
-  """
-  params = eqn.params
-  if not eqn.primitive.name.startswith('custom_') or params.get('symbolic_zeros'):
+  """Parameters of an equation, with its gradient in place of a custom derivative rule."""
+  params = eqn.params  # a rule is a function that each trace creates again, so it cannot be compared
+  if eqn.primitive.name not in _CUSTOM_RULES or params.get('symbolic_zeros'):
     return params
   comparable = {name: p for name, p in params.items() if isinstance(p, (core.ClosedJaxpr, int))}
   if not rules:  # attacks differentiate once, so the rules inside a rule are never applied
@@ -144,7 +143,7 @@ def _with_rule(eqn: core.JaxprEqn, rules: bool) -> dict[str, Any]:
 
 
 def _frozen(value: Any, rules: bool) -> Any:
-  """A parameter of an equation as a hashable key; what cannot be compared is equal to itself alone."""
+  """A parameter of an equation as a hashable key; what cannot be compared is equal only to itself."""
   if isinstance(value, core.ClosedJaxpr):
     return _key_of(value.jaxpr, rules), _frozen(value.consts, rules)
   if isinstance(value, core.Jaxpr):
@@ -153,20 +152,17 @@ def _frozen(value: Any, rules: bool) -> Any:
     return tuple((name, _frozen(value[name], rules)) for name in sorted(value, key=str))
   if isinstance(value, (tuple, list)):
     return type(value), *(_frozen(part, rules) for part in value)
-  if hasattr(value, '__array__') and not isinstance(value, (jax.Array, type)):  # of NumPy, or a literal
+  if hasattr(value, '__array__') and not isinstance(value, (jax.Array, type)):  # a NumPy array or a literal
     value = np.asarray(value)
     return value.shape, value.dtype.str, value.tobytes()
   if isinstance(value, (bool, int, float, complex)):
-    return type(value), repr(value)  # for 1 == 1.0 == True and 0. == -0.
-  try:
-    hash(value)
-  except TypeError:
-    return _Same(value)
-  return _Same(value) if isinstance(value, jax.Array) else (type(value), value)
+    return type(value), repr(value)  # because 1 == 1.0 == True and 0. == -0.
+  alone = isinstance(value, jax.Array) or not _is_hashable(value)
+  return _Same(value) if alone else (type(value), value)
 
 
 def _hides_constants(jaxpr: core.Jaxpr) -> bool:
-  """Whether an inner jit holds constants of its own, as that of a function that closes over arrays does."""
+  """Whether an inner jit has constants, for example the arrays of a closure."""
   inner = [e.params['jaxpr'] for e in jaxpr.eqns if e.primitive.name == 'jit']
   return any(closed.consts or _hides_constants(closed.jaxpr) for closed in inner)
 
@@ -196,7 +192,7 @@ def _inline(closed: core.ClosedJaxpr) -> Callable[..., list[Array]]:
 
 
 def _open(function: Callable[..., Any]) -> tuple[Any, Callable[..., Any]]:
-  """What a callable is made of as a pytree, and a function of that and the callable's arguments."""
+  """Splits a callable into a pytree and a function of the pytree and the call's arguments."""
   if isinstance(function, functools.partial):
     inner, call = _open(function.func)
     return ((inner, function.args, function.keywords),
@@ -206,25 +202,38 @@ def _open(function: Callable[..., Any]) -> tuple[Any, Callable[..., Any]]:
   return function, lambda function, *args, **keywords: function(*args, **keywords)
 
 
-def _is_plain(function: Callable[..., Any]) -> bool:
-  """Whether a function, or method of an object compared by value, refers to nothing that holds weights.
-
-  Functions that it calls by a global name are not looked into.
-  """
-  owner = getattr(function, '__self__', None)
-  function = inspect.unwrap(getattr(function, '__func__', function))
-  if not isinstance(function, types.FunctionType) or getattr(owner, 'scope', None) is not None:
-    return False  # a linen module with a scope is bound to weights, which its == ignores
-  scope = inspect.getclosurevars(function)
-  fixed = [v for v in scope.globals.values() if not isinstance(v, types.FunctionType)]
+def _is_plain(value: Any, seen: tuple = ()) -> bool:
+  """Whether a value, such as a function, refers to nothing that holds weights; modules are not searched."""
+  if value is None or isinstance(value, (str, type, types.ModuleType, types.BuiltinFunctionType)):
+    return True
+  if isinstance(value, types.MethodType):
+    return _is_plain(value.__func__, seen) and _is_plain(value.__self__, seen)
+  function = inspect.unwrap(value) if callable(value) else value
+  if not isinstance(function, types.FunctionType):
+    # An object compared by value, as a linen module, unless it is bound to weights, which its == ignores.
+    return (callable(value) and type(value).__hash__ not in (None, object.__hash__) and _is_hashable(value)
+            and getattr(value, 'scope', None) is None and not any(map(_is_array, jax.tree.leaves(value))))
   try:
-    leaves = jax.tree.leaves((owner, *fixed, *scope.nonlocals.values(), function.__defaults__,
-                              function.__kwdefaults__))
-  except (TypeError, ValueError):  # names that jax cannot sort
+    scope = inspect.getclosurevars(function)
+  except ValueError:  # a cell that is not assigned yet
     return False
-  return all(isinstance(leaf, (type, types.ModuleType)) or type(leaf).__hash__ is not object.__hash__
-             or getattr(leaf, '__closure__', leaf) is None for leaf in leaves if not _is_array(leaf)
-             ) and not any(map(_is_array, leaves))
+  held = [*scope.nonlocals.values(), *(function.__defaults__ or ()),
+          *(function.__kwdefaults__ or {}).values()]
+  if function.__module__.partition('.')[0] not in _LIBRARIES:
+    # `getclosurevars` does not look into the functions that this one defines.
+    if any(isinstance(constant, types.CodeType) for constant in function.__code__.co_consts):
+      return False
+    held += scope.globals.values()
+  seen = (*seen, function)
+  return all(isinstance(v, bool) or any(v is s for s in seen) or _is_plain(v, seen) for v in held)
+
+
+def _is_hashable(value: Any) -> bool:
+  try:
+    hash(value)
+  except TypeError:
+    return False
+  return True
 
 
 def _is_array(leaf: Any) -> bool:

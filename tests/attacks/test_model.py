@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from at_jax import attacks
+from at_jax import attacks, models
 from at_jax.attacks import _model
 
 KEY = jax.random.key(0)
@@ -237,18 +237,12 @@ class State(NamedTuple):
   w: jax.Array
 
 
-def test_a_partial_is_traced_once_for_many_weights():
-  traces = []
-
-  def apply(state, x):
-    traces.append(1)
-    return x @ state.w
-
-  counts = []
-  for step in range(4):
-    attack(jax.tree_util.Partial(apply, State(jnp.array(OLD) * step)))
-    counts.append(len(traces))
-  assert counts[0] == counts[-1] > 0
+def test_a_partial_of_a_plain_function_is_not_traced(monkeypatch):
+  monkeypatch.setattr(_model, '_trace', None)
+  apply = lambda state, x: x @ state.w
+  for scale in (1, 2):
+    found = attack(jax.tree_util.Partial(apply, State(jnp.array(OLD) * scale)))
+    np.testing.assert_allclose(found.loss, expected_loss(scale), atol=1e-5)
 
 
 ADVANCE = sys.modules['at_jax.attacks.pgd']._advance
@@ -434,6 +428,57 @@ def test_different_programs_of_equal_shape_are_never_shared():
     result = attack(model)
     np.testing.assert_allclose(result.loss, attacks.losses.cross_entropy(model(result.x), Y), atol=1e-5)
     np.testing.assert_array_equal(result.loss, found[i])
+
+
+def solver(rate):
+  """A model whose weights are equal for all rates; only the solver inside differs."""
+  solve = lambda matvec, b: rate * b
+  return lambda x: jax.lax.custom_linear_solve(lambda v: v, x @ OLD, solve, transpose_solve=solve)
+
+
+def conjugate_gradients(maxiter):
+  matrix = OLD.T @ OLD + jnp.eye(3)
+  solve = lambda b: jax.scipy.sparse.linalg.cg(lambda v: matrix @ v, b, maxiter=maxiter)[0]
+  return lambda x: jax.vmap(solve)(x @ OLD)
+
+
+@pytest.mark.parametrize('make', [solver, conjugate_gradients])
+def test_models_that_differ_inside_a_solver_are_never_shared(make):
+  results = {n: attack(make(n)) for n in (1, 3)}
+  for n, result in results.items():
+    np.testing.assert_allclose(result.loss, attacks.losses.cross_entropy(make(n)(result.x), Y), atol=1e-5)
+  assert np.abs(results[1].loss - results[3].loss).max() > .01
+
+
+def calls_global(scale, x):
+  return scale * helper(x)
+
+
+def reads_global_in_a_loop(scale, x):
+  return scale * jax.vmap(lambda row: GLOBAL(row))(x)
+
+
+@pytest.mark.parametrize('function', [calls_global, reads_global_in_a_loop])
+def test_a_partial_that_reads_globals_is_never_stale(function, monkeypatch):
+  model = jax.tree_util.Partial(function, jnp.float32(1))
+  before = attack(model).loss
+  monkeypatch.setitem(globals(), 'GLOBAL', Plain(NEW))
+  np.testing.assert_allclose(attack(model).loss, attack(Plain(NEW)).loss, atol=1e-6)
+  assert np.abs(attack(model).loss - before).max() > .1
+
+
+def even(n, x):
+  return x if n == 0 else odd(n - 1, x)
+
+
+def odd(n, x):
+  return even(n - 1, x)
+
+
+def test_functions_that_hold_no_weights_are_not_traced():
+  network = models.deploy(models.SmallCNN(num_outputs=20, padding='SAME'), has_dummies=True)
+  assert all(map(_model._is_plain, (network.logits, network.deployed, jnp.sin, even)))
+  assert not _model._is_plain(calls_global)
 
 
 def test_tied_weights_are_not_shared_with_untied_ones():
