@@ -6,8 +6,9 @@
   Other data and sizes: :cifar100 and :mnist; combinations such as :cifar100-small.
 
 Reference: Wang et al., DUCAT, arXiv 2410.12671, and its released code.
-From the reference: 130 epochs: the first 104 are PGD-AT over 2C outputs, and one more comes before the
-learning rate falls to .001; weights .25, 1, 1. The released code chooses the best checkpoint by PGD-10
+From the reference: 130 epochs. The first 104 are PGD-AT over 2C outputs; dummy classes begin one epoch
+before the learning rate falls to .001. The dummy's share of the target is .25 for clean and 1 for
+adversarial examples, and α = 1. The released code chooses the best checkpoint by PGD-10
 on the test set.
 Ours: the best checkpoint is chosen by the deployed model on 1,000 images held out of the training set;
 PreActResNet-18 and bfloat16.

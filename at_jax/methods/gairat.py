@@ -1,6 +1,7 @@
 """GAIRAT: adversarial training whose examples are weighted by their distance to the decision boundary.
 
-κ is the number of iterates of the K-step attack that are still classified correctly, 0..K:
+κ counts the points at which the K-step attack took a gradient (the start is one, the last point is not)
+and which were still classified correctly, 0..K:
 
   w(κ) = (1 + tanh(λ + 5(1 − 2κ/K))) / 2          `unnormalized_weights`
   w ← B · w / Σw over the global batch             `geometry_weights`
