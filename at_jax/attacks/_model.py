@@ -219,7 +219,7 @@ def _is_plain(value: Any, seen: tuple = ()) -> bool:
     return False
   held = [*scope.nonlocals.values(), *(function.__defaults__ or ()),
           *(function.__kwdefaults__ or {}).values()]
-  if function.__module__.partition('.')[0] not in _LIBRARIES:
+  if (function.__module__ or '').partition('.')[0] not in _LIBRARIES:
     # `getclosurevars` does not look into the functions that this one defines.
     if any(isinstance(constant, types.CodeType) for constant in function.__code__.co_consts):
       return False
