@@ -4,8 +4,10 @@ Shapes and dtypes are checked always, values where they are known: not under jit
 are looked at on their device, and only one flag is fetched, unless something is wrong.
 """
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
+import types
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
+_NONE = types.MappingProxyType({})
 
 
 def check_examples(x: Array, y: Array) -> None:
@@ -32,8 +35,8 @@ def check_examples(x: Array, y: Array) -> None:
 
 
 def check_values(
-    *, x: Array | None = None, bounds: Sequence[Any] = (None, None), classes: dict[str, Array] | None = None,
-    radii: dict[str, Any] | None = None, start: Array | None = None, num_classes: int | None = None,
+    *, x: Array | None = None, bounds: Sequence[Any] = (None, None), classes: Mapping[str, Array] = _NONE,
+    radii: Mapping[str, Any] = _NONE, start: Array | None = None, num_classes: int | None = None,
     infinite: bool = False,
 ) -> None:
   """Raises ValueError for values that cannot be attacked; those that are not known yet pass.
@@ -47,78 +50,53 @@ def check_values(
     num_classes: C, larger than every class, if it is known.
     infinite: whether radii may be infinite.
   """
-  number = len(bounds) if isinstance(bounds, (tuple, list)) or np.ndim(bounds) else 0
-  if number != 2:
+  if not isinstance(bounds, (tuple, list)) and not np.ndim(bounds) or len(bounds) != 2:
     raise ValueError(f'bounds = {bounds}: use two, the smallest and the largest value of an input')
   known = lambda value: value if value is not None and is_known(value) else None
-  by_name = [{name: known(value) for name, value in (values or {}).items()} for values in (classes, radii)]
-  values = known(x), tuple(map(known, bounds)), *by_name, known(start)
+  # Of ordered dicts, because jax.tree sorts the names of others, and the first invalid value is reported.
+  by_name = [OrderedDict((name, value) for name, value in values.items() if is_known(value))
+             for values in (radii, classes)]
+  values = *by_name, known(start), tuple(map(known, bounds)), known(x)
   with jax.ensure_compile_time_eval():
     if not _are_valid(*values, num_classes=num_classes, infinite=infinite):
-      _raise(*values, num_classes, infinite)
+      values = jax.tree.map(lambda value: np.asarray(value, np.float64), values)
+      for wrong, message in _checks(*values, num_classes, infinite):
+        if np.any(wrong):
+          raise ValueError(message())
 
 
 @functools.partial(jax.jit, static_argnames=('num_classes', 'infinite'))
-def _are_valid(x, bounds, classes, radii, start, *, num_classes, infinite) -> Array:
-  checks = [jnp.all(values >= 0) for values in jax.tree.leaves((classes, radii))]
-  if num_classes is not None:
-    checks += [jnp.all(values < num_classes) for values in jax.tree.leaves(classes)]
-  if not infinite:
-    checks += [jnp.all(jnp.isfinite(values)) for values in jax.tree.leaves(radii)]
+def _are_valid(*values: Any, num_classes: int | None, infinite: bool) -> Array:
+  wrong = [jnp.any(wrong) for wrong, _ in _checks(*values, num_classes, infinite)]
+  return ~jnp.any(jnp.array([False, *wrong]))
+
+
+def _checks(radii, classes, start, bounds, x, num_classes, infinite) -> Iterator[tuple[Any, Callable]]:
+  """For each check, where it finds a value invalid, and a function that makes the message on the host."""
+  for name, numbers in radii.items():
+    wrong = ~(numbers >= 0) | (jnp.isinf(numbers) & (not infinite))
+    yield wrong, lambda: (f'{name} = {np.ravel(numbers)[np.ravel(wrong)][0]:g}: use a number of at least 0'
+                          f'{"" if infinite else " and finite"}, 8/255 for example')
+  remedy = 'count up from 0' if num_classes is None else f'are 0..{num_classes - 1}'
+  for name, numbers in classes.items():
+    yield (numbers < 0) | (numbers >= (np.inf if num_classes is None else num_classes)), lambda: (
+        f'{name} reaches from {numbers.min():.0f} to {numbers.max():.0f}: classes {remedy}; leave out '
+        'examples without one')
   if start is not None:
-    checks.append(~jnp.any(jnp.isnan(start)))
-  if all(bound is not None for bound in bounds):
-    low, high = map(jnp.asarray, bounds)
-    checks.append(jnp.all(low < high))
-    if x is not None:
-      checks.append(~jnp.any(_beyond(x, low, high, x.dtype)))
-  return jnp.all(jnp.array([True, *checks]))
-
-
-def _beyond(x: Any, low: Any, high: Any, dtype: Any) -> Any:
-  """Which inputs are NaN or beyond their bounds by more than rounding, which attacks clip."""
-  slack = max(1e-5, float(jnp.finfo(dtype).eps))
-  return ~((x >= low - slack * (1 + abs(low))) & (x <= high + slack * (1 + abs(high))))
-
-
-def _raise(x, bounds, classes, radii, start, num_classes, infinite) -> None:
-  """Raises the error of the first invalid value, computed on the host."""
-  named = lambda values: ((name, value) for name, value in values.items() if value is not None)
-  for name, numbers in named(radii):
-    numbers = np.ravel(np.asarray(numbers, np.float64))
-    wrong = ~(numbers >= 0) | (np.isinf(numbers) & (not infinite))
-    if wrong.any():
-      raise ValueError(f'{name} = {numbers[wrong][0]:g}: use a number of at least 0'
-                       f'{"" if infinite else " and finite"}, 8/255 for example')
-  for name, numbers in named(classes):
-    lowest, highest = int(np.min(numbers)), int(np.max(numbers))
-    if lowest < 0 or (num_classes is not None and highest >= num_classes):
-      remedy = 'count up from 0' if num_classes is None else f'are 0..{num_classes - 1}'
-      raise ValueError(f'{name} reaches from {lowest} to {highest}: classes {remedy}; leave out '
-                       'examples without one')
-  if start is not None and np.isnan(np.asarray(start)).any():
-    raise ValueError('start is NaN in places: leave these examples out, or mend them')
+    yield jnp.isnan(start), lambda: 'start is NaN in places: leave these examples out, or mend them'
   if any(bound is None for bound in bounds):
     return
-  low, high = (np.asarray(bound, np.float64) for bound in bounds)
-  interval = f'{low.min():g}..{high.max():g}'
-  if not np.all(low < high):
-    raise ValueError(f'bounds = {interval}: use the smallest and the largest value of an input')
-  if x is None:
-    return
-  numbers = np.asarray(x).astype(np.float64)
-  if np.isnan(numbers).any():
-    broken = int(np.isnan(numbers.reshape(len(numbers), -1)).any(axis=1).sum())
-    raise ValueError(f'x is NaN in {broken} of {len(numbers)} examples: leave these out, or mend them')
-  if _beyond(numbers, low, high, x.dtype).any():
-    raise ValueError(f'x reaches from {numbers.min():.3g} to {numbers.max():.3g}, beyond '
-                     f'{interval}: give bounds=, or normalise inside logits_fn')
-
-
-def check_classes(name: str, classes: Array, num_classes: int | None = None) -> None:
-  """Raises ValueError unless these are class numbers, integers in 0..C−1."""
-  check_integers(name, classes)
-  check_values(classes={name: classes}, num_classes=num_classes)
+  low, high = bounds
+  interval = lambda: f'{low.min():g}..{high.max():g}'
+  yield ~(low < high), lambda: f'bounds = {interval()}: use the smallest and the largest value of an input'
+  if x is not None:
+    broken = jnp.isnan(x).any(axis=tuple(range(1, x.ndim)))
+    yield broken, lambda: (f'x is NaN in {broken.sum()} of {len(x)} examples: leave these out, or mend them')
+    # Attacks clip what is beyond the bounds by rounding.
+    slack = max(1e-5, float(jnp.finfo(x.dtype).eps))
+    inside = (x >= low - slack * (1 + abs(low))) & (x <= high + slack * (1 + abs(high)))
+    yield ~inside, lambda: (f'x reaches from {x.min():.3g} to {x.max():.3g}, beyond {interval()}: '
+                            'give bounds=, or normalise inside logits_fn')
 
 
 def check_integers(name: str, classes: Array) -> None:

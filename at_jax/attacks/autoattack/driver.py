@@ -224,8 +224,8 @@ def _prepare(logits_fn, search_fn, work, *, attacks, random, cascade, batch_size
   if random and search_fn is not None:
     raise ValueError("search_fn needs a deterministic model: leave it out with version='rand'")
   logits = _in_batches(logits_fn, work, work.x, batch_size=batch_size, devices=devices, random=random)
-  _arguments.check_classes('y', work.y, logits.shape[1])
   num_classes = logits.shape[1]
+  _arguments.check_values(classes={'y': work.y}, num_classes=num_classes)
   num_searched = num_classes if search_fn is None else _stepper.capture(search_fn, work.x, batch_size)[1]
   if num_searched < num_classes:
     raise ValueError(f'search_fn gives {num_searched} logits, logits_fn {num_classes}: use the same classes')
