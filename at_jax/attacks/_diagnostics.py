@@ -4,7 +4,7 @@ Each check returns warnings: sentences that say what was seen and what to do. Th
 each finding can have a harmless cause. A robust accuracy should not be published with an unexplained warning.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import warnings
 
 import jax
@@ -54,23 +54,21 @@ def check_logits(logits: Array, y: Array, attacks: Sequence[str] = ()) -> tuple[
   `attacks` are those that run; the advice names others.
   """
   slack = max(1e-5, 2 * precision(logits))
-  logits, y = np.asarray(logits, np.float64), np.asarray(y)
-  finite, found = are_finite(logits), []
+  return tuple(_logit_warnings(np.asarray(logits, np.float64), np.asarray(y), attacks, slack))
+
+
+def _logit_warnings(logits: np.ndarray, y: np.ndarray, attacks: Sequence[str], slack: float) -> Iterator[str]:
+  finite, square = are_finite(logits), advise(('square',), attacks, 'trust square')
   if not finite.all():
-    found.append(f'{(~finite).sum()} of {len(finite)} clean inputs give logits that are not finite; these '
-                 'count as misclassified: fix the model, or leave them out')
+    yield (f'{(~finite).sum()} of {len(finite)} clean inputs give logits that are not finite; these count as '
+           'misclassified: fix the model, or leave them out')
   logits, y = logits[finite], y[finite]
   if not len(logits):
-    return tuple(found)
+    return
   in_range = logits.max() < 1 + slack and logits.min() > -slack
   if in_range and np.all(np.abs(logits.sum(axis=-1) - 1) < slack):
-    found.append('the outputs are probabilities: attack the logits, before the softmax, or '
-                 f'{advise(("square",), attacks, "trust square")}')
-  return (*found, *_saturation(logits, y, attacks))
-
-
-def _saturation(logits: np.ndarray, y: np.ndarray, attacks: Sequence[str]) -> list[str]:
-  leads, found = lead(logits, y), []
+    yield f'the outputs are probabilities: attack the logits, before the softmax, or {square}'
+  leads = lead(logits, y)
   # exp(-88) is the smallest normal float32: beyond it the gradient of cross-entropy is zero.
   no_gradient = np.mean(leads > 88)
   # From log(2^24) on, the probability of the true class rounds to 1, and the gradient at its logit to zero.
@@ -80,24 +78,22 @@ def _saturation(logits: np.ndarray, y: np.ndarray, attacks: Sequence[str]) -> li
   scale_free = [name for name in ('apgd-dlr', 'apgd-t') if name in attacks]
   advice = f'trust {" and ".join(scale_free)}' if scale_free else 'add apgd-dlr or apgd-t'
   if no_gradient > _SHARE:
-    found.append(f'logits lead by more than 88 on {100 * no_gradient:.1f} % of inputs: cross-entropy has no '
-                 f'gradient there; {advice}, whose loss is scale-free')
+    yield (f'logits lead by more than 88 on {100 * no_gradient:.1f} % of inputs: cross-entropy has no '
+           f'gradient there; {advice}, whose loss is scale-free')
   elif no_true_class_gradient > .5:
-    found.append(f'logits lead by more than 16.6 on {100 * no_true_class_gradient:.1f} % of inputs: '
-                 f'cross-entropy has no gradient at the true class there; {advice}')
+    yield (f'logits lead by more than 16.6 on {100 * no_true_class_gradient:.1f} % of inputs: '
+           f'cross-entropy has no gradient at the true class there; {advice}')
   # float32 rounds a logit of size z, and a loss near log(C), by up to 1.2e-7 times its size. If the logits
   # differ by no more than about 40 such steps, most of what an attack gains is rounding.
   size = max(2., np.median(np.abs(finite_logits(logits)).max(axis=-1)))
   smallest = 40 * np.finfo(np.float32).eps * size
   if np.median(logits.max(axis=-1) - logits.min(axis=-1)) < smallest:
-    found.append(f'logits differ by less than {smallest:.0e}: gradients are lost to rounding; scale them up, '
-                 f'subtract their common offset, or {advise(("square",), attacks, "trust square")}')
-  return found
+    yield (f'logits differ by less than {smallest:.0e}: gradients are lost to rounding; scale them up, '
+           f'subtract their common offset, or {square}')
 
 
-def check_determinism(
-    logits_fn: Callable[..., Array], x: Array, y: Array, compiled: np.ndarray | None = None
-) -> tuple[str, ...]:
+def check_determinism(logits_fn: Callable[..., Array], x: Array, y: Array,
+                      compiled: np.ndarray | None = None) -> tuple[str, ...]:
   """Checks that outputs are deterministic, independent of the batch, and unchanged under jit.
 
   A model is random if among five passes the numbers of correct predictions differ, or the normalised logits
@@ -156,13 +152,11 @@ def check_channels(shape: tuple[int, ...], channel_axis: int) -> tuple[str, ...]
   """
   if len(shape) != 4:
     return ()
-  first = shape[1] <= _MAX_CHANNELS < min(shape[2:])
-  last = shape[3] <= _MAX_CHANNELS < min(shape[1:3])
-  if first and channel_axis == -1:
-    return (f'inputs of shape {shape} look like channels first: give square channel_axis=1',)
-  if last and channel_axis == 1:
-    return (f'inputs of shape {shape} look like channels last: give square channel_axis=-1',)
-  return ()
+  layout, channels, sides = (
+      ('last', shape[3], shape[1:3]) if channel_axis == 1 else ('first', shape[1], shape[2:]))
+  if not channels <= _MAX_CHANNELS < min(sides):
+    return ()
+  return (f'inputs of shape {shape} look like channels {layout}: give square channel_axis={-channel_axis}',)
 
 
 def check_classes(num_classes: int, attacks: Sequence[str]) -> tuple[str, ...]:
@@ -227,11 +221,9 @@ def check_gradients(
   # its gradient, and only an attack without gradients is left.
   scale_free = [other for other in ('apgd-dlr', 'apgd-t') if name == 'apgd-ce' and other in attacks]
   wanted = ('apgd-t',) if name == 'apgd-ce' and not scale_free else ()
-  if random:
-    advice = advise(wanted, attacks, "fix the noise and add square, with version='standard'")
-  else:
-    trusted = ' and '.join((*scale_free, 'square'))
-    advice = advise((*wanted, 'square'), attacks, f'trust {trusted}, with more num_queries')
+  otherwise = ("fix the noise and add square, with version='standard'" if random else
+               f'trust {" and ".join((*scale_free, "square"))}, with more num_queries')
+  advice = advise(wanted if random else (*wanted, 'square'), attacks, otherwise)
   return tuple(
       f'{name}: {what} on {100 * count / num_attacked:.1f} % of examples; {advice}'
       for what, count, allowed in (('zero gradients', num_zero, 0),

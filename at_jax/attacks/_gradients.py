@@ -33,14 +33,11 @@ def of_loss(
   labels = (problem.y, problem.target) if targeted else (problem.y,)
 
   def objective(x, keys):
-    logits = _stepper.one_by_one(logits_fn, x, keys) if eot else _stepper.ask(logits_fn, x)
+    logits = _stepper.ask(logits_fn, x, keys)
     value = loss(logits, *labels)
     return jnp.sum(value), (value, logits)
 
   differentiate = jax.grad(objective, has_aux=True)
-  if not eot:
-    gradient, (value, logits) = differentiate(x, None)
-    return finite(gradient), zero_gradient(gradient), value, logits
 
   def one_pass(carry):
     n, total, _, _ = carry
@@ -48,11 +45,13 @@ def of_loss(
     gradient, (value, logits) = differentiate(x, fold(problem.key, count))
     return n + 1, total + gradient, value, logits
 
-  value, logits = jax.eval_shape(lambda: objective(x, problem.key)[1])
-  empty = (jnp.array(0), jnp.zeros_like(x),
-           jnp.zeros(value.shape, value.dtype), jnp.zeros(logits.shape, logits.dtype))
-  _, total, value, logits = _loops.repeat(one_pass, empty, eot)
-  gradient = total / eot
+  if eot:
+    shapes = jax.eval_shape(lambda: objective(x, problem.key)[1])
+    empty = (jnp.array(0), jnp.zeros_like(x), *(jnp.zeros(s.shape, s.dtype) for s in shapes))
+    _, total, value, logits = _loops.repeat(one_pass, empty, eot)
+    gradient = total / eot
+  else:
+    gradient, (value, logits) = differentiate(x, None)
   return finite(gradient), zero_gradient(gradient), value, logits
 
 

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def project(
-    x: Array, normal: Array, excess: Array, bounds: tuple[Array, Array], *, norm: str
-) -> Array:
+def project(x: Array, normal: Array, excess: Array, bounds: tuple[Array, Array], *, norm: str) -> Array:
   """The smallest d with normal · (x + d) = normal · x − excess and x + d within the bounds.
 
   Every entry moves against sign(excess · normal), at most by the room r_i that the bounds leave. With
@@ -93,8 +91,7 @@ def _move_l1(weight: Array, room: Array, needed: Array) -> Array:
   return jnp.where(bits > stop, room, jnp.where(last, share * room, 0))
 
 
-_MOVES: dict[str, Callable[[Array, Array, Array], Array]] = {
-    'linf': _move_linf, 'l2': _move_l2, 'l1': _move_l1}
+_MOVES = {'linf': _move_linf, 'l2': _move_l2, 'l1': _move_l1}
 _MOST_STEPS = 100
 
 
@@ -123,15 +120,11 @@ def find_root(f: Callable[[Array], tuple[Array, Array]], low: Array, high: Array
   low, high = jnp.asarray(low), jnp.asarray(high)
   resolution = 2 * jnp.finfo(low.dtype).eps
 
-  def moving(carry):
-    return carry[-1]
-
   def newton(carry):
     t, low, high, steps, _ = carry
     value, slope = f(t)
     beyond = value > 0
-    low = jnp.where(beyond, low, t)
-    high = jnp.where(beyond, t, high)
+    low, high = jnp.where(beyond, low, t), jnp.where(beyond, t, high)
     flat = slope == 0
     candidate = t - value / jnp.where(flat, 1, slope)
     small = ~flat & (jnp.abs(candidate - t) <= resolution * jnp.abs(candidate))
@@ -144,5 +137,4 @@ def find_root(f: Callable[[Array], tuple[Array, Array]], low: Array, high: Array
     return candidate, low, high, steps + 1, going
 
   start = (low, low, high, jnp.array(0), high > low)
-  t = jax.lax.while_loop(moving, newton, start)[0]
-  return jnp.clip(t, low, high)
+  return jnp.clip(jax.lax.while_loop(lambda carry: carry[-1], newton, start)[0], low, high)

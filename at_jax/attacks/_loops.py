@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 UNROLLED = 10
-_Carry = TypeVar('_Carry')
+_T = TypeVar('_T')
 
 
 def writes_out() -> bool:
@@ -22,9 +22,7 @@ def writes_out() -> bool:
   return jax.default_backend() == 'cpu'
 
 
-def calls(
-    num_steps: int, differentiates: bool = True, at_once: int = UNROLLED
-) -> list[int]:
+def calls(num_steps: int, differentiates: bool = True, at_once: int = UNROLLED) -> list[int]:
   """Splits an attack of `num_steps` into compiled calls: the number of steps in each.
 
   At most two numbers differ, so at most two programs are compiled. `at_once` is the number of unrolled
@@ -36,9 +34,7 @@ def calls(
   return [at_once] * whole + [rest] * (rest > 0)
 
 
-def scan(
-    body: Callable, carry: Any, xs: Any, *, length: int, differentiates: bool = True
-) -> tuple[Any, Any]:
+def scan(body: Callable, carry: Any, xs: Any, *, length: int, differentiates: bool = True) -> tuple[Any, Any]:
   """`jax.lax.scan`, unrolled where a loop is slow."""
   if not (differentiates and writes_out()):
     return jax.lax.scan(body, carry, xs, length=length)
@@ -48,12 +44,9 @@ def scan(
   return jax.lax.scan(body, carry, xs, length=length, unroll=True)
 
 
-def repeat(
-    step: Callable[[_Carry], _Carry], carry: _Carry, num_steps: int, differentiates: bool = True
-) -> _Carry:
+def repeat(step: Callable[[_T], _T], carry: _T, num_steps: int, differentiates: bool = True) -> _T:
   """Applies `step` to `carry` `num_steps` times, unrolled where a loop is slow."""
-  return scan(lambda c, _: (step(c), None), carry, None, length=num_steps,
-              differentiates=differentiates)[0]
+  return scan(lambda c, _: (step(c), None), carry, None, length=num_steps, differentiates=differentiates)[0]
 
 
 @functools.cache
@@ -65,10 +58,9 @@ def compiler_options(differentiates: bool = True) -> dict[str, str] | None:
   gradients and on for the others, whatever XLA_FLAGS says. None on other backends, and if this version of
   XLA does not know the option.
   """
-  fusions = '' if differentiates else 'LIBRARY_FUSION_TYPE_DOT'
-  options = {'xla_cpu_experimental_ynn_fusion_type': fusions}
   if not writes_out():
     return None
+  options = {'xla_cpu_experimental_ynn_fusion_type': '' if differentiates else 'LIBRARY_FUSION_TYPE_DOT'}
   try:
     jax.jit(lambda: 0, compiler_options=options)()
   except (jax.errors.JaxRuntimeError, TypeError):

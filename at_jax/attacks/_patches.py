@@ -56,9 +56,7 @@ def patch(side: int, norm: str = 'l2') -> np.ndarray:
   Reference: Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
   random search, 2020, section 3.4, as in the released code of AutoAttack. L1: that code.
   """
-  delta = np.zeros((side, side))
-  delta[:side // 2] = _hill(side // 2, side, norm)
-  delta[side // 2:] = -_hill(side - side // 2, side, norm)
+  delta = np.concatenate([_hill(side // 2, side, norm), -_hill(side - side // 2, side, norm)])
   return delta / _size(delta, norm)
 
 
@@ -108,10 +106,8 @@ def tiling(shape: tuple[int, int, int], draws: Array, norm: str = 'l2') -> Array
   return jnp.where(covered[..., None], values, 0).astype(draws.dtype)
 
 
-def move(
-    delta: Array, side: Array, eta: Array, epsilon: Array, places: Array, draws: Array,
-    norm: str = 'l2',
-) -> Array:
+def move(delta: Array, side: Array, eta: Array, epsilon: Array, places: Array, draws: Array,
+         norm: str = 'l2') -> Array:
   """Clears one window, and fills another with η plus its old content, scaled to the norm that is free.
 
   In each channel the new window has the direction of η + δ/‖δ‖, where δ is its old content. Its norm is

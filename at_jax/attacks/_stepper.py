@@ -54,8 +54,7 @@ class Stepper(NamedTuple):
   differentiates: bool = True
 
 
-def make_problem(
-    x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None, infinite=False) -> Problem:
+def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None, infinite=False) -> Problem:
   """Checks an attack's arguments and makes a `Problem` of them: one key and one radius per example.
 
   `infinite` allows infinite radii. Raises ValueError for an invalid shape, dtype or value.
@@ -73,9 +72,8 @@ def make_problem(
   return Problem(x, y, target, _random.fold(key, index), epsilon, bounds)
 
 
-def capture(
-    logits_fn: LogitsFn, x: Array, num_examples: int, key: Array | None = None
-) -> tuple[jax.tree_util.Partial, int]:
+def capture(logits_fn: LogitsFn, x: Array, num_examples: int,
+            key: Array | None = None) -> tuple[jax.tree_util.Partial, int]:
   """`_model.capture` for batches of `num_examples` inputs like `x`; with a key, for one input and a key."""
   batch = jax.ShapeDtypeStruct((num_examples if key is None else 1, *x.shape[1:]), x.dtype)
   return _model.capture(logits_fn, batch, None if key is None else jax.ShapeDtypeStruct(key.shape, key.dtype))
@@ -90,19 +88,17 @@ def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.
   return model
 
 
-def ask(logits_fn: LogitsFn, x: Array) -> Array:
+def ask(logits_fn: LogitsFn, x: Array, keys: Array | None = None) -> Array:
   """f32[B, C], the logits of one pass, in float32 at least.
 
-  In bfloat16 a loss that increases by less than a hundredth would seem constant.
+  With keys, a random model is called for each example alone with that example's key. In bfloat16 a loss that
+  increases by less than a hundredth would seem constant.
   """
+  if keys is not None:
+    return jax.vmap(lambda x, key: ask(lambda x: logits_fn(x, key), x[None])[0])(x, keys)
   logits = logits_fn(x)
   _model.check_answer(logits, len(x))
   return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-
-
-def one_by_one(logits_fn: LogitsFn, x: Array, keys: Array) -> Array:
-  """f32[B, C], one pass of a random model, called for each example alone with that example's key."""
-  return jax.vmap(lambda x, key: ask(lambda x: logits_fn(x, key), x[None])[0])(x, keys)
 
 
 def is_correct(logits: Array, y: Array) -> Array:
@@ -114,11 +110,17 @@ def is_correct(logits: Array, y: Array) -> Array:
   return (jnp.argmax(logits, axis=-1) == y) & jnp.isfinite(jnp.max(logits, axis=-1))
 
 
+@functools.partial(jax.jit, static_argnames='draw')
+def is_wrong(logits_fn: LogitsFn, x: Array, problem: Problem, *, draw: int | None = None) -> Array:
+  """bool[B], whether each prediction is wrong; a random model gets the keys with `draw` folded in."""
+  keys = None if draw is None else jax.vmap(lambda key: jax.random.fold_in(key, draw))(problem.key)
+  return ~is_correct(ask(logits_fn, x, keys), problem.y)
+
+
 def where(chosen: Array, new: Any, old: Any) -> Any:
   """Selects per example from two equal pytrees of arrays [B, ...]: `new` where chosen, else `old`."""
-  def pick(a, b):
-    return jnp.where(chosen.reshape(chosen.shape + (1,) * (a.ndim - 1)), a, b)
-  return jax.tree.map(pick, new, old)
+  return jax.tree.map(
+      lambda a, b: jnp.where(jnp.expand_dims(chosen, tuple(range(1, a.ndim))), a, b), new, old)
 
 
 @functools.partial(jax.jit, static_argnames='stepper')
@@ -127,13 +129,10 @@ def begin(problem: Problem, *, stepper: Stepper) -> Any:
   return stepper.init(problem)
 
 
-def take_steps(
-    logits_fn: LogitsFn, problem: Problem, state: Any, *, stepper: Stepper, num_steps: int
-) -> Any:
+def take_steps(logits_fn: LogitsFn, problem: Problem, state: Any, *, stepper: Stepper, num_steps: int) -> Any:
   """Takes `num_steps` steps; finished examples do not change. Not compiled: see `advance`."""
   def step(state):
-    moved = stepper.step(logits_fn, problem, state)
-    return where(state.count < stepper.length, moved, state)
+    return where(state.count < stepper.length, stepper.step(logits_fn, problem, state), state)
   return _loops.repeat(step, state, num_steps, differentiates=stepper.differentiates)
 
 

@@ -20,16 +20,12 @@ class Stage(NamedTuple):
 
   Attributes:
     first: bool, a run begins.
-    last: bool, a run ends.
     window: number of gradients since the last check if there is a check now, else 0.
     radius: radius of the ball, in ε.
-    next_radius: radius of the next run, in ε.
   """
   first: np.ndarray
-  last: np.ndarray
   window: np.ndarray
   radius: np.ndarray
-  next_radius: np.ndarray
 
 
 def schedule(num_steps: int, norm: str, large_start: bool = False) -> Stage:
@@ -47,8 +43,7 @@ def schedule(num_steps: int, norm: str, large_start: bool = False) -> Stage:
   radii = (3., 2., 1.) if large_start else (1.,)
   early = math.ceil(.3 * num_steps)
   lengths = (early, early, num_steps - 2 * early) if large_start else (num_steps,)
-  rows = [(n == 0, n == length, window, radius, radii[min(run + 1, len(radii) - 1)])
-          for run, (radius, length) in enumerate(zip(radii, lengths, strict=True))
+  rows = [(n == 0, window, radius) for radius, length in zip(radii, lengths, strict=True)
           for n, window in enumerate(_windows(length, norm))]
   return Stage(*(np.array(column) for column in zip(*rows, strict=True)))
 
@@ -107,21 +102,11 @@ class State(NamedTuple):
 
 
 def apgd(
-    logits_fn: _stepper.LogitsFn,
-    x: Array,
-    y: Array,
-    key: Array,
-    *,
-    epsilon: float | Array,
-    norm: str = 'linf',
-    num_steps: int = 100,
-    loss: Callable[..., Array] = losses.cross_entropy,
-    target: Array | None = None,
-    bounds: tuple[float, float] = (0., 1.),
-    start: Array | None = None,
-    large_start: bool = False,
-    eot: int = 0,
-    index: Array | None = None,
+    logits_fn: _stepper.LogitsFn, x: Array, y: Array, key: Array, *,
+    epsilon: float | Array, norm: str = 'linf', num_steps: int = 100,
+    loss: Callable[..., Array] = losses.cross_entropy, target: Array | None = None,
+    bounds: tuple[float, float] = (0., 1.), start: Array | None = None, large_start: bool = False,
+    eot: int = 0, index: Array | None = None,
 ) -> AttackResult:
   """Auto-PGD: x ← P(x + ¾(z − x) + ¼(x − x_old)), z = P(x + α · direction of ∇ loss(f(x), y)).
 
@@ -170,25 +155,23 @@ def apgd(
   Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 3. L1: Croce and Hein, Mind the Box, 2021, section 3.
   """
-  _model.check_function('loss', loss, 'logits', 'y', *([] if target is None else ['target']),
-                       like='losses.dlr')
-  attack = stepper(norm=norm, num_steps=num_steps, loss=loss, targeted=target is not None,
-                   large_start=large_start, eot=eot)
-  problem = _stepper.make_problem(
-      x, y, key, epsilon=epsilon, bounds=bounds, target=target, index=index)
+  targeted = target is not None
+  _model.check_function('loss', loss, 'logits', 'y', *['target'] * targeted, like='losses.dlr')
+  attack = stepper(norm=norm, num_steps=num_steps, loss=loss, targeted=targeted, large_start=large_start,
+                   eot=eot)
+  problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, target=target, index=index)
   _diagnostics.warn_of_reach(epsilon, problem.x, bounds, norm)
   state = _stepper.begin(problem, stepper=attack)
   if start is not None:
     start = jnp.asarray(start, problem.x.dtype)
     _arguments.check_shape('start', start, problem.x.shape)
     _arguments.check_values(start=start)
-    widest = problem.epsilon * (3 if large_start else 1)
-    state = state._replace(x=jax.vmap(lambda start, x, radius: _project(
-        start, x, radius, problem.bounds, norm))(start, problem.x, widest))
+    into = jax.vmap(lambda start, x, radius: _project(start, x, radius, problem.bounds, norm))
+    state = state._replace(x=into(start, problem.x, problem.epsilon * (3 if large_start else 1)))
   model = _stepper.prepare(logits_fn, problem, random=bool(eot))
   state = _stepper.resume(model, problem, state, stepper=attack)
-  best = _stepper.where(state.found, (state.x_adv, state.loss_adv), (state.x_best, state.loss_best))
-  return AttackResult(best[0], state.found, state.kappa, best[1])
+  x, loss = _stepper.where(state.found, (state.x_adv, state.loss_adv), (state.x_best, state.loss_best))
+  return AttackResult(x, state.found, state.kappa, loss)
 
 
 @functools.cache
@@ -215,9 +198,8 @@ def stepper(
   check, move = (_check_l1, _move_l1) if norm == 'l1' else (_check, _move)
 
   def init(problem: _stepper.Problem) -> State:
-    return jax.vmap(lambda x, key, epsilon: _init(
-        x, key, epsilon * float(table.radius[0]), problem.bounds, norm))(
-            problem.x, problem.key, problem.epsilon)
+    init_one = lambda x, key, epsilon: _init(x, key, epsilon * float(table.radius[0]), problem.bounds, norm)
+    return jax.vmap(init_one)(problem.x, problem.key, problem.epsilon)
 
   def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
     gradient, zero_gradient, value, logits = _gradients.of_loss(
@@ -231,9 +213,10 @@ def stepper(
       state = _open(state, stage, x, radius, value, norm, large_start)
       state, gradient = check(state, stage, x, radius, gradient)
       moved = move(state, stage, x, radius, gradient, problem.bounds, norm)
-      if large_start:
-        again = _project(state.x_best, x, epsilon * stage.next_radius, problem.bounds, norm)
-        moved = jnp.where(stage.last, again, moved)
+      if large_start:  # the next run begins at the best point of this one
+        following = stage_at(table, state.count + 1, x.dtype)
+        again = _project(state.x_best, x, epsilon * following.radius, problem.bounds, norm)
+        moved = jnp.where(following.first, again, moved)
       return state._replace(x=moved, x_old=state.x, count=state.count + 1)
 
     return jax.vmap(update)(state, problem.x, problem.epsilon, gradient, zero_gradient, value, wrong)
@@ -300,8 +283,7 @@ def _open(state, stage, x, radius, value, norm, large_start) -> State:
       moved=fresh(moved, state.moved))
 
 
-def _check(state, stage, x, radius, gradient):
-  del x, radius
+def _check(state, stage, _x, _radius, gradient):
   check = stage.window > 0
   stuck = ~state.halved & (state.loss_checked >= state.loss_best)
   halve = (state.rises <= _RISES * stage.window) | stuck
@@ -337,8 +319,7 @@ def _move(state, stage, x, radius, gradient, bounds, norm) -> Array:
   return _project(blend, x, radius, bounds, norm)
 
 
-def _move_l1(state, stage, x, radius, gradient, bounds, norm) -> Array:
-  del stage
+def _move_l1(state, _stage, x, radius, gradient, bounds, norm) -> Array:
   size = jnp.abs(gradient)
   place = jnp.clip((1 - state.sparsity) * x.size, 0, x.size - 1).astype(jnp.int32)
   direction = jnp.where(size >= jnp.sort(size.reshape(-1))[place], jnp.sign(gradient), 0)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from at_jax.attacks import _arguments, _gradients, _hyperplane, _loops, _stepper, norms
+from at_jax.attacks import _arguments, _gradients, _hyperplane, _loops, _stepper, losses, norms
 from at_jax.attacks.pgd import AttackResult
 
 Array = jax.Array
@@ -29,18 +29,9 @@ class State(NamedTuple):
 
 
 def fab(
-    logits_fn: _stepper.LogitsFn,
-    x: Array,
-    y: Array,
-    key: Array | None = None,
-    *,
-    epsilon: float | Array,
-    norm: str = 'linf',
-    num_steps: int = 100,
-    target: Array | None = None,
-    random_start: bool = False,
-    bounds: tuple[float, float] = (0., 1.),
-    index: Array | None = None,
+    logits_fn: _stepper.LogitsFn, x: Array, y: Array, key: Array | None = None, *,
+    epsilon: float | Array, norm: str = 'linf', num_steps: int = 100, target: Array | None = None,
+    random_start: bool = False, bounds: tuple[float, float] = (0., 1.), index: Array | None = None,
 ) -> AttackResult:
   """Fast adaptive boundary attack: finds the nearest misclassified point.
 
@@ -85,15 +76,14 @@ def fab(
   """
   if random_start and key is None:
     raise ValueError('random_start needs a key')
-  attack = stepper(norm=norm, num_steps=num_steps, targeted=target is not None,
-                   random_start=random_start)
+  attack = stepper(norm=norm, num_steps=num_steps, targeted=target is not None, random_start=random_start)
   problem = _stepper.make_problem(x, y, jax.random.key(0) if key is None else key, epsilon=epsilon,
                                   bounds=bounds, target=target, index=index, infinite=True)
   state = _stepper.begin(problem, stepper=attack)
   model = _stepper.prepare(logits_fn, problem)
   state = _stepper.resume(model, problem, state, stepper=attack)
   # The steps do not evaluate the input itself, because AutoAttack attacks only correct ones.
-  already = _is_wrong(model, problem.x, problem.y)
+  already = _stepper.is_wrong(model, problem.x, problem)
   point = _stepper.where(state.found & ~already, state.x_adv, problem.x)
   distance = jnp.where(already, 0, state.distance)
   return AttackResult(point, state.found | already, jnp.zeros_like(state.count), -distance)
@@ -113,37 +103,28 @@ def stepper(
   _arguments.check_count('num_steps', num_steps)
 
   def init(problem: _stepper.Problem) -> State:
-    b, dtype = len(problem.x), problem.x.dtype
-    start = problem.x
-    if random_start:
-      draw = functools.partial(_draw, bounds=problem.bounds, norm=norm)
-      start = jax.vmap(draw)(problem.x, problem.key, problem.epsilon)
-    return State(jnp.zeros(b, jnp.int32), jnp.zeros(b, bool), problem.x,
-                 jnp.full(b, jnp.inf, dtype), start, jnp.zeros(b, jnp.int32))
+    x = problem.x
+    draw = functools.partial(_draw, bounds=problem.bounds, norm=norm)
+    start = jax.vmap(draw)(x, problem.key, problem.epsilon) if random_start else x
+    none = jnp.zeros(len(x), jnp.int32)
+    return State(none, none.astype(bool), x, jnp.full(len(x), jnp.inf, x.dtype), start, none)
 
   def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
     linearise = _towards_target if targeted else functools.partial(_towards_nearest, norm=norm)
     gap, normal = linearise(logits_fn, problem, state.x)
-    zero_gradient = _gradients.zero_gradient(normal)
+    zero_gradient = state.zero_gradient + _gradients.zero_gradient(normal)
     gap, normal = _gradients.finite((gap, normal))
     move = functools.partial(_move, bounds=problem.bounds, norm=norm)
     x = jax.vmap(move)(state.x, problem.x, normal, gap)
     wrong = ~_stepper.is_correct(logits_fn(x), problem.y)
     distance = jax.vmap(functools.partial(norms.length, norm=norm))(x - problem.x)
     nearer = wrong & (distance < state.distance)
-    distance = jnp.where(nearer, distance, state.distance)
-    back = problem.x + (x - problem.x) * _BETA
-    return State(state.count + 1, jnp.isfinite(distance) & (distance <= problem.epsilon),
-                 _stepper.where(nearer, x, state.x_adv), distance,
-                 _stepper.where(wrong, back, x),
-                 state.zero_gradient + zero_gradient)
+    x_adv, distance = _stepper.where(nearer, (x, distance), (state.x_adv, state.distance))
+    found = jnp.isfinite(distance) & (distance <= problem.epsilon)
+    x = _stepper.where(wrong, problem.x + (x - problem.x) * _BETA, x)
+    return State(state.count + 1, found, x_adv, distance, x, zero_gradient)
 
   return _stepper.Stepper(init, step, num_steps)
-
-
-@jax.jit
-def _is_wrong(logits_fn, x: Array, y: Array) -> Array:
-  return ~_stepper.is_correct(_stepper.ask(logits_fn, x), y)
 
 
 def _draw(x: Array, key: Array, epsilon: Array, *, bounds, norm: str) -> Array:
@@ -158,8 +139,7 @@ def _towards_target(logits_fn, problem: _stepper.Problem, x: Array) -> tuple[Arr
   """z_t − z_y [B] and its gradient [B, ...]."""
   def gap(x: Array) -> tuple[Array, Array]:
     logits = _stepper.ask(logits_fn, x)
-    at = functools.partial(jnp.take_along_axis, logits, axis=1)
-    gaps = (at(problem.target[:, None]) - at(problem.y[:, None]))[:, 0]
+    gaps = losses.logit_of(logits, problem.target) - losses.logit_of(logits, problem.y)
     return jnp.sum(gaps), gaps
   normal, gaps = jax.grad(gap, has_aux=True)(x)
   return gaps, normal
@@ -176,8 +156,7 @@ def _towards_nearest(logits_fn, problem: _stepper.Problem, x: Array, *, norm: st
   def nearest(first: Array) -> tuple[Array, Array, Array]:
     classes = first + jnp.arange(width)
     normals = jax.vmap(lambda j: pull(one_hot(j) - one_hot(problem.y))[0])(classes)
-    gaps = (logits[:, jnp.minimum(classes, num_classes - 1)] -
-            jnp.take_along_axis(logits, problem.y[:, None], axis=1)).T
+    gaps = logits.T[jnp.minimum(classes, num_classes - 1)] - losses.logit_of(logits, problem.y)
     away = jnp.abs(gaps) / (jax.vmap(jax.vmap(dual))(normals) + 1e-12)
     none = (classes[:, None] == problem.y) | (classes[:, None] >= num_classes)
     away, rows = jnp.where(none, jnp.inf, away), jnp.arange(b)

@@ -16,7 +16,13 @@ Array = jax.Array
 LossFn = Callable[[Array, Array], Array]
 
 
-def _at(logits: Array, y: Array) -> Array:
+def logit_of(logits: Array, y: Array) -> Array:
+  """The logit of class y, z_y, f32[B].
+
+  Example:
+    >>> print(logit_of(jnp.array([[3., 1., 2.]]), jnp.array([0])))
+    [3.]
+  """
   return jnp.take_along_axis(logits, y[:, None], axis=-1)[:, 0]
 
 
@@ -42,7 +48,7 @@ def cross_entropy(logits: Array, y: Array) -> Array:
   Reference: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018,
   section 2.
   """
-  return jax.nn.logsumexp(logits, axis=-1) - _at(logits, y)
+  return jax.nn.logsumexp(logits, axis=-1) - logit_of(logits, y)
 
 
 def margin(logits: Array, y: Array) -> Array:
@@ -65,7 +71,7 @@ def margin(logits: Array, y: Array) -> Array:
   Reference: Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks, 2017, section V
   (f₆ without clipping).
   """
-  return jnp.max(_without(logits, y), axis=-1) - _at(logits, y)
+  return jnp.max(_without(logits, y), axis=-1) - logit_of(logits, y)
 
 
 def dlr(logits: Array, y: Array) -> Array:
@@ -92,7 +98,7 @@ def dlr(logits: Array, y: Array) -> Array:
     return margin(logits, y)
   top, classes = jax.lax.top_k(logits, 3)
   rival = jnp.where(classes[:, 0] == y, top[:, 1], top[:, 0])
-  return -(_at(logits, y) - rival) / _lead(top[:, 0], top[:, 2])
+  return -(logit_of(logits, y) - rival) / _lead(top[:, 0], top[:, 2])
 
 
 def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
@@ -115,7 +121,7 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
   Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
   Parameter-free Attacks, 2020, section 4.3.
   """
-  gap = _at(logits, y) - _at(logits, target)
+  gap = logit_of(logits, y) - logit_of(logits, target)
   if logits.shape[-1] < 4:
     return -gap
   top = jax.lax.top_k(logits, 4)[0]
@@ -154,7 +160,7 @@ def soft_margin(logits: Array, y: Array, scale: float | Array) -> Array:
   """
   scale = jnp.asarray(scale)
   others = jax.nn.logsumexp(scale[..., None] * _without(logits, y), axis=-1)
-  return others / scale - _at(logits, y)
+  return others / scale - logit_of(logits, y)
 
 
 @functools.cache
@@ -202,11 +208,7 @@ def masking_scaled(scale: float) -> LossFn:
   2021.
   """
   _check_scale(scale)
-
-  def loss(logits: Array, y: Array) -> Array:
-    return cross_entropy(scale * logits, y)
-
-  return loss
+  return lambda logits, y: cross_entropy(scale * logits, y)
 
 
 def weighted_dummy_margin(logits: Array, y: Array, weight: float | Array) -> Array:
@@ -232,7 +234,7 @@ def weighted_dummy_margin(logits: Array, y: Array, weight: float | Array) -> Arr
   """
   dummy = y + logits.shape[-1] // 2
   rival = jnp.max(_without(_without(logits, y), dummy), axis=-1)
-  return rival - weight * _at(logits, y) - (1 - weight) * _at(logits, dummy)
+  return rival - weight * logit_of(logits, y) - (1 - weight) * logit_of(logits, dummy)
 
 
 @functools.cache

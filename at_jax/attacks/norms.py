@@ -59,8 +59,7 @@ def unit(v: Array, norm: str) -> Array:
   return jnp.where(nonzero, scaled / jnp.where(nonzero, length(scaled, norm), 1), 0)
 
 
-def clip_to_ball(
-    delta: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array], *, norm: str) -> Array:
+def clip_to_ball(delta: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array], *, norm: str) -> Array:
   """Projects x + delta onto the ball around x, and clips it to the bounds.
 
   In L1 the projection is onto both sets at once, because clipping afterwards would leave most of the

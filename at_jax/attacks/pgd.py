@@ -8,17 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import (
-  _arguments,
-  _diagnostics,
-  _gradients,
-  _loops,
-  _model,
-  _random,
-  _stepper,
-  losses,
-  norms,
-)
+from at_jax.attacks import _arguments, _diagnostics, _loops, _model, _random, _stepper, losses, norms
 
 Array = jax.Array
 LogitsFn = Callable[[Array], Array]
@@ -42,26 +32,13 @@ class AttackResult(NamedTuple):
 
 
 def pgd(
-    logits_fn: LogitsFn,
-    x: Array,
-    y: Array,
-    key: Array,
-    *,
-    epsilon: float | Array,
-    step_size: float | Array,
-    num_steps: int,
-    norm: str = 'linf',
-    loss: LossFn = losses.cross_entropy,
-    loss_args: tuple[Array, ...] = (),
-    decide: Callable[[Array], Array] | None = None,
-    bounds: tuple[float, float] = (0., 1.),
-    random_start: bool = True,
-    start: Array | None = None,
-    tau: int | Array | None = None,
-    momentum: float | Array = 0.,
-    restarts: int = 1,
-    targeted: bool = False,
-    index: Array | None = None,
+    logits_fn: LogitsFn, x: Array, y: Array, key: Array, *,
+    epsilon: float | Array, step_size: float | Array, num_steps: int, norm: str = 'linf',
+    loss: LossFn = losses.cross_entropy, loss_args: tuple[Array, ...] = (),
+    decide: Callable[[Array], Array] | None = None, bounds: tuple[float, float] = (0., 1.),
+    random_start: bool = True, start: Array | None = None,
+    tau: int | Array | None = None, momentum: float | Array = 0.,
+    restarts: int = 1, targeted: bool = False, index: Array | None = None,
 ) -> AttackResult:
   """Projected gradient descent: x ← P(x + α · ascend(∇ loss(f(x), y))), `num_steps` times.
 
@@ -129,8 +106,7 @@ def pgd(
   if restarts > 1 and not draw:
     raise ValueError(f'restarts = {restarts}: use 1 without a random start, as all would be one run')
   start = None if start is None else jnp.asarray(start, x.dtype)
-  _check_static(num_steps, norm, restarts, loss, len(loss_args), decide)
-  _check_shapes(x, y, epsilon, step_size, loss_args, tau, start)
+  _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, start, tau, restarts)
   index, key = _arguments.indices(index, len(x)), _random.threefry(key)
   logits_fn, num_classes = _model.capture(logits_fn, x)
   _arguments.check_values(x=x, bounds=bounds, classes={'y': y}, num_classes=num_classes, start=start,
@@ -139,8 +115,8 @@ def pgd(
   epsilon, step_size = (jnp.broadcast_to(jnp.asarray(v, x.dtype), y.shape) for v in (epsilon, step_size))
   tau = None if tau is None else jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
   bounds = tuple(jnp.asarray(bound, x.dtype) for bound in bounds)
-  momentum = (None if isinstance(momentum, (int, float)) and momentum == 0
-              else jnp.asarray(momentum, x.dtype))
+  plain = isinstance(momentum, (int, float)) and momentum == 0
+  momentum = None if plain else jnp.asarray(momentum, x.dtype)
   static = dict(loss=loss, decide=decide, targeted=targeted)
 
   def run(key: Array) -> AttackResult:
@@ -156,34 +132,29 @@ def pgd(
   return _keep_best(jax.vmap(run)(_random.fold(key, jnp.arange(restarts))), targeted=targeted)
 
 
-def _check_static(num_steps, norm, restarts, loss, num_loss_args, decide) -> None:
-  """Raises ValueError for arguments that are part of the compiled program."""
+def _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, start, tau, restarts) -> None:
+  """Raises ValueError for an invalid option, and for rows that do not fit the examples."""
   _arguments.check_name('norm', norm, norms.NORMS)
   _arguments.check_count('num_steps', num_steps)
   _arguments.check_count('restarts', restarts)
-  _model.check_function('loss', loss, 'logits', 'y', *(f'loss_args[{i}]' for i in range(num_loss_args)),
-                        like='losses.dlr')
+  names = [f'loss_args[{i}]' for i in range(len(loss_args))]
+  _model.check_function('loss', loss, 'logits', 'y', *names, like='losses.dlr')
   if decide is not None:
     _model.check_function('decide', decide, 'logits', like='ducat.fold')
 
-
-def _check_shapes(x, y, epsilon, step_size, loss_args, tau, start) -> None:
-  """Raises ValueError unless there is one row per example in everything that has rows."""
   _arguments.check_examples(x, y)
   _arguments.check_radius(epsilon, len(x))
   _arguments.check_radius(step_size, len(x), 'step_size')
-  for i, given in enumerate(loss_args):
+  for name, given in zip(names, loss_args, strict=True):
     for rows in jax.tree.leaves(given):
-      _arguments.check_shape(f'loss_args[{i}]', rows, (), y.shape + np.shape(rows)[1:])
+      _arguments.check_shape(name, rows, (), y.shape + np.shape(rows)[1:])
   if tau is not None:
     _arguments.check_shape('tau', tau, (), (1,), y.shape)
   if start is not None:
     _arguments.check_shape('start', start, x.shape)
 
 
-def fgsm(
-    logits_fn: LogitsFn, x: Array, y: Array, *, epsilon: float | Array, **options
-) -> AttackResult:
+def fgsm(logits_fn: LogitsFn, x: Array, y: Array, *, epsilon: float | Array, **options) -> AttackResult:
   """Fast gradient sign method: one PGD step of size ε from the input, x + ε · sign(∇ loss(f(x), y)).
 
   Args:
@@ -258,19 +229,15 @@ def _begin(x, begin, key, index, epsilon, bounds, tau, momentum, *, norm, draw) 
 
 
 @functools.partial(jax.jit, static_argnames=('num_steps', 'norm', 'loss', 'decide', 'targeted'))
-def _advance(
-    logits_fn, state, x, y, epsilon, step_size, bounds, loss_args, momentum, *, num_steps, norm,
-    loss, decide, targeted,
-) -> _State:
-  sign = -1 if targeted else 1
-
+def _advance(logits_fn, state, x, y, epsilon, step_size, bounds, loss_args, momentum, *, num_steps, norm,
+             loss, decide, targeted) -> _State:
   def objective(x):
     logits = _stepper.ask(logits_fn, x)
-    return sign * jnp.sum(loss(logits, y, *loss_args)), logits
+    return (-1 if targeted else 1) * jnp.sum(loss(logits, y, *loss_args)), logits
 
   def step(state: _State) -> _State:
     gradient, logits = jax.grad(objective, has_aux=True)(state.x)
-    gradient = _gradients.finite(gradient)
+    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)  # so that no step leaves the ball
     robust = ~_succeeds(logits, y, decide, targeted)
     velocity = state.velocity
     if velocity is not None:
@@ -280,8 +247,7 @@ def _advance(
       room = jnp.where(gradient > 0, bounds[1] - state.x, state.x - bounds[0])
       gradient = jnp.where(room > slack, gradient, 0)
     direction = jax.vmap(getattr(norms, norm).ascend)(gradient)
-    moved = state.x + jax.vmap(jnp.multiply)(step_size, direction)
-    moved = _project(norm, moved, x, epsilon, bounds)
+    moved = _project(norm, state.x + jax.vmap(jnp.multiply)(step_size, direction), x, epsilon, bounds)
     left = state.left
     if left is not None:
       moves = robust | (left > 0)

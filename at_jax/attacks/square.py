@@ -26,18 +26,9 @@ class State(NamedTuple):
 
 
 def square(
-    logits_fn: _stepper.LogitsFn,
-    x: Array,
-    y: Array,
-    key: Array,
-    *,
-    epsilon: float | Array,
-    norm: str = 'linf',
-    num_queries: int = 5000,
-    p_init: float = .8,
-    bounds: tuple[float, float] = (0., 1.),
-    index: Array | None = None,
-    channel_axis: int = -1,
+    logits_fn: _stepper.LogitsFn, x: Array, y: Array, key: Array, *,
+    epsilon: float | Array, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8,
+    bounds: tuple[float, float] = (0., 1.), index: Array | None = None, channel_axis: int = -1,
 ) -> AttackResult:
   """Square attack: changes the best point in a random square, and keeps the change if it is better.
 
@@ -110,10 +101,10 @@ def stepper(
     raise ValueError(f'channel_axis = {channel_axis}: use -1 for [B, H, W, C], 1 for [B, C, H, W]')
 
   def init(problem: _stepper.Problem) -> State:
-    image_shape(problem.x.shape[1:], channel_axis)
-    b = len(problem.x)
-    return State(jnp.zeros(b, jnp.int32), jnp.zeros(b, bool), problem.x,
-                 jnp.full(b, -jnp.inf, problem.x.dtype))
+    x = problem.x
+    image_shape(x.shape[1:], channel_axis)
+    none = jnp.zeros(len(x), jnp.int32)
+    return State(none, none.astype(bool), x, jnp.full(len(x), -jnp.inf, x.dtype))
 
   def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
     shape = image_shape(problem.x.shape[1:], channel_axis)
@@ -130,9 +121,8 @@ def stepper(
     # The best point is misclassified already only if a verifying model disagreed. Then the margin must
     # rise, because a search that accepts every misclassified point would drift.
     better = (state.count == 0) | (margin > state.margin) | (wrong & ~(state.margin > 0))
-    moved = State(state.count + 1, wrong & better, _stepper.where(better, x, state.x_adv),
-                  jnp.where(better, margin, state.margin))
-    return _stepper.where(state.found, state, moved)
+    x_adv, margin = _stepper.where(better, (x, margin), (state.x_adv, state.margin))
+    return _stepper.where(state.found, state, State(state.count + 1, wrong & better, x_adv, margin))
 
   return _stepper.Stepper(init, step, num_queries + 1, differentiates=False)
 
