@@ -45,34 +45,33 @@ class Work(NamedTuple):
 
 
 class Slots(NamedTuple):
-  """The contents of the batch. Together with `Work` and the items they are enough to resume.
+  """The contents of the batch and what is to be loaded. Together with `Work` they are enough to resume.
 
   Attributes:
+    items: i64[M, 2], pairs (example, run) in the order in which they are loaded. Several runs of one
+      example may be in the batch; all leave when the example is fooled.
     example: i64[B], the example in each slot, -1 in an empty slot.
     run: i64[B], the run (restart or target) of that example.
-    state: the state of the stepper, leaves [B, ...].
     num_loaded: the number of items loaded so far.
+    state: the state of the stepper, leaves [B, ...]; None before the first step.
   """
+  items: np.ndarray
   example: np.ndarray
   run: np.ndarray
-  state: Any
-  num_loaded: int
+  num_loaded: int = 0
+  state: Any = None
+
+
+def empty_slots(items: np.ndarray, batch_size: int, devices: Sequence[jax.Device]) -> Slots:
+  """Empty slots for the items; `batch_size` is the largest number of slots, as in `devices.num_slots`."""
+  example = np.full(devices_lib.num_slots(len(items), batch_size, devices), -1)
+  return Slots(items, example, np.zeros_like(example))
 
 
 def run_batched(
-    search_fn: _stepper.LogitsFn,
-    verify_fn: _stepper.LogitsFn,
-    work: Work,
-    items: np.ndarray,
-    fooled: np.ndarray,
-    x_adv: np.ndarray,
-    diagnostics: np.ndarray,
-    *,
-    stepper: _stepper.Stepper,
-    batch_size: int,
-    devices: Sequence[jax.Device],
-    slots: Slots | None = None,
-    random: bool = False,
+    search_fn: _stepper.LogitsFn, verify_fn: _stepper.LogitsFn, work: Work, slots: Slots,
+    fooled: np.ndarray, x_adv: np.ndarray, diagnostics: np.ndarray, *,
+    stepper: _stepper.Stepper, devices: Sequence[jax.Device], random: bool = False,
 ) -> Iterator[Slots]:
   """Attacks every item. An example is fooled if `verify_fn` misclassifies the point that was found.
 
@@ -83,15 +82,12 @@ def run_batched(
     search_fn: the model to search on.
     verify_fn: the model that decides.
     work: the examples.
-    items: i64[M, 2], pairs (example, run) in the order in which they are loaded. Several runs of one
-      example may be in the batch; all leave when the example is fooled.
+    slots: `empty_slots` to begin, or slots yielded earlier to resume.
     fooled: bool[N], updated in place. Examples that are already fooled are not attacked.
     x_adv: f32[N, ...], updated in place where an example is fooled.
     diagnostics: bool[3, N], rows as in `DIAGNOSTICS`, updated in place when a run ends.
     stepper: the attack.
-    batch_size: the largest number of slots, a multiple of the number of devices; see `devices.num_slots`.
     devices: the slots are divided among these.
-    slots: slots yielded earlier, to resume; None to begin.
     random: whether the models take one example and a key. The last pass is made at the latest
       misclassified iterate, or at the input if there is none.
 
@@ -104,16 +100,13 @@ def run_batched(
   verify_each_step = search_fn is not verify_fn and stepper.differentiates
   num_steps = 1 if verify_each_step else steps_per_call(stepper)
   advance = _advance(stepper.differentiates, tuple(devices))
-  if slots is None:
-    empty = np.full(devices_lib.num_slots(len(items), batch_size, devices), -1)
-    slots = Slots(empty, np.zeros_like(empty), None, 0)
   slots, problem = _pad(slots, devices), None
   size, key = len(slots.example), work.key if random else None
   search_fn, _ = _stepper.capture(search_fn, work.x, size // len(devices), key)
   verify_fn, _ = _stepper.capture(verify_fn, work.x, size, key)
   work, search_fn, verify_fn = devices_lib.replicate((work, search_fn, verify_fn), devices)
   while True:
-    slots, is_new = _fill(slots, items, fooled)
+    slots, is_new = _fill(slots, fooled)
     example, occupied, state = slots.example, slots.example >= 0, slots.state
     if not occupied.any():
       return
@@ -125,7 +118,7 @@ def run_batched(
     claimed = occupied & (count >= stepper.length if random else found)
     if claimed.any():
       draw = stepper.length if random else None  # steps fold in their count, 0..length - 1
-      confirmed = claimed & np.asarray(_is_wrong(verify_fn, state.x_adv, problem, draw=draw))
+      confirmed = claimed & np.asarray(_stepper.is_wrong(verify_fn, state.x_adv, problem, draw=draw))
       if confirmed.any():
         x_adv[example[confirmed]] = np.asarray(state.x_adv)[confirmed]
         fooled[example[confirmed]] = True
@@ -182,19 +175,19 @@ def _pad(slots: Slots, devices: Sequence[jax.Device]) -> Slots:
                         state=jax.tree.map(pad, slots.state))
 
 
-def _fill(slots: Slots, items: np.ndarray, fooled: np.ndarray) -> tuple[Slots, np.ndarray]:
+def _fill(slots: Slots, fooled: np.ndarray) -> tuple[Slots, np.ndarray]:
   """Puts the next items whose examples are still robust into empty slots; also returns which these are."""
-  example, run, num_loaded = slots.example.copy(), slots.run.copy(), slots.num_loaded
-  is_new = np.zeros(len(example), bool)
-  for slot in np.flatnonzero(example < 0):
-    while num_loaded < len(items) and fooled[items[num_loaded, 0]]:
-      num_loaded += 1
-    if num_loaded == len(items):
-      break
-    example[slot], run[slot] = items[num_loaded]
-    is_new[slot] = True
-    num_loaded += 1
-  return Slots(example, run, slots.state, num_loaded), is_new
+  items, example, run, begin, _ = slots
+  example, run, is_new = example.copy(), run.copy(), np.zeros(len(example), bool)
+  free = np.flatnonzero(example < 0)
+  if not len(free):
+    return slots, is_new
+  chosen = begin + np.flatnonzero(~fooled[items[begin:, 0]])[:len(free)]
+  new = free[:len(chosen)]
+  example[new], run[new] = items[chosen].T
+  is_new[new] = True
+  num_loaded = int(chosen[-1]) + 1 if len(chosen) == len(free) else len(items)
+  return slots._replace(example=example, run=run, num_loaded=num_loaded), is_new
 
 
 @functools.partial(jax.jit, static_argnames='stepper')
@@ -204,14 +197,6 @@ def _load(work: Work, example, run, is_new, is_empty, state, *, stepper):
   state = first if state is None else _stepper.where(is_new, first, state)
   # An empty slot counts as finished, so its steps change nothing.
   return problem, state._replace(count=jnp.where(is_empty, stepper.length, state.count))
-
-
-@functools.partial(jax.jit, static_argnames='draw')
-def _is_wrong(logits_fn, x, problem, *, draw):
-  if draw is None:
-    return ~_stepper.is_correct(logits_fn(x), problem.y)
-  keys = jax.vmap(lambda key: jax.random.fold_in(key, draw))(problem.key)
-  return ~_stepper.is_correct(_stepper.one_by_one(logits_fn, x, keys), problem.y)
 
 
 def _reject(state: Any, rejected: np.ndarray) -> Any:

@@ -70,36 +70,22 @@ class _Evaluation(NamedTuple):
   work: batching.Work
   search_fn: _stepper.LogitsFn
   verify_fn: _stepper.LogitsFn
-  logits: np.ndarray  # f32[N, C], of the clean inputs
-  clean: np.ndarray   # bool[N], classified correctly
   random: bool
   cascade: bool
   batch_size: int
   devices: tuple[jax.Device, ...]
+  logits: np.ndarray | None = None  # f32[N, C], of the clean inputs
+  clean: np.ndarray | None = None   # bool[N], classified correctly
 
 
 def autoattack(
-    logits_fn: _stepper.LogitsFn,
-    x: Array,
-    y: Array,
-    key: Array,
-    *,
-    epsilon: float | Array,
-    norm: str = 'linf',
-    version: str = 'standard',
-    attacks: tuple[str, ...] | None = None,
-    batch_size: int = 250,
-    bounds: tuple[float, float] = (0., 1.),
-    index: Array | None = None,
-    num_steps: int = 100,
-    num_queries: int = 5000,
-    cascade: bool = True,
-    search_fn: _stepper.LogitsFn | None = None,
-    devices: Sequence[jax.Device] | None = None,
-    state_path: str | os.PathLike | None = None,
-    save_every: float = 60.,
-    progress: Callable[[Progress], None] | None = None,
-    channel_axis: int = -1,
+    logits_fn: _stepper.LogitsFn, x: Array, y: Array, key: Array, *,
+    epsilon: float | Array, norm: str = 'linf', version: str = 'standard',
+    attacks: tuple[str, ...] | None = None, batch_size: int = 250, bounds: tuple[float, float] = (0., 1.),
+    index: Array | None = None, num_steps: int = 100, num_queries: int = 5000, cascade: bool = True,
+    search_fn: _stepper.LogitsFn | None = None, devices: Sequence[jax.Device] | None = None,
+    state_path: str | os.PathLike | None = None, save_every: float = 60.,
+    progress: Callable[[Progress], None] | None = None, channel_axis: int = -1,
     warn: Callable[[str], None] | None = None,
 ) -> AutoAttackResult:
   """Robust accuracy under an ensemble: an example is robust if no attack of the version changes its class.
@@ -197,10 +183,10 @@ def autoattack(
   identity = {} if state_path is None else state_file.fingerprint(
       work, run.clean, (run.search_fn, logits_fn), settings)
   record = state_file.new_record(run.clean, run.logits, np.asarray(work.x), len(attacks), len(parts))
-  record, slots, items = state_file.read(state_path, identity, record, work, [part.stepper for part in parts])
+  record, slots = state_file.read(state_path, identity, record, work, [part.stepper for part in parts])
   run = run._replace(work=work._replace(targets=jnp.asarray(record.targets)))
   write = state_file.writer(state_path, identity, save_every)
-  for lines in _run_attacks(run, parts, record, slots, items, write, progress):
+  for lines in _run_attacks(run, parts, record, slots, write, progress):
     report(lines)
   robust = run.clean & record.robust.all(axis=0)
   report(_check_result(run, record, robust))
@@ -223,15 +209,15 @@ def _prepare(logits_fn, search_fn, work, *, attacks, random, cascade, batch_size
   batch_size = devices_lib.round_up(min(batch_size, len(work.x)), devices)
   if random and search_fn is not None:
     raise ValueError("search_fn needs a deterministic model: leave it out with version='rand'")
-  logits = _in_batches(logits_fn, work, work.x, batch_size=batch_size, devices=devices, random=random)
+  run = _Evaluation(attacks, work, logits_fn if search_fn is None else search_fn, logits_fn, random, cascade,
+                    batch_size, devices)
+  logits = _in_batches(run, work.x)
   num_classes = logits.shape[1]
   _arguments.check_values(classes={'y': work.y}, num_classes=num_classes)
   num_searched = num_classes if search_fn is None else _stepper.capture(search_fn, work.x, batch_size)[1]
   if num_searched < num_classes:
     raise ValueError(f'search_fn gives {num_searched} logits, logits_fn {num_classes}: use the same classes')
-  search_fn = logits_fn if search_fn is None else search_fn
-  clean = np.asarray(_stepper.is_correct(jnp.asarray(logits), work.y))
-  return _Evaluation(attacks, work, search_fn, logits_fn, logits, clean, random, cascade, batch_size, devices)
+  return run._replace(logits=logits, clean=np.asarray(_stepper.is_correct(jnp.asarray(logits), work.y)))
 
 
 def _check_model(run: _Evaluation, norm: str, channel_axis: int) -> Iterator[str]:
@@ -247,9 +233,8 @@ def _check_model(run: _Evaluation, norm: str, channel_axis: int) -> Iterator[str
     yield from _diagnostics.check_determinism(run.verify_fn, work.x[:n], work.y[:n], logits[:n])
 
 
-def _run_attacks(
-    run: _Evaluation, parts, record: state_file.Record, slots, items, write, progress
-) -> Iterator[tuple[str, ...]]:
+def _run_attacks(run: _Evaluation, parts, record: state_file.Record, slots, write,
+                 progress) -> Iterator[tuple[str, ...]]:
   """Runs the parts that are not done, and yields the warnings of each attack."""
   for row, name in enumerate(run.attacks):
     own = [number for number, part in enumerate(parts) if part.name == name]
@@ -257,8 +242,8 @@ def _run_attacks(
       record.fooled[:] = ~run.clean
     for number in own:
       if not record.done[number]:
-        _run_part(run, parts[number], record, row, slots, items, write, progress)
-        record.done[number], slots, items = True, None, None
+        _run_part(run, parts[number], record, row, slots, write, progress)
+        record.done[number], slots = True, None
         write(record)
     # With ε = 0 the loss cannot rise, so these examples are left out.
     attacked, zero_gradient, rose = record.diagnostics[row] & (np.asarray(run.work.epsilon) > 0)
@@ -266,32 +251,32 @@ def _run_attacks(
                                        int((attacked & ~rose).sum()), run.attacks, run.random)
 
 
-def _run_part(run: _Evaluation, part: components_lib.Part, record: state_file.Record, row: int, slots, items,
+def _run_part(run: _Evaluation, part: components_lib.Part, record: state_file.Record, row: int, slots,
               write, progress) -> None:
   # Each attack has its own key, so that no two attacks draw the same numbers.
   key = jax.random.fold_in(run.work.key, components_lib.NAMES.index(part.name))
   work, fooled = run.work._replace(key=key), record.fooled
-  if items is None:
+  if slots is None:
     exists = np.take_along_axis(run.logits, record.targets, axis=1) > -np.inf  # -inf marks no class
     items = np.array([(i, r) for r in part.runs for i in np.flatnonzero(~fooled)
-                      if not part.targeted or exists[i, r]])
-  began, spent = time.monotonic(), record.seconds[row]
+                      if not part.targeted or exists[i, r]], int).reshape(-1, 2)
+    slots = batching.empty_slots(items, run.batch_size, run.devices)
+  began = time.monotonic() - float(record.seconds[row])
   calls = batching.run_batched(
-      run.search_fn, run.verify_fn, work, items, fooled, record.x, record.diagnostics[row],
-      stepper=part.stepper, batch_size=run.batch_size, devices=run.devices, slots=slots, random=run.random)
+      run.search_fn, run.verify_fn, work, slots, fooled, record.x, record.diagnostics[row],
+      stepper=part.stepper, devices=run.devices, random=run.random)
   for slots in calls:
-    record.seconds[row] = spent + time.monotonic() - began
-    write(record, slots, items)
+    record.seconds[row] = seconds = time.monotonic() - began
+    write(record, slots)
     if progress is not None:
       done = slots.num_loaded - int((slots.example >= 0).sum())
-      progress(Progress(part.name, done, len(items), float(np.mean(~fooled)), float(record.seconds[row])))
+      progress(Progress(part.name, done, len(slots.items), float(np.mean(~fooled)), seconds))
   record.robust[row] = ~fooled
 
 
 def _check_result(run: _Evaluation, record: state_file.Record, robust: np.ndarray) -> Iterator[str]:
   """Yields the warnings about the adversarial points, which are evaluated again, and about Square."""
-  logits = _in_batches(run.verify_fn, run.work, record.x, batch_size=run.batch_size, devices=run.devices,
-                       random=run.random)
+  logits = _in_batches(run, record.x)
   yield from _diagnostics.check_adversarial(logits, run.work.y, run.clean & ~robust, run.random)
   # Without a cascade every attack gets all examples, and Square counts as the last one.
   names = run.attacks if run.cascade else sorted(run.attacks, key=lambda name: name == 'square')
@@ -299,15 +284,16 @@ def _check_result(run: _Evaluation, record: state_file.Record, robust: np.ndarra
   yield from _diagnostics.check_square(dict(zip(names, after.mean(axis=1), strict=True)))
 
 
-def _in_batches(logits_fn, work: batching.Work, x, *, batch_size, devices, random) -> np.ndarray:
+def _in_batches(run: _Evaluation, x: Array) -> np.ndarray:
   """Logits of all examples; the last batch is padded, so that one program serves."""
-  model, _ = _stepper.capture(logits_fn, work.x, batch_size, work.key if random else None)
-  model, key = devices_lib.replicate((model, work.key), devices)
+  work = run.work
+  model, _ = _stepper.capture(run.verify_fn, work.x, run.batch_size, work.key if run.random else None)
+  model, key = devices_lib.replicate((model, work.key), run.devices)
   x, index, logits = np.asarray(x), np.asarray(work.index), []
-  for start in range(0, len(x), batch_size):
-    row = np.minimum(np.arange(start, start + batch_size), len(x) - 1)
-    batch = devices_lib.shard((x[row], index[row]), devices)
-    logits.append(np.asarray(_call(model, *batch, key, random=random)))
+  for start in range(0, len(x), run.batch_size):
+    row = np.minimum(np.arange(start, start + run.batch_size), len(x) - 1)
+    batch = devices_lib.shard((x[row], index[row]), run.devices)
+    logits.append(np.asarray(_call(model, *batch, key, random=run.random)))
   return np.concatenate(logits)[:len(x)]
 
 
@@ -316,4 +302,4 @@ def _call(logits_fn, x, index, key, *, random):
   if not random:
     return logits_fn(x)
   keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), _CLEAN))(index)
-  return _stepper.one_by_one(logits_fn, x, keys)
+  return _stepper.ask(logits_fn, x, keys)

@@ -13,15 +13,8 @@ Array = jax.Array
 
 
 def autoattack(
-    logits_fn: _stepper.LogitsFn,
-    x: Array,
-    y: Array,
-    key: Array,
-    *,
-    epsilon: float | Array,
-    index: Array | None = None,
-    state_path: str | os.PathLike | None = None,
-    **options,
+    logits_fn: _stepper.LogitsFn, x: Array, y: Array, key: Array, *, epsilon: float | Array,
+    index: Array | None = None, state_path: str | os.PathLike | None = None, **options,
 ) -> driver.AutoAttackResult:
   """Runs `attacks.autoattack` on several processes, each of which attacks a part of the examples.
 

@@ -57,12 +57,11 @@ def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
   ...   print(load(f'{folder}/state.npz')['n'])
   [0 1 2]
   """
-  part = _part(path)
-  with open(part, 'wb') as file:
+  with open(_part(path), 'wb') as file:
     np.savez(file, **arrays)
     file.flush()
     os.fsync(file.fileno())
-  os.replace(part, path)
+  os.replace(file.name, path)
 
 
 def load(path: Path) -> dict[str, np.ndarray] | None:
@@ -93,10 +92,8 @@ def check_writable(path: Path | None) -> None:
   part.unlink()
 
 
-def fingerprint(
-    work: batching.Work, clean: np.ndarray, models: Sequence[_stepper.LogitsFn],
-    options: dict[str, object],
-) -> dict[str, str]:
+def fingerprint(work: batching.Work, clean: np.ndarray, models: Sequence[_stepper.LogitsFn],
+                options: dict[str, object]) -> dict[str, str]:
   """Fingerprint of an evaluation, used to verify a state file on resume.
 
   A model is identified by its weights, where they are arguments of a `jax.tree_util.Partial`, and by the
@@ -125,8 +122,8 @@ def fingerprint(
   return texts | {name: _digest(group) for name, group in arrays.items()}
 
 
-def new_record(
-    clean: np.ndarray, logits: np.ndarray, x: np.ndarray, num_attacks: int, num_parts: int) -> Record:
+def new_record(clean: np.ndarray, logits: np.ndarray, x: np.ndarray, num_attacks: int,
+               num_parts: int) -> Record:
   """The record at the beginning: clean bool[N], logits f32[N, C] of the clean inputs x f32[N, ...]."""
   finite = _diagnostics.finite_logits(logits)
   with np.errstate(invalid='ignore'):
@@ -140,8 +137,8 @@ def new_record(
 def read(
     path: Path | None, identity: dict[str, str], record: Record, work: batching.Work,
     steppers: Sequence[_stepper.Stepper],
-) -> tuple[Record, batching.Slots | None, np.ndarray | None]:
-  """Reads the record, slots and items of a state file.
+) -> tuple[Record, batching.Slots | None]:
+  """Reads the record and the slots of a state file.
 
   Args:
     path: a file, or None.
@@ -151,8 +148,8 @@ def read(
     steppers: the stepper of each part.
 
   Returns:
-    The record, which is the given one if there is no file, and the slots and items of the first part that
-    is not done, or None if it has not begun.
+    The record, which is the given one if there is no file, and the slots of the first part that is not done,
+    or None if it has not begun.
 
   Raises:
     StateMismatch: if the fingerprint differs, the arrays have another layout, or the logits differ by more
@@ -161,13 +158,12 @@ def read(
   """
   saved = None if path is None else load(path)
   if saved is None:
-    return record, None, None
+    return record, None
   if 'mark' in saved:  # in place of a fingerprint
     raise _other_version(path, 'an older format')
   try:
     before = dict(saved['fingerprint'].tolist())
-    differing = sorted(name for name in before.keys() | identity.keys()
-                       if before.get(name) != identity.get(name))
+    differing = sorted({name for name, _ in before.items() ^ identity.items()})
     if differing:
       raise StateMismatch(f'{path} is the state of another evaluation (different {", ".join(differing)}): '
                           'remove it or use another path')
@@ -177,20 +173,20 @@ def read(
     # On another device, a bfloat16 logit may change by one percent. Training changes most by far more.
     change = np.abs(record.centred_logit - found.centred_logit)
     if np.median(change) > .02 * np.median(np.abs(record.centred_logit)):
-      raise StateMismatch(f'{path} is the state of an evaluation of another model: '
-                          'remove it or use another path')
+      raise StateMismatch(f'{path} is the state of an evaluation of another model: remove it or use '
+                          'another path')
     if 'items' not in saved:
-      return found, None, None
-    example, run = saved['example'], saved['run']
-    state = _read_state(path, saved, work, example, run, steppers[int(np.argmin(found.done))])
-    return found, batching.Slots(example, run, state, int(saved['num_loaded'])), saved['items']
+      return found, None
+    slots = batching.Slots(saved['items'], saved['example'], saved['run'], int(saved['num_loaded']))
+    return found, slots._replace(
+        state=_read_state(path, saved, work, slots, steppers[int(np.argmin(found.done))]))
   except KeyError as error:
     raise zipfile.BadZipFile(f'{path} is damaged: {error} is missing') from error
 
 
-def _read_state(path, saved, work, example, run, stepper: _stepper.Stepper) -> Any:
-  init = lambda work, example, run: stepper.init(batching.problem_at(work, example, run))
-  state = jax.eval_shape(init, work, example, run)
+def _read_state(path, saved, work, slots: batching.Slots, stepper: _stepper.Stepper) -> Any:
+  init = lambda *examples: stepper.init(batching.problem_at(*examples))
+  state = jax.eval_shape(init, work, slots.example, slots.run)
   leaves = [saved[f'leaf{i}'] for i in range(sum(name.startswith('leaf') for name in saved))]
   layout = lambda leaves: [(leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves]
   if layout(leaves) != layout(jax.tree.leaves(state)):
@@ -199,22 +195,21 @@ def _read_state(path, saved, work, example, run, stepper: _stepper.Stepper) -> A
 
 
 def writer(path: Path | None, identity: dict[str, str], save_every: float) -> Callable[..., None]:
-  """A function (record, slots, items) that writes the state.
+  """A function (record, slots) that writes the state.
 
   With slots it writes only if `save_every` seconds have passed since the last time; with None it always does.
   """
   last = time.monotonic()
 
-  def write(record, slots=None, items=None):
+  def write(record, slots=None):
     nonlocal last
     if path is None or (slots is not None and time.monotonic() - last < save_every):
       return
     arrays = record._asdict() | {'fingerprint': np.array(sorted(identity.items()))}
     if slots is not None:
-      leaves = jax.device_get(jax.tree.leaves(slots.state))
-      arrays |= {f'leaf{i}': leaf for i, leaf in enumerate(leaves)}
-      arrays |= {'example': slots.example, 'run': slots.run, 'num_loaded': np.array(slots.num_loaded),
-                 'items': items}
+      contents = slots._asdict()
+      leaves = jax.device_get(jax.tree.leaves(contents.pop('state')))
+      arrays |= contents | {f'leaf{i}': leaf for i, leaf in enumerate(leaves)}
     save(path, arrays)
     last = time.monotonic()
 

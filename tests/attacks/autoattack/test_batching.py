@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from at_jax import attacks
+from at_jax.attacks import _stepper
 from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.autoattack import batching
 from at_jax.attacks.fab import stepper as fab_stepper
@@ -25,10 +26,10 @@ def run_batched(logits_fn, x, y, stepper, *, batch_size, epsilon=.1):
   n = len(x)
   work = batching.Work(x, y, y[:, None], jnp.arange(n), KEY, jnp.full(n, epsilon), (0., 1.))
   items = np.array([(i, 0) for i in range(n)])
-  fooled, diagnostics = np.zeros(n, bool), np.zeros((3, n), bool)
+  fooled, diagnostics, devices = np.zeros(n, bool), np.zeros((3, n), bool), jax.local_devices()[:1]
+  slots = batching.empty_slots(items, batch_size, devices)
   calls = list(batching.run_batched(
-      logits_fn, logits_fn, work, items, fooled, np.array(x), diagnostics, batch_size=batch_size,
-      devices=jax.local_devices()[:1], stepper=stepper))
+      logits_fn, logits_fn, work, slots, fooled, np.array(x), diagnostics, devices=devices, stepper=stepper))
   assert diagnostics[0].all() and calls[-1].num_loaded == n and (calls[-1].example == -1).all()
   return calls, fooled
 
@@ -58,7 +59,7 @@ def test_free_slot_is_refilled_while_the_other_runs(name):
 def test_refilling_compiles_nothing_and_leaves_no_slot_free():
   logits_fn, x, y = small_models.network(n=24)
   advance = batching._advance(True, tuple(jax.local_devices()[:1]))
-  num_programs = lambda: (advance._cache_size(), batching._is_wrong._cache_size())
+  num_programs = lambda: (advance._cache_size(), _stepper.is_wrong._cache_size())
   run = lambda n: run_batched(logits_fn, x[:n], y[:n], STEPPERS['apgd'], batch_size=4, epsilon=.05)
   _, fooled = run(4)  # fills the slots once; some are fooled, so the verifying model is compiled too
   assert fooled.any()
