@@ -5,9 +5,8 @@ are looked at on their device, and only one flag is fetched, unless something is
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
-import types
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-_NONE = types.MappingProxyType({})
 
 
 def check_examples(x: Array, y: Array) -> None:
@@ -35,8 +33,8 @@ def check_examples(x: Array, y: Array) -> None:
 
 
 def check_values(
-    *, x: Array | None = None, bounds: Sequence[Any] = (None, None), classes: Mapping[str, Array] = _NONE,
-    radii: Mapping[str, Any] = _NONE, start: Array | None = None, num_classes: int | None = None,
+    *, x: Array | None = None, bounds: Sequence[Any] = (None, None), classes: dict[str, Array] | None = None,
+    radii: dict[str, Any] | None = None, start: Array | None = None, num_classes: int | None = None,
     infinite: bool = False,
 ) -> None:
   """Raises ValueError for values that cannot be attacked; those that are not known yet pass.
@@ -54,7 +52,7 @@ def check_values(
     raise ValueError(f'bounds = {bounds}: use two, the smallest and the largest value of an input')
   known = lambda value: value if value is not None and is_known(value) else None
   # Of ordered dicts, because jax.tree sorts the names of others, and the first invalid value is reported.
-  by_name = [OrderedDict((name, value) for name, value in values.items() if is_known(value))
+  by_name = [OrderedDict((name, value) for name, value in (values or {}).items() if is_known(value))
              for values in (radii, classes)]
   values = *by_name, known(start), tuple(map(known, bounds)), known(x)
   with jax.ensure_compile_time_eval():

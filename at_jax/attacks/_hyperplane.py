@@ -50,22 +50,16 @@ def project(x: Array, normal: Array, excess: Array, bounds: tuple[Array, Array],
   return towards * jnp.where(reached, _MOVES[norm](weight, room, needed), room)
 
 
-def _move_linf(weight: Array, room: Array, needed: Array) -> Array:
+def _move_along(v: Array, weight: Array, room: Array, needed: Array) -> Array:
+  """The move min(t · v, room) with Σ weight · move = needed."""
   def progress(t: Array) -> tuple[Array, Array]:
-    free = room > t
-    return jnp.sum(weight * jnp.where(free, t, room)) - needed, jnp.sum(jnp.where(free, weight, 0))
-  return jnp.minimum(find_root(progress, jnp.zeros_like(needed), jnp.max(room)), room)
-
-
-def _move_l2(weight: Array, room: Array, needed: Array) -> Array:
-  def progress(t: Array) -> tuple[Array, Array]:
-    move = t * weight
+    move = t * v
     free = room > move
-    slope = jnp.sum(jnp.where(free, weight * weight, 0))
+    slope = jnp.sum(jnp.where(free, weight * v, 0))
     return jnp.sum(weight * jnp.where(free, move, room)) - needed, slope
-  far = jnp.max(jnp.where(weight > 0, room / jnp.where(weight > 0, weight, 1), 0))
+  far = jnp.max(jnp.where(v > 0, room / jnp.where(v > 0, v, 1), 0))
   far = jnp.minimum(far, jnp.finfo(weight.dtype).max)
-  return jnp.minimum(find_root(progress, jnp.zeros_like(needed), far) * weight, room)
+  return jnp.minimum(find_root(progress, jnp.zeros_like(needed), far) * v, room)
 
 
 def _move_l1(weight: Array, room: Array, needed: Array) -> Array:
@@ -91,7 +85,10 @@ def _move_l1(weight: Array, room: Array, needed: Array) -> Array:
   return jnp.where(bits > stop, room, jnp.where(last, share * room, 0))
 
 
-_MOVES = {'linf': _move_linf, 'l2': _move_l2, 'l1': _move_l1}
+_MOVES = {
+    'linf': lambda weight, *rest: _move_along(jnp.ones_like(weight), weight, *rest),
+    'l2': lambda weight, *rest: _move_along(weight, weight, *rest),
+    'l1': _move_l1}
 _MOST_STEPS = 100
 
 

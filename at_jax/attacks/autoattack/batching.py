@@ -106,8 +106,9 @@ def run_batched(
   verify_fn, _ = _stepper.capture(verify_fn, work.x, size, key)
   work, search_fn, verify_fn = devices_lib.replicate((work, search_fn, verify_fn), devices)
   while True:
-    slots, is_new = _fill(slots, fooled)
+    was_empty, slots = slots.example < 0, _fill(slots, fooled)
     example, occupied, state = slots.example, slots.example >= 0, slots.state
+    is_new = occupied & was_empty
     if not occupied.any():
       return
     if problem is None or is_new.any():
@@ -175,19 +176,17 @@ def _pad(slots: Slots, devices: Sequence[jax.Device]) -> Slots:
                         state=jax.tree.map(pad, slots.state))
 
 
-def _fill(slots: Slots, fooled: np.ndarray) -> tuple[Slots, np.ndarray]:
-  """Puts the next items whose examples are still robust into empty slots; also returns which these are."""
+def _fill(slots: Slots, fooled: np.ndarray) -> Slots:
+  """Puts the next items whose examples are still robust into empty slots."""
   items, example, run, begin, _ = slots
-  example, run, is_new = example.copy(), run.copy(), np.zeros(len(example), bool)
   free = np.flatnonzero(example < 0)
   if not len(free):
-    return slots, is_new
+    return slots
   chosen = begin + np.flatnonzero(~fooled[items[begin:, 0]])[:len(free)]
-  new = free[:len(chosen)]
-  example[new], run[new] = items[chosen].T
-  is_new[new] = True
   num_loaded = int(chosen[-1]) + 1 if len(chosen) == len(free) else len(items)
-  return slots._replace(example=example, run=run, num_loaded=num_loaded), is_new
+  example, run, new = example.copy(), run.copy(), free[:len(chosen)]
+  example[new], run[new] = items[chosen].T
+  return slots._replace(example=example, run=run, num_loaded=num_loaded)
 
 
 @functools.partial(jax.jit, static_argnames='stepper')
