@@ -1,16 +1,46 @@
-"""Every file in configs/: its header, its variants, and a run of two steps."""
+"""Every file in configs/: its header, its variants, its traced steps, and a run of two steps."""
 
+import jax
+import numpy as np
 import pytest
 
 from at_jax import main
 from at_jax.config import command_line
+from at_jax.training import epoch_plan, setup, sharding
 from tests.fixtures.command_errors import ROOT
 
 CONFIGS = sorted(ROOT.glob('configs/*.py'))
+# One of each kind runs in the quick suite; of the others it traces the steps. `tests/test_readme.py` runs
+# the quickstart, which has dummy classes.
+WHOLE = ('consistency_cifar10', 'entropy_sgd_cifar10', 'finetune_cifar10')
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_steps_of_every_config_keep_the_state_s_shapes(path):
+  c = command_line.parse([f'--config={path}:smoke']).config
+  run = setup.build(c)
+
+  def step(epoch):
+    take_steps = sharding.train_steps(epoch_plan.recipe(run, epoch_plan.name(c, epoch)))
+    state, (images, labels) = sharding.replicate((setup.init_state(run), tuple(run.dataset.train)))
+    after, metrics = take_steps(state, images, labels, np.arange(c.batch_size)[None], run.keys['train'],
+                                epoch_plan.epoch_values(c, epoch))
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    variables = jax.tree.map(lambda leaf: leaf[0], variables)
+    return state, after, metrics, run.network.deployed(variables, run.dataset.test.images[:2] / 255)
+
+  shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+  for epoch in range(c.epochs):
+    state, after, metrics, logits = jax.eval_shape(lambda epoch=epoch: step(epoch))
+    assert shapes(after) == shapes(state)
+    assert metrics.loss.shape == metrics.finite.shape == (1,)
+    assert (logits.shape, logits.dtype) == ((2, 10), np.float32)
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [
+    pytest.param(path, marks=[pytest.mark.long] * (path.stem not in WHOLE)) for path in CONFIGS],
+    ids=lambda path: path.stem)
 def test_every_config_takes_two_steps(path, tmp_path, capsys):
   code = main.main([f'--config={path}:smoke', f'--workdir={tmp_path}'])
   assert code == 0, capsys.readouterr().err
