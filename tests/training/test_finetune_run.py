@@ -74,11 +74,26 @@ def source_run(workdir, **fields):
   assert command(workdir, **c) == 0
 
 
+@pytest.fixture(scope='module')
+def clean_run(tmp_path_factory):
+  """The folder of a clean run."""
+  workdir = tmp_path_factory.mktemp('clean') / 'run'
+  source_run(workdir)
+  return workdir
+
+
+@pytest.fixture
+def source(clean_run, tmp_path):
+  """A copy of the folder of a clean run."""
+  return shutil.copytree(clean_run, tmp_path / 'source')
+
+
 @pytest.mark.parametrize('which, average', [
     ('best', 0.), pytest.param('last', .9, marks=pytest.mark.long)])
-def test_it_starts_with_the_outputs_of_a_checkpoint(which, average, tmp_path):
-  source = tmp_path / 'source'
-  source_run(source, **{'optimizer.ema_decay': average})
+def test_it_starts_with_the_outputs_of_a_checkpoint(which, average, source, tmp_path):
+  if average:
+    source = tmp_path / 'averaged'
+    source_run(source, **{'optimizer.ema_decay': average})
   # The source, opened as its own evaluation would open it.
   before = fields_lib.default()
   before.model = {}
@@ -104,9 +119,7 @@ def test_it_starts_with_the_outputs_of_a_checkpoint(which, average, tmp_path):
                             for name in dual_batchnorm.BRANCHES))
 
 
-def test_a_wrong_source_is_one_line(tmp_path, capsys):
-  source = tmp_path / 'source'
-  source_run(source)
+def test_a_wrong_source_is_one_line(source, tmp_path, capsys):
   begin = {'finetune.start_epoch': 0, 'epochs': 2}
 
   def message(**fields):
@@ -127,9 +140,8 @@ def test_a_wrong_source_is_one_line(tmp_path, capsys):
   assert 'none of its checkpoints' in message(**{'finetune.source': source})
 
 
-def test_a_resumed_run_does_not_need_its_source(tmp_path):
-  source, workdir = tmp_path / 'source', tmp_path / 'run'
-  source_run(source)
+def test_a_resumed_run_does_not_need_its_source(source, tmp_path):
+  workdir = tmp_path / 'run'
   fields = {'finetune.start_epoch': 0, 'finetune.source': source}
   assert command(workdir, epochs=1, **fields) == 0
   source.rename(tmp_path / 'moved')

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,20 +55,28 @@ def test_more_epochs_end_with_the_same_bits(tmp_path, capsys):
   assert steps_logged(parts) == [1, 2]
 
 
-def test_evaluate_mode_repeats_the_results(tmp_path):
-  assert main.main([QUICK, f'--workdir={tmp_path}']) == 0
-  before = json.loads((tmp_path / 'results.json').read_text())
-  (tmp_path / 'results.json').unlink()
-  assert main.main([QUICK, f'--workdir={tmp_path}', '--mode=evaluate']) == 0
-  after = json.loads((tmp_path / 'results.json').read_text())
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """The folder of a whole run."""
+  workdir = tmp_path_factory.mktemp('finished') / 'run'
+  assert main.main([QUICK, f'--workdir={workdir}', '--config.seed=3']) == 0
+  return workdir
+
+
+def test_evaluate_mode_repeats_the_results(finished, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished, workdir)
+  before = json.loads((workdir / 'results.json').read_text())
+  (workdir / 'results.json').unlink()
+  assert main.main([QUICK, f'--workdir={workdir}', '--config.seed=3', '--mode=evaluate']) == 0
+  after = json.loads((workdir / 'results.json').read_text())
   for field in ('clean', 'robust', 'released', 'worst_case', 'n', 'step', 'last'):
     assert before[field] == after[field]
   assert set(after['robust']) == {'pgd1'} == set(after['released'])
 
 
-def test_results_hold_config_versions_and_command(tmp_path):
-  assert main.main([QUICK, f'--workdir={tmp_path}', '--config.seed=3']) == 0
-  results = json.loads((tmp_path / 'results.json').read_text())
+def test_results_hold_config_versions_and_command(finished):
+  results = json.loads((finished / 'results.json').read_text())
   assert {'config', 'dataset', 'n', 'seed', 'clean', 'robust', 'released', 'worst_case', 'device',
           'versions', 'command', 'seconds', 'last'} <= results.keys()
   assert (results['dataset'], results['n'], results['seed']) == ('digits', 16, 3)
@@ -76,7 +85,7 @@ def test_results_hold_config_versions_and_command(tmp_path):
   assert results['config']['seed'] == 3 and 'jax' in results['versions']
   least = min(results['clean'], *results['robust'].values(), *results['released'].values())
   assert 0 <= results['worst_case'] <= least <= 1
-  assert any((tmp_path / 'tensorboard').iterdir())
+  assert any((finished / 'tensorboard').iterdir())
 
 
 def test_sigterm_saves_and_exits_with_zero(tmp_path):
