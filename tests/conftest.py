@@ -17,9 +17,9 @@ hypothesis.settings.load_profile('default')
 # without most optimizations, which takes a quarter to two thirds of the CPU time. The tests of attacks,
 # methods, released code and the training step compile programs as users do.
 _LIGHTLY_COMPILED = tuple(f'{pathlib.Path(__file__).parent}/{name}' for name in (
-    'analysis', 'attacks/autoattack/test_multihost', 'attacks/autoattack/test_state_file',
-    'attacks/test_any_model', 'attacks/test_arguments', 'attacks/test_composition',
-    'attacks/test_diagnostics', 'attacks/test_model', 'config', 'evaluation',
+    'analysis', 'attacks/autoattack/test_batching', 'attacks/autoattack/test_multihost',
+    'attacks/autoattack/test_state_file', 'attacks/test_any_model', 'attacks/test_arguments',
+    'attacks/test_composition', 'attacks/test_diagnostics', 'attacks/test_model', 'config', 'evaluation',
     'models', 'test_readme', 'training/test_batchnorm', 'training/test_checkpoints',
     'training/test_compose', 'training/test_entropy_run', 'training/test_epoch',
     'training/test_fair_average', 'training/test_final_evaluation', 'training/test_finetune',

@@ -10,9 +10,10 @@ from at_jax.training import epoch_plan, setup, sharding
 from tests.fixtures.command_errors import ROOT
 
 CONFIGS = sorted(ROOT.glob('configs/*.py'))
-# One of each kind runs in the quick suite; of the others it traces the steps. `tests/test_readme.py` runs
-# the quickstart, which has dummy classes.
-WHOLE = ('consistency_cifar10', 'entropy_sgd_cifar10', 'finetune_cifar10')
+# The quick suite traces the steps of every config and runs one whole. Whole runs with dummy classes,
+# EntropySGD, fine-tuning and an average by class are in test_readme, test_entropy_run, test_finetune_run and
+# test_fair_average.
+WHOLE = ('consistency_cifar10',)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)

@@ -83,8 +83,7 @@ def test_step_attacks_at_the_radius_and_updates_it():
   recipe = training_steps.make()._replace(
       attack=succeeds_above(.6), regulate=functools.partial(finetune.update_radius, delta=DELTA))
   images = np.zeros((N, 8, 8, 1), np.uint8)
-  state = step_lib.init(recipe.network, recipe.optimizer, jax.random.key(0),
-                        jnp.zeros((1, 8, 8, 1)))._replace(tuning=radii())
+  state = training_steps.init(recipe, jnp.zeros((1, 8, 8, 1)))._replace(tuning=radii())
   step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
   for batch in ([0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 2, 5]):
     batch = np.array(batch)

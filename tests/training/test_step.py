@@ -16,7 +16,7 @@ from at_jax.methods import pgd_at
 from at_jax.models import deployed as deployed_lib
 from at_jax.training import step as step_lib
 from tests.fixtures import processes
-from tests.fixtures.training_steps import make
+from tests.fixtures.training_steps import init, make
 
 # Runs in a process of its own: the number of devices and float64 are set before jax starts.
 _FOUR_DEVICES = '''
@@ -69,8 +69,7 @@ def test_ducat_step_equals_numpy_in_both_halves():
                                           attack=stand_in, pad=0, flip=False)
   images = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 1), dtype=np.uint8)
   x, rows = pipeline.to_unit(images), np.arange(16)
-  init = jax.jit(functools.partial(step_lib.init, recipe.network, recipe.optimizer))
-  state = init(jax.random.key(0), x)
+  state = init(recipe, x)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   z, _ = jax.jit(recipe.network.train)(variables, jnp.concatenate([x, 1 - x]))  # in one pass
   # Every other label is the deployed decision at x'; for some of them the dummy class decides.
@@ -120,7 +119,7 @@ def test_the_update_equals_sgd():
   recipe = make()._replace(attack=None, objective=pgd_at.standard, pad=0, flip=False)
   train = pipeline.load('digits').train
   x, y = pipeline.to_unit(train.images[:8]), train.labels[:8]
-  state = step_lib.init(recipe.network, recipe.optimizer, jax.random.key(0), x)
+  state = init(recipe, x)
 
   def loss(params):
     logits, _ = recipe.network.train({'params': params, 'batch_stats': state.batch_stats}, x)
@@ -137,8 +136,7 @@ def test_the_update_equals_sgd():
 def test_several_steps_in_a_call_equal_single_steps(monkeypatch):
   recipe = make()
   train = pipeline.load('digits').train
-  start = step_lib.init(recipe.network, recipe.optimizer, jax.random.key(0),
-                        pipeline.to_unit(train.images[:1]))
+  start = init(recipe, pipeline.to_unit(train.images[:1]))
   order, key = np.arange(48).reshape(3, 16), jax.random.key(1)
   together, _ = jax.jit(functools.partial(step_lib.train_steps, recipe=recipe))(
       start, train.images, train.labels, order, key)

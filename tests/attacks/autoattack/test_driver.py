@@ -18,7 +18,8 @@ def run(logits_fn, x, y, *, epsilon=.1, names=('apgd-ce', 'square'), **options):
   return attacks.autoattack(logits_fn, x, y, KEY, epsilon=epsilon, attacks=names, **options)
 
 
-@pytest.mark.parametrize('norm, epsilon', [('linf', .06), ('l2', .15), ('l1', .4)])
+@pytest.mark.parametrize('norm, epsilon', [
+    ('linf', .06), pytest.param('l2', .15, marks=pytest.mark.long), ('l1', .4)])
 def test_found_points_are_misclassified_in_ball_and_bounds(norm, epsilon):
   logits_fn, x, y = network()
   result = run(logits_fn, x, y, epsilon=epsilon, norm=norm, batch_size=5,
@@ -147,7 +148,7 @@ def test_each_attack_fools_one_example_of_any_shape(shape):
       'apgd-ce': False, 'apgd-t': False, 'fab-t': False, 'square': False}
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+@pytest.mark.parametrize('norm', ['linf', pytest.param('l2', marks=pytest.mark.long), 'l1'])
 def test_epsilon_zero_changes_nothing(norm):
   logits_fn, x, y = network()
   result = run(logits_fn, x, y, epsilon=0., norm=norm, names=('apgd-ce', 'fab-t', 'square'),
