@@ -39,16 +39,17 @@ def capture(logits_fn: Callable[..., Array], x: Any, key: Any = None) -> tuple[j
   Raises:
     ValueError: if it cannot be called with these arguments, or does not return logits [B, C].
   """
-  args = (x,) if key is None else (x, key)
-  if not callable(logits_fn):
-    raise ValueError(f'logits_fn is a {type(logits_fn).__name__}: use a function from inputs to logits')
+  args, names = ((x,), ('x',)) if key is None else ((x, key), ('x', 'key'))
   try:
     if isinstance(logits_fn, jax.tree_util.Partial) and _is_plain(logits_fn.func):
       model, answer = logits_fn, _ANSWER.eval_shape(logits_fn, *args)
     else:
       model, answer = _trace(logits_fn, args)
   except TypeError:
-    _check_signature(logits_fn, *('x', 'key')[:len(args)])
+    remedy = ('bind its other arguments, lambda x: model(x, train=False) for example; a model that draws '
+              "from a key is for autoattack's version='rand'")
+    check_function('logits_fn', logits_fn, *names, like='lambda x: x @ weights',
+                   remedy=remedy if key is None else 'a random model is given one example and a key')
     raise
   check_answer(answer, x.shape[0])
   return model, answer.shape[1]
@@ -254,33 +255,16 @@ def check_answer(answer: Any, num_examples: int) -> None:
   raise ValueError(f'logits_fn gives shape {tuple(shape)} for {num_examples} examples: {remedy}')
 
 
-def _check_signature(logits_fn: Callable[..., Any], *names: str) -> None:
-  """Raises ValueError if a model cannot be called with inputs, or with one example and a key."""
-  if reason := _misfit(logits_fn, *names):
-    remedy = ('a random model is given one example and a key' if len(names) > 1 else
-              'bind its other arguments, lambda x: model(x, train=False) for example; a model that draws '
-              "from a key is for autoattack's version='rand'")
-    raise ValueError(f'logits_fn cannot be called as ({", ".join(names)}), {reason}: {remedy}') from None
-
-
-def check_function(name: str, function: Any, *arguments: str, like: str) -> None:
+def check_function(name: str, function: Any, *arguments: str, like: str,
+                   remedy: str = 'use a function of these arguments') -> None:
   """Raises ValueError unless this is a function of the named arguments; `like` is one for the message."""
   if not callable(function):
     raise ValueError(f'{name} = {function!r}: use a function, {like} for example')
-  if reason := _misfit(function, *arguments):
-    given = getattr(function, '__name__', repr(function))
-    raise ValueError(f'{name} = {given} cannot be called as ({", ".join(arguments)}), {reason}: use a '
-                     'function of these arguments')
-
-
-def _misfit(function: Callable[..., Any], *arguments: str) -> TypeError | None:
-  """Why a function cannot be called with these arguments; None if it can, or has no signature."""
   try:
-    signature = inspect.signature(function)
-  except ValueError:  # a builtin
-    return None
-  try:
-    signature.bind(*arguments)
+    inspect.signature(function).bind(*arguments)
   except TypeError as error:
-    return error
-  return None
+    given = getattr(function, '__name__', type(function).__name__)
+    raise ValueError(f'{name} = {given} cannot be called as ({", ".join(arguments)}), {error}: {remedy}'
+                     ) from None
+  except ValueError:  # a builtin without a signature
+    pass

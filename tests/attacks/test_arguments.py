@@ -49,7 +49,7 @@ WRONG = [
     (dict(bounds=1.), r'bounds = 1\.0: use two'),
     (dict(bounds=(0., .5, 1.)), r'bounds = \(0\.0, 0\.5, 1\.0\): use two'),
     (dict(bounds=np.array(1.)), r'bounds = 1\.0: use two'),
-    (dict(logits_fn=3), 'logits_fn is a int: use a function'),
+    (dict(logits_fn=3), 'logits_fn = 3: use a function'),
     (dict(index=np.arange(4)), r'index has shape \(4,\)'),
     (dict(index=np.arange(6)), r'index has shape \(6,\)'),
     (dict(index=np.arange(5.)), 'dtype float32'),
