@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments: the command line without the program; None for that of this process.
 
   Returns:
-    The exit code: 0, or 2 after a line on stderr that says what is wrong and what to do.
+    The exit code: 0, or 2 after a line on stderr with the error and the remedy.
   """
   arguments = sys.argv[1:] if arguments is None else arguments
   missing = [name for name in _NEEDED if not _installed(name)]

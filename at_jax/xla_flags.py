@@ -59,11 +59,9 @@ def _processor() -> int:
 
 
 def _is_known(option: str, folder: pathlib.Path | None) -> bool:
-  """Whether the installed jaxlib knows an option of XLA_FLAGS; remembered in a file of `folder`.
-
-  A process of its own has to find out: an unknown option aborts the process, and one that is set
-  after the backend has started is ignored.
-  """
+  """Whether the installed jaxlib knows an option of XLA_FLAGS; remembered in a file of `folder`."""
+  # A child process tests it: an unknown option aborts the process, and an option that is set after the
+  # backend has started is ignored.
   answer = folder and folder / f'jaxlib-{importlib.metadata.version("jaxlib")}{option.rstrip("=")}'
   try:
     return answer.read_text() == 'known'

@@ -7,8 +7,8 @@
   python -m at_jax.main --config=configs/finetune_cifar10.py:small        minutes on two cores
   Other data and sizes: :cifar100 and :mnist; combinations such as :cifar100-small.
 
-Reference: in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated Adversary,
-2022; only the abstract could be read.
+Reference: based on the abstract of Hou et al., Adversarial Fine-tune with Dynamically Regulated
+Adversary, 2022.
 From the reference: clean training first, then adversarial training that keeps clean accuracy, with an
 attack that is regulated during training.
 Ours: everything else. 100 clean epochs and 10 of fine-tuning; CE(f(x), y) + 1 · KL(f(x) ‖ f(x')) + 1 ·

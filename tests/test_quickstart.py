@@ -31,7 +31,7 @@ def results(workdir):
   return json.loads((workdir / 'results.json').read_text())
 
 
-def test_methods_and_protocols_can_be_told_apart(workdirs):
+def test_methods_and_protocols_differ(workdirs):
   # Measured values are in the header of configs/quickstart.py; the bounds leave 2 to 10 points.
   standard, pgd_at, ducat = (results(workdirs[n]) for n in (':standard', ':pgd_at', ''))
   for found in (standard, pgd_at, ducat):

@@ -1,1 +1,1 @@
-"""Comparison of finished runs: tables and paired tests, from the files that runs leave."""
+"""Comparison of finished runs: tables and paired tests, from the files of runs."""

@@ -5,7 +5,7 @@ threat model (norm and radius), and one row per method: accuracies of the best c
 in percent, mean ± standard deviation over the seeds, and McNemar's test of its worst-case verdicts against
 those of the reference method, seed by seed.
 
---write replaces what PAGE, a Markdown file, has between the lines BEGIN and END of this module.
+--write replaces the text of PAGE between the lines `BEGIN` and `END`.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def read(directory: pathlib.Path) -> dict[str, dict[int, Run]]:
 
 
 def threat(results: dict[str, Any]) -> str:
-  """The threat model of an evaluation, as text.
+  """Names the threat model of an evaluation.
 
   Args:
     results: content of results.json.
@@ -88,7 +88,7 @@ def threat(results: dict[str, Any]) -> str:
   c = results['config']
   # Older runs have no norm of the evaluation: it was that of the training attack.
   norm = c['evaluate'].get('norm') or c['attack']['norm']
-  return f'{norm.upper().replace("INF", "∞")}, {c["evaluate"]["epsilon_255"]:g}/255'
+  return f'{metrics.norm_name(norm)}, {c["evaluate"]["epsilon_255"]:g}/255'
 
 
 def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
@@ -163,7 +163,14 @@ def _percent(values: Sequence[float | None]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Prints the tables, or writes them into a page; returns 2 if there is no run."""
+  """Prints the tables, and writes them into a page if there is one.
+
+  Args:
+    arguments: the command line without the program; None for that of this process.
+
+  Returns:
+    The exit code: 0, or 2 if there is no run.
+  """
   parser = argparse.ArgumentParser(prog='python -m at_jax.analysis.table', description=__doc__)
   parser.add_argument('directory', type=pathlib.Path)
   parser.add_argument('--against', default='pgd_at_cifar10', help='the reference method')

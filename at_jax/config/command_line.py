@@ -1,4 +1,4 @@
-"""Reads the command line of `at_jax.main`. Every mistake becomes one line."""
+"""Reads the command line of `at_jax.main`. Errors are one line."""
 
 from collections.abc import Sequence
 import contextlib

@@ -20,8 +20,6 @@ from at_jax.evaluation import attack_names
 from at_jax.methods import finetune, inner_attacks
 from at_jax.models import dual_batchnorm
 
-ATTACKS = {'uniform': inner_attacks.uniform, 'gaussian': inner_attacks.gaussian, 'kl': inner_attacks.kl,
-           'kl_and_margin': inner_attacks.kl_and_margin}
 _HAVE_REGULARISER = ('trades', 'gair_trades', 'mart', 'consistency', 'finetune')
 
 
@@ -48,7 +46,7 @@ class When(NamedTuple):
 
 
 class SameAs(NamedTuple):
-  """The default of a field that follows another field of another group.
+  """A default that copies the value of another field.
 
   Attributes:
     group: the group of the other field.
@@ -103,11 +101,23 @@ def _choice(*names: str) -> Check:
   return Check(_listed(names), lambda field, value: '' if value in names else errors.nearest(value, names))
 
 
-def _function(known: dict[str, Callable | None]) -> Check:
+def _function(*names: str) -> Check:
+  """A name of this package or an import path; '' among the names is a default that messages leave out."""
   def remedy(field: str, value: str) -> str:
-    import_path.load(field, value, known)
+    if value not in names:
+      import_path.load(field, value, dict.fromkeys(filter(None, names)))
     return ''
-  return Check(f'{_listed(known)} or an import path `module.function`', remedy)
+  return Check(f'{_listed(names)} or an import path `module.function`', remedy)
+
+
+def _unknown_attack(field: str, names: list[str]) -> str:
+  for name in names:
+    if not attack_names.known(name):  # the message names this attack, not all of the field
+      raise errors.UserError(
+          f'config.{field}', name, 'use pgd20 (20 steps), pgd20x5 (5 restarts of 20 steps), margin100x5, '
+          'scales_pgd20, dummies_pgd100, autoattack, apgd-t or another name of '
+          'at_jax/evaluation/attack_names.py')
+  return ''
 
 
 def _listed(names) -> str:
@@ -126,11 +136,8 @@ _STEPS = _number('tuple of whole numbers ≥ 0', 'use whole numbers of at least 
                  lambda v: all(isinstance(each, int) and each >= 0 for each in v))
 _EPOCHS = _number('tuple of rising epochs > 0', 'use epochs above 0 in rising order',
                   lambda v: v == sorted(v) and min(v, default=1) > 0)
-_ATTACK_NAMES = _number(
-    'tuple of names of `at_jax/evaluation/attack_names.py`',
-    'use pgd20 (20 steps), pgd20x5 (5 restarts of 20 steps), margin100x5, scales_pgd20, dummies_pgd100, '
-    'autoattack, apgd-t or another name of at_jax/evaluation/attack_names.py',
-    lambda v: all(map(attack_names.known, v)))
+_RISING = _number('tuple of rising epochs', 'use epochs in rising order', lambda v: v == sorted(v))
+_ATTACK_NAMES = Check('tuple of names of `at_jax/evaluation/attack_names.py`', _unknown_attack)
 
 
 def _equals(name: str, value: Any) -> When:
@@ -156,7 +163,7 @@ FIELDS = {
                     _whole(1)),
     'batch_size': Field(128, 'Examples per step, over all devices.', _whole(1)),
     'loss': Field('pgd_at', 'Objective of the training step; it also has an inner attack of its own.',
-                  _function({**methods.OBJECTIVES, 'finetune': None})),
+                  _function(*methods.OBJECTIVES, 'finetune')),
     'beta': Field(6.0, 'Weight of the regulariser: β of TRADES and MART, λ of Consistency and fine-tuning.',
                   _NOT_NEGATIVE,
                   When('the loss has a regulariser', lambda flat: may_regularise(flat['loss']))),
@@ -190,7 +197,7 @@ FIELDS |= _group('attack', {
     'step_size_255': Field(2.0, 'Step size of the inner attack, in 1/255.', _POSITIVE),
     'num_steps': Field(10, 'Steps of the inner attack.', _whole(1)),
     'kind': Field('', "Inner attack of training; '' for the one of the loss.",
-                  _function({'': None} | ATTACKS)),
+                  _function('', *inner_attacks.ATTACKS)),
     'friendly_taus': Field((), 'Friendly PGD: an example stops τ steps past the decision boundary; `()` '
                            'never stops one.', _STEPS),
     'friendly_epochs': Field((), 'Epochs from which the second, third, … τ is used; one fewer than '
@@ -205,7 +212,7 @@ FIELDS |= _group('weights', {
     'schedule': Field('stages', 'Geometry: λ changes in stages, or linearly over training.',
                       _choice('stages', 'linear')),
     'later_lams': Field((), 'Geometry, stages: the λ from each of `weights.lam_epochs` on.', _LAMBDAS),
-    'lam_epochs': Field((), 'Geometry, stages: rising epochs, as many as `weights.later_lams`.'),
+    'lam_epochs': Field((), 'Geometry, stages: rising epochs, as many as `weights.later_lams`.', _RISING),
     'lam_first': Field(1.0, 'Geometry, linear: λ at the start of training.', _FINITE),
     'form': Field('tanh', 'Geometry: function from κ to the weight.', _choice('tanh', 'sigmoid', 'discrete')),
     'normalized': Field(True, 'Geometry: scale the weights to mean 1 over the batch.'),
@@ -285,7 +292,7 @@ FIELDS |= _group('optimizer.outer', {
     'decay_factor': Field(0.2, 'Factor of its learning rate at `optimizer.decay_epochs`.', _POSITIVE),
 }, _ENTROPY_SGD)
 FIELDS |= _group('optimizer.entropy', {
-    'inner_steps': Field(20, 'L, the inner steps per outer step; 0 leaves the outer SGD alone.', _whole(0)),
+    'inner_steps': Field(20, 'L, the inner steps per outer step; 0 uses the outer SGD only.', _whole(0)),
     'inner_learning_rate': Field(0.1, 'Learning rate of the inner steps.', _POSITIVE),
     'gamma': Field(0.03, 'γ, the pull towards the anchor.', _NOT_NEGATIVE),
     'scoping': Field(1e-3, 'Growth of γ per outer step.', _NOT_NEGATIVE),
@@ -324,7 +331,7 @@ FIELDS |= _group('evaluate', {
 
 
 def default() -> ml_collections.ConfigDict:
-  """The configuration that every file in `configs/` starts from: PGD-AT on CIFAR-10.
+  """Makes the configuration that every file in `configs/` starts from: PGD-AT on CIFAR-10.
 
   Returns:
     A `ConfigDict` with the defaults of `FIELDS`.
@@ -366,7 +373,7 @@ def upgrade(tree: dict) -> dict:
 
 
 def flatten(tree: dict, prefix: str = '') -> dict:
-  """A nested configuration as one dictionary from 'attack.epsilon_255' to its value.
+  """Converts a nested configuration to one dictionary from 'attack.epsilon_255' to its value.
 
   Args:
     tree: nested dictionaries, as `ConfigDict.to_dict()` or a config.json gives them.
@@ -396,7 +403,7 @@ _TYPES = {bool: '`True`, `False`', str: 'text', tuple: 'tuple'}
 
 
 def table() -> str:
-  """The table of all fields, in Markdown.
+  """Formats the table of all fields, in Markdown.
 
   Returns:
     One row per field: name, default, values, meaning, when it is read, and whether it may change when

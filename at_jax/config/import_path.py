@@ -1,4 +1,4 @@
-"""Config fields that name a function, one of the package's or the import path of the user's own."""
+"""Config fields that name a function by a short name or an import path."""
 
 from collections.abc import Callable, Mapping
 import importlib
@@ -7,7 +7,7 @@ from at_jax import errors
 
 
 def load(field: str, path: str, known: Mapping[str, Callable] | None = None) -> Callable:
-  """The function that a config field names.
+  """Loads the function that a config field names.
 
   Args:
     field: the field without 'config.', for the error message.

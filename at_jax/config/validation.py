@@ -8,6 +8,7 @@ import ml_collections
 from at_jax import errors
 from at_jax.config import fields, import_path
 from at_jax.evaluation import attack_names
+from at_jax.methods import inner_attacks
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -42,7 +43,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check_attacks(flat: dict) -> None:
   """The inner attack, and the attacks of the evaluation."""
   for part in ('attack', 'evaluate'):
-    # The L2 ball of a 3072-dimensional image is larger than 255: only in L∞ is there a largest radius.
+    # The diameter of the L2 ball may be larger than 255: only L∞ has a largest radius.
     name = f'{part}.epsilon_255'
     _require(flat, name, flat[f'{part}.norm'] != 'linf' or flat[name] <= 255,
              'use a radius above 0, of at most 255 (8.0 means 8/255)')
@@ -59,7 +60,7 @@ def _check_attacks(flat: dict) -> None:
   kind, loss = flat['attack.kind'], flat['loss']
   _require(flat, 'attack.kind', not kind or loss != 'standard',
            "clean training has no attack: use '', or another loss than 'standard'")
-  if kind in fields.ATTACKS and '.' not in loss:
+  if kind in inner_attacks.ATTACKS and '.' not in loss:
     _require(flat, 'attack.kind', (kind == 'kl_and_margin') == (loss == 'gair_trades'),
              "the loss gair_trades, and no other, learns from two attacks (kl_and_margin): use ''")
   taus, epochs = flat['attack.friendly_taus'], flat['attack.friendly_epochs']
@@ -85,17 +86,17 @@ def _check_weights(flat: dict) -> None:
   """Importance weights: schedules, and which loss they go with."""
   loss, kind = flat['loss'], flat['weights.kind']
   lams, changes = flat['weights.later_lams'], flat['weights.lam_epochs']
-  _require(flat, 'weights.lam_epochs', len(changes) == len(lams) and changes == sorted(changes),
-           'use epochs in rising order, as many as weights.later_lams')
+  _require(flat, 'weights.lam_epochs', len(changes) == len(lams),
+           'use as many epochs as weights.later_lams')
   _require(flat, 'weights.later_lams', not lams or flat['weights.schedule'] == 'stages',
            "the schedule of λ is linear: use (), or weights.schedule = 'stages'")
   _require(flat, 'weights.lam', flat['weights.schedule'] == 'stages' or math.isfinite(flat['weights.lam']),
            'a linear schedule ends at a number: use one')
   if loss == 'gair_trades':
     _require(flat, 'weights.kind', kind == 'geometry',
-             "it decides how gair_trades shares its two attacks: use 'geometry'")
+             "gair_trades divides its regulariser between two attacks by these weights: use 'geometry'")
     _require(flat, 'weights.on', flat['weights.on'] == 'regulariser',
-             "gair_trades shares its regulariser: use 'regulariser'")
+             "gair_trades weights its regulariser: use 'regulariser'")
     _require(flat, 'weights.normalized', not flat['weights.normalized'],
              'a share must not be above 1: use False')
   if kind == 'none':
@@ -105,7 +106,7 @@ def _check_weights(flat: dict) -> None:
   _require(flat, 'weights.on', flat['weights.on'] == 'fit' or fields.may_regularise(loss),
            f"{loss} has no regulariser: use 'fit'")
   _require(flat, 'weights.start_epoch', flat['weights.start_epoch'] < flat['epochs'],
-           f'the weights would never count: use one below epochs = {flat["epochs"]}')
+           f'no epoch would be weighted: use one below epochs = {flat["epochs"]}')
 
 
 def _check_dummies(flat: dict) -> None:
@@ -132,7 +133,7 @@ def _check_classes(flat: dict) -> None:
     _require(flat, f'calibration.{name}', flat['loss'] != 'standard',
              "no robust training accuracy is measured: use False, or another loss than 'standard'")
     _require(flat, 'calibration.start_epoch', flat['calibration.start_epoch'] < flat['epochs'],
-             f'no factor would ever count: use one below epochs = {flat["epochs"]}')
+             f'no epoch would be calibrated: use one below epochs = {flat["epochs"]}')
   if flat['optimizer.fair_decay']:
     others = flat['optimizer.ema_decay'] or flat['optimizer.swa_start_epoch']
     _require(flat, 'optimizer.fair_decay', not others,

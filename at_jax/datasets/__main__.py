@@ -9,8 +9,15 @@ from at_jax.datasets import pipeline
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Downloads and prepares a data set if needed, reads it, and prints its sizes."""
-  parser = argparse.ArgumentParser(prog='python -m at_jax.datasets', description=main.__doc__)
+  """Downloads and prepares a data set if needed, reads it, and prints its sizes.
+
+  Args:
+    argv: the command line without the program; None for that of this process.
+
+  Returns:
+    The exit code: 0, or 2 after a line on stderr with the error and the remedy.
+  """
+  parser = argparse.ArgumentParser(prog='python -m at_jax.datasets', description=main.__doc__.partition('\n')[0])
   parser.add_argument('name', help=f'digits, {", ".join(pipeline.TFDS_SETS)}, or a path to a .npz')
   parser.add_argument('--data_dir', help='folder of the prepared data sets; default: that of TFDS')
   args = parser.parse_args(argv)

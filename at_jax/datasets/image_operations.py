@@ -117,10 +117,8 @@ def _transform(pixels: Array, index: int | Array, operations: tuple[Operation, .
 @functools.cache
 def _sources(
     operations: tuple[Operation, ...], height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Source rows and columns int32[M, H, W], and the rows' fractions f32[M, W], of M geometric operations.
-
-  A row far below 0 marks a source outside the image. NumPy in double precision, like Pillow.
-  """
+  """Source rows and columns int32[M, H, W], and the rows' fractions f32[M, W], of M geometric operations."""
+  # A row far below 0 means that the source is outside the image. NumPy in double precision, like Pillow.
   y, x = np.mgrid[:height, :width]
   rows, columns = np.empty((2, len(operations), height, width), np.int32)
   fractions = np.zeros((len(operations), width), np.float32)

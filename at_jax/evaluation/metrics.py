@@ -1,4 +1,4 @@
-"""Accuracy by class, and digests of arrays."""
+"""Accuracy by class, names of norms, and digests of arrays."""
 
 import hashlib
 from typing import Any
@@ -25,6 +25,22 @@ def accuracy_by_class(verdicts: np.ndarray, labels: np.ndarray, num_classes: int
   total = np.bincount(labels, minlength=num_classes)
   correct = np.bincount(labels, weights=verdicts, minlength=num_classes)
   return np.where(total > 0, correct / np.maximum(total, 1), np.nan)
+
+
+def norm_name(norm: str) -> str:
+  """Returns the name of a norm in text.
+
+  Args:
+    norm: 'linf', 'l2' or 'l1'.
+
+  Returns:
+    The name.
+
+  Example:
+    >>> norm_name('linf'), norm_name('l2')
+    ('L∞', 'L2')
+  """
+  return norm.upper().replace('INF', '∞')
 
 
 def digests(tree: Any) -> dict[str, str]:

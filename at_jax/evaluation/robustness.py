@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from at_jax import devices
+from at_jax import attacks, devices
 from at_jax.attacks import _stepper
 from at_jax.datasets import pipeline
 from at_jax.evaluation import attack_names, autoattack_run, metrics
@@ -90,7 +90,7 @@ class Report(NamedTuple):
     worst_case: bool[N], classified correctly clean and under every attack above.
     components: `{attack: {component: bool[N]}}`, robust after this component of AutoAttack and the earlier
       ones.
-    warnings: `{attack: messages}`, reasons to doubt its accuracy.
+    warnings: `{attack: messages}`, possible problems of the evaluation.
     states: AutoAttack's state files, to be removed when the report is written.
     labels: i32[N].
     num_classes: C.
@@ -175,8 +175,8 @@ def evaluate(
       `network` misclassifies it too.
     state_dir: where AutoAttack saves its state to resume from; None for nowhere.
     progress: called with the name of what runs, the examples done, their number, and the accuracy so far.
-    warn: called with the name of what runs and each reason to doubt its accuracy, as soon as it is found;
-      default `warnings.warn`.
+    warn: called with the name of what runs and each possible problem of the evaluation, as soon as it is
+      found; default `warnings.warn`.
 
   Returns:
     A `Report`.
@@ -184,39 +184,25 @@ def evaluate(
   Reference: Wang et al., arXiv 2410.12671 (2024), released code (DUCAT's protocol).
   """
   everything = np.ones(len(split.labels), bool)
-  run = functools.partial(robust_examples, network, variables, split, batch_size=batch_size)
-  clean = run(key, attack=None, attacked_logits=network.deployed, among=everything,
-              progress=functools.partial(progress, 'clean'))
-
+  clean = robust_examples(
+      network, variables, split, key, attack=None, attacked_logits=network.deployed, among=everything,
+      batch_size=batch_size, progress=functools.partial(progress, 'clean'))
+  options = dict(norm=norm, epsilon=epsilon, batch_size=batch_size, progress=progress)
   components, warnings, states = {}, {}, []
 
-  def under_autoattack(choice: autoattack_run.Choice, attacked_logits: Callable, among: np.ndarray,
-                       title: str) -> np.ndarray:
-    lower = search and (
-        search.deployed if attacked_logits is network.deployed else search.logits)
-    found, state = autoattack_run.run(
-        attacked_logits, variables, split, key, choice=choice, norm=norm, epsilon=epsilon,
-        batch_size=batch_size, title=title, search=lower, state_dir=state_dir, progress=progress,
-        warn=warn and functools.partial(warn, title))
+  def under(name: str, attacked_logits: Callable, among: np.ndarray, title: str) -> np.ndarray:
+    spec = attack_names.parse(name)
+    if isinstance(spec, attack_names.Spec):
+      return _under_pgd(network, variables, split, key, spec, attacked_logits, among, title,
+                        step_size=step_size, **options)
+    found, state, robust = _under_autoattack(
+        network, variables, split, key, spec, attacked_logits, among, title, search=search,
+        state_dir=state_dir, warn=warn and functools.partial(warn, title), **options)
     warnings[title] = found.warnings
     states.extend([] if state is None else [state])
     if attacked_logits is network.deployed:
       components[title] = found.components
-      return among & found.robust
-    return robust_examples(network, variables, pipeline.Split(found.x, split.labels), key, attack=None,
-                           attacked_logits=network.deployed, among=among, batch_size=batch_size)
-
-  def under(name: str, attacked_logits: Callable, among: np.ndarray, title: str) -> np.ndarray:
-    spec = attack_names.parse(name)
-    if isinstance(spec, autoattack_run.Choice):
-      return under_autoattack(spec, attacked_logits, among, title)
-    attack = attack_names.attack(spec, norm=norm, epsilon=epsilon, step_size=step_size)
-    logits = _both_halves(network) if spec.knows_dummies else attacked_logits
-    for restart in range(spec.restarts):
-      running = title if spec.restarts == 1 else f'{title} ({restart + 1} of {spec.restarts})'
-      among = run(jax.random.fold_in(key, restart), attack=attack, among=among,
-                  attacked_logits=logits, progress=functools.partial(progress, running))
-    return among
+    return robust
 
   robust = {}
   for name in names:
@@ -235,6 +221,37 @@ def evaluate(
   num_classes = jax.eval_shape(network.deployed, variables, one).shape[-1]
   return Report(clean, robust, released, worst_case, components, warnings, tuple(states),
                 split.labels, num_classes)
+
+
+def _under_pgd(network: deployed_lib.Network, variables: Any, split: pipeline.Split, key: Array,
+               spec: attack_names.Spec, attacked_logits: Callable, among: np.ndarray, title: str, *,
+               norm: str, epsilon: float, step_size: float, batch_size: int, progress: Progress) -> np.ndarray:
+  """The examples that every restart leaves classified correctly: bool[N]."""
+  attack = attack_names.attack(spec, norm=norm, epsilon=epsilon, step_size=step_size)
+  logits = _both_halves(network) if spec.knows_dummies else attacked_logits
+  for restart in range(spec.restarts):
+    running = title if spec.restarts == 1 else f'{title} ({restart + 1} of {spec.restarts})'
+    among = robust_examples(
+        network, variables, split, jax.random.fold_in(key, restart), attack=attack, among=among,
+        attacked_logits=logits, batch_size=batch_size, progress=functools.partial(progress, running))
+  return among
+
+
+def _under_autoattack(
+    network: deployed_lib.Network, variables: Any, split: pipeline.Split, key: Array,
+    choice: autoattack_run.Choice, attacked_logits: Callable, among: np.ndarray, title: str, *,
+    search: deployed_lib.Network | None, batch_size: int, **options: Any,
+) -> tuple[attacks.AutoAttackResult, pathlib.Path | None, np.ndarray]:
+  """AutoAttack's result, its state file, and the examples that it leaves classified correctly: bool[N]."""
+  deployed = attacked_logits is network.deployed
+  lower = search and (search.deployed if deployed else search.logits)
+  found, state = autoattack_run.run(attacked_logits, variables, split, key, choice=choice, title=title,
+                                    search=lower, batch_size=batch_size, **options)
+  if deployed:
+    return found, state, among & found.robust
+  return found, state, robust_examples(
+      network, variables, pipeline.Split(found.x, split.labels), key, attack=None,
+      attacked_logits=network.deployed, among=among, batch_size=batch_size)
 
 
 @functools.cache

@@ -20,12 +20,13 @@ from at_jax.methods import (
   mart,
   objective,
   pgd_at,
+  schedules,
   trades,
   weight_averaging,
 )
 
 __all__ = ['OBJECTIVES', 'awp', 'cfa', 'consistency', 'ducat', 'entropy_sgd', 'fat', 'finetune', 'gairat',
-           'inner_attacks', 'losses', 'mail', 'mart', 'objective', 'pgd_at', 'trades',
+           'inner_attacks', 'losses', 'mail', 'mart', 'objective', 'pgd_at', 'schedules', 'trades',
            'weight_averaging']
 
 OBJECTIVES = {'standard': pgd_at.standard, 'pgd_at': pgd_at.pgd_at, 'trades': trades.trades,

@@ -39,7 +39,7 @@ def perturb(params: PyTree, gradient: PyTree, *, gamma: float | Array) -> PyTree
     {'b': Array([3., 4.], dtype=float32), 'w': Array([[3. , 4.5]], dtype=float32)}
 
   Reference: Wu et al., Adversarial Weight Perturbation Helps Robust Generalization, 2020, section 4, and
-  its released code, which rescales one SGD step of a proxy network to the same and moves the same leaves.
+  its released code, whose proxy step gives the same perturbation of the same leaves.
   """
   def move(w: Array, g: Array) -> Array:
     if w.ndim < 2:

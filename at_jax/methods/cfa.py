@@ -6,7 +6,7 @@ With t_k the robust training accuracy of class k in the last epoch (`ClassCounts
   β_k = (λ₂ + t_k) · β          λ₂ = .5, in the loss (CE + β_y · KL) / (1 + β_y)
 
 so a hard class has a smaller radius and an easy class a larger one. Its fairness-aware weight averaging
-is `weight_averaging.take_in`. Two modifications follow t_k in the same way and are ours: temperatures
+is `weight_averaging.add_if_fair`. Two modifications follow t_k in the same way and are ours: temperatures
 T_k = λ₃ + t_k (`temper`), and loss weights λ + 1 − t_y with mean 1 (`class_weights`).
 
 Inner attack: that of the base method, with the radius of each example's class.
@@ -99,7 +99,7 @@ def by_class(calibration: Calibration, counts: Any, begun: Array | bool) -> ByCl
     A `ByClass`.
 
   Example:
-    >>> counts = no_counts(2)._replace(accuracy=jnp.array([.25, .75]))
+    >>> counts = zero_counts(2)._replace(accuracy=jnp.array([.25, .75]))
     >>> found = by_class(Calibration(epsilon=8., radius_base=.5), counts, True)
     >>> print(found.epsilon, found.beta)
     [ 6. 10.] None
@@ -181,7 +181,7 @@ def weigh(evidence: objective.Evidence, *, base: float, axis_name: str | None) -
   return class_weights(evidence.class_accuracy, evidence.y, base=base, axis_name=axis_name)
 
 
-def no_counts(num_classes: int) -> ClassCounts:
+def zero_counts(num_classes: int) -> ClassCounts:
   """`ClassCounts` before the first example: all zero.
 
   Args:
@@ -191,7 +191,7 @@ def no_counts(num_classes: int) -> ClassCounts:
     `ClassCounts` of zeros.
 
   Example:
-    >>> print(no_counts(2).seen)
+    >>> print(zero_counts(2).seen)
     [0. 0.]
   """
   # Separate arrays: a buffer that is in a state twice cannot be donated.
@@ -234,7 +234,7 @@ def count(counts: Any, correct: Array, y: Array, axis_name: str | None = None) -
     The counts after.
 
   Example:
-    >>> print(count(no_counts(2), jnp.array([True, False]), jnp.array([1, 1])).correct)
+    >>> print(count(zero_counts(2), jnp.array([True, False]), jnp.array([1, 1])).correct)
     [0. 1.]
   """
   if not counts:

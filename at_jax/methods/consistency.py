@@ -1,4 +1,4 @@
-"""Consistency regularization: two augmented views of an example, both attacked, are predicted alike.
+"""Consistency regularization: two attacked views of an example get the same prediction.
 
 With two augmentations x₁, x₂ of x, adversarial examples x'₁, x'₂, and q_i = softmax(f(x'_i) / T):
 

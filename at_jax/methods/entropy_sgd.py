@@ -109,7 +109,7 @@ def entropy_sgd(
   Reference: Chaudhari et al., Entropy-SGD: Biasing Gradient Descent Into Wide Valleys, 2017, algorithm 1,
   and its released code, whose PyTorch port never increments t. In adversarial training: Kanai et al.,
   Relationship Between Nonsmoothness in Adversarial Training, Constraints of Attacks, and Flatness in the
-  Input Space, 2024. No code of it was found; attacking anew at each inner step is ours.
+  Input Space, 2024. No code of it was found. A new attack at each inner step is ours.
   """
   if inner_steps < 0:
     raise ValueError(f'inner_steps = {inner_steps}: use 0 or more; 0 is the outer optimizer alone')

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import jax
 
-from at_jax.methods import gairat
+from at_jax.methods import schedules
 
 Array = jax.Array
 
@@ -43,4 +43,4 @@ def tau_schedule(epoch: int | Array, *, taus: Sequence[int], epochs: Sequence[in
   released code.
   """
   first, *later = taus
-  return gairat.by_epoch(epoch, first, dict(zip(epochs, later, strict=True)))
+  return schedules.by_epoch(epoch, first, dict(zip(epochs, later, strict=True)))

@@ -1,4 +1,4 @@
-"""Fine-tuning a clean model to a robust one: learn x, be consistent at x', stay close to the start.
+"""Fine-tunes a clean model: cross-entropy at x, consistency at x', distance to the initial model.
 
 With f₀ the model where fine-tuning begins (the teacher):
 
@@ -14,7 +14,8 @@ With f₀ the model where fine-tuning begins (the teacher):
 
 r_i and s multiply the radius and the step size of the attack (`attack_scale`).
 
-Reference: in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated Adversary, 2022.
+Reference: based on the abstract of Hou et al., Adversarial Fine-tune with Dynamically Regulated Adversary,
+2022.
 Only its abstract could be read, so the formulas here are ours.
 """
 
@@ -64,7 +65,8 @@ def finetune(forward: objective.Forward, batch_stats: Any, x: Array, x_adv: Arra
     >>> print(f'{outcome.fit[0]:.4f} {outcome.regulariser[0]:.4f}')
     2.1269 1.5232
 
-  Reference: in the spirit of Hou et al., Adversarial Fine-tune with Dynamically Regulated Adversary, 2022.
+  Reference: based on the abstract of Hou et al., Adversarial Fine-tune with Dynamically Regulated Adversary,
+  2022.
   """
   clean, batch_stats = forward(x, batch_stats, branch='clean')
   adversarial, batch_stats = forward(x_adv, batch_stats, branch='adversarial')

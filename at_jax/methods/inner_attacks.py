@@ -154,3 +154,7 @@ def kl_and_margin(*, epsilon: float, **options) -> Attack:
     other = by_margin(logits_fn, x, y, keys[1], index, tau, epsilon, scale)
     return found._replace(x=jnp.concatenate([found.x, other.x]))
   return attack
+
+
+# By the name in `config.attack.kind`.
+ATTACKS = {'uniform': uniform, 'gaussian': gaussian, 'kl': kl, 'kl_and_margin': kl_and_margin}

@@ -15,8 +15,8 @@ the cross-entropy:
 >>> print(f'{trades:.4f}')
 0.5297
 
-No function of training stops a gradient: as in the released code of each method it flows through the
-clean and the adversarial logits alike.
+No function of training stops a gradient: as in the released code of each method it flows
+through both the clean and the adversarial logits.
 """
 
 import jax

@@ -67,8 +67,8 @@ class Evidence(NamedTuple):
   """What importance weights are computed from. With two views, B counts views.
 
   Attributes:
-    kappa: i32[B], attack iterates that were still classified correctly, by the deployed decision. A
-      dummy class that is recovered counts as correct; else κ would be near 0 for every example.
+    kappa: i32[B], attack iterates that were still classified correctly, by the deployed decision. The
+      dummy of y counts as correct. Otherwise κ would be near 0.
     logits: f32[B, C], deployed logits in train mode, at x'.
     y: i32[B], true classes.
     class_accuracy: f32[C], robust training accuracy of each class in the last epoch, or None if it is

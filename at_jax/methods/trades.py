@@ -1,4 +1,4 @@
-"""TRADES: learn the clean example, and predict its adversarial example alike.
+"""TRADES: learn the clean example, and keep the prediction at x' equal to that at x.
 
   L = CE(f(x), y) + β · KL(f(x) ‖ f(x'))          β = 6
 

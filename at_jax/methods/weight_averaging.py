@@ -2,7 +2,7 @@
 
   EMA   a ← δ a + (1 − δ) w after each update                          `ema`
   SWA   a = mean of w after updates start, start + every, …            `swa`
-  fair  EMA of the epochs whose worst class is robust enough (CFA)     `take_in`
+  fair  EMA of the epochs whose worst class is robust enough (CFA)     `add_if_fair`
 
 BatchNorm statistics are not averaged: re-estimate them at the average before evaluating it.
 
@@ -36,10 +36,10 @@ class AverageState(NamedTuple):
 
 
 class FairAverageState(NamedTuple):
-  """The state of `take_in`.
+  """The state of `add_if_fair`.
 
   Attributes:
-    count: i32[], number of epochs taken in.
+    count: i32[], number of epochs added.
     average: like the parameters; meaningless while the count is 0.
   """
   count: Array
@@ -124,8 +124,8 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformation:
   return _average(share)
 
 
-def no_average(params: PyTree) -> FairAverageState:
-  """The state of `take_in` before the first epoch.
+def init_fair_average(params: PyTree) -> FairAverageState:
+  """The state of `add_if_fair` before the first epoch.
 
   Args:
     params: the parameters.
@@ -134,32 +134,32 @@ def no_average(params: PyTree) -> FairAverageState:
     A `FairAverageState`, for which `eval_params` returns the parameters themselves.
 
   Example:
-    >>> print(eval_params(no_average(jnp.ones(2)), jnp.ones(2)))
+    >>> print(eval_params(init_fair_average(jnp.ones(2)), jnp.ones(2)))
     [1. 1.]
   """
   return FairAverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
 
-def take_in(state: FairAverageState, params: PyTree, worst: float, *, decay: float,
+def add_if_fair(state: FairAverageState, params: PyTree, worst: float, *, decay: float,
             threshold: float) -> FairAverageState:
   """Fairness-aware weight averaging: a ← δ·a + (1 − δ)·w if the worst class of w is robust enough.
 
-  Called on the host once an epoch. The first parameters that are taken in become the average.
+  Called on the host once an epoch. The first parameters that are added become the average.
 
   Args:
     state: the average so far, on the host.
     params: w, on the host.
     worst: worst-class robust accuracy of w on held-out training data.
     decay: δ, in [0, 1).
-    threshold: the smallest `worst` for which w is taken in.
+    threshold: the smallest `worst` for which w is added to the average.
 
   Returns:
-    The state after, on the host; `state` itself if w was not taken in.
+    The state after, on the host; `state` itself if w was not added to the average.
 
   Example:
-    >>> state = no_average(jnp.zeros(1))
+    >>> state = init_fair_average(jnp.zeros(1))
     >>> for w, worst in ((8., .3), (100., .1), (4., .2)):
-    ...   state = take_in(state, jnp.array([w]), worst, decay=.75, threshold=.2)
+    ...   state = add_if_fair(state, jnp.array([w]), worst, decay=.75, threshold=.2)
     >>> print(state.count, state.average)
     2 [7.]
 
@@ -177,8 +177,8 @@ def take_in(state: FairAverageState, params: PyTree, worst: float, *, decay: flo
 def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
   """The parameters to evaluate: the average or anchor that the optimizer keeps, else the parameters.
 
-  For `ema` and `swa` it is the average, for `take_in` too once an epoch is taken in. For `entropy_sgd` it
-  is the anchor, or what its `outer` keeps in place of it: inside a cycle the parameters are a point of
+  For `ema` and `swa` it is the average; for `add_if_fair` too, once an epoch is added to it. For
+  `entropy_sgd` it is the anchor, or what its `outer` keeps in place of it: inside a cycle the parameters are a point of
   the Langevin chain and μ is a mean of few steps; between two cycles the anchor equals the parameters.
   States are found inside chains, `masked`, `partition`, `MultiSteps` and `inject_hyperparams`.
 

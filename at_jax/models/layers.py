@@ -42,6 +42,12 @@ def torch_default_bias(fan_in: int) -> Callable[..., jax.Array]:
 def param_dtype(dtype: Any) -> jnp.dtype:
   """Returns the dtype of parameters, statistics and logits: float32, or float64 for float64 compute.
 
+  Args:
+    dtype: compute dtype of the model.
+
+  Returns:
+    The dtype.
+
   Example:
     >>> param_dtype('bfloat16')
     dtype('float32')

@@ -212,10 +212,26 @@ class WideResNet(nn.Module):
 
 
 def WideResNet28_10(num_outputs: int, **other: Any) -> WideResNet:
-  """`WideResNet` with depth 28 and widen_factor 10: 36.48 M parameters with 10 outputs."""
+  """Makes a `WideResNet` with depth 28 and widen_factor 10: 36.48 M parameters with 10 outputs.
+
+  Args:
+    num_outputs: number of logits.
+    **other: other fields of `WideResNet`.
+
+  Returns:
+    The network.
+  """
   return WideResNet(num_outputs=num_outputs, depth=28, widen_factor=10, **other)
 
 
 def WideResNet34_10(num_outputs: int, **other: Any) -> WideResNet:
-  """`WideResNet` with depth 34 and widen_factor 10: 46.16 M parameters with 10 outputs."""
+  """Makes a `WideResNet` with depth 34 and widen_factor 10: 46.16 M parameters with 10 outputs.
+
+  Args:
+    num_outputs: number of logits.
+    **other: other fields of `WideResNet`.
+
+  Returns:
+    The network.
+  """
   return WideResNet(num_outputs=num_outputs, depth=34, widen_factor=10, **other)

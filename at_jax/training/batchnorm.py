@@ -11,7 +11,8 @@ from at_jax.methods import weight_averaging
 from at_jax.training import epoch_plan, setup, sharding
 from at_jax.training import step as step_lib
 
-# Running statistics keep .9 of their value per batch (linen's default), so .5 % of the old ones is left.
+# Running statistics keep .9 of their value per batch (linen's default), so 0.5 % of the old statistics
+# remain.
 BATCHES = 50
 
 

@@ -280,7 +280,8 @@ class Checkpoints:
         aside = self._path(step).with_suffix('.corrupt')
         shutil.rmtree(aside, ignore_errors=True)
         self._path(step).rename(aside)
-        messages.append(f'checkpoint {step} is damaged, {reason}; set aside as {aside}')
+        messages.append(f'{self._directory.parent}: checkpoint {step} is damaged, {reason}; set aside as '
+                        f'{aside}')
     return None, messages
 
   def _unwritable(self, error: Exception) -> errors.UserError:

@@ -2,7 +2,7 @@
 
 A hook at an epoch's start is `(run, state, epoch) -> state`. A hook at an epoch's end is
 `(run, end, epoch) -> end`, where `end` also collects numbers to log and the score of the checkpoint.
-All see the state on the host. A new feature that acts between epochs is one more function here.
+Hooks get the state on the host. A new feature that acts between epochs is one more function here.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,21 @@ EvalVariables = Callable[[step_lib.TrainState], dict[str, Any]]
 
 
 class EpochEnd(NamedTuple):
-  """The end of an epoch, as the hooks before have left it.
+  """State and results at the end of an epoch, passed from hook to hook.
 
   Attributes:
     state: the training state, on the host.
     numbers: logged as one line of metrics.jsonl.
+    save: whether to save a checkpoint.
     score: the checkpoint with the highest score is the best; None for one that cannot be the best.
+    info: JSON object stored with the checkpoint.
     note: shown with the progress.
   """
   state: step_lib.TrainState
   numbers: dict[str, Any] = {}
+  save: bool = False
   score: float | None = None
+  info: dict[str, Any] = {}
   note: str = ''
 
 
@@ -34,11 +38,12 @@ StartHook = Callable[[setup.Run, step_lib.TrainState, int], step_lib.TrainState]
 EndHook = Callable[[setup.Run, EpochEnd, int], EpochEnd]
 
 
-def initial_state(run: setup.Run) -> step_lib.TrainState:
-  """The state of a new run at step 0, from the network's initializers or from another run.
+def start_from(run: setup.Run, state: step_lib.TrainState) -> step_lib.TrainState:
+  """The state of a new run at step 0: the initial one, or that of the run it continues.
 
   Args:
     run: the run.
+    state: the state of `setup.init_state`.
 
   Returns:
     The state, on the host or on the default device.
@@ -46,7 +51,8 @@ def initial_state(run: setup.Run) -> step_lib.TrainState:
   Raises:
     errors.UserError: if the run to start from cannot be read or does not fit.
   """
-  return finetune.initial_state(run)
+  from_source = run.config.loss == 'finetune' and run.config.finetune.source
+  return finetune.start_from(run, state) if from_source else state
 
 
 def at_start(run: setup.Run, epoch: int, eval_variables: EvalVariables) -> list[StartHook]:
@@ -91,13 +97,33 @@ def at_end(run: setup.Run, epoch: int, eval_variables: EvalVariables) -> list[En
 
 def begin_finetuning(run: setup.Run, state: step_lib.TrainState, epoch: int, *,
                      eval_variables: EvalVariables) -> step_lib.TrainState:
-  """Start hook: the model so far becomes the teacher of fine-tuning."""
+  """Start hook: the model so far becomes the teacher of fine-tuning.
+
+  Args:
+    run: the run.
+    state: the state after the clean epochs, on the host.
+    epoch: counted from 0.
+    eval_variables: from a state to the variables that are evaluated, of `batchnorm`.
+
+  Returns:
+    The first state of fine-tuning, on the host.
+  """
   del epoch
   return finetune.begin(run, state, eval_variables, functools.partial(model_selection.accuracies, run))
 
 
 def average_if_fair(run: setup.Run, end: EpochEnd, epoch: int, *, eval_variables: EvalVariables) -> EpochEnd:
-  """End hook of CFA: averages the epoch's parameters if their own worst class is robust enough."""
+  """End hook of CFA: averages the epoch's parameters if their own worst class is robust enough.
+
+  Args:
+    run: the run.
+    end: the end of the epoch so far.
+    epoch: counted from 0.
+    eval_variables: from a state to the variables that are evaluated, of `batchnorm`.
+
+  Returns:
+    The end with the new average, and 'own_worst_class' and 'averaged' among its numbers.
+  """
   del epoch
   average, worst = model_selection.average_if_fair(run, eval_variables, end.state)
   numbers = {'own_worst_class': worst, 'averaged': int(average.count)}
@@ -105,19 +131,39 @@ def average_if_fair(run: setup.Run, end: EpochEnd, epoch: int, *, eval_variables
 
 
 def validate(run: setup.Run, end: EpochEnd, epoch: int, *, eval_variables: EvalVariables) -> EpochEnd:
-  """End hook: attacks the validation split and scores the checkpoint."""
+  """End hook: attacks the validation split, scores the checkpoint and has it saved.
+
+  Args:
+    run: the run.
+    end: the end of the epoch so far.
+    epoch: counted from 0.
+    eval_variables: from a state to the variables that are evaluated, of `batchnorm`.
+
+  Returns:
+    The end with validation accuracies, a score, and the robust accuracy as info of the checkpoint.
+  """
   found = model_selection.report(run, eval_variables(end.state)).accuracies()
   clean, robust, worst = (found[name] for name in ('clean', 'worst_case', 'worst_class'))
   numbers = {'validation_clean': clean, 'validation_robust': robust, 'validation_worst_class': worst}
   # A model from before the method began, such as plain PGD-AT before DUCAT, must not become the best.
   score = model_selection.score(found, run.config.validate.choose_by)
   return end._replace(
-      numbers=end.numbers | numbers, score=score if epoch_plan.method_started(run.config, epoch) else None,
+      numbers=end.numbers | numbers, save=True, info=end.info | {'validation_robust': robust},
+      score=score if epoch_plan.method_started(run.config, epoch) else None,
       note=f'validation clean {clean:.3f}, robust {robust:.3f}, worst class {worst:.3f}')
 
 
 def regulate(run: setup.Run, end: EpochEnd, epoch: int) -> EpochEnd:
-  """End hook of fine-tuning, after `validate`: scores by the operating point and moves the attack."""
+  """End hook of fine-tuning, after `validate`: scores by the operating point and moves the attack.
+
+  Args:
+    run: the run.
+    end: the end of the epoch, with the numbers of `validate`.
+    epoch: counted from 0.
+
+  Returns:
+    The end with the state of the regulator for the next epoch, and the score of the operating point.
+  """
   del epoch
   tuning, score, numbers = finetune.after_epoch(
       run.config, end.state.tuning, end.numbers['validation_clean'], end.numbers['validation_robust'])

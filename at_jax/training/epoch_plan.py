@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from at_jax import methods
-from at_jax.config import fields, import_path
-from at_jax.methods import cfa, fat, finetune, gairat, inner_attacks, mail, pgd_at
+from at_jax.config import import_path
+from at_jax.methods import cfa, fat, finetune, gairat, inner_attacks, mail, pgd_at, schedules
 from at_jax.methods import ducat as ducat_lib
 from at_jax.methods import objective as objective_lib
 from at_jax.training import setup
@@ -84,9 +84,9 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
 
 def _lam(w: ml_collections.ConfigDict, epoch: int, epochs: int) -> jax.Array:
   if w.schedule == 'linear':
-    return gairat.linear(epoch + 1, first=w.lam_first, last=w.lam, epochs=epochs)
+    return schedules.linear(epoch + 1, first=w.lam_first, last=w.lam, epochs=epochs)
   changes = dict(zip(w.lam_epochs, w.later_lams, strict=True))
-  return jnp.asarray(gairat.by_epoch(epoch, w.lam, changes), jnp.float32)
+  return jnp.asarray(schedules.by_epoch(epoch, w.lam, changes), jnp.float32)
 
 
 def recipe(run: setup.Run, phase: str) -> step_lib.Recipe:
@@ -121,7 +121,7 @@ def _attack(run: setup.Run) -> inner_attacks.Attack:
   """The inner attack: that of `config.attack.kind`, or the one of the loss."""
   c = run.config
   if c.attack.kind:
-    make = import_path.load('attack.kind', c.attack.kind, fields.ATTACKS)
+    make = import_path.load('attack.kind', c.attack.kind, inner_attacks.ATTACKS)
   elif c.loss == 'finetune':
     make = finetune.inner_attack(c.finetune.distance)
   else:

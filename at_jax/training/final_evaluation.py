@@ -6,15 +6,13 @@ from typing import Any
 
 from at_jax import errors
 from at_jax.datasets import pipeline
-from at_jax.evaluation import robustness
+from at_jax.evaluation import metrics, robustness
 from at_jax.training import checkpoints, model_selection, records, restore, setup
 from at_jax.training import finetune as finetune_lib
 
-_NORMS = {'linf': 'L∞', 'l2': 'L2', 'l1': 'L1'}
-
 
 def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float) -> dict[str, Any]:
-  """Evaluates the best and the last checkpoint on the test set.
+  """Evaluates the best and the last checkpoint on the test set, or only the best of an exported folder.
 
   Writes results.json and verdicts.npz, and prints `summary`.
 
@@ -35,16 +33,16 @@ def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float
   if not found:
     raise errors.UserError('workdir', str(workdir), 'none of its checkpoints can be read: train '
                            'again in another folder')
-  last, best = found['last'], found['best']
+  best, last = found['best'], found.get('last')
   try:
-    tested = {'last': _test(run, last, 'last', workdir)}
+    tested = {'last': _test(run, last, 'last', workdir)} if last else {}
     tested['best'] = tested['last'] if best is last else _test(run, best, 'best', workdir)
   except OSError as error:  # from the state of a long attack
     raise records.unwritable(workdir, error) from error
   numbers = {name: accuracies for name, (accuracies, _) in tested.items()}
   results = {
       'config': run.config.to_dict(), 'dataset': run.dataset.name, 'seed': run.config.seed,
-      **numbers['best'], 'last': numbers['last'], 'device': records.device(),
+      **numbers.pop('best'), **numbers, 'device': records.device(),
       'versions': records.versions(), 'command': command,
       'seconds': seconds + time.monotonic() - begun,
   }
@@ -53,7 +51,8 @@ def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float
   records.write_verdicts(workdir, labels,
                          {name: report.verdicts() for name, report in reports.items()})
   if run.config.loss == 'finetune':
-    curve = finetune_lib.report(run, workdir, last.info['start_clean'], last.info['start_robust'])
+    info = (last or best).info
+    curve = finetune_lib.report(run, workdir, info['start_clean'], info['start_robust'])
     if curve:  # empty before fine-tuning begins
       results['finetune'] = curve
   records.write_json(workdir / 'results.json', results)
@@ -63,7 +62,7 @@ def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float
 
 
 def summary(results: dict[str, Any], workdir: pathlib.Path) -> str:
-  """The result of a run in at most eight lines: accuracies, and which of them to report.
+  """Summarises a run in at most eight lines: accuracies, and which of them to report.
 
   Args:
     results: content of results.json.
@@ -89,7 +88,8 @@ def summary(results: dict[str, Any], workdir: pathlib.Path) -> str:
   warnings = {name: len(lines) for name, lines in results['warnings'].items() if lines}
   rows['warnings'] = ', '.join(f'{count} on {name}' for name, count in warnings.items())
   c = results['config']['evaluate']
-  report = f'Report {worst}, the deployed worst case within {_NORMS[c["norm"]]} {c["epsilon_255"]:g}/255'
+  ball = f'{metrics.norm_name(c["norm"])} {c["epsilon_255"]:g}/255'
+  report = f'Report {worst}, the deployed worst case within {ball}'
   if not attacks:
     report = f'No attack was run: report {percent(results["clean"])} as clean accuracy only'
   elif released:

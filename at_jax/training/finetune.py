@@ -32,21 +32,20 @@ class Point(NamedTuple):
   robust: float
 
 
-def initial_state(run: setup.Run) -> step_lib.TrainState:
-  """The state of a new run: `setup.init_state`, or the evaluated model of `config.finetune.source`.
+def start_from(run: setup.Run, state: step_lib.TrainState) -> step_lib.TrainState:
+  """The state of a new run that starts from the evaluated model of `config.finetune.source`.
 
   Args:
     run: the run.
+    state: the state of `setup.init_state`.
 
   Returns:
-    A `step.TrainState` at step 0.
+    The state with the parameters and BatchNorm statistics of the source, at step 0.
 
   Raises:
     errors.UserError: if the source cannot be read or does not fit.
   """
-  state, c = setup.init_state(run), run.config
-  if c.loss != 'finetune' or not c.finetune.source:
-    return state
+  c = run.config
   before = _source_config(c)
   other = setup.build(before, dataset=run.dataset)
   found = restore.variables(other, pathlib.Path(c.finetune.source), c.finetune.checkpoint)
@@ -113,7 +112,7 @@ def begin(run: setup.Run, state: step_lib.TrainState,
   variables = _double(c, _single(c, eval_variables(state) if state.step else at_start))
   tuning = setup.init_tuning(run, variables, validate(variables))
   # The counts so far are of clean examples.
-  counts = state.class_counts and cfa.no_counts(len(state.class_counts.seen))
+  counts = state.class_counts and cfa.zero_counts(len(state.class_counts.seen))
   return jax.device_get(state._replace(
       **variables, opt_state=run.tuner.init(variables['params']), tuning=tuning,
       class_counts=counts))

@@ -36,8 +36,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path,
                        command: str) -> dict[str, Any]:
   """Trains a model, then evaluates its best and its last checkpoint.
 
-  If the work directory has checkpoints, training resumes from the newest sound one. What was logged
-  after it is dropped, and the order of examples continues inside its epoch.
+  If the work directory has checkpoints, training resumes from the newest undamaged checkpoint. What was
+  logged after it is dropped, and the order of examples continues inside its epoch.
 
   Args:
     config: the configuration.
@@ -85,7 +85,7 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir: pathlib.Path,
 
 def _open(config: ml_collections.ConfigDict,
           workdir: pathlib.Path) -> tuple[setup.Run, checkpoints.Checkpoints]:
-  """The parts of a run and its checkpoints, after checking that the work directory is not another run's."""
+  """The parts of a run and its checkpoints, after checking that the work directory is not of another run."""
   run = setup.build(config)
   before = records.read_json(workdir / 'config.json')
   if before is not None:
@@ -104,7 +104,7 @@ def _first_state(run: setup.Run, store: checkpoints.Checkpoints) -> tuple[step_l
   store.clear_unfinished()
   saved = checkpoints.report_damage(store.newest(jax.device_get(state)))
   if saved is None:
-    return epoch_hooks.initial_state(run), 0.
+    return epoch_hooks.start_from(run, state), 0.
   print(f'resuming after step {saved.step}', file=sys.stderr)
   return saved.state, saved.info['seconds']
 
@@ -163,11 +163,10 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
       if end.numbers:
         metrics.write(step, **end.numbers)
       note = end.note or note
-      saves = _passed(c.checkpoint.every_steps or run.steps_per_epoch, before, step)
-      if saves or hooks or stop or step == total:
-        store.save(step, end.state or sharding.unreplicate(state),
-                   {'score': end.score, 'validation_robust': end.numbers.get('validation_robust'),
-                    'seconds': time.monotonic() - started})
+      due = _passed(c.checkpoint.every_steps or run.steps_per_epoch, before, step)
+      if end.save or due or stop or step == total:
+        store.save(step, sharding.unreplicate(state),
+                   {'score': end.score, **end.info, 'seconds': time.monotonic() - started})
       if stop and step < total:
         raise Preempted(f'stopped after step {step} of {total}: the same command resumes there')
   return time.monotonic() - started
@@ -202,17 +201,14 @@ def _step_numbers(run: setup.Run, epoch: int, step: int, numbers: step_lib.Metri
 
 def _walk(hooks: list[epoch_hooks.EndHook], run: setup.Run, state: step_lib.TrainState,
           epoch: int) -> tuple[epoch_hooks.EpochEnd, step_lib.TrainState]:
-  """Applies the hooks of an epoch's end; without hooks the end's state is None and nothing is copied."""
-  if not hooks:
-    return epoch_hooks.EpochEnd(None), state
+  """Applies the hooks of an epoch's end; returns their results and the replicated state."""
+  if not hooks:  # without a copy to the host
+    return epoch_hooks.EpochEnd(state), state
   before = sharding.unreplicate(state)
   end = epoch_hooks.EpochEnd(before)
   for hook in hooks:
     end = hook(run, end, epoch)
-  if end.state is before:
-    return end, state
-  state = sharding.replicate(end.state)
-  return end._replace(state=sharding.unreplicate(state)), state  # saved with the types of the state
+  return end, state if end.state is before else sharding.replicate(end.state)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Decisions by the validation split: the best checkpoint, CFA's average, a change of the logits.
+"""Uses the validation split to choose the best checkpoint, CFA's average and the logit adjustment.
 
 In each case PGD attacks the deployed model on the validation split, with the radius of training and the
 number of steps of `config.validate`.
@@ -35,7 +35,7 @@ def report(run: setup.Run, variables: Variables) -> robustness.Report:
 
 
 def accuracies(run: setup.Run, variables: Variables) -> tuple[float, float]:
-  """The clean and the robust accuracy on the validation split.
+  """Measures clean and robust accuracy on the validation split.
 
   Args:
     run: the run.
@@ -49,7 +49,7 @@ def accuracies(run: setup.Run, variables: Variables) -> tuple[float, float]:
 
 
 def score(found: dict[str, Any], choose_by: str) -> float:
-  """The score of a checkpoint; the highest is the best.
+  """Scores a checkpoint; the highest score is the best.
 
   Args:
     found: `Report.accuracies()` on the validation split.
@@ -71,7 +71,7 @@ def score(found: dict[str, Any], choose_by: str) -> float:
 
 def average_if_fair(run: setup.Run, eval_variables: Callable[[step_lib.TrainState], Variables],
                     state: step_lib.TrainState) -> tuple[weight_averaging.FairAverageState, float]:
-  """CFA's average after an epoch; its parameters are averaged in if their own worst class is robust.
+  """Adds an epoch's parameters to CFA's average if their own worst class is robust enough.
 
   Args:
     run: the run.
@@ -84,7 +84,7 @@ def average_if_fair(run: setup.Run, eval_variables: Callable[[step_lib.TrainStat
   o = run.config.optimizer
   own = eval_variables(state._replace(average=()))
   worst = report(run, own).accuracies()['worst_class']
-  return weight_averaging.take_in(state.average, own['params'], worst, decay=o.fair_decay,
+  return weight_averaging.add_if_fair(state.average, own['params'], worst, decay=o.fair_decay,
                                   threshold=o.fair_threshold), worst
 
 

@@ -82,7 +82,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def unwritable(directory: pathlib.Path, error: OSError) -> errors.UserError:
-  """The error for a folder in which a file cannot be written.
+  """Makes the error for a folder in which a file cannot be written.
 
   Args:
     directory: the folder.
@@ -97,10 +97,14 @@ def unwritable(directory: pathlib.Path, error: OSError) -> errors.UserError:
 
 
 def versions() -> dict[str, str]:
-  """Versions of Python and of the packages that decide a number.
+  """Returns the versions of Python and of the packages that decide a number.
 
   Returns:
     `{name: version}` of those that are installed.
+
+  Example:
+    >>> versions()['jax'] == jax.__version__
+    True
   """
   found = {'python': platform.python_version()}
   for name in _PACKAGES:
@@ -112,7 +116,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-  """Name of the hardware.
+  """Names the hardware.
 
   Returns:
     For example '2 × NVIDIA H200' or 'cpu (8 cores)'.
@@ -176,7 +180,7 @@ def warn(line: str) -> None:
 
 
 class Progress:
-  """Progress of long work: a bar on a terminal, otherwise a line now and then.
+  """Progress of long work: a bar on a terminal, otherwise one line every `every` seconds.
 
   Without a terminal, work that takes less than `every` seconds prints nothing: an evaluation may have a
   hundred such parts.

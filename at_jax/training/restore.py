@@ -1,4 +1,4 @@
-"""Reads what a run left in its work directory: its configuration, its weights, its deployed model."""
+"""Reads a run from its work directory: its configuration, its weights, its deployed model."""
 
 import os
 import pathlib
@@ -11,6 +11,9 @@ import ml_collections
 from at_jax import errors
 from at_jax.config import fields
 from at_jax.training import batchnorm, checkpoints, model_selection, records, setup
+
+# The records of a finished run; results.json is written last.
+_RECORDS = ('config.json', 'metrics.jsonl', 'verdicts.npz', 'results.json')
 
 
 def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
@@ -28,7 +31,8 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
     the default device.
 
   Raises:
-    errors.UserError: if the folder holds no run, no checkpoint can be read, or the data are not available.
+    errors.UserError: if the folder holds no run, no checkpoint can be read, the data are not available, or
+      `checkpoint` is 'last' and the folder was written by `export`, which keeps the best checkpoint only.
     ValueError: for another `checkpoint`.
 
   Example:
@@ -75,8 +79,13 @@ def variables(run: setup.Run, workdir: pathlib.Path, checkpoint: str) -> dict[st
 
   Returns:
     The network's variables on the host; None if no checkpoint can be read.
+
+  Raises:
+    errors.UserError: as `weights`, or if `export` wrote the folder and `checkpoint` is 'last'.
   """
   found = weights(run, workdir, checkpoint)
+  if _is_export(workdir) and checkpoint not in found:
+    raise errors.UserError('checkpoint', checkpoint, f"{workdir} holds the best checkpoint only: use 'best'")
   return found[checkpoint].variables if found else None
 
 
@@ -92,16 +101,19 @@ def weights(run: setup.Run, workdir: pathlib.Path, *names: str) -> dict[str, che
     *names: 'best' or 'last'. Without a readable scored checkpoint, 'best' is the last one.
 
   Returns:
-    `{name: Weights}`, empty if no checkpoint can be read. A checkpoint that has both names is one object.
+    `{name: Weights}`, empty if no checkpoint can be read. A checkpoint that has both names is one object. A
+    folder written by `export` has no 'last'.
 
   Raises:
     errors.UserError: if a file does not match the configuration, or weights.npz is damaged.
   """
-  store = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1)
-  if not store.steps() and (workdir / checkpoints.WEIGHTS).exists():
+  if _is_export(workdir):
+    if 'best' not in names:
+      return {}
     state = jax.eval_shape(lambda: setup.init_state(run))
     template = {'params': state.params, 'batch_stats': state.batch_stats}
-    return dict.fromkeys(names, checkpoints.read_weights(workdir / checkpoints.WEIGHTS, template))
+    return {'best': checkpoints.read_weights(workdir / checkpoints.WEIGHTS, template)}
+  store = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1)
   template = jax.device_get(setup.init_state(run))
   reestimate = batchnorm.reestimate_batchnorm(run)
   by_step: dict[int, checkpoints.Weights] = {}
@@ -117,6 +129,11 @@ def weights(run: setup.Run, workdir: pathlib.Path, *names: str) -> dict[str, che
   return found
 
 
+def _is_export(workdir: pathlib.Path) -> bool:
+  steps = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).steps()
+  return not steps and (workdir / checkpoints.WEIGHTS).exists()
+
+
 def _info(saved: checkpoints.Saved) -> dict[str, Any]:
   """What an evaluation reads from a checkpoint besides the variables."""
   info = {'validation_robust': saved.info.get('validation_robust')}
@@ -127,27 +144,31 @@ def _info(saved: checkpoints.Saved) -> dict[str, Any]:
 
 
 def export(workdir: str | os.PathLike, folder: str | os.PathLike) -> None:
-  """Copies what is worth keeping of a finished run: its records, and its best checkpoint as weights.npz.
+  """Copies the records and the best checkpoint of a finished run; the checkpoint becomes weights.npz.
 
   `load` and `--mode=evaluate` read the copy as they read the work directory. Training cannot resume from it.
 
   Args:
     workdir: the work directory.
-    folder: where to write; created if needed.
+    folder: where to write, another folder; created if needed.
 
   Raises:
-    errors.UserError: as `load`, or if the run is not finished, or `folder` is not writable.
+    errors.UserError: as `load`, or if the run is not finished, or `folder` is the work directory or is not
+      writable.
   """
   workdir, folder = pathlib.Path(workdir), pathlib.Path(folder)
-  if not (workdir / 'results.json').exists():
-    raise errors.UserError('workdir', str(workdir), 'there is no results.json in it: finish the run first')
+  if folder.resolve() == workdir.resolve():
+    raise errors.UserError('folder', str(folder), 'it is the work directory: name another folder')
+  for name in _RECORDS:
+    if not (workdir / name).exists():
+      raise errors.UserError('workdir', str(workdir), f'there is no {name} in it: finish the run first')
   found = weights(_open(workdir), workdir, 'best')
   if not found:
     raise _no_checkpoint(workdir)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_weights(folder / checkpoints.WEIGHTS, found['best'])
-    for name in ('config.json', 'metrics.jsonl', 'verdicts.npz', 'results.json'):
+    for name in _RECORDS:
       shutil.copy(workdir / name, folder)
   except OSError as error:
     raise records.unwritable(folder, error) from error

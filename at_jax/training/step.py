@@ -135,10 +135,10 @@ def init(network: deployed_lib.Network, optimizer: optax.GradientTransformation,
   """
   variables = network.init(key, x)
   params = variables['params']
-  counts = cfa.no_counts(classes_counted) if classes_counted else ()
+  counts = cfa.zero_counts(classes_counted) if classes_counted else ()
   return TrainState(jnp.zeros((), jnp.int32), params, variables['batch_stats'],
                     optimizer.init(params), counts,
-                    weight_averaging.no_average(params) if averaged else ())
+                    weight_averaging.init_fair_average(params) if averaged else ())
 
 
 class _Examples(NamedTuple):

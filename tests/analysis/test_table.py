@@ -74,7 +74,7 @@ def test_folder_without_runs_is_one_line(tmp_path, capsys):
   assert 'name the folder' in capsys.readouterr().err
 
 
-def test_write_replaces_what_is_between_the_marks(tmp_path, capsys):
+def test_write_replaces_what_is_between_the_two_lines(tmp_path, capsys):
   write(tmp_path / 'plain-0', [1, 0, 0, 0])
   page = tmp_path / 'page.md'
   page.write_text(f'before\n\n{table.BEGIN}\nold\n{table.END}\nafter\n')

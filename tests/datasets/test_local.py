@@ -1,4 +1,4 @@
-"""Data sets of this machine: scikit-learn's digits, and .npz files, valid and invalid."""
+"""Local data sets: scikit-learn's digits, and .npz files, valid and invalid."""
 
 import zipfile
 

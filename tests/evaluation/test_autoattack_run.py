@@ -19,6 +19,7 @@ QUICK = f'--config={pathlib.Path(__file__).parents[2]}/configs/quickstart.py'
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
+  """Replaces AutoAttack by two of its components with few steps."""
   def brief(*arguments, version, attacks, **options):
     # Two of the four components with few steps: what is tested here is around them.
     names = attacks or {'standard': ('apgd-ce', 'square')}.get(version)

@@ -22,7 +22,7 @@ ALL = cfa.Calibration(.1, 6., radius_base=.3, beta_base=.5, temperature_base=.4)
 
 
 def counts_of(*accuracy):
-  return cfa.no_counts(len(accuracy))._replace(accuracy=jnp.array(accuracy))
+  return cfa.zero_counts(len(accuracy))._replace(accuracy=jnp.array(accuracy))
 
 
 def test_calibrated_values_by_hand():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from at_jax.methods import gairat, objective
+from at_jax.methods import gairat, objective, schedules
 from tests.fixtures import processes
 
 K = 10
@@ -106,17 +106,9 @@ def test_weights_are_normalised_globally_under_pmap():
   assert processes.in_four_devices(_FOUR_DEVICES).strip() == 'equal'
 
 
-def test_by_epoch_reaches_every_stage():
-  # Every stage of a piecewise λ is reached, in whatever order they are written.
-  stages = {110: -2.5, 60: -1., 90: -2.}
-  lam = jax.vmap(lambda epoch: gairat.by_epoch(epoch, jnp.inf, stages))(jnp.arange(1, 121))
-  np.testing.assert_array_equal(lam, [np.inf] * 59 + [-1.] * 30 + [-2.] * 20 + [-2.5] * 11)
-  assert gairat.by_epoch(7, -1., {}) == -1
-
-
 def test_burn_in_gives_no_nan():
   def loss(z, epoch):
-    w = gairat.geometry_weights(KAPPA, num_steps=K, lam=gairat.by_epoch(epoch, jnp.inf, {3: -1.}))
+    w = gairat.geometry_weights(KAPPA, num_steps=K, lam=schedules.by_epoch(epoch, jnp.inf, {3: -1.}))
     return jnp.mean(w * z)
   for epoch in (1, 2, 3, 4):
     value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.arange(24.), epoch)

@@ -151,9 +151,9 @@ def test_invalid_arguments_raise(make):
 
 
 def taken_in(walk, worsts, **options):
-  state, evaluated = weight_averaging.no_average(START), []
+  state, evaluated = weight_averaging.init_fair_average(START), []
   for w, worst in zip(walk, worsts, strict=True):
-    state = weight_averaging.take_in(state, w, worst, **options)
+    state = weight_averaging.add_if_fair(state, w, worst, **options)
     evaluated.append(weight_averaging.eval_params(state, w))
   return state, np.array(evaluated)
 
@@ -183,6 +183,6 @@ def test_fair_average_is_of_the_anchors_of_entropy_sgd():
   params, opt_state = run(optimizer)[6]  # in the middle of a cycle
   anchor = weight_averaging.eval_params(opt_state, params)
   assert np.abs(anchor - params).max() > 1e-3
-  state = weight_averaging.take_in(weight_averaging.no_average(START), anchor, 1., decay=.5,
+  state = weight_averaging.add_if_fair(weight_averaging.init_fair_average(START), anchor, 1., decay=.5,
                                    threshold=0.)
   np.testing.assert_array_equal(weight_averaging.eval_params(state, params), anchor)

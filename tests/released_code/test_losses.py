@@ -107,7 +107,7 @@ def test_gairat():
 
 def test_cfa():
   params = weights_of(10)
-  counts = cfa.no_counts(10)._replace(accuracy=jnp.asarray(problem.ACCURACY))
+  counts = cfa.zero_counts(10)._replace(accuracy=jnp.asarray(problem.ACCURACY))
   by_class = cfa.by_class(
       cfa.Calibration(problem.EPSILON, BETA, radius_base=problem.RADIUS_BASE,
                               beta_base=problem.BETA_BASE), counts, True)
@@ -116,9 +116,9 @@ def test_cfa():
 
 
 def test_cfa_averages():
-  state = weight_averaging.no_average(weights_of(10))
+  state = weight_averaging.init_fair_average(weights_of(10))
   for worst, params in zip(problem.WORST_CLASS, problem.epochs(), strict=True):
-    state = weight_averaging.take_in(state, params, worst, decay=problem.DECAY,
+    state = weight_averaging.add_if_fair(state, params, worst, decay=problem.DECAY,
                                threshold=problem.THRESHOLD)
   close_params(state.average, NUMBERS['cfa average'], 1e-10)
 

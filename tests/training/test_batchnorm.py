@@ -49,7 +49,7 @@ def test_fair_average_gets_statistics_once_it_is_not_empty():
   found = batchnorm.reestimate_batchnorm(run)(state)
   jax.tree.map(np.testing.assert_array_equal, found['params'], state.params)
   assert found['batch_stats'] is state.batch_stats
-  state = state._replace(average=weight_averaging.take_in(state.average, other, 1., decay=.5,
+  state = state._replace(average=weight_averaging.add_if_fair(state.average, other, 1., decay=.5,
                                                     threshold=.2))
   found = batchnorm.reestimate_batchnorm(run)(state)
   jax.tree.map(np.testing.assert_array_equal, found['params'], other)

@@ -94,7 +94,7 @@ def test_damage_is_reported_and_the_previous_one_used(tmp_path, damage):
   found, messages = store.newest(state(0))
   assert found.step == 1
   np.testing.assert_array_equal(found.state['w'], state(1)['w'])
-  assert len(messages) == 1 and messages[0].startswith('checkpoint 2 is damaged')
+  assert len(messages) == 1 and messages[0].startswith(f'{tmp_path.parent}: checkpoint 2 is damaged')
   assert (tmp_path / '00000002.corrupt').is_dir()  # it is not deleted
   store.save(2, state(5), {'score': None, 'seconds': 0.})  # its step can be written again
   store.wait()

@@ -5,6 +5,7 @@ import types
 import pytest
 
 from at_jax.training import epoch_hooks, setup
+from at_jax.training import step as step_lib
 from tests.fixtures import finetune_runs
 
 
@@ -45,4 +46,14 @@ def test_no_score_before_the_method_has_started(epoch, score, monkeypatch):
   assert end.score == score and end.state == 'state'
   assert end.numbers == {'other': 1, 'validation_clean': .75, 'validation_robust': .5,
                          'validation_worst_class': .25}
+  assert end.save and end.info == {'validation_robust': .5}
   assert end.note == 'validation clean 0.750, robust 0.500, worst class 0.250'
+
+
+def test_a_fair_average_alone_saves_no_checkpoint(monkeypatch):
+  average = types.SimpleNamespace(count=2)
+  monkeypatch.setattr(epoch_hooks.model_selection, 'average_if_fair', lambda *_: (average, .25))
+  end = epoch_hooks.EpochEnd(step_lib.TrainState(*[None] * len(step_lib.TrainState._fields)))
+  end = epoch_hooks.average_if_fair(None, end, 1, eval_variables=None)
+  assert not end.save and end.state.average is average
+  assert end.numbers == {'own_worst_class': .25, 'averaged': 2}

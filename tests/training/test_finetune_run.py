@@ -36,7 +36,7 @@ def command(workdir, form='', **fields):
 
 @pytest.mark.parametrize('form, stopped', [
     ('radius-', 2),  # where fine-tuning begins
-    pytest.param('controller-dual-', 5, marks=pytest.mark.long),  # amid its second epoch
+    pytest.param('controller-dual-', 5, marks=pytest.mark.long),  # in the middle of its second epoch
 ])
 def test_a_resumed_run_has_the_same_bits_and_curve(form, stopped, tmp_path,
                                                                      capsys):
@@ -109,7 +109,7 @@ def test_it_starts_with_the_outputs_of_a_checkpoint(which, average, source, tmp_
     c.loss, c.optimizer.ema_decay = 'finetune', 0.
     c.finetune.update(start_epoch=0, source=str(source), checkpoint=which, batch_norm=kind)
     run, eval_variables, validate = finetune_runs.pieces(c)
-    state = finetune_lib.initial_state(run)
+    state = finetune_lib.start_from(run, setup.init_state(run))
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
     np.testing.assert_allclose(run.network.deployed(variables, x), expected, atol=1e-6)
     started = finetune_lib.begin(run, jax.device_get(state), eval_variables, validate)

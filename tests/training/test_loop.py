@@ -111,7 +111,7 @@ def test_a_nan_loss_stops_the_run(tmp_path, capsys):
   assert code == 2
   assert err[-1].startswith('at_jax: loss = nan: not a number at step')
   assert 'learning_rate' in err[-1] and not (tmp_path / 'results.json').exists()
-  for folder in (tmp_path / 'checkpoints').iterdir():  # the checkpoints that remain are sound
+  for folder in (tmp_path / 'checkpoints').iterdir():  # the checkpoints that remain are undamaged
     assert folder.name.isdecimal()
 
 

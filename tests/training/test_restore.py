@@ -55,8 +55,19 @@ def test_folder_without_a_run_is_one_line(workdir, tmp_path):
   (tmp_path / 'config.json').write_text((workdir / 'config.json').read_text())
   with pytest.raises(errors.UserError, match='none of its checkpoints can be read'):
     restore.load(tmp_path)
-  with pytest.raises(errors.UserError, match='no results.json'):
-    restore.export(tmp_path, tmp_path / 'row')
+
+
+def test_wrong_export_is_one_line(workdir, tmp_path):
+  with pytest.raises(errors.UserError, match=r'folder = .*: it is the work directory'):
+    restore.export(workdir, workdir / '..' / workdir.name)
+  for name in ('config.json', 'metrics.jsonl', 'verdicts.npz', 'results.json'):
+    with pytest.raises(errors.UserError, match=rf'workdir = .*: there is no {name} in it: finish the run'):
+      restore.export(tmp_path, tmp_path / 'row')
+    (tmp_path / name).write_bytes((workdir / name).read_bytes())
+  (tmp_path / 'file').touch()
+  (tmp_path / 'checkpoints').symlink_to(workdir / 'checkpoints')
+  with pytest.raises(errors.UserError, match=r'workdir = .*file.*: cannot write there'):
+    restore.export(tmp_path, tmp_path / 'file')
 
 
 def test_export_has_the_same_model_and_evaluation(workdir, tmp_path, capsys):
@@ -74,6 +85,11 @@ def test_export_has_the_same_model_and_evaluation(workdir, tmp_path, capsys):
   after = json.loads((folder / 'results.json').read_text())
   for field in ('clean', 'robust', 'released', 'worst_case', 'n', 'step', 'validation_robust', 'inference'):
     assert before[field] == after[field], field
+  # The folder has no last checkpoint.
+  assert 'last' in before and 'last' not in after
+  assert {name.split('/')[0] for name in np.load(folder / 'verdicts.npz')} == {'labels', 'best'}
+  with pytest.raises(errors.UserError, match="checkpoint = 'last': .*best checkpoint only: use 'best'"):
+    restore.load(folder, checkpoint='last')
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) <= 8 and 'results.json' in lines[0]
   assert lines[-1].startswith(f"Report {100 * after['worst_case']:.2f} %, the deployed worst case")
