@@ -60,7 +60,7 @@ def reference(path: str, net, x, y, *, epsilon: float, batch_size: int, seed: in
 
 
 def seconds(result, whole: float | None) -> dict[str, float]:
-  """Seconds of each of our components, and 'rest': the clean pass, the checks and the last pass.
+  """Seconds of each component of at_jax, and 'rest': the clean pass, the checks and the last pass.
 
   The reference counts these passes in its components. A resumed evaluation does not know its total
   time: `whole` is None, and there is no 'rest'.
@@ -141,18 +141,18 @@ def show(slices: list[dict[str, Any]]) -> None:
     return
   ours, theirs = _after(both, 'ours'), _after(both, 'reference')
   places = np.concatenate([s['first'] + np.arange(s['n']) for s in both])
-  compare(f'ours and the reference, {len(places)} images', ours, theirs, places)
+  compare(f'at_jax and the reference, {len(places)} images', ours, theirs, places)
 
 
 def compare(title: str, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray],
             places: np.ndarray) -> None:
   """Prints both robust accuracies by component, from bool[N], and the images that differ."""
   print(title)
-  print(f'{"":8s} {"ours":>8s} {"reference":>10s} differ')
+  print(f'{"":8s} {"at_jax":>8s} {"reference":>10s} differ')
   for name, robust in ours.items():
     print(f'{name:8s} {robust.mean():8.2%} {theirs[name].mean():10.2%} '
           f'{(robust != theirs[name]).sum():6d}')
-    for which, only in (('ours', theirs[name] & ~robust), ('the reference', robust & ~theirs[name])):
+    for which, only in (('at_jax', theirs[name] & ~robust), ('the reference', robust & ~theirs[name])):
       if only.any():
         print(f'{"":8s} fooled by {which} only: {places[only].tolist()}')
 
@@ -167,15 +167,15 @@ def show_times(slices: list[dict[str, Any]]) -> None:
     return
   load = lambda which: ', '.join(str(s[which]['load']) for s in timed)
   print(f'seconds, {sum(s["n"] for s in timed)} images, {len(threads)} threads, load '
-        f'{load("ours")} at the start of ours and {load("reference")} of the reference')
-  print(f'{"":8s} {"ours":>8s} {"compiled":>8s} {"reference":>10s} '
-        f'{"ours / reference":>17s} {"compiled":>8s}')
+        f'{load("ours")} at the start of at_jax and {load("reference")} of the reference')
+  print(f'{"":8s} {"at_jax":>8s} {"compiled":>8s} {"reference":>10s} '
+        f'{"at_jax / reference":>18s} {"compiled":>8s}')
   spent = {name: np.sum([(s['ours']['seconds'][name],
                           s['ours']['seconds'][name] - s['ours']['compiling'][name],
                           s['reference']['seconds'].get(name, 0.)) for s in timed], axis=0)
            for name in (*COMPONENTS, 'rest')}
   for name, (ours, compiled, theirs) in (spent | {'whole': sum(spent.values())}).items():
-    print(f'{name:8s} {ours:8.1f} {compiled:8.1f} {theirs:10.1f} {ours / max(theirs, .1):17.2f} '
+    print(f'{name:8s} {ours:8.1f} {compiled:8.1f} {theirs:10.1f} {ours / max(theirs, .1):18.2f} '
           f'{compiled / max(theirs, .1):8.2f}')
 
 

@@ -16,8 +16,8 @@ released code attacks PGD-AT in train mode, averages BatchNorm statistics, pads 
 average at the first epoch that meets the threshold, and scores checkpoints on the test set.
 At :small no worst class comes near .2. There the threshold is 0, and the last three epochs are averaged
 (decay .5; ours).
-FAT + CFA: --config.attack.friendly_taus="(3,)" --config.calibration.radius_base=.7. Other extensions of
-ours: --config.weights.kind=class_wise, --config.calibration.temperature=True, and at inference
+FAT + CFA: --config.attack.friendly_taus="(3,)" --config.calibration.radius_base=.7. Our extensions:
+--config.weights.kind=class_wise, --config.calibration.temperature=True, and at inference
 --config.inference.kind=bias or temperature.
 
 Published: best checkpoint, AutoAttack average / worst class: AT 46.7 / 20.1, AT + EMA 49.6 / 21.3, AT +

@@ -37,5 +37,5 @@ def get_config(arg: str = ''):
   if 'l2' in arg.split('-'):
     c.attack.norm, c.attack.epsilon_255, c.attack.step_size_255 = 'l2', 128.0, 15.0
   if 'mnist' in arg.split('-'):
-    c.optimizer.entropy.gamma = 1e-4  # as the released code has it for MNIST
+    c.optimizer.entropy.gamma = 1e-4  # as in the released code for MNIST
   return variants.variant(c, arg, 'l2')

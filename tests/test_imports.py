@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests import conftest
+
 PACKAGE = pathlib.Path(__file__).parent.parent / 'at_jax'
 # From the bottom up. A module may import from its own layer and from the layers before it.
 LAYERS = (
@@ -117,3 +119,8 @@ def test_at_most_twelve_entries_at_the_top():
   entries = {path.name for path in PACKAGE.iterdir()
              if path.suffix == '.py' or (path / '__init__.py').exists()}
   assert len(entries - COMMANDS - {'__init__.py'}) <= 12, entries
+
+
+def test_lightly_compiled_files_exist():
+  assert not [name for name in conftest._LIGHTLY_COMPILED
+              if not list(pathlib.Path(name).parent.glob(f'{pathlib.Path(name).name}*'))]

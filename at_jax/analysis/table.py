@@ -104,6 +104,15 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
 
   Returns:
     `{threat: table}`, the table with most methods first.
+
+  Example:
+    >>> results = {'clean': .5, 'robust': {}, 'released': {}, 'worst_case': .5,
+    ...            'config': {'evaluate': {'norm': 'linf', 'epsilon_255': 8.}}}
+    >>> run = Run(results, np.array([True, False]), np.array([0, 0]))
+    >>> print(tables({'plain': {0: run}}, against='plain')['L∞, 8/255'])
+    | method | seeds | clean | worst case | worst class | against plain |
+    | --- | --- | --- | --- | --- | --- |
+    | `plain` | 1 | 50.0 | 50.0 | 50.0 |  |
   """
   balls: dict[str, dict[str, dict[int, Run]]] = {}
   for method, seeds in runs.items():

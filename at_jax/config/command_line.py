@@ -42,6 +42,11 @@ def parse(arguments: Sequence[str]) -> Parsed:
 
   Raises:
     errors.UserError: if a flag, file, field or mode is unknown, or a value has the wrong type.
+
+  Example:
+    >>> parsed = parse(['--config=configs/pgd_at_cifar10.py:small', '--config.seed=3'])
+    >>> parsed.config.seed, str(parsed.workdir), parsed.mode
+    (3, 'runs/pgd_at_cifar10-small', 'train')
   """
   files = [argument for argument in arguments if argument.lstrip('-').startswith('config=')]
   paths = [argument.split('=', 1)[1] for argument in files]

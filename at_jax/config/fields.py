@@ -74,7 +74,7 @@ class Field(NamedTuple):
 
 
 def may_regularise(loss: str) -> bool:
-  """Whether a loss has, or may have, a regulariser that `config.beta` weighs.
+  """Returns whether a loss has, or may have, a regulariser that `config.beta` weighs.
 
   Args:
     loss: the field `loss`.

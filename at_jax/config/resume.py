@@ -4,7 +4,7 @@ from at_jax.config import fields
 
 
 def conflicts(before: dict, now: dict) -> dict[str, tuple]:
-  """The changed fields that prevent a run from resuming, because they affect its parameters.
+  """Finds the changed fields that prevent a run from resuming, because they affect its parameters.
 
   A field may change if it is `free` in `fields.FIELDS` (evaluation, inference, logging, checkpoints), or
   if neither run reads it. `epochs` may grow, except with the 'cosine' schedule, which depends on it.

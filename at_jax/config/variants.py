@@ -11,7 +11,7 @@ def variant(config: ml_collections.ConfigDict, arg: str,
 
   cifar100 and mnist change the data. mnist also sets the network, the radius .3 with 40 steps of .01
   and a tenth of the learning rate, as TRADES' MNIST script does; in L2 the radius is 1.5 and the step
-  .1 (ours). small and smoke change the size. Names combine: cifar100-small.
+  .1. small and smoke change the size. Names combine: cifar100-small.
 
   Args:
     config: the whole configuration.
@@ -47,7 +47,7 @@ def variant(config: ml_collections.ConfigDict, arg: str,
 
 
 def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A small network for eight epochs of the whole data: minutes on two cores.
+  """Sets a small network for eight epochs of the whole data: minutes on two cores.
 
   The method stays; its attack takes five steps. Network, epochs, radius and learning rates are the
   same for every method, so that the results can be compared. Methods that begin late begin at epoch 5,
@@ -94,7 +94,7 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Two steps on scikit-learn's digits: seconds.
+  """Sets two steps on scikit-learn's digits: seconds.
 
   The method, its phases, the kind of network and the optimizer stay.
 

@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     The exit code: 0, or 2 after a line on stderr with the error and the remedy.
   """
-  parser = argparse.ArgumentParser(prog='python -m at_jax.datasets', description=main.__doc__.partition('\n')[0])
+  description = main.__doc__.partition('\n')[0]
+  parser = argparse.ArgumentParser(prog='python -m at_jax.datasets', description=description)
   parser.add_argument('name', help=f'digits, {", ".join(pipeline.TFDS_SETS)}, or a path to a .npz')
   parser.add_argument('--data_dir', help='folder of the prepared data sets; default: that of TFDS')
   args = parser.parse_args(argv)

@@ -225,7 +225,8 @@ def evaluate(
 
 def _under_pgd(network: deployed_lib.Network, variables: Any, split: pipeline.Split, key: Array,
                spec: attack_names.Spec, attacked_logits: Callable, among: np.ndarray, title: str, *,
-               norm: str, epsilon: float, step_size: float, batch_size: int, progress: Progress) -> np.ndarray:
+               norm: str, epsilon: float, step_size: float, batch_size: int, progress: Progress
+               ) -> np.ndarray:
   """The examples that every restart leaves classified correctly: bool[N]."""
   attack = attack_names.attack(spec, norm=norm, epsilon=epsilon, step_size=step_size)
   logits = _both_halves(network) if spec.knows_dummies else attacked_logits

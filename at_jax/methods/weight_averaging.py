@@ -178,8 +178,9 @@ def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
   """The parameters to evaluate: the average or anchor that the optimizer keeps, else the parameters.
 
   For `ema` and `swa` it is the average; for `add_if_fair` too, once an epoch is added to it. For
-  `entropy_sgd` it is the anchor, or what its `outer` keeps in place of it: inside a cycle the parameters are a point of
-  the Langevin chain and μ is a mean of few steps; between two cycles the anchor equals the parameters.
+  `entropy_sgd` it is the anchor, or what its `outer` keeps in place of it: inside a cycle the parameters are
+  a point of the Langevin chain and μ is a mean of few steps; between two cycles the anchor equals the
+  parameters.
   States are found inside chains, `masked`, `partition`, `MultiSteps` and `inject_hyperparams`.
 
   Args:

@@ -39,7 +39,7 @@ EndHook = Callable[[setup.Run, EpochEnd, int], EpochEnd]
 
 
 def start_from(run: setup.Run, state: step_lib.TrainState) -> step_lib.TrainState:
-  """The state of a new run at step 0: the initial one, or that of the run it continues.
+  """Returns the state of a new run at step 0: the initial one, or that of the run it starts from.
 
   Args:
     run: the run.
@@ -56,7 +56,7 @@ def start_from(run: setup.Run, state: step_lib.TrainState) -> step_lib.TrainStat
 
 
 def at_start(run: setup.Run, epoch: int, eval_variables: EvalVariables) -> list[StartHook]:
-  """The functions that act before the first step of an epoch.
+  """Lists the functions that act before the first step of an epoch.
 
   Args:
     run: the run.
@@ -72,7 +72,7 @@ def at_start(run: setup.Run, epoch: int, eval_variables: EvalVariables) -> list[
 
 
 def at_end(run: setup.Run, epoch: int, eval_variables: EvalVariables) -> list[EndHook]:
-  """The functions that act after the last step of an epoch.
+  """Lists the functions that act after the last step of an epoch.
 
   Args:
     run: the run.

@@ -17,7 +17,7 @@ from at_jax.training import step as step_lib
 
 
 def name(config: ml_collections.ConfigDict, epoch: int) -> str:
-  """The phase of an epoch. DUCAT and fine-tuning start after a phase without them.
+  """Names the phase of an epoch. DUCAT and fine-tuning start after a phase without them.
 
   Args:
     config: the configuration.
@@ -35,7 +35,7 @@ def name(config: ml_collections.ConfigDict, epoch: int) -> str:
 
 
 def method_started(config: ml_collections.ConfigDict, epoch: int) -> bool:
-  """Whether all parts of the method are active, so that the model may become the best checkpoint.
+  """Returns whether all parts of the method are active; only then a model may become the best one.
 
   Args:
     config: the configuration.
@@ -62,7 +62,7 @@ def _calibrated_from(config: ml_collections.ConfigDict) -> int:
 
 
 def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.EpochValues:
-  """The values of an epoch that do not need another program.
+  """Computes the values of an epoch that do not need another program.
 
   Args:
     config: the configuration.
@@ -90,7 +90,7 @@ def _lam(w: ml_collections.ConfigDict, epoch: int, epochs: int) -> jax.Array:
 
 
 def recipe(run: setup.Run, phase: str) -> step_lib.Recipe:
-  """What a training step of a phase does.
+  """Makes the recipe of a phase: what its training steps do.
 
   Args:
     run: the run.

@@ -33,7 +33,7 @@ class Point(NamedTuple):
 
 
 def start_from(run: setup.Run, state: step_lib.TrainState) -> step_lib.TrainState:
-  """The state of a new run that starts from the evaluated model of `config.finetune.source`.
+  """Makes the state of a new run that starts from the evaluated model of `config.finetune.source`.
 
   Args:
     run: the run.
@@ -89,7 +89,7 @@ def _double(c: ml_collections.ConfigDict, single: dict[str, Any]) -> dict[str, A
 def begin(run: setup.Run, state: step_lib.TrainState,
           eval_variables: Callable[[step_lib.TrainState], dict[str, Any]],
           validate: Callable[[dict[str, Any]], tuple[float, float]]) -> step_lib.TrainState:
-  """The first state of fine-tuning: the model so far, with itself as teacher.
+  """Makes the first state of fine-tuning: the model so far, with itself as teacher.
 
   The state of the optimizer is new, because its schedule starts here and the momentum of clean training
   belongs to another loss. If weights are averaged, the model is the average. With dual BatchNorm both
@@ -142,7 +142,7 @@ def after_epoch(c: ml_collections.ConfigDict, tuning: finetune.Tuning, clean: fl
 
 
 def score(clean: float, robust: float, start_clean: float, tolerance: float) -> float:
-  """The score of a model; the operating point has the highest.
+  """Scores a model; the operating point has the highest.
 
   1 + robust if the clean accuracy is within the tolerance, else clean − start_clean, which is below 0.
   The maximum is the most robust model within the tolerance, or else the one with the smallest drop.
@@ -166,7 +166,7 @@ def score(clean: float, robust: float, start_clean: float, tolerance: float) -> 
 
 
 def operating_point(curve: Sequence[Point], start_clean: float, tolerance: float) -> Point:
-  """The point with the highest `score`, the earliest of equals.
+  """Finds the point with the highest `score`, the earliest of equals.
 
   Args:
     curve: one point per epoch.
@@ -185,7 +185,7 @@ def operating_point(curve: Sequence[Point], start_clean: float, tolerance: float
 
 
 def report(run: setup.Run, workdir: pathlib.Path, clean: float, robust: float) -> dict[str, Any]:
-  """The summary of fine-tuning in results.json.
+  """Makes the summary of fine-tuning for results.json.
 
   Args:
     run: the run.
@@ -223,13 +223,18 @@ def _curve(workdir: pathlib.Path, start: int) -> list[Point]:
 
 
 def summary(report: dict[str, Any]) -> str:
-  """One line about the operating point, for the end of a run.
+  """Writes one line about the operating point, for the end of a run.
 
   Args:
     report: result of `report`.
 
   Returns:
     The line.
+
+  Example:
+    >>> point = {'step': 2, 'epoch': 1., 'clean_change': -.004, 'robust_gain': .1}
+    >>> summary({'curve': [point], 'chosen': 2, 'tolerance': .005, 'within_tolerance': True})[:34]
+    'epoch 1, clean -0.4, robust +10.0 '
   """
   chosen, = (point for point in report['curve'] if point['step'] == report['chosen'])
   tolerance = f"{100 * report['tolerance']:.2g} points of clean accuracy"

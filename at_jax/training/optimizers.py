@@ -51,7 +51,7 @@ def make(config: ml_collections.ConfigDict, *, steps_per_epoch: int, key: jax.Ar
 
 
 def schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> optax.Schedule:
-  """The learning rate of training; with fine-tuning, that of the clean epochs before it.
+  """Makes the learning rate of training; with fine-tuning, that of the clean epochs before it.
 
   Args:
     config: the configuration.
@@ -59,6 +59,12 @@ def schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> optax
 
   Returns:
     `step i32[] -> f32[]`.
+
+  Example:
+    >>> from at_jax import config
+    >>> rate = schedule(config.default(), steps_per_epoch=10)  # times .1 at epochs 100 and 105
+    >>> print(*(f'{rate(10 * epoch):.3f}' for epoch in (0, 99, 100, 105)))
+    0.100 0.100 0.010 0.001
   """
   o, sgd = config.optimizer, _sgd(config)
   if o.schedule == 'cosine':
@@ -74,7 +80,7 @@ def _sgd(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def tuning_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> optax.Schedule:
-  """The learning rate of fine-tuning: a linear warm-up, then exponential decay.
+  """Makes the learning rate of fine-tuning: a linear warm-up, then exponential decay.
 
   Args:
     config: the configuration.
@@ -82,6 +88,12 @@ def tuning_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -
 
   Returns:
     `step i32[] -> f32[]`; step 0 is the first of fine-tuning, and its rate is above 0.
+
+  Example:
+    >>> from at_jax import config
+    >>> rate = tuning_schedule(config.default(), steps_per_epoch=4)  # one epoch of warm-up
+    >>> print(*(f'{rate(step):.3f}' for step in (0, 1, 3, 4, 8)))
+    0.002 0.004 0.008 0.010 0.005
   """
   f = config.finetune
   rise = round(f.warmup_epochs * steps_per_epoch)
@@ -93,7 +105,7 @@ def tuning_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -
 def optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Schedule, *,
               steps_per_epoch: float, key: jax.Array, since: int = 0
               ) -> optax.GradientTransformation:
-  """SGD or EntropySGD, with weight decay and the averages of weights that are kept in its state.
+  """Makes SGD or EntropySGD, with weight decay and the averages of weights that are kept in its state.
 
   Args:
     config: the configuration.

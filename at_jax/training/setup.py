@@ -83,7 +83,7 @@ def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None
 
 
 def search_network(run: Run) -> deployed_lib.Network | None:
-  """The network in which AutoAttack searches, if `config.evaluate.search_dtype` asks for another dtype.
+  """Makes the network in which AutoAttack searches, if `config.evaluate.search_dtype` asks for another dtype.
 
   Args:
     run: the run.
@@ -117,20 +117,25 @@ def _model(config: ml_collections.ConfigDict, dtype: str | None = None) -> Any:
 
 
 def calibrated(config: ml_collections.ConfigDict) -> bool:
-  """Whether a radius, β or temperature is calibrated by class.
+  """Returns whether a radius, β or temperature is calibrated by class.
 
   Args:
     config: the configuration.
 
   Returns:
     True if at least one is.
+
+  Example:
+    >>> from at_jax import config
+    >>> calibrated(config.default())
+    False
   """
   c = config.calibration
   return c.radius or c.beta or c.temperature
 
 
 def init_state(run: Run) -> step_lib.TrainState:
-  """The state at step 0.
+  """Makes the state at step 0.
 
   Args:
     run: the run.
@@ -152,7 +157,7 @@ def init_state(run: Run) -> step_lib.TrainState:
 
 
 def init_tuning(run: Run, teacher: Any, accuracies: tuple[float, float]) -> finetune.Tuning:
-  """The state of fine-tuning at its start.
+  """Makes the state of fine-tuning at its start.
 
   Args:
     run: the run.

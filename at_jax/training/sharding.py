@@ -30,19 +30,23 @@ def replicate(tree: Any) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-  """The copy of the first device, on the host.
+  """Copies the part of the first device to the host.
 
   Args:
     tree: pytree of arrays of shape [devices, ...].
 
   Returns:
     The pytree of NumPy arrays without the leading axis.
+
+  Example:
+    >>> unreplicate(replicate(np.arange(2)))
+    array([0, 1], dtype=int32)
   """
   return jax.device_get(jax.tree.map(lambda leaf: leaf[0], tree))
 
 
 def train_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainState, Any]]:
-  """`step.train_steps` on all devices, as a function of a replicated state.
+  """Runs `step.train_steps` on all devices, as a function of a replicated state.
 
   Args:
     recipe: what a step does.
@@ -55,7 +59,7 @@ def train_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainSt
 
 
 def batchnorm_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainState, None]]:
-  """`step.batchnorm_steps` on all devices, as `train_steps`.
+  """Runs `step.batchnorm_steps` on all devices, as `train_steps`.
 
   Args:
     recipe: what a training step does.
@@ -84,7 +88,7 @@ def _over_devices(steps: Callable, recipe: step_lib.Recipe) -> Callable:
 
 
 def steps_per_call(steps_per_epoch: int) -> int:
-  """The number of steps that one compiled call takes.
+  """Returns the number of steps that one compiled call takes.
 
   It is 1 where compiled loops are slow (XLA:CPU), else at most `LONGEST_CALL`. It divides the epoch, so
   that every call has the same shape and compiles once.
@@ -94,6 +98,10 @@ def steps_per_call(steps_per_epoch: int) -> int:
 
   Returns:
     A divisor of `steps_per_epoch`.
+
+  Example:
+    >>> 390 % steps_per_call(390)
+    0
   """
   if _loops.writes_out():
     return 1

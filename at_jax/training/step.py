@@ -120,7 +120,7 @@ class Recipe(NamedTuple):
 
 def init(network: deployed_lib.Network, optimizer: optax.GradientTransformation, key: Array,
          x: Array, *, classes_counted: int = 0, averaged: bool = False) -> TrainState:
-  """The state at step 0.
+  """Makes the state at step 0.
 
   Args:
     network: the network.
@@ -184,7 +184,7 @@ def train_step(
     state: TrainState, images: Array, labels: Array, index: Array, key: Array,
     values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe, axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-  """One step: augments, attacks in inference mode, and updates in train mode.
+  """Takes one step: augments, attacks in inference mode, and updates in train mode.
 
   The draws of an example depend only on the key, the step and its index, so they are the same on any
   number of devices. The attack has no collective. The update has those of BatchNorm, of weight
@@ -266,7 +266,7 @@ def train_steps(
     state: TrainState, images: Array, labels: Array, order: Array, key: Array,
     values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe, axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-  """Several steps in one program, with the training set on the device.
+  """Takes several steps in one program, with the training set on the device.
 
   Args:
     state: the state before the steps.

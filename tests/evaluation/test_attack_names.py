@@ -1,8 +1,11 @@
 """Names of attacks: what each one runs."""
 
+import pathlib
+import re
+
 import pytest
 
-from at_jax.evaluation import attack_names
+from at_jax.evaluation import attack_names, autoattack_run
 
 
 @pytest.mark.parametrize('name, expected', [
@@ -40,3 +43,13 @@ def test_sweeps_list_every_scale_and_weight():
   assert attack_names.expand('dummies_pgd100') == tuple(
       f'dummy{w}_pgd100' for w in ('0', '0.25', '0.5', '0.75', '1')) + ('dummysoft_pgd100',)
   assert not attack_names.known('dummies_pgd') and not attack_names.known('scales_margin20')
+
+
+def test_tables_of_names_agree():
+  page = pathlib.Path(__file__).parents[2] / 'docs' / 'evaluation.md'
+  section = page.read_text(encoding='utf-8').partition('## Attacks by name')[2].partition('\n## ')[0]
+  shown, described = ([name for cells in re.findall(r'^\| (`.*?) \|', text, flags=re.MULTILINE)
+                       for name in re.findall('`(.*?)`', cells)]
+                      for text in (section, attack_names.__doc__))
+  assert shown == described and all(map(attack_names.known, shown))
+  assert len(shown) == len(set(shown)) > len(autoattack_run.CHOICES)

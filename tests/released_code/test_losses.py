@@ -42,17 +42,17 @@ from tests.released_code.problem import (
 MART_TOLERANCE = 1e-6  # the released code adds 1e-12 inside logarithms and 1e-7 to 1 − p_y
 
 
-def test_pgd_at():
+def test_pgd_at_equals_the_released_code():
   compare('pgd_at', total(pgd_at.pgd_at, MOVED), weights_of(20), 1e-10)
 
 
-def test_trades():
+def test_trades_equals_the_released_code():
   params = weights_of(10)
   x_adv = attack(inner_attacks.kl, params, Y).x
   compare('trades', total(trades.trades, x_adv), params, 1e-10)
 
 
-def test_mart():
+def test_mart_equals_the_released_code():
   params = weights_of(10)
   x_adv = attack(inner_attacks.gaussian, params, Y).x
   compare('mart', total(mart.mart, x_adv, beta=MART_BETA), params, MART_TOLERANCE)
@@ -62,7 +62,7 @@ def test_mart():
     ('at', pgd_at.pgd_at, 'fit', 1e-10),
     ('trades', trades.trades, 'regulariser', 1e-10),
     ('mart', mart.mart, 'fit', MART_TOLERANCE)])
-def test_mail(method, objective, weights_on, tolerance):
+def test_mail_equals_the_released_code(method, objective, weights_on, tolerance):
   params, (bias, slope) = weights_of(10), problem.MAIL[method]
   y = labels_with_some_wrong(params)
   x_adv = attack(inner_attacks.kl if method == 'trades' else inner_attacks.gaussian, params, y).x
@@ -75,7 +75,7 @@ def test_mail(method, objective, weights_on, tolerance):
   assert np.ptp(weights) > .2
 
 
-def test_gair_rst():
+def test_gair_rst_equals_the_released_code():
   params, steps = weights_of(10), problem.GAIR_RST_STEPS
   y = labels_with_some_wrong(params)
   found = attack(inner_attacks.kl_and_margin, params, y, num_steps=steps)
@@ -86,7 +86,7 @@ def test_gair_rst():
   assert np.ptp(weights) > .5
 
 
-def test_gairat():
+def test_gairat_equals_the_released_code():
   params, released = weights_of(10), NUMBERS['gairat']
   y = labels_with_some_wrong(params)
   found = attack(inner_attacks.uniform, params, y, random_start=False)
@@ -105,7 +105,7 @@ def test_gairat():
           1e-10)
 
 
-def test_cfa():
+def test_cfa_equals_the_released_code():
   params = weights_of(10)
   counts = cfa.zero_counts(10)._replace(accuracy=jnp.asarray(problem.ACCURACY))
   by_class = cfa.by_class(
@@ -115,7 +115,7 @@ def test_cfa():
   compare('cfa', total(trades.trades, x_adv, betas=by_class.beta[Y]), params, 1e-10)
 
 
-def test_cfa_averages():
+def test_cfa_average_equals_the_released_code():
   state = weight_averaging.init_fair_average(weights_of(10))
   for worst, params in zip(problem.WORST_CLASS, problem.epochs(), strict=True):
     state = weight_averaging.add_if_fair(state, params, worst, decay=problem.DECAY,
@@ -123,7 +123,7 @@ def test_cfa_averages():
   close_params(state.average, NUMBERS['cfa average'], 1e-10)
 
 
-def test_consistency():
+def test_consistency_equals_the_released_code():
   objective = functools.partial(consistency.consistency, temperature=TEMPERATURE)
   compare('consistency', two_views(objective), weights_of(10), 1e-10)
 
@@ -140,20 +140,20 @@ def ducat(name=''):
 
 
 @pytest.mark.parametrize('name', problem.DUCAT)
-def test_ducat_on_pgd_at(name):
+def test_ducat_on_pgd_at_equals_the_released_code(name):
   compare(f'ducat train{name}', total(ducat(name), MOVED), weights_of(20), 1e-10)
 
 
 @pytest.mark.parametrize('base, objective, kind, tolerance', [
     ('trades', trades.trades, inner_attacks.kl, 1e-10),
     ('mart', mart.mart, inner_attacks.gaussian, MART_TOLERANCE)])
-def test_ducat_on_other_methods(base, objective, kind, tolerance):
+def test_ducat_on_other_methods_equals_the_released_code(base, objective, kind, tolerance):
   params = weights_of(20)
   objective = functools.partial(objective, ducat=ducat())
   x_adv = attack(kind, params, Y).x
   compare(f'ducat {base}', total(objective, x_adv), params, tolerance)
 
 
-def test_ducat_on_consistency():
+def test_ducat_on_consistency_equals_the_released_code():
   objective = functools.partial(consistency.consistency, temperature=TEMPERATURE, ducat=ducat())
   compare('ducat consistency', two_views(objective), weights_of(20), 1e-10)

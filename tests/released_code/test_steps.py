@@ -18,7 +18,7 @@ from tests.released_code.problem import MOVED, labels_with_some_wrong, weights_o
 
 
 @pytest.mark.parametrize('tau', problem.TAUS)
-def test_friendly_pgd(tau):
+def test_friendly_pgd_equals_the_released_code(tau):
   params, released = weights_of(10), NUMBERS[f'friendly {tau}']
   y = labels_with_some_wrong(params)
   found = attack(inner_attacks.uniform, params, y, random_start=False, call=dict(tau=tau))
@@ -31,7 +31,7 @@ def test_friendly_pgd(tau):
 
 @pytest.mark.parametrize('kind, objective', [('AT', pgd_at.pgd_at),
                                              ('trades', trades.trades)])
-def test_awp(kind, objective):
+def test_awp_equals_the_released_code(kind, objective):
   params = weights_of(10)
   moved = functools.partial(awp.awp_value_and_grad, gamma=problem.AWP_GAMMA)
   gradient, _ = compare(f'awp {kind}', total(objective, MOVED), params, 1e-10, moved)
@@ -46,7 +46,7 @@ def grad(params, x, y):
 
 
 @pytest.mark.parametrize('decay', problem.DECAYS)
-def test_entropy_sgd(decay):
+def test_entropy_sgd_equals_the_released_code(decay):
   params = weights_of(10)
   # The released PyTorch port also does the following, imitated only here: t is never incremented, so
   # there is no scoping; each cycle draws one batch too many; the outer momentum starts as the first
