@@ -85,7 +85,7 @@ def main() -> None:
            'cores': len(os.sched_getaffinity(0)), 'versions': records.versions(),
            'torch': torch.__version__, 'milliseconds': {}}
   print(f'batch {arguments.batch_size}, load {os.getloadavg()[0]:.1f}, milliseconds')
-  print(f'{"":6s}{"step":>8s}{"projections":>13s}{"share":>8s}{"reference":>11s}{"ours / reference":>18s}')
+  print(f'{"":6s}{"step":>8s}{"projections":>13s}{"share":>8s}{"reference":>11s}{"at_jax / reference":>20s}')
   for norm in ('linf', 'l2', 'l1'):
     timed = calls(logits_fn, x, y, norm, module)
     for call in timed.values():
@@ -94,7 +94,7 @@ def main() -> None:
     step, ours, reference = (1e3 * statistics.median(one[name] for one in each)
                           for name in ('step', 'projections', 'reference'))
     found['milliseconds'][norm] = {'step': step, 'projections': ours, 'reference': reference}
-    print(f'{norm:6s}{step:8.1f}{ours:13.1f}{ours / step:8.0%}{reference:11.1f}{ours / reference:18.2f}')
+    print(f'{norm:6s}{step:8.1f}{ours:13.1f}{ours / step:8.0%}{reference:11.1f}{ours / reference:20.2f}')
   if arguments.output:
     records.write_json(pathlib.Path(arguments.output), found)
 

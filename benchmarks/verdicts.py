@@ -1,4 +1,4 @@
-"""Runs the reference AutoAttack, and stores and prints its verdicts next to ours.
+"""Runs the reference AutoAttack, and stores and prints its verdicts next to those of at_jax.
 
 Used by trades_mnist.py and trained_here.py. They store a slice of a test set as a dict: 'first' is the
 index of its first image and 'n' its size. Its entries 'ours' and 'reference' hold 'fooled', the test
@@ -169,13 +169,13 @@ def show_times(slices: list[dict[str, Any]]) -> None:
   print(f'seconds, {sum(s["n"] for s in timed)} images, {len(threads)} threads, load '
         f'{load("ours")} at the start of at_jax and {load("reference")} of the reference')
   print(f'{"":8s} {"at_jax":>8s} {"compiled":>8s} {"reference":>10s} '
-        f'{"at_jax / reference":>18s} {"compiled":>8s}')
+        f'{"at_jax / reference":>20s} {"compiled":>8s}')
   spent = {name: np.sum([(s['ours']['seconds'][name],
                           s['ours']['seconds'][name] - s['ours']['compiling'][name],
                           s['reference']['seconds'].get(name, 0.)) for s in timed], axis=0)
            for name in (*COMPONENTS, 'rest')}
   for name, (ours, compiled, theirs) in (spent | {'whole': sum(spent.values())}).items():
-    print(f'{name:8s} {ours:8.1f} {compiled:8.1f} {theirs:10.1f} {ours / max(theirs, .1):18.2f} '
+    print(f'{name:8s} {ours:8.1f} {compiled:8.1f} {theirs:10.1f} {ours / max(theirs, .1):20.2f} '
           f'{compiled / max(theirs, .1):8.2f}')
 
 

@@ -1,8 +1,8 @@
 """Robust accuracy of the deployed model, and of a paper's released protocol.
 
-An example is robust to an attack if `argmax` of the *deployed* logits at the attacked point is its class,
-whichever logits the attack used. In the worst case an example is robust if it is classified correctly clean
-and under every attack that was run.
+An example is robust to an attack if `argmax` of the *deployed* logits at the attacked point is its class, for
+any attacked logits. In the worst case an example is robust if it is classified correctly clean and under
+every attack that was run.
 """
 
 from collections.abc import Callable, Sequence

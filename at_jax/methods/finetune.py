@@ -1,4 +1,4 @@
-"""Fine-tunes a clean model: cross-entropy at x, consistency at x', distance to the initial model.
+"""Fine-tunes a clean model to be robust: cross-entropy at x, consistency at x', distance to the teacher.
 
 With f₀ the model where fine-tuning begins (the teacher):
 

@@ -130,7 +130,7 @@ def _attack(run: setup.Run) -> inner_attacks.Attack:
   return make(
       norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
       step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps,
-      # κ counts whether the deployed decision is correct, whichever logits are attacked.
+      # κ counts whether the deployed decision is correct, for any attacked logits.
       decide=None if c.dummy.attack_logits == 'folded' else run.network.fold)
 
 
