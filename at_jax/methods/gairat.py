@@ -7,7 +7,8 @@ and which were still classified correctly, 0..K:
   w ← B · w / Σw over the global batch             `geometry_weights`
   L = mean(w · CE(f(x'), y))                       `pgd_at.pgd_at`, weights on the fit
 
-λ is +∞ (w = 1) during burn-in, then −1 for GAIRAT, 0 for GAIR-FAT (with `fat`), and 3 for GAIR-RST.
+λ is +∞ (w = 1) during burn-in, then −1 for GAIRAT, 0 for GAIR-FAT (with `fat`), and 3 for GAIR-RST, which
+is GAIR-TRADES with unlabelled data; such data are not used here.
 GAIR-TRADES weights two attacks against each other, with w not normalised:
 
   L = CE(f(x), y) + β · [w · KL(p ‖ p'_KL) + (1 − w) · KL(p ‖ p'_margin)]          `gair_trades`

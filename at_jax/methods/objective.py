@@ -87,7 +87,7 @@ def mean_loss(outcome: Outcome, weights: Array | None, *, weights_on: str, beta:
   With a β for each example it is mean((w · fit + β_y · w · regulariser) / (1 + β_y)).
 
   With two views each view's fit has that view's weight, and the regulariser of the pair has the mean
-  of the two. A complement has the weight 1 − w; without weights it is left out.
+  of the two. A complement has the weight 1 − w if weights act on the regulariser; else it is left out.
 
   Args:
     outcome: what the objective returned.

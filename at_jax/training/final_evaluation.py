@@ -79,7 +79,7 @@ def summary(results: dict[str, Any], workdir: pathlib.Path) -> str:
   rows = {'clean': percent(results['clean']), 'released protocol': of(released),
           'deployed worst case': worst}
   if strongest:
-    rows['deployed worst case'] += f', decided by {strongest} ({percent(attacks[strongest])} alone)'
+    rows['deployed worst case'] += f'; strongest attack: {strongest}, {percent(attacks[strongest])} alone'
   if 'inference' in results:
     plain = results['inference']['as_trained']
     rows['as trained'] = of({name: plain[name] for name in ('clean', 'worst_case')})
