@@ -23,7 +23,8 @@ def test_title_names_data_seed_checkpoint_and_file():
 
 
 def test_worst_case_names_the_strongest_attack():
-  assert summary()[2].split() == 'deployed worst case 50.00 %; strongest attack: margin100x5, 52.00 % alone'.split()
+  expected = 'deployed worst case 50.00 %; strongest attack: margin100x5, 52.00 % alone'
+  assert summary()[2].split() == expected.split()
   lines = summary(released={'pgd20': .51, 'autoattack': .7}, robust={'pgd20': .6, 'autoattack': .55})
   assert lines[2].split() == 'released protocol pgd20 51.00 %, autoattack 70.00 %'.split()
   assert lines[3].endswith('strongest attack: pgd20, released protocol, 51.00 % alone')
