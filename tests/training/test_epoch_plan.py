@@ -72,7 +72,7 @@ def inner_attack(config, *arguments):
 
 
 def test_the_inner_attack_takes_an_import_path(monkeypatch, tmp_path):
-  (tmp_path / 'mine.py').write_text("""
+  (tmp_path / 'half_radius.py').write_text("""
 from at_jax.methods import inner_attacks
 
 def attack(*, epsilon, **options):
@@ -87,9 +87,9 @@ def attack(*, epsilon, **options):
     found = inner_attack('pgd_at_cifar10.py:small', *arguments)(logits, x, y, jax.random.key(0), None)
     return float(jnp.max(jnp.abs(found.x - x)) * 255)
 
-  # Five steps of 2.5/255 reach the edge of the ball: 8/255, and 4/255 for `mine`.
+  # Five steps of 2.5/255 reach the edge of the ball: 8/255, and 4/255 for `half_radius`.
   assert radius() == pytest.approx(8, abs=1e-3)
-  assert radius('--config.attack.kind=mine.attack') == pytest.approx(4, abs=1e-3)
+  assert radius('--config.attack.kind=half_radius.attack') == pytest.approx(4, abs=1e-3)
 
 
 @pytest.mark.parametrize('arguments, name', [
