@@ -192,8 +192,8 @@ PGD = dict(epsilon=.1, step_size=.1, num_steps=2)
      'restarts = 3: use 1 without a random start'),
     (lambda: attacks.pgd(model, X, Y, KEY, **PGD, restarts=3, start=X), 'restarts = 3: use 1'),
     (lambda: attacks.autoattack(model, X, Y, KEY, epsilon=.1, devices=[]), 'devices is empty'),
-    (lambda: attacks.autoattack(3, X, Y, KEY, epsilon=.1, version='rand'), 'logits_fn is a int: use'),
-    (lambda: attacks.apgd(3, X, Y, KEY, epsilon=.1, eot=2), 'logits_fn is a int: use'),
+    (lambda: attacks.autoattack(3, X, Y, KEY, epsilon=.1, version='rand'), 'logits_fn = 3: use'),
+    (lambda: attacks.apgd(3, X, Y, KEY, epsilon=.1, eot=2), 'logits_fn = 3: use'),
     (lambda: attacks.autoattack(model, X, Y * 0, KEY, epsilon=.1, search_fn=lambda x: x @ W[:, :2]),
      'search_fn gives 2 logits, logits_fn 3'),
 ])
