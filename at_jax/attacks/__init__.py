@@ -14,10 +14,11 @@ Any function `f32[B, ...] -> f32[B, C]` from inputs to logits can be attacked:
 
 from at_jax.attacks import losses, norms
 from at_jax.attacks._diagnostics import check_model
+from at_jax.attacks._stepper import LogitsFn
 from at_jax.attacks.apgd import apgd
 from at_jax.attacks.autoattack import AutoAttackResult, Progress, autoattack
 from at_jax.attacks.fab import fab
-from at_jax.attacks.pgd import AttackResult, LogitsFn, fgsm, gaussian_start, pgd
+from at_jax.attacks.pgd import AttackResult, fgsm, gaussian_start, pgd
 from at_jax.attacks.square import square
 
 __all__ = ['AttackResult', 'AutoAttackResult', 'LogitsFn', 'Progress', 'apgd', 'autoattack', 'check_model',

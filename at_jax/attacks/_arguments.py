@@ -1,10 +1,10 @@
 """Checks of an attack's arguments: each message names the argument, its value and the remedy.
 
-Shapes and dtypes are checked always, values where they are known: not under jit, vmap and the like. Values
-are looked at on their device, and only one flag is fetched, unless something is wrong.
+Shapes and dtypes are always checked. Values are checked where they are known, which they are not under a
+transformation such as jit. The checks run on the device of the values, and only one flag is fetched unless
+a value is invalid.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 import functools
 from typing import Any
@@ -37,7 +37,7 @@ def check_values(
     radii: dict[str, Any] | None = None, start: Array | None = None, num_classes: int | None = None,
     infinite: bool = False,
 ) -> None:
-  """Raises ValueError for values that cannot be attacked; those that are not known yet pass.
+  """Raises ValueError for values that cannot be attacked; traced values are not checked.
 
   Args:
     x: f32[B, ...], must lie within the bounds, up to rounding, and not be NaN.
@@ -51,8 +51,7 @@ def check_values(
   if not isinstance(bounds, (tuple, list)) and not np.ndim(bounds) or len(bounds) != 2:
     raise ValueError(f'bounds = {bounds}: use two, the smallest and the largest value of an input')
   known = lambda value: value if value is not None and is_known(value) else None
-  # Of ordered dicts, because jax.tree sorts the names of others, and the first invalid value is reported.
-  by_name = [OrderedDict((name, value) for name, value in (values or {}).items() if is_known(value))
+  by_name = [{name: value for name, value in (values or {}).items() if is_known(value)}
              for values in (radii, classes)]
   values = *by_name, known(start), tuple(map(known, bounds)), known(x)
   with jax.ensure_compile_time_eval():
@@ -107,8 +106,8 @@ def check_outside_jit(**values: Any) -> None:
   """Raises ValueError under jit, vmap and the like, where a driver on the host cannot run."""
   traced = [name for name, value in values.items() if isinstance(value, jax.core.Tracer)]
   if traced:
-    raise ValueError(f'{", ".join(traced)} has no value here: call autoattack outside of jit, vmap and '
-                     'the like, or apgd, fab and square, which compose with them')
+    raise ValueError(f'{", ".join(traced)} is traced: call autoattack outside of jit, vmap and the like, or '
+                     'use apgd, fab and square, which can be transformed')
 
 
 def check_radius(radius: Any, num_examples: int, name: str = 'epsilon') -> None:
@@ -166,5 +165,5 @@ def indices(index: Array | None, num_examples: int, once: bool = False) -> Array
 
 
 def is_known(value: Any) -> bool:
-  """Whether a value can be looked at: not under a transformation, and not on another machine."""
+  """Whether a value can be read: it is not traced, and it is on this machine."""
   return not isinstance(value, jax.core.Tracer) and getattr(value, 'is_fully_addressable', True)

@@ -1,7 +1,7 @@
 """Checks that detect an unreliable evaluation.
 
 Each check returns warnings: sentences that say what was seen and what to do. They are not errors, because
-each finding can have a harmless cause. A robust accuracy should not be published with an unexplained warning.
+each finding can have a harmless cause. A robust accuracy should not be published before each is explained.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from at_jax.attacks import _arguments, _model
 
 Array = jax.Array
-_SHARE = .01          # of the examples; a larger share is no coincidence
+_SHARE = .01          # fraction of the examples above which a finding is reported
 _SQUARE_MARGIN = .002
 _MAX_CHANNELS = 4     # of an image; a feature map has more
 
@@ -22,8 +22,8 @@ _MAX_CHANNELS = 4     # of an image; a feature map has more
 def check_model(logits_fn: Callable[..., Array], x: Array, y: Array) -> tuple[str, ...]:
   """Checks the outputs of a model on one batch of clean inputs.
 
-  The logits should be finite, no probabilities, neither saturated nor lost to rounding, deterministic, and
-  independent of the rest of the batch.
+  The logits should be finite, deterministic and independent of the rest of the batch. They should not be
+  probabilities, saturated, or lost to rounding.
 
   Args:
     logits_fn: maps f32[B, ...] to logits f32[B, C].
@@ -68,13 +68,13 @@ def _logit_warnings(logits: np.ndarray, y: np.ndarray, attacks: Sequence[str], s
   in_range = logits.max() < 1 + slack and logits.min() > -slack
   if in_range and np.all(np.abs(logits.sum(axis=-1) - 1) < slack):
     yield f'the outputs are probabilities: attack the logits, before the softmax, or {square}'
-  leads = lead(logits, y)
+  gaps = logit_gap(logits, y)
   # exp(-88) is the smallest normal float32: beyond it the gradient of cross-entropy is zero.
-  no_gradient = np.mean(leads > 88)
+  no_gradient = np.mean(gaps > 88)
   # From log(2^24) on, the probability of the true class rounds to 1, and the gradient at its logit to zero.
   # A few such inputs are normal, and attacks with a scale-free loss find their adversarial examples. If most
   # inputs are such, the scale of the model is the cause.
-  no_true_class_gradient = np.mean(leads > 24 * np.log(2))
+  no_true_class_gradient = np.mean(gaps > 24 * np.log(2))
   scale_free = [name for name in ('apgd-dlr', 'apgd-t') if name in attacks]
   advice = f'trust {" and ".join(scale_free)}' if scale_free else 'add apgd-dlr or apgd-t'
   if no_gradient > _SHARE:
@@ -179,7 +179,8 @@ def check_reach(
   epsilon = 8 covers the whole input domain 0..1: give epsilon in units of x, for example 8/255
   """
   low, high = (np.asarray(bound, np.float64) for bound in bounds)
-  diagonal = np.broadcast_to(high - low, shape).ravel()
+  each = low.ndim > len(shape) or high.ndim > len(shape)  # bounds that differ by example: the widest are used
+  diagonal = np.broadcast_to((high - low).max(0) if each else high - low, shape).ravel()
   largest = float(np.max(epsilon))
   if largest < np.linalg.norm(diagonal, {'linf': np.inf, 'l2': 2, 'l1': 1}[norm]):
     return ()
@@ -190,10 +191,7 @@ def check_reach(
 def warn_of_reach(epsilon: float | Array, x: Array, bounds: tuple[Array, Array], norm: str) -> None:
   """Issues the warnings of `check_reach`, unless a value is traced."""
   if all(map(_arguments.is_known, (epsilon, *bounds))):
-    low, high = (np.asarray(bound) for bound in bounds)
-    # Bounds may differ by example; the widest are used.
-    widest = (low.min(0) if low.ndim == x.ndim else low, high.max(0) if high.ndim == x.ndim else high)
-    for line in check_reach(np.asarray(epsilon), x.shape[1:], widest, norm):
+    for line in check_reach(np.asarray(epsilon), x.shape[1:], bounds, norm):
       warnings.warn(line, stacklevel=3)
 
 
@@ -274,7 +272,7 @@ def check_adversarial(logits: Array, y: Array, fooled: np.ndarray, random: bool 
     found.append(f'{num_fooled - num_finite} of {num_fooled} fooled examples have logits that are not '
                  'finite: fix the model, or leave them out')
   size = np.abs(finite_logits(logits)).max(axis=-1)
-  num_correct = int((finite & (lead(logits, np.asarray(y)) > slack * size)).sum())
+  num_correct = int((finite & (logit_gap(logits, np.asarray(y)) > slack * size)).sum())
   if num_correct and not random:
     found.append(f'{num_correct} of {num_finite} fooled examples are correct when evaluated again: unless '
                  'this is rounding (bfloat16, for example), outputs depend on the rest of the batch or '
@@ -320,10 +318,10 @@ def finite_logits(logits: Array) -> np.ndarray:
   return np.where(np.isneginf(logits), 0, logits)
 
 
-def lead(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+def logit_gap(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
   """The logit of the true class minus the largest of the others, f64[B].
 
-  >>> print(lead(np.array([[3., 1., 2.]]), np.array([0])))
+  >>> print(logit_gap(np.array([[3., 1., 2.]]), np.array([0])))
   [1.]
   """
   others = np.where(np.arange(logits.shape[-1]) == y[:, None], -np.inf, logits).max(axis=-1)

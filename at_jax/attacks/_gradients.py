@@ -33,7 +33,7 @@ def of_loss(
   labels = (problem.y, problem.target) if targeted else (problem.y,)
 
   def objective(x, keys):
-    logits = _stepper.ask(logits_fn, x, keys)
+    logits = _stepper.logits_of(logits_fn, x, keys)
     value = loss(logits, *labels)
     return jnp.sum(value), (value, logits)
 

@@ -17,7 +17,7 @@ UNROLLED = 10
 _T = TypeVar('_T')
 
 
-def writes_out() -> bool:
+def unrolls() -> bool:
   """Whether steps are unrolled on the default backend."""
   return jax.default_backend() == 'cpu'
 
@@ -28,7 +28,7 @@ def calls(num_steps: int, differentiates: bool = True, at_once: int = UNROLLED) 
   At most two numbers differ, so at most two programs are compiled. `at_once` is the number of unrolled
   steps per call; without gradients (`differentiates=False`) a loop is fast on every backend.
   """
-  if not (differentiates and writes_out()):
+  if not (differentiates and unrolls()):
     return [num_steps]
   whole, rest = divmod(num_steps, at_once)
   return [at_once] * whole + [rest] * (rest > 0)
@@ -36,7 +36,7 @@ def calls(num_steps: int, differentiates: bool = True, at_once: int = UNROLLED) 
 
 def scan(body: Callable, carry: Any, xs: Any, *, length: int, differentiates: bool = True) -> tuple[Any, Any]:
   """`jax.lax.scan`, unrolled where a loop is slow."""
-  if not (differentiates and writes_out()):
+  if not (differentiates and unrolls()):
     return jax.lax.scan(body, carry, xs, length=length)
   if length == 1:  # which stays a loop even with unroll=True
     carry, y = body(carry, jax.tree.map(lambda leaf: leaf[0], xs))
@@ -55,10 +55,10 @@ def compiler_options(differentiates: bool = True) -> dict[str, str] | None:
 
   On the CPU one of XLA's fusions makes the gradient of a convolution at least 1.5 times slower, but a
   forward convolution twice as fast (measured with jaxlib 0.10.2). It is switched off for programs with
-  gradients and on for the others, whatever XLA_FLAGS says. None on other backends, and if this version of
+  gradients and on for the others; this overrides XLA_FLAGS. None on other backends, and if this version of
   XLA does not know the option.
   """
-  if not writes_out():
+  if not unrolls():
     return None
   options = {'xla_cpu_experimental_ynn_fusion_type': '' if differentiates else 'LIBRARY_FUSION_TYPE_DOT'}
   try:

@@ -42,7 +42,7 @@ def odd_sides(sides: list[int], shape: tuple[int, ...]) -> list[int]:
 
 
 # A peak decreases with the distance from its centre as 1 / (distance + 1) to this power.
-_FALLS = {'l2': 2, 'l1': 4}
+_DECAY = {'l2': 2, 'l1': 4}
 
 
 def patch(side: int, norm: str = 'l2') -> np.ndarray:
@@ -66,7 +66,7 @@ def _hill(height: int, width: int, norm: str) -> np.ndarray:
   for ring in range(max(top, left) + 1):
     rows = slice(max(top - ring, 0), min(top + ring + 1, height))
     columns = slice(max(left - ring, 0), min(left + ring + 1, width))
-    delta[rows, columns] += 1 / (ring + 1) ** _FALLS[norm]
+    delta[rows, columns] += 1 / (ring + 1) ** _DECAY[norm]
   return delta / max(_size(delta, norm), 1e-12)
 
 

@@ -81,21 +81,21 @@ def capture(logits_fn: LogitsFn, x: Array, num_examples: int,
 
 def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.tree_util.Partial:
   """Captures the model for the problem's batch, and checks that it has logits for all classes."""
-  x, key = problem.x, jax.eval_shape(lambda keys: keys[0], problem.key)
-  model, num_classes = capture(logits_fn, x, 1, key) if random else _model.capture(logits_fn, x)
+  key = problem.key[0] if random else None
+  model, num_classes = capture(logits_fn, problem.x, len(problem.x), key)
   classes = {'y': problem.y, 'target': problem.target}
   _arguments.check_values(classes=classes, num_classes=num_classes)
   return model
 
 
-def ask(logits_fn: LogitsFn, x: Array, keys: Array | None = None) -> Array:
+def logits_of(logits_fn: LogitsFn, x: Array, keys: Array | None = None) -> Array:
   """f32[B, C], the logits of one pass, in float32 at least.
 
   With keys, a random model is called for each example alone with that example's key. In bfloat16 a loss that
   increases by less than a hundredth would seem constant.
   """
   if keys is not None:
-    return jax.vmap(lambda x, key: ask(lambda x: logits_fn(x, key), x[None])[0])(x, keys)
+    return jax.vmap(lambda x, key: logits_of(lambda x: logits_fn(x, key), x[None])[0])(x, keys)
   logits = logits_fn(x)
   _model.check_answer(logits, len(x))
   return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -114,7 +114,7 @@ def is_correct(logits: Array, y: Array) -> Array:
 def is_wrong(logits_fn: LogitsFn, x: Array, problem: Problem, *, draw: int | None = None) -> Array:
   """bool[B], whether each prediction is wrong; a random model gets the keys with `draw` folded in."""
   keys = None if draw is None else jax.vmap(lambda key: jax.random.fold_in(key, draw))(problem.key)
-  return ~is_correct(ask(logits_fn, x, keys), problem.y)
+  return ~is_correct(logits_of(logits_fn, x, keys), problem.y)
 
 
 def where(chosen: Array, new: Any, old: Any) -> Any:
@@ -139,10 +139,16 @@ def take_steps(logits_fn: LogitsFn, problem: Problem, state: Any, *, stepper: St
 advance = functools.partial(jax.jit, static_argnames=('stepper', 'num_steps'))(take_steps)
 
 
-def resume(logits_fn: LogitsFn, problem: Problem, state: Any, *, stepper: Stepper) -> Any:
-  """Runs all steps of an attack for a batch whose examples start together; returns the final state."""
+def run(logits_fn: LogitsFn, problem: Problem, *, stepper: Stepper, random: bool = False,
+        **changes: Array) -> tuple[jax.tree_util.Partial, Any]:
+  """Runs an attack on examples that start together; returns the captured model and the final state.
+
+  `changes` replace fields of the initial state.
+  """
+  state = begin(problem, stepper=stepper)._replace(**changes)
+  model = prepare(logits_fn, problem, random)
   # One step per call where steps are unrolled: a call is cheap compared with a step, and a program of one
   # step compiles several times faster than one of ten.
   for n in _loops.calls(stepper.length, stepper.differentiates, at_once=1):
-    state = advance(logits_fn, problem, state, stepper=stepper, num_steps=n)
-  return state
+    state = advance(model, problem, state, stepper=stepper, num_steps=n)
+  return model, state

@@ -161,15 +161,14 @@ def apgd(
                    eot=eot)
   problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, target=target, index=index)
   _diagnostics.warn_of_reach(epsilon, problem.x, bounds, norm)
-  state = _stepper.begin(problem, stepper=attack)
+  changes = {}
   if start is not None:
     start = jnp.asarray(start, problem.x.dtype)
     _arguments.check_shape('start', start, problem.x.shape)
     _arguments.check_values(start=start)
     into = jax.vmap(lambda start, x, radius: _project(start, x, radius, problem.bounds, norm))
-    state = state._replace(x=into(start, problem.x, problem.epsilon * (3 if large_start else 1)))
-  model = _stepper.prepare(logits_fn, problem, random=bool(eot))
-  state = _stepper.resume(model, problem, state, stepper=attack)
+    changes = dict(x=into(start, problem.x, problem.epsilon * (3 if large_start else 1)))
+  _, state = _stepper.run(logits_fn, problem, stepper=attack, random=bool(eot), **changes)
   x, loss = _stepper.where(state.found, (state.x_adv, state.loss_adv), (state.x_best, state.loss_best))
   return AttackResult(x, state.found, state.kappa, loss)
 
@@ -209,9 +208,13 @@ def stepper(
     def update(state, x, epsilon, gradient, zero_gradient, value, wrong):
       stage = stage_at(table, state.count, x.dtype)
       radius = epsilon * stage.radius
-      state = _record(state, stage, gradient, zero_gradient, value, wrong)
-      state = _open(state, stage, x, radius, value, norm, large_start)
-      state, gradient = check(state, stage, x, radius, gradient)
+      state = _record(
+          state, stage, x, radius, gradient, zero_gradient, value, wrong, norm, large_start)
+      back, changes = check(state, stage, x, radius)
+      checked, back = stage.window > 0, back & (stage.window > 0)
+      state = state._replace(x=jnp.where(back, state.x_best, state.x), **{
+          name: jnp.where(checked, value, getattr(state, name)) for name, value in changes.items()})
+      gradient = jnp.where(back, state.gradient_best, gradient)
       moved = move(state, stage, x, radius, gradient, problem.bounds, norm)
       if large_start:  # the next run begins at the best point of this one
         following = stage_at(table, state.count + 1, x.dtype)
@@ -249,10 +252,12 @@ def _project(point, x, epsilon, bounds, norm) -> Array:
   return norms.clip_to_ball(point - x, x, epsilon, bounds, norm=norm)
 
 
-def _record(state, stage, gradient, zero_gradient, value, wrong) -> State:
-  """Updates the records of one example with the loss and gradient at its iterate."""
+def _record(state, stage, x, radius, gradient, zero_gradient, value, wrong, norm, large_start) -> State:
+  """Records the loss and gradient at the iterate of one example; a run's first gradient resets its checks."""
+  fresh = functools.partial(jnp.where, stage.first)
   better = stage.first | (value > state.loss_best)
   hit = wrong & (stage.radius == 1)
+  moved = jnp.sum(state.x != x).astype(x.dtype) if large_start else jnp.array(x.size, x.dtype)
   return state._replace(
       found=state.found | hit,
       x_adv=jnp.where(hit, state.x, state.x_adv),
@@ -260,22 +265,13 @@ def _record(state, stage, gradient, zero_gradient, value, wrong) -> State:
       x_best=jnp.where(better, state.x, state.x_best),
       gradient_best=jnp.where(better, gradient, state.gradient_best),
       loss_best=jnp.where(better, value, state.loss_best),
-      rises=state.rises + (value > state.loss_last),
-      loss_last=value,
       kappa=state.kappa + ~wrong,
       zero_gradient=state.zero_gradient + zero_gradient,
-      rose=state.rose | (~stage.first & (value > state.loss_best)))
-
-
-def _open(state, stage, x, radius, value, norm, large_start) -> State:
-  """Resets, at the first gradient of a run, the values that its checks compare."""
-  fresh = functools.partial(jnp.where, stage.first)
-  moved = jnp.sum(state.x != x).astype(x.dtype) if large_start else jnp.array(x.size, x.dtype)
-  return state._replace(
-      # A run's first comparison is with 0, not with the loss at the start, because the released code
+      rose=state.rose | (~stage.first & (value > state.loss_best)),
+      # A run's second loss is compared with 0, not with the loss at the start, because the released code
       # compares with the last entry of an empty record. So cross-entropy always rises once.
-      rises=fresh(0, state.rises),
-      loss_last=fresh(0, state.loss_last),
+      loss_last=fresh(0, value),
+      rises=fresh(0, state.rises + (value > state.loss_last)),
       loss_checked=fresh(value, state.loss_checked),
       halved=fresh(True, state.halved),
       step_size=fresh((1 if norm == 'l1' else 2) * radius, state.step_size),
@@ -283,32 +279,20 @@ def _open(state, stage, x, radius, value, norm, large_start) -> State:
       moved=fresh(moved, state.moved))
 
 
-def _check(state, stage, _x, _radius, gradient):
-  check = stage.window > 0
+def _check(state, stage, _x, _radius) -> tuple[Array, dict[str, Any]]:
+  """Whether to continue from the best point, and the fields that a check changes."""
   stuck = ~state.halved & (state.loss_checked >= state.loss_best)
   halve = (state.rises <= _RISES * stage.window) | stuck
-  back = check & halve
-  state = state._replace(
-      x=jnp.where(back, state.x_best, state.x),
-      step_size=jnp.where(back, state.step_size / 2, state.step_size),
-      halved=jnp.where(check, halve, state.halved),
-      loss_checked=jnp.where(check, state.loss_best, state.loss_checked),
-      rises=jnp.where(check, 0, state.rises))
-  return state, jnp.where(back, state.gradient_best, gradient)
+  step_size = jnp.where(halve, state.step_size / 2, state.step_size)
+  return halve, dict(step_size=step_size, halved=halve, loss_checked=state.loss_best, rises=0)
 
 
-def _check_l1(state, stage, x, radius, gradient):
-  check = stage.window > 0
+def _check_l1(state, _stage, x, radius) -> tuple[Array, dict[str, Any]]:
   moved = jnp.sum(state.x_best != x).astype(x.dtype)
   sparser = moved < .95 * state.moved
   step_size = jnp.where(sparser, radius, state.step_size / _SHRINK)
-  back = check & sparser
-  state = state._replace(
-      x=jnp.where(back, state.x_best, state.x),
-      step_size=jnp.where(check, jnp.clip(step_size, radius / _LEAST_STEP, radius), state.step_size),
-      sparsity=jnp.where(check, moved / x.size / _SHRINK, state.sparsity),
-      moved=jnp.where(check, moved, state.moved))
-  return state, jnp.where(back, state.gradient_best, gradient)
+  return sparser, dict(step_size=jnp.clip(step_size, radius / _LEAST_STEP, radius),
+                       sparsity=moved / x.size / _SHRINK, moved=moved)
 
 
 def _move(state, stage, x, radius, gradient, bounds, norm) -> Array:

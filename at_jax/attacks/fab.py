@@ -79,9 +79,7 @@ def fab(
   attack = stepper(norm=norm, num_steps=num_steps, targeted=target is not None, random_start=random_start)
   problem = _stepper.make_problem(x, y, jax.random.key(0) if key is None else key, epsilon=epsilon,
                                   bounds=bounds, target=target, index=index, infinite=True)
-  state = _stepper.begin(problem, stepper=attack)
-  model = _stepper.prepare(logits_fn, problem)
-  state = _stepper.resume(model, problem, state, stepper=attack)
+  model, state = _stepper.run(logits_fn, problem, stepper=attack)
   # The steps do not evaluate the input itself, because AutoAttack attacks only correct ones.
   already = _stepper.is_wrong(model, problem.x, problem)
   point = _stepper.where(state.found & ~already, state.x_adv, problem.x)
@@ -138,7 +136,7 @@ def _draw(x: Array, key: Array, epsilon: Array, *, bounds, norm: str) -> Array:
 def _towards_target(logits_fn, problem: _stepper.Problem, x: Array) -> tuple[Array, Array]:
   """z_t − z_y [B] and its gradient [B, ...]."""
   def gap(x: Array) -> tuple[Array, Array]:
-    logits = _stepper.ask(logits_fn, x)
+    logits = _stepper.logits_of(logits_fn, x)
     gaps = losses.logit_of(logits, problem.target) - losses.logit_of(logits, problem.y)
     return jnp.sum(gaps), gaps
   normal, gaps = jax.grad(gap, has_aux=True)(x)
@@ -147,11 +145,11 @@ def _towards_target(logits_fn, problem: _stepper.Problem, x: Array) -> tuple[Arr
 
 def _towards_nearest(logits_fn, problem: _stepper.Problem, x: Array, *, norm: str):
   """z_j − z_y and its gradient for the class j whose linearised boundary is nearest."""
-  logits, pull = jax.vjp(functools.partial(_stepper.ask, logits_fn), x)
+  logits, pull = jax.vjp(functools.partial(_stepper.logits_of, logits_fn), x)
   b, num_classes = logits.shape
   one_hot = functools.partial(jax.nn.one_hot, num_classes=num_classes, dtype=logits.dtype)
   dual = functools.partial(norms.length, norm={'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}[norm])
-  width = num_classes if _loops.writes_out() else min(_SIDE_BY_SIDE, num_classes)
+  width = num_classes if _loops.unrolls() else min(_SIDE_BY_SIDE, num_classes)
 
   def nearest(first: Array) -> tuple[Array, Array, Array]:
     classes = first + jnp.arange(width)

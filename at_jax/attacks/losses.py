@@ -98,7 +98,7 @@ def dlr(logits: Array, y: Array) -> Array:
     return margin(logits, y)
   top, classes = jax.lax.top_k(logits, 3)
   rival = jnp.where(classes[:, 0] == y, top[:, 1], top[:, 0])
-  return -(logit_of(logits, y) - rival) / _lead(top[:, 0], top[:, 2])
+  return -(logit_of(logits, y) - rival) / _gap_or_one(top[:, 0], top[:, 2])
 
 
 def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
@@ -125,10 +125,10 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
   if logits.shape[-1] < 4:
     return -gap
   top = jax.lax.top_k(logits, 4)[0]
-  return -gap / _lead(top[:, 0], (top[:, 2] + top[:, 3]) / 2)
+  return -gap / _gap_or_one(top[:, 0], (top[:, 2] + top[:, 3]) / 2)
 
 
-def _lead(first: Array, other: Array) -> Array:
+def _gap_or_one(first: Array, other: Array) -> Array:
   """first − other, or 1 if other is −∞, so that the ratio is its numerator."""
   there = jnp.isfinite(other)
   # `where` twice, because the gradient of the discarded branch would be NaN.

@@ -32,10 +32,6 @@ class Ball(NamedTuple):
   sample: Callable[..., Array]
 
 
-def _project_linf(delta: Array, epsilon: Array) -> Array:
-  return jnp.clip(delta, -epsilon, epsilon)
-
-
 def _sample_linf(key: Array, shape: tuple[int, ...], epsilon: Array) -> Array:
   epsilon = jnp.asarray(epsilon)
   return epsilon * jax.random.uniform(key, shape, epsilon.dtype, -1, 1)
@@ -142,10 +138,6 @@ def project_l1_box(delta: Array, epsilon: Array, lowest: Array, highest: Array) 
   return jnp.sign(delta) * jnp.clip(size - shrink, 0, room)
 
 
-def _project_l1(delta: Array, epsilon: Array) -> Array:
-  return project_l1_box(delta, epsilon, -jnp.inf, jnp.inf)
-
-
 def _ascend_l1(gradient: Array) -> Array:
   flat = gradient.reshape(-1)
   largest = jnp.argmax(jnp.abs(flat))
@@ -162,8 +154,8 @@ def _sample_l1(key: Array, shape: tuple[int, ...], epsilon: Array) -> Array:
   return epsilon * signs * (gaps[:-1] / jnp.sum(gaps)).reshape(shape)
 
 
-linf = Ball(_project_linf, jnp.sign, _sample_linf)
+linf = Ball(lambda delta, epsilon: jnp.clip(delta, -epsilon, epsilon), jnp.sign, _sample_linf)
 l2 = Ball(_project_l2, functools.partial(unit, norm='l2'), _sample_l2)
 # `ascend` changes only the entry of largest gradient: exact, but slow in an attack. APGD changes a
 # fraction of the entries instead.
-l1 = Ball(_project_l1, _ascend_l1, _sample_l1)
+l1 = Ball(functools.partial(project_l1_box, lowest=-jnp.inf, highest=jnp.inf), _ascend_l1, _sample_l1)

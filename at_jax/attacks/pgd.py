@@ -11,8 +11,6 @@ import numpy as np
 from at_jax.attacks import _arguments, _diagnostics, _loops, _model, _random, _stepper, losses, norms
 
 Array = jax.Array
-LogitsFn = Callable[[Array], Array]
-LossFn = Callable[..., Array]
 
 
 class AttackResult(NamedTuple):
@@ -32,9 +30,9 @@ class AttackResult(NamedTuple):
 
 
 def pgd(
-    logits_fn: LogitsFn, x: Array, y: Array, key: Array, *,
+    logits_fn: _stepper.LogitsFn, x: Array, y: Array, key: Array, *,
     epsilon: float | Array, step_size: float | Array, num_steps: int, norm: str = 'linf',
-    loss: LossFn = losses.cross_entropy, loss_args: tuple[Array, ...] = (),
+    loss: Callable[..., Array] = losses.cross_entropy, loss_args: tuple[Array, ...] = (),
     decide: Callable[[Array], Array] | None = None, bounds: tuple[float, float] = (0., 1.),
     random_start: bool = True, start: Array | None = None,
     tau: int | Array | None = None, momentum: float | Array = 0.,
@@ -154,7 +152,8 @@ def _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, s
     _arguments.check_shape('start', start, x.shape)
 
 
-def fgsm(logits_fn: LogitsFn, x: Array, y: Array, *, epsilon: float | Array, **options) -> AttackResult:
+def fgsm(
+    logits_fn: _stepper.LogitsFn, x: Array, y: Array, *, epsilon: float | Array, **options) -> AttackResult:
   """Fast gradient sign method: one PGD step of size ε from the input, x + ε · sign(∇ loss(f(x), y)).
 
   Args:
@@ -177,8 +176,8 @@ def fgsm(logits_fn: LogitsFn, x: Array, y: Array, *, epsilon: float | Array, **o
 
   Reference: Goodfellow et al., Explaining and Harnessing Adversarial Examples, 2015, section 4.
   """
-  unused_key = jax.random.key(0)
-  return pgd(logits_fn, x, y, unused_key, epsilon=epsilon, step_size=epsilon, num_steps=1,
+  # Without a random start the key is not used.
+  return pgd(logits_fn, x, y, jax.random.key(0), epsilon=epsilon, step_size=epsilon, num_steps=1,
              random_start=False, **options)
 
 
@@ -232,7 +231,7 @@ def _begin(x, begin, key, index, epsilon, bounds, tau, momentum, *, norm, draw) 
 def _advance(logits_fn, state, x, y, epsilon, step_size, bounds, loss_args, momentum, *, num_steps, norm,
              loss, decide, targeted) -> _State:
   def objective(x):
-    logits = _stepper.ask(logits_fn, x)
+    logits = _stepper.logits_of(logits_fn, x)
     return (-1 if targeted else 1) * jnp.sum(loss(logits, y, *loss_args)), logits
 
   def step(state: _State) -> _State:
@@ -260,9 +259,9 @@ def _advance(logits_fn, state, x, y, epsilon, step_size, bounds, loss_args, mome
 
 @functools.partial(jax.jit, static_argnames=('loss', 'decide', 'targeted'))
 def _finish(logits_fn, state, y, loss_args, *, loss, decide, targeted) -> AttackResult:
-  logits = _stepper.ask(logits_fn, state.x)
-  hit, value = _succeeds(logits, y, decide, targeted), loss(logits, y, *loss_args)
-  return AttackResult(state.x, hit, state.kappa, value)
+  logits = _stepper.logits_of(logits_fn, state.x)
+  success = _succeeds(logits, y, decide, targeted)
+  return AttackResult(state.x, success, state.kappa, loss(logits, y, *loss_args))
 
 
 def _succeeds(logits: Array, y: Array, decide, targeted: bool) -> Array:

@@ -75,11 +75,10 @@ def square(
   attack = stepper(norm=norm, num_queries=num_queries, p_init=p_init, channel_axis=channel_axis)
   problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, index=index)
   _diagnostics.warn_of_reach(epsilon, problem.x, bounds, norm)
-  state = _stepper.begin(problem, stepper=attack)
-  model = _stepper.prepare(logits_fn, problem)
+  image_shape(problem.x.shape[1:], channel_axis)
   for line in _diagnostics.check_channels(problem.x.shape, channel_axis):
     warnings.warn(line, stacklevel=2)
-  state = _stepper.resume(model, problem, state, stepper=attack)
+  _, state = _stepper.run(logits_fn, problem, stepper=attack)
   return AttackResult(state.x_adv, state.found, state.count - state.found, state.margin)
 
 
@@ -114,7 +113,7 @@ def stepper(
     images = (jnp.moveaxis(x, channel_axis, -1) for x in (state.x_adv, problem.x))
     x = jax.vmap(propose)(*images, problem.key, problem.epsilon, state.count)
     x = jnp.moveaxis(x, -1, channel_axis)
-    logits = _stepper.ask(logits_fn, x)
+    logits = _stepper.logits_of(logits_fn, x)
     margin, wrong = losses.margin(logits, problem.y), ~_stepper.is_correct(logits, problem.y)
     # A NaN compares false with everything, so no later point would be better.
     margin = jnp.where(jnp.isnan(margin), -jnp.inf, margin)
@@ -182,10 +181,7 @@ def _propose_moved(best, x, key, epsilon, count, *, table, shape, bounds, norm) 
   draws = jax.random.uniform(start, (*shape[:2], shape[2] + 1), x.dtype)
   tiles = _patches.tiling(shape, draws, norm)
   change = jnp.where(count == 0, tiles if norm == 'l1' else _patches.spread(tiles, epsilon), moved)
-  return _apply(norm, change.reshape(x.shape), x, epsilon, bounds)
-
-
-def _apply(norm, change, x, epsilon, bounds) -> Array:
+  change = change.reshape(x.shape)
   if norm == 'l2':  # a change of norm ε already
     return jnp.clip(x + change, *bounds)
   # A little inside the ball, as in the released code, because many small entries are summed.

@@ -103,6 +103,6 @@ def steps_per_call(steps_per_epoch: int) -> int:
     >>> 390 % steps_per_call(390)
     0
   """
-  if _loops.writes_out():
+  if _loops.unrolls():
     return 1
   return max(n for n in range(1, LONGEST_CALL + 1) if steps_per_epoch % n == 0)

@@ -74,13 +74,16 @@ def test_invalid_arguments_are_named(name, wrong, message):
 def test_a_decorated_model_is_accepted(name):
   network = lambda x, train: x @ W
   wrapped = functools.wraps(network)(lambda x: network(x, False))
-  found, told = (ATTACKS[name](fn, X, Y, KEY, epsilon=.1) for fn in (model, wrapped))
-  np.testing.assert_array_equal(found.x, told.x)
+  plain, decorated = (ATTACKS[name](fn, X, Y, KEY, epsilon=.1) for fn in (model, wrapped))
+  np.testing.assert_array_equal(plain.x, decorated.x)
 
 
 def test_a_decorated_random_model_is_accepted():
-  noisy = functools.wraps(lambda x, key, train: x)(lambda x, key: jax.vmap(lambda v: v @ W)(x))
-  attacks.autoattack(noisy, X, Y, KEY, epsilon=.1, version='rand', num_steps=2, num_queries=2)
+  random_model = lambda x, key: jax.vmap(lambda v: v @ W)(x)
+  wrapped = functools.wraps(lambda x, key, train: x)(random_model)
+  verdicts = [attacks.autoattack(fn, X, Y, KEY, epsilon=.1, version='rand', num_steps=2, num_queries=2).robust
+              for fn in (random_model, wrapped)]
+  np.testing.assert_array_equal(*verdicts)
 
 
 @pytest.mark.parametrize('name', ['pgd', 'apgd', 'fab', 'square'])
@@ -223,9 +226,9 @@ def test_invalid_counts_are_refused_before_the_model_runs(wrong, message):
     (lambda: attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=.1, num_steps=1, loss_args=(X,)),
      r'cannot be called as \(logits, y, loss_args\[0\]\)'),
     (lambda: jax.jit(lambda x: attacks.autoattack(model, x, Y, KEY, epsilon=.1).robust)(X),
-     'x has no value here: call autoattack outside of jit'),
+     'x is traced: call autoattack outside of jit'),
     (lambda: jax.vmap(lambda e: attacks.autoattack(model, X, Y, KEY, epsilon=e).robust)(np.ones(2)),
-     'epsilon has no value here'),
+     'epsilon is traced'),
     (lambda: attacks.autoattack(model, X, Y, KEY, epsilon=.1, search_fn=lambda x: (x @ W, x)),
      'gives a tuple'),
     (lambda: attacks.autoattack(lambda x, key: (x @ W, x), X, Y, KEY, epsilon=.1, version='rand'),

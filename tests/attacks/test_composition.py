@@ -50,7 +50,7 @@ def test_float32_inputs_stay_float32_with_x64(name):
 @pytest.mark.parametrize('written_out', [True, False])
 def test_pgd_stays_float32_with_float64_options(written_out, monkeypatch):
   logits_fn, x, y = network()
-  monkeypatch.setattr(_loops, 'writes_out', lambda: written_out)
+  monkeypatch.setattr(_loops, 'unrolls', lambda: written_out)
   with jax.enable_x64(True):
     for options in (dict(momentum=np.float64(.5)), dict(momentum=jnp.array(.5)),
                     dict(start=np.array(x, np.float64)), dict(bounds=np.array([0., 1.]))):
@@ -62,9 +62,9 @@ def test_pgd_stays_float32_with_float64_options(written_out, monkeypatch):
 def test_looped_and_unrolled_steps_agree(norm, monkeypatch):
   logits_fn, x, y = network()
   run = lambda: attacks.apgd(logits_fn, x, y, KEY, epsilon=.1, norm=norm, num_steps=12)
-  monkeypatch.setattr(_loops, 'writes_out', lambda: True)
+  monkeypatch.setattr(_loops, 'unrolls', lambda: True)
   out = run()
-  monkeypatch.setattr(_loops, 'writes_out', lambda: False)
+  monkeypatch.setattr(_loops, 'unrolls', lambda: False)
   jax.clear_caches()
   for one, other in zip(out, run(), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5)
@@ -87,9 +87,7 @@ def test_a_finished_example_stays_as_it_is():
   logits_fn, x, y = network()
   attack = apgd_stepper(norm='linf', num_steps=5)
   problem = _stepper.make_problem(x, y, KEY, epsilon=.1)
-  begun = _stepper.begin(problem, stepper=attack)
-  model = _stepper.prepare(logits_fn, problem)
-  done = _stepper.resume(model, problem, begun, stepper=attack)
+  model, done = _stepper.run(logits_fn, problem, stepper=attack)
   again = _stepper.advance(model, problem, done, stepper=attack, num_steps=3)
   jax.tree.map(np.testing.assert_array_equal, again, done)
 

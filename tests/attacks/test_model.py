@@ -566,7 +566,7 @@ def test_the_precision_at_the_call_is_used():
     assert found.x.dtype == found.loss.dtype == np.float64
 
 
-def test_weak_types_are_told_apart():
+def test_weak_types_are_distinguished():
   for scale in (2., np.float32(2.), jnp.float32(2.), np.float64(2.)):
     found = attack(lambda x, scale=scale: (x * scale) @ OLD)
     np.testing.assert_allclose(found.loss, expected_loss(2), atol=1e-5)

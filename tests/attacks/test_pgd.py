@@ -45,7 +45,7 @@ def test_l2_on_a_linear_model_is_the_closed_form(weights):
 
 
 def test_l1_on_a_linear_model_comes_close_to_the_closed_form(monkeypatch):
-  monkeypatch.setattr(_loops, 'writes_out', lambda: False)  # compiles sooner
+  monkeypatch.setattr(_loops, 'unrolls', lambda: False)  # compiles sooner
   # Within the ball and the bounds the maximum fills the entries of largest |w| one after the other.
   w = np.random.default_rng(1).normal(size=20).astype(np.float32)
   x = np.random.default_rng(2).uniform(size=(3, 20)).astype(np.float32)
@@ -189,7 +189,7 @@ def test_looped_and_unrolled_pgd_steps_agree(monkeypatch):
                             epsilon=.3, step_size=.05, num_steps=25)
   results = []
   for written_out in (True, False):
-    monkeypatch.setattr(_loops, 'writes_out', lambda form=written_out: form)
+    monkeypatch.setattr(_loops, 'unrolls', lambda form=written_out: form)
     results.append(run())
   for a, b in zip(*results, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)

@@ -128,7 +128,7 @@ def test_fab_finds_the_nearest_of_many_classes(
   away = gaps / np.where(normals > 0, normals, 1)
   away[np.arange(40), y] = np.inf
   assert len(set(away.argmin(1) // 10)) == 3  # in all three tens of classes
-  monkeypatch.setattr(_loops, 'writes_out', lambda: written_out)
+  monkeypatch.setattr(_loops, 'unrolls', lambda: written_out)
   result = attacks.fab(lambda x: x @ w, x, y, epsilon=np.inf, norm=norm, num_steps=30,
                        bounds=(-np.inf, np.inf))
   assert result.success.all()
@@ -137,7 +137,7 @@ def test_fab_finds_the_nearest_of_many_classes(
 
 
 def test_fab_accepts_logits_of_lower_precision(monkeypatch):
-  monkeypatch.setattr(_loops, 'writes_out', lambda: False)
+  monkeypatch.setattr(_loops, 'unrolls', lambda: False)
   with jax.enable_x64(True):
     random = np.random.default_rng(5)
     w, x = random.normal(size=(6, 23)), random.uniform(size=(8, 6))

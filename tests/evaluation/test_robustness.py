@@ -120,7 +120,7 @@ def test_sweep_has_its_parts_and_their_worst_case():
 
 
 def test_only_dummy_aware_attacks_lower_the_dummy(monkeypatch):
-  monkeypatch.setattr(_loops, 'writes_out', lambda: False)  # compiles sooner
+  monkeypatch.setattr(_loops, 'unrolls', lambda: False)  # compiles sooner
   # Logits of the mean m of 16 pixels, in [0, 1]; a random start changes m little. Class 0 is on top, and
   # flat, up to .9; its dummy decreases everywhere; class 1 is above both from .925 on. So the deployed logits
   # have no gradient, and the raw cross-entropy of label 0 has only the dummy's, which leads away from .925.

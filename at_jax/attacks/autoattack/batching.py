@@ -1,7 +1,7 @@
 """Attacks any number of examples in one compiled batch of slots.
 
-An example leaves its slot as soon as it is misclassified, and the next example takes the slot. No step is
-spent on an example whose verdict is known, and nothing is compiled again.
+An example leaves its slot as soon as it is misclassified, and the next example takes the slot. So no step is
+spent on an example whose verdict is known, and one program serves all examples.
 """
 
 from collections.abc import Iterator, Sequence
@@ -153,7 +153,7 @@ def steps_per_call(stepper: _stepper.Stepper) -> int:
   """
   if not stepper.differentiates:
     return min(20, stepper.length)
-  return 1 if _loops.writes_out() else min(5, stepper.length)
+  return 1 if _loops.unrolls() else min(5, stepper.length)
 
 
 def problem_at(work: Work, example: Array, run: Array) -> _stepper.Problem:

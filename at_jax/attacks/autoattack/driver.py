@@ -302,4 +302,4 @@ def _call(logits_fn, x, index, key, *, random):
   if not random:
     return logits_fn(x)
   keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), _CLEAN))(index)
-  return _stepper.ask(logits_fn, x, keys)
+  return _stepper.logits_of(logits_fn, x, keys)

@@ -159,7 +159,7 @@ def read(
   saved = None if path is None else load(path)
   if saved is None:
     return record, None
-  if 'mark' in saved:  # in place of a fingerprint
+  if 'mark' in saved:  # older versions stored one hash under this name
     raise _other_version(path, 'an older format')
   try:
     before = dict(saved['fingerprint'].tolist())

@@ -104,10 +104,10 @@ def test_driver_attacks_the_nine_likeliest_other_classes():
   np.testing.assert_array_equal(result.robust, np.arange(11) >= 9)
 
 
-@pytest.mark.parametrize('writes_out, eot', [(True, 3), (False, 20)])  # 20 unrolled passes compile slowly
-def test_gradient_of_a_random_model_is_the_mean_of_passes(writes_out, eot, monkeypatch):
+@pytest.mark.parametrize('unrolls, eot', [(True, 3), (False, 20)])  # 20 unrolled passes compile slowly
+def test_gradient_of_a_random_model_is_the_mean_of_passes(unrolls, eot, monkeypatch):
   # z_0 = n · x with a normal n drawn from the key, so the gradient of z_0 is n.
-  monkeypatch.setattr(_loops, 'writes_out', lambda: writes_out)
+  monkeypatch.setattr(_loops, 'unrolls', lambda: unrolls)
   slope = lambda key: jax.random.normal(key, (6,))
   logits_fn = lambda x, key: jnp.stack([x @ slope(key), jnp.zeros(len(x))], axis=1)
   loss = lambda logits, y: logits[:, 0]

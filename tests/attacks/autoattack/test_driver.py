@@ -78,7 +78,7 @@ def test_only_points_that_logits_fn_confirms_are_counted():
 
 
 def test_one_unlucky_pass_does_not_fool_a_random_model(monkeypatch):
-  monkeypatch.setattr(_loops, 'writes_out', lambda: False)  # 20 unrolled passes compile slowly
+  monkeypatch.setattr(_loops, 'unrolls', lambda: False)  # 20 unrolled passes compile slowly
   # It errs in one pass of twenty for any input: .95 are correct at first, and .95 of those at the end.
   def flaky(x, key):
     logits = jnp.where(jax.random.bernoulli(key, .05), jnp.array([0., 1.]), jnp.array([1., 0.]))
