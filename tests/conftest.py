@@ -13,18 +13,20 @@ collect_ignore = ['released_code/make_reference.py', 'released_code/checkouts.py
 # Every run tests the same examples.
 hypothesis.settings.register_profile('default', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('default')
-# Tests of files, messages, pages, bookkeeping and composition, which rounding does not affect. They compile
-# without most optimizations, which takes a quarter to two thirds of the CPU time. The tests of attacks,
-# methods, released code and the training step compile programs as users do.
+# Tests of files, messages, pages, options, bookkeeping and composition, which rounding does not affect. They
+# compile without most optimizations, which takes a quarter to two thirds of the CPU time. Tests that compare
+# attacks, losses, released code or the training step with a number compile programs as users do.
 _LIGHTLY_COMPILED = tuple(f'{pathlib.Path(__file__).parent}/{name}' for name in (
-    'analysis', 'attacks/autoattack/test_batching', 'attacks/autoattack/test_multihost',
-    'attacks/autoattack/test_state_file', 'attacks/test_any_model', 'attacks/test_arguments',
-    'attacks/test_composition', 'attacks/test_diagnostics', 'attacks/test_model', 'config', 'evaluation',
-    'models', 'test_readme', 'training/test_batchnorm', 'training/test_checkpoints',
-    'training/test_compose', 'training/test_entropy_run', 'training/test_epoch',
-    'training/test_fair_average', 'training/test_final_evaluation', 'training/test_finetune',
-    'training/test_loop', 'training/test_model_selection', 'training/test_reductions',
-    'training/test_restore'))
+    'analysis', 'attacks/autoattack/test_batching', 'attacks/autoattack/test_driver',
+    'attacks/autoattack/test_multihost', 'attacks/autoattack/test_state_file', 'attacks/test_any_model',
+    'attacks/test_arguments', 'attacks/test_composition', 'attacks/test_diagnostics', 'attacks/test_draws',
+    'attacks/test_model', 'attacks/test_pgd_friendly', 'attacks/test_pgd_options', 'attacks/test_random',
+    'attacks/test_square_channels', 'config', 'evaluation', 'methods/test_cfa',
+    'methods/test_entropy_sgd_composes', 'methods/test_finetune', 'methods/test_inner_attacks',
+    'methods/test_objective', 'models', 'test_readme', 'training/test_batchnorm', 'training/test_checkpoints',
+    'training/test_compose', 'training/test_entropy_run', 'training/test_epoch', 'training/test_fair_average',
+    'training/test_final_evaluation', 'training/test_finetune', 'training/test_loop',
+    'training/test_model_selection', 'training/test_reductions', 'training/test_restore'))
 _TEMPORARY = []
 
 
