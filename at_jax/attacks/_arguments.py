@@ -5,6 +5,7 @@ transformation such as jit. The checks run on the device of the values, and only
 a value is invalid.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 import functools
 from typing import Any
@@ -51,7 +52,8 @@ def check_values(
   if not isinstance(bounds, (tuple, list)) and not np.ndim(bounds) or len(bounds) != 2:
     raise ValueError(f'bounds = {bounds}: use two, the smallest and the largest value of an input')
   known = lambda value: value if value is not None and is_known(value) else None
-  by_name = [{name: value for name, value in (values or {}).items() if is_known(value)}
+  # Of ordered dicts, because jax.tree sorts the names of others, and the first invalid value is reported.
+  by_name = [OrderedDict((name, value) for name, value in (values or {}).items() if is_known(value))
              for values in (radii, classes)]
   values = *by_name, known(start), tuple(map(known, bounds)), known(x)
   with jax.ensure_compile_time_eval():

@@ -75,7 +75,6 @@ def square(
   attack = stepper(norm=norm, num_queries=num_queries, p_init=p_init, channel_axis=channel_axis)
   problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, index=index)
   _diagnostics.warn_of_reach(epsilon, problem.x, bounds, norm)
-  image_shape(problem.x.shape[1:], channel_axis)
   for line in _diagnostics.check_channels(problem.x.shape, channel_axis):
     warnings.warn(line, stacklevel=2)
   _, state = _stepper.run(logits_fn, problem, stepper=attack)
@@ -181,7 +180,10 @@ def _propose_moved(best, x, key, epsilon, count, *, table, shape, bounds, norm) 
   draws = jax.random.uniform(start, (*shape[:2], shape[2] + 1), x.dtype)
   tiles = _patches.tiling(shape, draws, norm)
   change = jnp.where(count == 0, tiles if norm == 'l1' else _patches.spread(tiles, epsilon), moved)
-  change = change.reshape(x.shape)
+  return _apply(norm, change.reshape(x.shape), x, epsilon, bounds)
+
+
+def _apply(norm, change, x, epsilon, bounds) -> Array:
   if norm == 'l2':  # a change of norm ε already
     return jnp.clip(x + change, *bounds)
   # A little inside the ball, as in the released code, because many small entries are summed.
@@ -190,5 +192,4 @@ def _propose_moved(best, x, key, epsilon, count, *, table, shape, bounds, norm) 
 
 def _span(draw: Array, side: Array, length: int) -> Array:
   """bool[length], true on `side` neighbours, at most all of them; a draw in [0, 1) gives the first."""
-  side = jnp.minimum(side, length)
-  return _patches.span(_patches.first(draw, side, length), side, length)
+  return _patches.span(_patches.first(draw, jnp.minimum(side, length), length), side, length)

@@ -99,15 +99,14 @@ def plan(
   apgd = functools.partial(apgd_stepper, norm=norm, num_steps=num_steps, large_start=large_start,
                            eot=_EOT if version == 'rand' else 0)
   fab = functools.partial(fab_stepper, norm=norm, num_steps=num_steps)
-  num_targets = num_classes - 1
   parts = {
       'apgd-ce': lambda: [(apgd(loss=losses.cross_entropy), range(restarts))],
       'apgd-dlr': lambda: [(apgd(loss=losses.dlr), range(restarts))],
       'apgd-t': lambda: [(apgd(loss=losses.targeted_dlr, targeted=True),
-                          range(min(5 if large_start else 9, num_targets)))],
+                          range(min(5 if large_start else 9, num_classes - 1)))],
       'fab': lambda: [(fab(targeted=False), range(1)),
                       (fab(targeted=False, random_start=True), range(1, restarts))],
-      'fab-t': lambda: [(fab(targeted=True), range(min(9, num_targets)))],
+      'fab-t': lambda: [(fab(targeted=True), range(min(9, num_classes - 1)))],
       'square': lambda: [(square_stepper(norm=norm, num_queries=num_queries, channel_axis=channel_axis),
                           range(1))],
   }
