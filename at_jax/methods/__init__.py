@@ -2,7 +2,8 @@
 
 Modules are exported, not functions: `methods.trades.trades`, `methods.gairat.geometry_weights`,
 `methods.ducat.fold`. `objective` holds the protocol that they share, `losses` the terms that several of
-them use, `inner_attacks` the attacks of training, `schedules` parameters that change over the epochs.
+them use, `inner_attacks` the attacks of training, `schedules` parameters that change over the epochs,
+`precision` the dtypes of what is kept beside the parameters.
 """
 
 from at_jax.methods import (
@@ -20,14 +21,15 @@ from at_jax.methods import (
   mart,
   objective,
   pgd_at,
+  precision,
   schedules,
   trades,
   weight_averaging,
 )
 
 __all__ = ['OBJECTIVES', 'awp', 'cfa', 'consistency', 'ducat', 'entropy_sgd', 'fat', 'finetune', 'gairat',
-           'inner_attacks', 'losses', 'mail', 'mart', 'objective', 'pgd_at', 'schedules', 'trades',
-           'weight_averaging']
+           'inner_attacks', 'losses', 'mail', 'mart', 'objective', 'pgd_at', 'precision', 'schedules',
+           'trades', 'weight_averaging']
 
 OBJECTIVES = {'standard': pgd_at.standard, 'pgd_at': pgd_at.pgd_at, 'trades': trades.trades,
               'gair_trades': gairat.gair_trades, 'mart': mart.mart, 'consistency': consistency.consistency}

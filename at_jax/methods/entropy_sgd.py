@@ -10,7 +10,8 @@ gradient of a new minibatch, attacked at the current w, and t the number of fini
   w ← w − η' · d;  μ ← averaging · μ + (1 − averaging) · w
   after L steps: w ← a, and a − μ is the gradient of the outer optimizer
 
-Each call of `update` is one of the L steps, so an epoch costs as much as an epoch of SGD.
+Each call of `update` is one of the L steps, so an epoch costs as much as an epoch of SGD. a, μ, m and the
+state of the outer optimizer are float32 at least.
 
 Reference: Chaudhari et al., Entropy-SGD: Biasing Gradient Descent Into Wide Valleys, 2017, algorithm 1.
 In adversarial training: Kanai et al., Relationship Between Nonsmoothness in Adversarial Training,
@@ -23,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from at_jax.methods import precision
+
 Array = jax.Array
 PyTree = Any
 
@@ -33,7 +36,8 @@ class EntropySGDState(NamedTuple):
   Attributes:
     inner_step: i32[], Langevin steps taken in this cycle, 0..L − 1.
     outer_step: i32[], finished cycles, t. The schedules of `outer` count these.
-    anchor: like the parameters, a, where the cycle began: the iterate of the outer optimizer.
+    anchor: like the parameters, a, where the cycle began: the iterate of the outer optimizer. Between two
+      cycles the parameters are its rounding to their dtype.
     average: like the parameters, μ, the running mean of the cycle's iterates.
     momentum: like the parameters, m, of the Langevin steps.
     outer_state: the state of the outer optimizer.
@@ -92,7 +96,8 @@ def entropy_sgd(
     A transformation whose `update` needs `params`. Extra arguments reach `outer` in the L-th call.
 
   Raises:
-    ValueError: if `inner_steps` is negative, or if `update` is called without params.
+    ValueError: if `inner_steps` is negative, if a number is a bfloat16 array, or if `update` is called
+      without params.
 
   Example:
     >>> f = lambda w: jnp.abs(w)
@@ -113,12 +118,16 @@ def entropy_sgd(
   """
   if inner_steps < 0:
     raise ValueError(f'inner_steps = {inner_steps}: use 0 or more; 0 is the outer optimizer alone')
+  precision.check_rates(
+      inner_learning_rate=inner_learning_rate, gamma=gamma, scoping=scoping, noise=noise, momentum=momentum,
+      averaging=averaging, weight_decay=weight_decay)
   outer = optax.with_extra_args_support(outer)
   if inner_steps == 0:
     return outer
   silent = isinstance(noise, (int, float)) and noise == 0
 
   def init(params: PyTree) -> EntropySGDState:
+    params = precision.float32_at_least(params)
     # Copies: a buffer that is in a state twice cannot be donated.
     copy = lambda: jax.tree.map(jnp.copy, params)
     return EntropySGDState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), copy(), copy(),
@@ -127,9 +136,12 @@ def entropy_sgd(
   def update(updates: PyTree, state: EntropySGDState, params: PyTree = None, **extra_args):
     if params is None:
       raise ValueError('params = None: call update(updates, state, params), entropy_sgd needs an anchor')
+    given, params = params, precision.float32_at_least(params)
+    updates = precision.float32_at_least(updates)
     first = state.inner_step == 0
     start = lambda fresh, kept: jax.tree.map(lambda f, k: jnp.where(first, f, k), fresh, kept)
-    anchor = start(params, state.anchor)
+    begin = jax.tree.map(_unrounded, given, state.anchor)
+    anchor = start(begin, state.anchor)
     velocity = start(jax.tree.map(jnp.zeros_like, params), state.momentum)
     pull = gamma * (1 + scoping) ** state.outer_step
 
@@ -142,23 +154,33 @@ def entropy_sgd(
       draws = _normal_like(_fold(key, state), params)
       drift = jax.tree.map(lambda d, n: d + size * n, drift, draws)
     moved = jax.tree.map(lambda w, d: (w - inner_learning_rate * d).astype(w.dtype), params, drift)
+    moved = precision.like(moved, given)
     mean = lambda m, w: (averaging * m + (1 - averaging) * w).astype(w.dtype)
-    average = jax.tree.map(mean, start(params, state.average), moved)
+    average = jax.tree.map(mean, start(begin, state.average), precision.float32_at_least(moved))
 
     def finish():
       difference = jax.tree.map(jnp.subtract, anchor, average)
       outer_updates, outer_state = outer.update(difference, state.outer_state, anchor, **extra_args)
       landed = optax.apply_updates(anchor, outer_updates)
-      return landed, landed, outer_state
+      return precision.like(landed, given), landed, outer_state
 
     last = state.inner_step == inner_steps - 1
     target, anchor, outer_state = jax.lax.cond(
         last, finish, lambda: (moved, anchor, state.outer_state))
     state = EntropySGDState((state.inner_step + 1) % inner_steps, state.outer_step + last, anchor,
                             average, velocity, outer_state)
-    return jax.tree.map(jnp.subtract, target, params), state
+    return jax.tree.map(jnp.subtract, target, given), state
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _unrounded(w: Array, anchor: Array) -> Array:
+  """w, or the float32 anchor whose rounding to the dtype of w it is."""
+  if jnp.result_type(w) == anchor.dtype:
+    return w
+  exact = w.astype(anchor.dtype)
+  # An update that is added in low precision may end one rounding away from the anchor.
+  return jnp.where(jnp.abs(anchor - exact) <= jnp.finfo(w.dtype).eps * jnp.abs(exact), anchor, exact)
 
 
 def _fold(key: Array, state: EntropySGDState) -> Array:

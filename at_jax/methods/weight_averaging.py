@@ -4,7 +4,8 @@
   SWA   a = mean of w after updates start, start + every, …            `swa`
   fair  EMA of the epochs whose worst class is robust enough (CFA)     `add_if_fair`
 
-BatchNorm statistics are not averaged: re-estimate them at the average before evaluating it.
+An average is float32 at least; `eval_params` returns the dtype of the parameters. BatchNorm statistics are
+not averaged: re-estimate them at the average before evaluating it.
 
 Reference: Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, 2018; Wei et
 al., CFA: Class-wise Calibrated Fair Adversarial Training, 2023, section 4.3.
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from at_jax.methods import entropy_sgd
+from at_jax.methods import entropy_sgd, precision
 
 Array = jax.Array
 PyTree = Any
@@ -29,7 +30,7 @@ class AverageState(NamedTuple):
 
   Attributes:
     count: i32[], number of updates so far.
-    average: like the parameters.
+    average: like the parameters, float32 at least.
   """
   count: Array
   average: PyTree
@@ -40,19 +41,20 @@ class FairAverageState(NamedTuple):
 
   Attributes:
     count: i32[], number of epochs added.
-    average: like the parameters; meaningless while the count is 0.
+    average: like the parameters, float32 at least; meaningless while the count is 0.
   """
   count: Array
   average: PyTree
 
 
-def ema(decay: float, *, start: int = 0, ramp: bool = True) -> optax.GradientTransformation:
+def ema(decay: float | Array, *, start: int = 0, ramp: bool = True) -> optax.GradientTransformation:
   """Exponential moving average of the parameters, a ← δ·a + (1 − δ)·w after each update.
 
   Put it last in a chain: it passes updates on unchanged and reads w as params + updates.
 
   Args:
-    decay: δ, usually .995 to .9999.
+    decay: δ, usually .995 to .9999. With `optax.inject_hyperparams` name `start` and `ramp` in
+      `static_args`.
     start: the number of updates before averaging; until then the average equals the parameters.
     ramp: use min(decay, (1 + n)/(10 + n)) for δ, n the updates since `start`, so that the first
       parameters soon lose their weight.
@@ -61,7 +63,7 @@ def ema(decay: float, *, start: int = 0, ramp: bool = True) -> optax.GradientTra
     A transformation whose `update` needs `params`. `eval_params` reads the average.
 
   Raises:
-    ValueError: if the decay is outside [0, 1].
+    ValueError: if the decay is outside [0, 1], is below 1 and rounds to 1, or is a bfloat16 array.
 
   Example:
     >>> optimizer = optax.chain(optax.sgd(1.), ema(.5, ramp=False))
@@ -74,8 +76,12 @@ def ema(decay: float, *, start: int = 0, ramp: bool = True) -> optax.GradientTra
   adversarial training: Gowal et al., Uncovering the Limits of Adversarial Training against Norm-Bounded
   Adversarial Examples, 2020. The ramp is that of TensorFlow's ExponentialMovingAverage.
   """
-  if not 0 <= decay <= 1:
-    raise ValueError(f'decay = {decay}: use a number from 0 to 1')
+  precision.check_rates(decay=decay)
+  if not isinstance(decay, jax.core.Tracer):
+    if not 0 <= decay <= 1:
+      raise ValueError(f'decay = {decay}: use a number from 0 to 1')
+    if decay < 1 and jnp.asarray(decay, float) == 1:
+      raise ValueError(f'decay = {decay}: rounds to 1, and the average would never move: use at most .999999')
 
   def share(count: Array) -> Array:
     n = count - start
@@ -137,7 +143,8 @@ def init_fair_average(params: PyTree) -> FairAverageState:
     >>> print(eval_params(init_fair_average(jnp.ones(2)), jnp.ones(2)))
     [1. 1.]
   """
-  return FairAverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+  zeros = jax.tree.map(jnp.zeros_like, precision.float32_at_least(params))
+  return FairAverageState(jnp.zeros((), jnp.int32), zeros)
 
 
 def add_if_fair(state: FairAverageState, params: PyTree, worst: float, *, decay: float,
@@ -169,7 +176,7 @@ def add_if_fair(state: FairAverageState, params: PyTree, worst: float, *, decay:
   if worst < threshold:
     return state
   kept = decay if state.count else 0
-  mix = lambda a, w: np.asarray(kept * np.asarray(a) + (1 - kept) * np.asarray(w), a.dtype)
+  mix = lambda a, w: np.asarray(kept * np.asarray(a) + (1 - kept) * np.asarray(w, a.dtype), a.dtype)
   return FairAverageState(np.asarray(state.count + 1, np.int32),
                           jax.tree.map(mix, state.average, params))
 
@@ -188,7 +195,7 @@ def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
     params: the parameters as the optimizer left them.
 
   Returns:
-    A pytree like params.
+    A pytree like params, of the same dtypes.
 
   Raises:
     ValueError: if two states keep a value of the same parameter, for example an average after
@@ -222,17 +229,18 @@ def _kept(state: AverageState | FairAverageState | entropy_sgd.EntropySGDState,
   if isinstance(state, AverageState):
     return state.average
   if isinstance(state, FairAverageState):
-    return jax.tree.map(lambda a, p: jnp.where(state.count > 0, a, p), state.average, params)
+    return jax.tree.map(lambda a, p: jnp.where(state.count > 0, a, p), state.average,
+                        precision.float32_at_least(params))
   # For a parameter that `masked` hides, the anchor has a MaskedNode.
   between = state.inner_step == 0
   anchor = jax.tree.map(
-      lambda a, p: a if _hidden(a) else jnp.where(between, p, a), state.anchor, params,
-      is_leaf=_hidden)
+      lambda a, p: a if _hidden(a) else jnp.where(between, p, a), state.anchor,
+      precision.float32_at_least(params), is_leaf=_hidden)
   return eval_params(state.outer_state, anchor)
 
 
 def _fill(kept: PyTree, params: PyTree) -> PyTree:
-  return jax.tree.map(lambda k, p: p if _hidden(k) else k, kept, params, is_leaf=_hidden)
+  return jax.tree.map(lambda k, p: p if _hidden(k) else precision.like(k, p), kept, params, is_leaf=_hidden)
 
 
 def _hidden(node: Any) -> bool:
@@ -240,19 +248,20 @@ def _hidden(node: Any) -> bool:
 
 
 def _average(share: Callable[[Array], Array]) -> optax.GradientTransformation:
-  """An average a ← (1 − s) a + s w with s = share(count)."""
+  """An average a ← a + s (w − a) with s = share(count)."""
 
   def init(params: PyTree) -> AverageState:
     # Copies: a buffer that is in the training state twice cannot be donated.
-    return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+    return AverageState(jnp.zeros((), jnp.int32),
+                        jax.tree.map(jnp.copy, precision.float32_at_least(params)))
 
   def update(updates: PyTree, state: AverageState, params: PyTree = None):
     if params is None:
       raise ValueError('params = None: call update(updates, state, params), an average needs the parameters')
     new = share(state.count)
-    # In this form shares of 0 and 1 are exact.
-    mix = lambda a, w: ((1 - new) * a + new * w).astype(a.dtype)
-    average = jax.tree.map(mix, state.average, optax.apply_updates(params, updates))
-    return updates, AverageState(state.count + 1, average)
+    # Not (1 − s) a + s w: where s and the rounded 1 − s do not add up to 1, the scale of a drifts.
+    mix = lambda a, w: jnp.where(new == 1, w, a + new * (w - a)).astype(a.dtype)
+    moved = precision.float32_at_least(precision.apply_updates(params, updates))
+    return updates, AverageState(state.count + 1, jax.tree.map(mix, state.average, moved))
 
   return optax.GradientTransformation(init, update)

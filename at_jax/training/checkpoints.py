@@ -116,6 +116,9 @@ def read_weights(path: pathlib.Path, template: Any) -> Weights:
     step, info, digests = metadata['step'], metadata['info'], metadata['digests']
   except Exception as error:  # a damaged file makes NumPy raise errors of many types
     raise unusable(f'cannot be read ({type(error).__name__})') from error
+  for name, leaf in _named_leaves(template).items():
+    if name in arrays and arrays[name].dtype == np.dtype((np.void, leaf.dtype.itemsize)):
+      arrays[name] = arrays[name].view(leaf.dtype)  # NumPy writes bfloat16 as bytes without a type
   damaged = sorted({name for name, _ in metrics.digests(arrays).items() ^ digests.items()})
   if damaged:
     raise unusable(f'is damaged (the digest of {damaged[0]} differs)')

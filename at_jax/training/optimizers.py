@@ -6,7 +6,7 @@ import jax
 import ml_collections
 import optax
 
-from at_jax.methods import entropy_sgd, weight_averaging
+from at_jax.methods import entropy_sgd, precision, weight_averaging
 
 
 class Optimizers(NamedTuple):
@@ -120,8 +120,8 @@ def optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Schedule, 
   o = config.optimizer
   # Decay of every parameter is added to the gradient before momentum, as in PyTorch's SGD. With
   # EntropySGD it is added to the inner gradients, as in its released code.
-  decay = optax.add_decayed_weights(o.weight_decay)
-  parts = [optax.sgd(learning_rate, momentum=_sgd(config).momentum)]
+  decay = precision.in_float32(optax.add_decayed_weights(o.weight_decay))
+  parts = [precision.in_float32(optax.sgd(learning_rate, momentum=_sgd(config).momentum))]
   if o.ema_decay:
     parts.append(weight_averaging.ema(o.ema_decay))
   if o.swa_start_epoch:

@@ -14,7 +14,7 @@ from at_jax import attacks
 from at_jax.attacks import _loops
 from at_jax.datasets import autoaugment as autoaugment_lib
 from at_jax.datasets import pipeline
-from at_jax.methods import awp, cfa, finetune, weight_averaging
+from at_jax.methods import awp, cfa, finetune, precision, weight_averaging
 from at_jax.methods import objective as objective_lib
 from at_jax.models import deployed as deployed_lib
 
@@ -232,7 +232,7 @@ def train_step(
       jnp.logical_and, jax.tree.map(lambda g: jnp.all(jnp.isfinite(g)), gradients),
       jnp.isfinite(loss))
   updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params = precision.apply_updates(state.params, updates)
   counts = cfa.count(counts, correct, examples.y, axis_name)
   tuning = state.tuning
   if recipe.regulate is not None:
