@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from at_jax.methods import objective, pgd_at
+from at_jax.methods import losses, objective, pgd_at
 
 Array = jax.Array
 
@@ -40,12 +40,12 @@ def js_divergence(logits_1: Array, logits_2: Array, *, temperature: float | Arra
   Reference: Tack et al., Consistency Regularization for Adversarial Robustness, 2022, section 3. The
   released code clips m at 1e-8 inside the logarithm; this implementation does not.
   """
-  log_p = jax.nn.log_softmax(logits_1 / temperature)
-  log_q = jax.nn.log_softmax(logits_2 / temperature)
-  log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.)
-  from_p = jnp.sum(jnp.exp(log_p) * (log_p - log_m), axis=-1)
-  from_q = jnp.sum(jnp.exp(log_q) * (log_q - log_m), axis=-1)
-  return (from_p + from_q) / 2
+  log_p = losses.log_softmax(logits_1 / temperature)
+  log_q = losses.log_softmax(logits_2 / temperature)
+  # The gradient of logaddexp at two −∞ is NaN.
+  masked = jnp.isneginf(log_p) & jnp.isneginf(log_q)
+  log_m = jnp.logaddexp(*(jnp.where(masked, 0, each) for each in (log_p, log_q))) - jnp.log(2.)
+  return (losses.relative_entropy(log_p, log_m) + losses.relative_entropy(log_q, log_m)) / 2
 
 
 def consistency(forward: objective.Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *,

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.methods import inner_attacks, losses, objective
+from at_jax.methods import inner_attacks, losses, objective, precision
 
 Array = jax.Array
 DISTANCES = ('kl', 'cross_entropy')
@@ -72,11 +72,17 @@ def finetune(forward: objective.Forward, batch_stats: Any, x: Array, x_adv: Arra
   adversarial, batch_stats = forward(x_adv, batch_stats, branch='adversarial')
   fit = losses.cross_entropy(clean, y)
   if reference is not None:
-    fit += anchor_weight * (losses.kl(reference, clean) if anchor == 'kl'
-                            else jnp.mean((reference - clean) ** 2, axis=-1))
+    fit += anchor_weight * (losses.kl if anchor == 'kl' else _squared)(reference, clean)
   regulariser = (losses.kl(jax.lax.stop_gradient(clean), adversarial) if distance == 'kl'
                  else losses.cross_entropy(adversarial, y))
   return objective.Outcome(fit, regulariser, adversarial, batch_stats)
+
+
+def _squared(reference: Array, logits: Array) -> Array:
+  """Mean of (z₀ − z)² over the classes that are not masked in both."""
+  there = ~(jnp.isneginf(reference) & jnp.isneginf(logits))
+  reference, logits = (jnp.where(there, precision.float32_at_least(z), 0) for z in (reference, logits))
+  return losses.mean_where((reference - logits) ** 2, there)
 
 
 def inner_attack(distance: str) -> Callable[..., inner_attacks.Attack]:

@@ -17,12 +17,73 @@ the cross-entropy:
 
 No function of training stops a gradient: as in the released code of each method it flows
 through both the clean and the adversarial logits.
+
+A logit of −∞ masks its class: terms are those of the other classes, and its gradient is 0. If the class of
+the label, or one with p > 0 in a divergence, is masked, the term is +∞, and training ends with a message.
+Terms are float32 at least, whatever the dtype of the logits.
 """
 
 import jax
 import jax.numpy as jnp
 
+from at_jax.methods import precision
+
 Array = jax.Array
+
+
+def log_softmax(logits: Array) -> Array:
+  """log softmax(z)_k, float32 at least.
+
+  Args:
+    logits: float[..., K].
+
+  Returns:
+    f32[..., K], −∞ for a masked class.
+
+  Example:
+    >>> print(log_softmax(jnp.array([0., 0., -jnp.inf], jnp.bfloat16)).round(4))
+    [-0.6931 -0.6931    -inf]
+  """
+  return jax.nn.log_softmax(precision.float32_at_least(logits))
+
+
+def relative_entropy(log_p: Array, log_q: Array) -> Array:
+  """KL(p ‖ q) = Σ_k p_k (log p_k − log q_k), where a class with p_k = 0 adds 0.
+
+  Args:
+    log_p: f32[B, K], log-probabilities.
+    log_q: f32[B, K], log-probabilities.
+
+  Returns:
+    f32[B], in nats.
+
+  Example:
+    >>> log_p = jnp.log(jnp.array([[.5, .5, 0.]]))
+    >>> print(relative_entropy(log_p, log_p))
+    [0.]
+  """
+  there = ~jnp.isneginf(log_p)
+  # `where` before the difference, because that of two −∞ is NaN.
+  gap = jnp.where(there, log_p, 0) - jnp.where(there, log_q, 0)
+  return jnp.sum(jnp.exp(log_p) * gap, axis=-1)
+
+
+def mean_where(values: Array, there: Array) -> Array:
+  """Mean over the classes that are there.
+
+  Args:
+    values: f32[B, K].
+    there: bool[B, K], False for masked classes. If all are True, the bits are those of `jnp.mean`.
+
+  Returns:
+    f32[B].
+
+  Example:
+    >>> print(mean_where(jnp.array([[1., 5., jnp.inf]]), jnp.array([[True, True, False]])))
+    [3.]
+  """
+  scale = values.shape[-1] / jnp.sum(there, axis=-1, dtype=values.dtype)
+  return scale * jnp.mean(jnp.where(there, values, 0), axis=-1)
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:
@@ -48,9 +109,9 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
   Reference: for soft targets, Szegedy et al., Rethinking the Inception Architecture for Computer Vision,
   2016, section 7.
   """
-  log_p = jax.nn.log_softmax(logits)
+  log_p = log_softmax(logits)
   if targets.shape == logits.shape and jnp.issubdtype(targets.dtype, jnp.floating):
-    return -jnp.sum(targets * log_p, axis=-1)
+    return -jnp.sum(targets * jnp.where((targets == 0) & jnp.isneginf(log_p), 0, log_p), axis=-1)
   if targets.shape != logits.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
     raise ValueError(f'targets are {targets.dtype}{list(targets.shape)}: use classes as integers, '
                      f'{list(logits.shape[:-1])}, or weights as floats, {list(logits.shape)}')
@@ -74,8 +135,7 @@ def kl(clean_logits: Array, adv_logits: Array) -> Array:
   Reference: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
   algorithm 1.
   """
-  log_p = jax.nn.log_softmax(clean_logits)
-  return jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(adv_logits)), axis=-1)
+  return relative_entropy(log_softmax(clean_logits), log_softmax(adv_logits))
 
 
 def kl_to_reference(logits: Array, y: Array, reference: Array) -> Array:

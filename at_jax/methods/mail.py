@@ -17,7 +17,7 @@ Reference: Wang et al., Probabilistic Margins for Instance Reweighting in Advers
 import jax
 import jax.numpy as jnp
 
-from at_jax.methods import objective
+from at_jax.methods import objective, precision
 
 Array = jax.Array
 
@@ -46,7 +46,7 @@ def margin_weights(
   Reference: Wang et al., Probabilistic Margins for Instance Reweighting in Adversarial Training, 2021.
   The constant 3 in place of a normalisation is that of the released code.
   """
-  p = jax.nn.softmax(jax.lax.stop_gradient(adv_logits))
+  p = jax.nn.softmax(precision.float32_at_least(jax.lax.stop_gradient(adv_logits)))
   own = jax.nn.one_hot(y, p.shape[-1], dtype=bool)
   margin = jnp.sum(jnp.where(own, p, 0), axis=-1) - jnp.max(jnp.where(own, 0, p), axis=-1)
   return scale * jax.nn.sigmoid(slope * (bias - margin))

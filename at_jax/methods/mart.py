@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from at_jax.methods import inner_attacks, losses, objective
+from at_jax.methods import inner_attacks, losses, objective, precision
 
 Array = jax.Array
 
@@ -40,7 +40,9 @@ def boost(adv_logits: Array, y: Array) -> Array:
   Reference: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples,
   2020, section 3. The .0001, and the choice of k in a doubled head, are those of the released code.
   """
-  wrong = jnp.where(jax.nn.one_hot(y, adv_logits.shape[-1], dtype=bool), -jnp.inf, adv_logits)
+  own = jax.nn.one_hot(y, adv_logits.shape[-1], dtype=bool)
+  # Masked classes are above y, which is never the likeliest wrong class.
+  wrong = jnp.where(own, -jnp.inf, jnp.maximum(adv_logits, jnp.finfo(adv_logits.dtype).min))
   return -jnp.log(1e-4 + _complement(adv_logits, jnp.argmax(wrong, axis=-1)))
 
 
@@ -101,4 +103,5 @@ def mart(forward: objective.Forward, batch_stats: Any, x: Array, x_adv: Array, y
 def _complement(logits: Array, y: Array) -> Array:
   """1 − p_y, summed over the other classes: the difference loses all but 3 digits where p_y ≈ 1."""
   own = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
-  return jnp.sum(jnp.where(own, 0., jax.nn.softmax(logits)), axis=-1)
+  p = jax.nn.softmax(precision.float32_at_least(logits))
+  return jnp.sum(jnp.where(own, 0., p), axis=-1)

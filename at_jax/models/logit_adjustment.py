@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from at_jax.methods import losses
+
 Array = jax.Array
 COLLECTION = 'inference'  # the key in the variables; checkpoints contain it
 
@@ -35,7 +37,8 @@ def adjust(logits: Array, adjustment: dict[str, Array],
            fold: Callable[[Array], Array] = lambda logits: logits) -> Array:
   """Scales the logits of each class about the example's mean, and adds a bias.
 
-  z' = z + (s − 1)(z − z̄) + b, where z̄ is the example's mean deployed logit.
+  z' = z + (s − 1)(z − z̄) + b, where z̄ is the example's mean deployed logit. A logit of −∞, of a masked
+  class, stays −∞ and is left out of the mean.
 
   The argmax is that of s(z − z̄) + b. Without the mean, a constant added to all logits, which softmax ignores,
   would change the decision. In this form s = 1 and b = 0 leave every bit unchanged. A dummy class is adjusted
@@ -58,7 +61,9 @@ def adjust(logits: Array, adjustment: dict[str, Array],
   """
   scale, bias = (jnp.tile(adjustment[name], logits.shape[-1] // len(adjustment[name]))
                  for name in ('scale', 'bias'))
-  centered = logits - jnp.mean(fold(logits), axis=-1, keepdims=True)
+  folded = fold(logits)
+  centered = logits - losses.mean_where(folded, ~jnp.isneginf(folded))[..., None]
+  centered = jnp.where(jnp.isneginf(logits), 0, centered)  # 0 · ∞ is NaN
   return logits + (scale - 1) * centered + bias
 
 

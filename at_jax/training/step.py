@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from at_jax import attacks
-from at_jax.attacks import _loops
+from at_jax.attacks import _loops, _stepper
 from at_jax.datasets import autoaugment as autoaugment_lib
 from at_jax.datasets import pipeline
 from at_jax.methods import awp, cfa, finetune, precision, weight_averaging
@@ -224,7 +224,7 @@ def train_step(
   value_and_grad = awp.awp_value_and_grad(mean_loss, gamma=recipe.awp_gamma, has_aux=True,
                                                  axis_name=axis_name)
   (loss, outcome), gradients = value_and_grad(state.params)
-  correct = jnp.argmax(recipe.network.fold(outcome.logits), axis=-1) == examples.y
+  correct = _stepper.is_correct(recipe.network.fold(outcome.logits), examples.y)
   accuracy = jnp.mean(correct)
   if axis_name is not None:
     gradients, loss, accuracy = jax.lax.pmean((gradients, loss, accuracy), axis_name)

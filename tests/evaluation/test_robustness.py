@@ -63,6 +63,18 @@ def test_class_without_examples_is_null():
   assert found['worst_class'] == 0
 
 
+def test_nan_logits_are_never_robust():
+  # argmax of NaN is 0. The model is right on pixel 127 and NaN elsewhere, on pixel 0 from the start.
+  def deployed(variables, x):
+    x = x.reshape(-1, 1)
+    return jnp.where(jnp.abs(x - 127 / 255) < 1e-6, jnp.concatenate([1 - x, x], axis=1), jnp.nan)
+  network = linear_network(False)._replace(deployed=deployed, logits=deployed)
+  report = run(network, {}, one_pixel([127, 0], [0, 0]), jax.random.key(0), has_dummies=False, batch_size=2)
+  np.testing.assert_array_equal(report.clean, [True, False])
+  for verdicts in (*report.robust.values(), report.worst_case):
+    np.testing.assert_array_equal(verdicts, False)
+
+
 def dummy_network():
   """Two classes on one pixel x: class 0 up to .5, then its dummy up to .7, then class 1.
 

@@ -11,8 +11,8 @@ import pytest
 from at_jax import attacks, errors, models
 from at_jax import devices as devices_lib
 from at_jax.datasets import pipeline
+from at_jax.methods import cfa, pgd_at
 from at_jax.methods import ducat as ducat_lib
-from at_jax.methods import pgd_at
 from at_jax.models import deployed as deployed_lib
 from at_jax.training import step as step_lib
 from tests.fixtures import processes
@@ -154,3 +154,33 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
   monkeypatch.setattr(jax, 'device_count', lambda: 3)
   with pytest.raises(errors.UserError, match='batch_size = 128: use a multiple .* 3, such as 129'):
     devices_lib.check_batch_size('config.batch_size', 128)
+
+
+def pixel_step(logits):
+  """The state and the metrics of a clean step on pixels 1 (class 0) and 0 (class 1)."""
+  train = lambda variables, x, branch=None: (logits(variables['params'], x.reshape(-1, 1)), {})
+  network = deployed_lib.Network(None, None, None, train, lambda z: z)
+  recipe = make()._replace(network=network, attack=None, objective=pgd_at.standard, pad=0, flip=False)
+  params = jnp.ones(3)
+  state = step_lib.TrainState(jnp.zeros((), jnp.int32), params, {}, recipe.optimizer.init(params),
+                              cfa.zero_counts(3))
+  images, rows = np.uint8([255, 0]).reshape(2, 1, 1, 1), np.arange(2)
+  return step_lib.train_step(state, images, rows, rows, jax.random.key(0), recipe=recipe)
+
+
+def test_nan_logits_are_not_correct_on_class_0():
+  # argmax of NaN is 0, which is the label of the first example.
+  state, metrics = pixel_step(lambda w, x: jnp.where(x > .5, jnp.nan, w * jnp.arange(3.)[::-1] - x))
+  assert metrics.accuracy == 0 and not metrics.finite
+  np.testing.assert_array_equal(state.class_counts.correct, 0)
+
+
+def test_step_with_a_masked_class_leaves_its_parameters():
+  # Two equal logits are left, so the loss is log 2.
+  masked = lambda w, x: jnp.where(jnp.arange(3) == 2, -jnp.inf, w * (1 + x))
+  state, metrics = pixel_step(masked)
+  np.testing.assert_allclose(metrics.loss, np.log(2), rtol=1e-6)
+  assert metrics.finite
+  # p − t is −½ for (x = 1, class 0) and ½ for (x = 0, class 0), times 1 + x: mean −¼; class 1 the negative.
+  expected = 1 - .1 * (np.array([-.25, .25, 0]) + 5e-4)
+  np.testing.assert_allclose(state.params, expected, rtol=1e-6)
