@@ -1,8 +1,8 @@
 """Imports the weights of PyTorch models from published state dicts, without PyTorch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -12,12 +12,17 @@ import numpy as np
 from at_jax import errors
 from at_jax.models import resnet, small_cnn
 
-# Keys under which checkpoints store the state dict.
-_WRAPPED = ('state_dict', 'model_state_dict', 'model', 'net')
-# Prefixes of DataParallel and of a model behind a normalising layer.
-_PREFIX = re.compile(r'^(?:module\.|model\.)+')
+# Modules that PyTorch puts around others (DataParallel, torch.compile, FSDP), at any place of a name.
+_WRAPPER = re.compile(
+    r'(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
 # Counters, and a block that TRADES' WideResNet defines but never calls.
-_UNUSED = re.compile(r'(?:^|\.)num_batches_tracked$|^sub_block1\.')
+_UNUSED = re.compile(r'(?:^|\.)(?:num_batches_tracked|n_averaged)$|^sub_block1\.')
+# Buffers of a normalising layer, by their last name.
+_MEAN = ('mean', 'means', 'mu', 'new_mean')
+_STD = ('std', 'stds', 'sd', 'sds', 'sigma', 'new_std')
+# Pairs of names of torch.nn.utils.weight_norm, old and new: the norm and the direction of a weight.
+_WEIGHT_NORM = (('weight_g', 'weight_v'),
+                ('parametrizations.weight.original0', 'parametrizations.weight.original1'))
 _LEAVES = {('params', 'kernel'): 'weight', ('params', 'scale'): 'weight',
            ('params', 'bias'): 'bias', ('batch_stats', 'mean'): 'running_mean',
            ('batch_stats', 'var'): 'running_var'}
@@ -31,27 +36,30 @@ def from_torch(
 
   Layers must have the names of the TRADES, AWP and RobustBench code for `SmallCNN`, `PreActResNet18` and
   `WideResNet`. Kernels [out, in, h, w] and [out, in] are transposed, and the rows of `SmallCNN`'s first
-  dense layer are reordered from channels first to channels last. The names do not determine the
-  normalisation of the images, or where the shortcuts of a PreActResNet-18 start: set the model's
-  `normalize` and `raw_shortcut`, and compare the clean accuracy with the published one.
+  dense layer are reordered from channels first to channels last. Pairs of weight normalisation become
+  weights. The names do not determine where the shortcuts of a PreActResNet-18 start, and most files do not
+  have the normalisation of the images: set the model's `raw_shortcut` and `normalize`, and compare the clean
+  accuracy with the published one. If the file has a mean and a std, `normalize` must equal them.
 
   Args:
     model: a `SmallCNN`, `PreActResNet18` or `WideResNet` with the sizes of the weights.
-    state_dict: mapping from names to arrays, or a mapping that has it under 'state_dict',
-      'model_state_dict', 'model' or 'net'. Names may start with 'module.' or 'model.'.
+    state_dict: mapping from names to arrays or tensors of any floating-point dtype and device; or what
+      `torch.load` returns, in which one nested mapping fits the model. Names may have a common prefix, such
+      as 'module.' or '1.'.
     image_shape: (H, W, C) of one input.
 
   Returns:
     `{'params': …, 'batch_stats': …}` for `model.apply`; without 'batch_stats' if the model has no BatchNorm.
 
   Raises:
-    errors.UserError: if the model is of another class, if `image_shape` or the stem's stride does not fit, or
-      if names are missing, unknown or have another shape; the message lists the first four of each kind.
+    errors.UserError: if the model is of another class, if `image_shape` or the stem's stride does not fit, if
+      names are missing, unknown or have another shape (the message lists the first four of each kind), if
+      several mappings fit, or if the file normalises images in another way than the model.
 
   Example:
     >>> from at_jax import models
     >>> model = models.SmallCNN(num_outputs=2, features=(4, 4), hidden=())
-    >>> # state_dict = {name: tensor.numpy() for name, tensor in torch.load(path, 'cpu').items()}
+    >>> # state_dict = torch.load(path, 'cpu')
     >>> shapes = {'feature_extractor.conv1': (4, 1, 3, 3), 'feature_extractor.conv2': (4, 4, 3, 3),
     ...           'classifier.fc1': (2, 16)}
     >>> state_dict = {f'{name}.weight': np.ones(shape) for name, shape in shapes.items()}
@@ -66,21 +74,26 @@ def from_torch(
   (the names).
   """
   _check(model, image_shape)
-  arrays = _unwrap(state_dict)
   template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
   wanted = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
   keys = {path: tuple(key.key for key in path) for path in wanted}
   names = {path: f'{_layer(model, layer)}.{_LEAVES[collection, leaf]}'
            for path, (collection, layer, leaf) in keys.items()}
+  arrays, others = _find(state_dict, {names[path]: leaf.shape for path, leaf in wanted.items()})
   missing = sorted(set(names.values()) - arrays.keys())
-  unknown = sorted(arrays.keys() - set(names.values()))
-  if missing or unknown:
-    raise _mismatch(model, {'missing': missing, 'unknown': unknown})
-  transposed = {path: _transpose(arrays[name]) for path, name in names.items()}
-  other = sorted(f'{names[path]} {arrays[names[path]].shape}' for path, leaf in wanted.items()
-                 if transposed[path].shape != leaf.shape)
+  if not missing:
+    others = _without_normalization(model, others, image_shape[-1])
+  if missing or others:
+    raise _mismatch(model, {'missing': missing, 'unknown': sorted(others)})
+  other = sorted(f'{names[path]} {tuple(arrays[names[path]].shape)}' for path, leaf in wanted.items()
+                 if _transposed(arrays[names[path]].shape) != leaf.shape)
   if other:
     raise _mismatch(model, {f'of another shape for inputs {image_shape}, which is (H, W, C)': other})
+  arrays = {name: _array(value) for name, value in arrays.items()}
+  if other := [f'{name} {value.dtype}' for name, value in arrays.items()
+               if not jnp.issubdtype(value.dtype, jnp.floating)]:
+    raise _mismatch(model, {'not of floating point, so quantised': sorted(other)})
+  transposed = {path: _transpose(arrays[name]) for path, name in names.items()}
   for path, (_, layer, leaf) in keys.items():
     if isinstance(model, small_cnn.SmallCNN) and (layer, leaf) == ('fc1', 'kernel'):
       transposed[path] = _channels_last(transposed[path], model, image_shape)
@@ -99,17 +112,99 @@ def _check(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     raise errors.UserError('image_shape', image_shape, 'use (H, W, C) of one input, such as (28, 28, 1)')
 
 
-def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+class _Found(NamedTuple):
+  """The arrays of a mapping whose names, after a prefix, are those that are wanted, and its other arrays."""
+  place: str  # how the user writes it
+  arrays: dict[str, Any]
+  others: dict[str, Any]
+  fits: bool
+
+
+def _find(state_dict: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
+          ) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The arrays with the wanted names, and all others, of the mapping and the prefix that fit best."""
   if not isinstance(state_dict, Mapping):
     raise errors.UserError('state_dict', type(state_dict).__name__, 'give a mapping from names to '
                            'arrays, such as model.state_dict()')
-  for key in _WRAPPED:
-    if isinstance(state_dict.get(key), Mapping):
-      return _unwrap(state_dict[key])
-  if other := [name for name in state_dict if not isinstance(name, str)]:
+  if other := [name for name, value in state_dict.items() if _is_array(value) and not isinstance(name, str)]:
     raise errors.UserError('state_dict', other[0], 'names are strings, such as conv1.weight')
-  named = {_PREFIX.sub('', name): value for name, value in state_dict.items()}
-  return {name: np.asarray(value) for name, value in named.items() if not _UNUSED.search(name)}
+  found = [each for place, arrays in _mappings('', state_dict) for each in _prefixes(place, arrays, wanted)]
+  fits = [each for each in found if each.fits]
+  if len(fits) > 1:
+    raise errors.UserError('state_dict', [each.place for each in fits],
+                           f'each of these holds the network: give one, such as {fits[0].place} alone')
+  best = max(fits or found, key=lambda each: (len(each.arrays), -len(each.others)),
+             default=_Found('', {}, {}, False))
+  return best.arrays, best.others
+
+
+def _mappings(place: str, tree: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+  """The mapping and those inside it, as names to arrays, each with its place."""
+  arrays = {name: value for name, value in tree.items() if isinstance(name, str) and _is_array(value)}
+  if arrays:
+    yield place, _join_weight_norm({_WRAPPER.sub('', name): value for name, value in arrays.items()})
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _mappings(f'{place}[{name!r}]', value)
+
+
+def _prefixes(place: str, arrays: Mapping[str, Any],
+              wanted: Mapping[str, tuple[int, ...]]) -> Iterator[_Found]:
+  """The arrays by every prefix that one of them has before a wanted name."""
+  parts = [name.split('.') for name in arrays]
+  splits = [(name[:i], '.'.join(name[i:])) for name in parts for i in range(len(name))]
+  for prefix in dict.fromkeys(['', *('.'.join([*begin, '']) for begin, end in splits if end in wanted)]):
+    taken = {name: arrays[prefix + name] for name in wanted if prefix + name in arrays}
+    used = {prefix + name for name in taken}
+    others = {name: value for name, value in arrays.items()
+              if name not in used and not _UNUSED.search(name.removeprefix(prefix))}
+    fits = all(name in taken and _transposed(taken[name].shape) == shape for name, shape in wanted.items())
+    yield _Found(place + (f'names that begin with {prefix!r}' if prefix else ''), taken, others, fits)
+
+
+def _join_weight_norm(arrays: dict[str, Any]) -> dict[str, Any]:
+  """Replaces each pair of weight normalisation by its weight, g · v / ‖v‖."""
+  for norm, direction in _WEIGHT_NORM:
+    for name in [name for name in arrays if f'.{name}'.endswith(f'.{norm}')]:
+      base = name.removesuffix(norm)
+      if base + direction in arrays:
+        g, v = (np.float64(_array(arrays.pop(base + part))) for part in (norm, direction))
+        # The norm is over the axes that g does not have.
+        axes = tuple(axis for axis in range(v.ndim) if g.ndim == 0 or g.shape[axis] == 1)
+        arrays[f'{base}weight'] = g * v / np.sqrt(np.sum(v ** 2, axis=axes, keepdims=True))
+  return arrays
+
+
+def _without_normalization(model: nn.Module, others: dict[str, Any], channels: int) -> dict[str, Any]:
+  """The other arrays without mean and std of a normalising layer, which must be those of the model."""
+  last = {name: name.rpartition('.')[2].strip('_') for name in others}
+  pair = [[name for name in others if last[name] in kind] for kind in (_MEAN, _STD)]
+  if [len(names) for names in pair] != [1, 1]:
+    return others
+  mean, std = (np.float64(_array(others[name])).ravel() for (name,) in pair)
+  if {mean.size, std.size} - {1, channels}:
+    return others
+  if mean.max() > 2:  # of pixels up to 255
+    mean, std = mean / 255, std / 255
+  ours = (0., 1.) if model.normalize is None else model.normalize
+  if not all(np.allclose(each, own, atol=1e-4) for each, own in zip((mean, std), ours, strict=True)):
+    inside = tuple(tuple(float(f'{value:.6g}') for value in each) for each in (mean, std))
+    raise errors.UserError(
+        'model.normalize', model.normalize, 'the state dict normalises images by '
+        f'{" and ".join(name for (name,) in pair)}: make the model with normalize={inside}')
+  return {name: value for name, value in others.items() if [name] not in pair}
+
+
+def _is_array(value: Any) -> bool:
+  return hasattr(value, 'shape') and hasattr(value, 'dtype')
+
+
+def _array(value: Any) -> np.ndarray:
+  """An array or a PyTorch tensor as a NumPy array; bfloat16 and half tensors as float32."""
+  if hasattr(value, 'detach'):
+    value = value.detach().cpu()
+    value = (value.float() if value.is_floating_point() and value.element_size() < 4 else value).numpy()
+  return np.asarray(value)
 
 
 def _layer(model: nn.Module, layer: str) -> str:
@@ -136,6 +231,10 @@ def _mismatch(model: nn.Module, names: Mapping[str, list[str]]) -> errors.UserEr
 def _transpose(value: np.ndarray) -> np.ndarray:
   """[out, in, h, w] to [h, w, in, out], [out, in] to [in, out]."""
   return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+
+
+def _transposed(shape: tuple[int, ...]) -> tuple[int, ...]:
+  return (*shape[2:], shape[1], shape[0]) if len(shape) > 1 else tuple(shape)
 
 
 def _channels_last(kernel: np.ndarray, model: nn.Module, image_shape: tuple[int, int, int]) -> np.ndarray:

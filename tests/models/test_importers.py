@@ -48,10 +48,21 @@ def small_arrays(image=(8, 10)):
   return arrays, forward
 
 
+def named(prefix, arrays):
+  return {prefix + name: value for name, value in arrays.items()}
+
+
 @pytest.mark.parametrize('wrap', [
     lambda arrays: arrays,
     lambda arrays: {'state_dict': {f'module.{k}': v for k, v in arrays.items()}, 'epoch': 7},
     lambda arrays: {'model': {f'module.model.{k}': v for k, v in arrays.items()}},
+    lambda arrays: named('_orig_mod.', arrays),
+    lambda arrays: named('module._orig_mod.', arrays),
+    lambda arrays: {'epoch': 9, 'n': np.array(3.), 'ema_state_dict': named('1.', arrays)},
+    lambda arrays: named('1.', arrays) | {'0.mean': np.zeros(1), '0.std': np.ones(1)},
+    lambda arrays: {'nets': {'ema': named('module.', arrays) | {'n_averaged': np.array(5)}},
+                    'optimizer': {'state': {0: {'momentum_buffer': np.ones(3)}}, 'param_groups': [{}]}},
+    lambda arrays: {k.replace('fc1', 'fc1._orig_mod'): v for k, v in arrays.items()},
 ])
 def test_small_cnn_equals_numpy_with_channels_first(wrap):
   arrays, forward = small_arrays()
@@ -72,6 +83,88 @@ def test_names_and_shapes_that_differ_are_listed():
     importers.from_torch(SMALL, arrays, (8, 12, 1))
   with pytest.raises(errors.UserError, match='SmallCNN, PreActResNet18 and WideResNet'):
     importers.from_torch(models.DucatResNet18(num_outputs=5, width=4), {}, (8, 8, 3))
+
+
+def imported(arrays, model=SMALL):
+  return importers.from_torch(model, arrays, (8, 10, 1))
+
+
+def test_several_mappings_that_fit_are_named():
+  arrays, _ = small_arrays()
+  with pytest.raises(errors.UserError, match=r"""\["\['state_dict'\]", "\['ema'\]"\]: each of these holds"""):
+    imported({'state_dict': arrays, 'ema': arrays, 'epoch': 3})
+  with pytest.raises(errors.UserError, match="'student.'.*'teacher.'.*: each of these holds the network"):
+    imported(named('student.', arrays) | named('teacher.', arrays))
+  # One that does not fit is no choice.
+  imported({'state_dict': arrays, 'ema': named('x.', {'conv1.weight': np.ones(2)})})
+
+
+def test_layers_around_the_network_are_not_ignored():
+  # A layer before the network changes its logits.
+  arrays, _ = small_arrays()
+  with pytest.raises(errors.UserError, match='another network; unknown: 0.weight$'):
+    imported(named('1.', arrays) | {'0.weight': np.ones((1, 1, 3, 3))})
+  with pytest.raises(errors.UserError, match='another network; unknown: temperature$'):
+    imported(arrays | {'temperature': np.array(2.)})
+
+
+def test_normalisation_is_never_ignored():
+  arrays, forward = small_arrays()
+  buffers = {'0.mean': np.float32([[[.1307]]]), '0.std': np.float32([[[.3081]]])}
+  behind = named('1.', arrays) | buffers
+  remedy = (r'normalises images by 0.mean and 0.std: make the model with '
+            r'normalize=\(\(0.1307,\), \(0.3081,\)\)$')
+  with pytest.raises(errors.UserError, match='model.normalize = None: the state dict ' + remedy):
+    imported(behind)
+  with pytest.raises(errors.UserError, match=remedy):
+    imported(behind, SMALL.clone(normalize=(.5, .5)))
+  with pytest.raises(errors.UserError, match=remedy):  # of pixels up to 255
+    imported(behind | {name: 255 * value for name, value in buffers.items()})
+  model = SMALL.clone(normalize=((.1307,), (.3081,)))
+  x = np.random.default_rng(1).uniform(size=(3, 8, 10, 1)).astype(np.float32)
+  expected = forward((x.transpose(0, 3, 1, 2) - .1307) / .3081)
+  np.testing.assert_allclose(model.apply(imported(behind, model), x), expected, atol=1e-4)
+  with pytest.raises(errors.UserError, match='unknown: mean$'):  # a mean without a std
+    imported(arrays | {'mean': np.zeros(1)})
+
+
+def test_quantised_weights_are_refused():
+  arrays, _ = small_arrays()
+  with pytest.raises(errors.UserError, match='quantised: classifier.fc1.weight int8$'):
+    imported(arrays | {'classifier.fc1.weight': arrays['classifier.fc1.weight'].astype(np.int8)})
+
+
+def test_pytorch_tensors_of_every_kind_are_converted():
+  torch = pytest.importorskip('torch')
+  arrays, _ = small_arrays()
+  tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
+  for convert in (torch.nn.Parameter, torch.Tensor.bfloat16, torch.Tensor.half, torch.Tensor.double,
+                  lambda value: torch.nn.Parameter(value.bfloat16())):
+    converted = {name: convert(value) for name, value in tensors.items()}
+    # bfloat16 and half are exact in float32.
+    exact = imported({name: value.detach().double().numpy() for name, value in converted.items()})
+    jax.tree.map(np.testing.assert_array_equal, imported(converted), exact)
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm.* is deprecated:FutureWarning')
+def test_weight_normalisation_equals_pytorch():
+  torch = pytest.importorskip('torch')
+  arrays, _ = small_arrays()
+  for weight_norm in (torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm):
+    layers, given = {'feature_extractor.conv2': torch.nn.Conv2d(2, 4, 3)}, dict(arrays)
+    layers['classifier.fc2'] = torch.nn.Linear(5, 3)
+    for name, layer in layers.items():
+      for part in ('weight', 'bias'):
+        given.pop(f'{name}.{part}')
+      with torch.no_grad():
+        for parameter in weight_norm(layer).parameters():
+          parameter.mul_(1.5)  # so that g is not the norm of v
+      given |= named(f'{name}.', layer.state_dict())
+    for layer in layers.values():  # the old function updates `weight` in the forward pass only
+      layer(torch.zeros(1, 2, 3, 3) if isinstance(layer, torch.nn.Conv2d) else torch.zeros(1, 5))
+    plain = arrays | {f'{name}.{part}': getattr(layer, part).detach().numpy()
+                      for name, layer in layers.items() for part in ('weight', 'bias')}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), imported(given), imported(plain))
 
 
 def test_at_most_four_names_are_listed():
