@@ -136,14 +136,15 @@ def entropy_sgd(
   def update(updates: PyTree, state: EntropySGDState, params: PyTree = None, **extra_args):
     if params is None:
       raise ValueError('params = None: call update(updates, state, params), entropy_sgd needs an anchor')
-    given, params = params, precision.float32_at_least(params)
-    updates = precision.float32_at_least(updates)
+    given, params, updates = params, *precision.float32_at_least((params, updates))
+    # States of earlier versions are in the dtype of the parameters.
+    state = EntropySGDState(*precision.float32_at_least(tuple(state[:-1])), state.outer_state)
     first = state.inner_step == 0
     start = lambda fresh, kept: jax.tree.map(lambda f, k: jnp.where(first, f, k), fresh, kept)
     begin = jax.tree.map(_unrounded, given, state.anchor)
     anchor = start(begin, state.anchor)
     velocity = start(jax.tree.map(jnp.zeros_like, params), state.momentum)
-    pull = gamma * (1 + scoping) ** state.outer_step
+    pull = gamma * jnp.asarray(1 + scoping, float) ** jnp.asarray(state.outer_step, float)
 
     drift = jax.tree.map(lambda g, w: g + weight_decay * w, updates, params)
     velocity = jax.tree.map(lambda v, d: (momentum * v + d).astype(v.dtype), velocity, drift)
@@ -167,8 +168,9 @@ def entropy_sgd(
     last = state.inner_step == inner_steps - 1
     target, anchor, outer_state = jax.lax.cond(
         last, finish, lambda: (moved, anchor, state.outer_state))
-    state = EntropySGDState((state.inner_step + 1) % inner_steps, state.outer_step + last, anchor,
-                            average, velocity, outer_state)
+    state = EntropySGDState(
+        (state.inner_step + 1) % inner_steps, state.outer_step + jnp.asarray(last, jnp.int32), anchor,
+        average, velocity, outer_state)
     return jax.tree.map(jnp.subtract, target, given), state
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -180,7 +182,7 @@ def _unrounded(w: Array, anchor: Array) -> Array:
     return w
   exact = w.astype(anchor.dtype)
   # An update that is added in low precision may end one rounding away from the anchor.
-  return jnp.where(jnp.abs(anchor - exact) <= jnp.finfo(w.dtype).eps * jnp.abs(exact), anchor, exact)
+  return jnp.where(jnp.abs(anchor - exact) <= float(jnp.finfo(w.dtype).eps) * jnp.abs(exact), anchor, exact)
 
 
 def _fold(key: Array, state: EntropySGDState) -> Array:

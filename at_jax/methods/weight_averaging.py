@@ -178,7 +178,7 @@ def add_if_fair(state: FairAverageState, params: PyTree, worst: float, *, decay:
   kept = decay if state.count else 0
   mix = lambda a, w: np.asarray(kept * np.asarray(a) + (1 - kept) * np.asarray(w, a.dtype), a.dtype)
   return FairAverageState(np.asarray(state.count + 1, np.int32),
-                          jax.tree.map(mix, state.average, params))
+                          jax.tree.map(mix, precision.float32_at_least(state.average), params))
 
 
 def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
@@ -262,6 +262,8 @@ def _average(share: Callable[[Array], Array]) -> optax.GradientTransformation:
     # Not (1 − s) a + s w: where s and the rounded 1 − s do not add up to 1, the scale of a drifts.
     mix = lambda a, w: jnp.where(new == 1, w, a + new * (w - a)).astype(a.dtype)
     moved = precision.float32_at_least(precision.apply_updates(params, updates))
-    return updates, AverageState(state.count + 1, jax.tree.map(mix, state.average, moved))
+    # The average of an earlier version may be in the dtype of the parameters.
+    average = jax.tree.map(mix, precision.float32_at_least(state.average), moved)
+    return updates, AverageState(state.count + 1, average)
 
   return optax.GradientTransformation(init, update)

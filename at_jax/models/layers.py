@@ -52,7 +52,7 @@ def param_dtype(dtype: Any) -> jnp.dtype:
     >>> param_dtype('bfloat16')
     dtype('float32')
   """
-  return jnp.promote_types(dtype, jnp.float32)
+  return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
 def prepare(x: jax.Array, normalize: tuple | None, dtype: Any) -> jax.Array:
@@ -71,8 +71,9 @@ def prepare(x: jax.Array, normalize: tuple | None, dtype: Any) -> jax.Array:
     2.0
   """
   if normalize is not None:
-    x = x.astype(jnp.promote_types(x.dtype, param_dtype(dtype)))
-    mean, std = (jnp.asarray(part, x.dtype) for part in normalize)
+    x = x.astype(max(param_dtype(x.dtype), param_dtype(dtype), key=lambda each: each.itemsize))
+    by_channel = (1,) * (x.ndim - 1) + (-1,)
+    mean, std = (jnp.asarray(part, x.dtype).reshape(by_channel) for part in normalize)
     x = (x - mean) / std
   return x.astype(dtype)
 

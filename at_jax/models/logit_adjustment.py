@@ -59,7 +59,8 @@ def adjust(logits: Array, adjustment: dict[str, Array],
 
   Reference: A. K. Menon et al., Long-tail Learning via Logit Adjustment, 2021, for a bias for each class.
   """
-  scale, bias = (jnp.tile(adjustment[name], logits.shape[-1] // len(adjustment[name]))
+  by_class = (1,) * (logits.ndim - 1) + (-1,)
+  scale, bias = (jnp.tile(adjustment[name], logits.shape[-1] // len(adjustment[name])).reshape(by_class)
                  for name in ('scale', 'bias'))
   folded = fold(logits)
   centered = logits - losses.mean_where(folded, ~jnp.isneginf(folded))[..., None]

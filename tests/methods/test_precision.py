@@ -102,6 +102,13 @@ def test_perturbed_weights_are_not_rounded(dtype):
   np.testing.assert_allclose(np.float32(gradient), 1.01 * exact_w / 100, rtol=.01, atol=1e-5)
 
 
+def test_averages_of_earlier_versions_move_again():
+  params = jnp.full(1, 2, jnp.bfloat16)
+  state = weight_averaging.AverageState(jnp.array(5), jnp.ones(1, jnp.bfloat16))
+  _, state = weight_averaging.ema(.999, ramp=False).update(0 * params, state, params)
+  np.testing.assert_allclose(state.average, 1.001, rtol=1e-6)
+
+
 def injected(dtype):
   make = optax.inject_hyperparams(weight_averaging.ema, static_args=('start', 'ramp'), hyperparam_dtype=dtype)
   return make(.999, ramp=False)
