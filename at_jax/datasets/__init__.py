@@ -5,6 +5,17 @@ TFDS, TensorFlow and scikit-learn; `load` imports what it needs.
 """
 
 from at_jax.datasets import autoaugment
-from at_jax.datasets.pipeline import Dataset, Split, augment, epoch_order, hold_out, load, to_unit
+from at_jax.datasets.pipeline import (
+  Dataset,
+  Split,
+  augment,
+  epoch_order,
+  from_arrays,
+  hold_out,
+  load,
+  subset,
+  to_unit,
+)
 
-__all__ = ['Dataset', 'Split', 'augment', 'autoaugment', 'epoch_order', 'hold_out', 'load', 'to_unit']
+__all__ = ['Dataset', 'Split', 'augment', 'autoaugment', 'epoch_order', 'from_arrays', 'hold_out', 'load',
+           'subset', 'to_unit']

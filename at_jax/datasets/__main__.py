@@ -19,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   description = main.__doc__.partition('\n')[0]
   parser = argparse.ArgumentParser(prog='python -m at_jax.datasets', description=description)
-  parser.add_argument('name', help=f'digits, {", ".join(pipeline.TFDS_SETS)}, or a path to a .npz')
+  parser.add_argument('name', help=f'digits, {", ".join(pipeline.TFDS_SETS)}, another data set '
+                      'of TFDS, or a path to a .npz')
   parser.add_argument('--data_dir', help='folder of the prepared data sets; default: that of TFDS')
   args = parser.parse_args(argv)
   try:

@@ -1,25 +1,30 @@
 """Reads data sets into host arrays, and makes batches of them with pure functions.
 
 `load` reads a whole data set: scikit-learn's digits, a TFDS data set (downloaded if needed; TensorFlow is not
-used) or a .npz file. `epoch_order`, `augment` and `to_unit` are pure JAX functions of their arguments, so a
-run that is resumed, or continued on another number of devices, sees the same data.
+used) or a .npz file. `from_arrays` makes one of arrays in memory. `epoch_order`, `augment` and `to_unit` are
+pure JAX functions of their arguments, so a run that is resumed, or continued on another number of devices,
+sees the same data.
 
 The command `python -m at_jax.datasets cifar100 [--data_dir=DIR]` prepares a data set and prints its sizes.
 """
 
+from collections.abc import Mapping
 import functools
 import os
 from typing import NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from at_jax import errors
 from at_jax.datasets import local
 
 Array = jax.Array
 TFDS_SETS = ('cifar10', 'cifar100', 'fashion_mnist', 'mnist', 'stl10', 'svhn_cropped', 'tiny_imagenet')
+_QUANTILE = .999  # of chi-square, up to which the classes of examples pass for a random draw
 
 
 class Split(NamedTuple):
@@ -39,19 +44,31 @@ class Dataset(NamedTuple):
   num_classes: int
   class_names: tuple[str, ...]
 
+  @property
+  def image_shape(self) -> tuple[int, ...]:
+    """(H, W, C)."""
+    return self.train.images.shape[1:]
+
+  @property
+  def train_size(self) -> int:
+    """Number of training examples."""
+    return len(self.train.labels)
+
 
 def load(name: str | os.PathLike, *, validation_size: int = 0,
          data_dir: str | os.PathLike | None = None) -> Dataset:
   """Reads a data set, and downloads it first if needed.
 
-  Validation examples are taken from the training split by `hold_out`; the test split is the published one.
+  Validation examples are taken by `hold_out` from the validation split that the data set has, otherwise from
+  the training split. The test split is the published one.
   STL-10 has its labelled images only, SVHN is without its `extra` split, and CIFAR-100 has the fine labels.
   Tiny-ImageNet's test split is its official validation split, because its test labels are not public.
 
   Args:
-    name: 'digits', one of `TFDS_SETS`, or a path that ends in '.npz' (format: `local.read_npz`).
-    validation_size: number of training examples to hold out.
-    data_dir: folder of the prepared TFDS data sets; None for the default of TFDS.
+    name: 'digits', 'tiny_imagenet', the name of a TFDS data set with images of one shape and labels (such as
+      `TFDS_SETS`, 'kmnist' or 'emnist/letters'), or a path that ends in '.npz' (format: `local.check`).
+    validation_size: number of validation examples.
+    data_dir: folder of the prepared TFDS data sets; None for the default of TFDS. `~` is the home directory.
 
   Returns:
     A `Dataset`.
@@ -59,6 +76,9 @@ def load(name: str | os.PathLike, *, validation_size: int = 0,
   Raises:
     UserError: if `name` is unknown or the data set cannot be read or downloaded (field 'dataset'), or if
       `validation_size` is out of range.
+
+  Warns:
+    UserWarning: if more examples are held out than remain, or classes have no training example.
 
   Example:
     >>> digits = load('digits', validation_size=100)
@@ -68,20 +88,94 @@ def load(name: str | os.PathLike, *, validation_size: int = 0,
   name = str(name)  # of a path
   try:
     if name == 'digits':
-      train, test, class_names = local.read_digits()
-    elif name in TFDS_SETS:
-      from at_jax.datasets import tfds  # needs tensorflow_datasets, which other data sets do not
-      train, test, class_names = tfds.read(name, data_dir=data_dir)
+      arrays = local.read_digits()
     elif name.endswith('.npz'):
-      train, test, class_names = local.read_npz(name)
+      arrays = local.read_npz(name)
     else:
-      known = errors.nearest(name, ('digits', *TFDS_SETS))
-      raise errors.UserError('dataset', name, f'{known}; or a path that ends in .npz')
+      arrays = _read_tfds(name, os.path.expanduser(data_dir) if data_dir else None)
   except ImportError as error:
-    remedy = f"needs a package that is missing ({error}): pip install 'at_jax[data]'"
+    known = ('digits', *TFDS_SETS)
+    hint = '' if name in known else f'{errors.nearest(name, known)}; another data set of TFDS '
+    remedy = f"{hint}needs a package that is missing ({error}): pip install 'at_jax[data]'"
     raise errors.UserError('dataset', name, remedy) from error
-  train, validation = hold_out(Split(*train), validation_size)
-  return Dataset(name, train, validation, Split(*test), len(class_names), class_names)
+  return _split(name, arrays, validation_size)
+
+
+def _read_tfds(name: str, data_dir: str | None) -> local.Arrays:
+  from at_jax.datasets import tfds  # needs tensorflow_datasets, which other data sets do not
+  try:
+    return tfds.read(name, data_dir=data_dir)
+  except tfds.UnknownName as error:
+    remedy = (f'{errors.nearest(name, ("digits", *TFDS_SETS))}; or another data set of TFDS, a path that '
+              'ends in .npz, or in a configuration an import path module.function')
+    raise errors.UserError('dataset', name, remedy) from error
+
+
+def from_arrays(name: str, arrays: Mapping[str, np.ndarray] | Dataset, *, validation_size: int = 0
+                ) -> Dataset:
+  """Makes a data set of arrays in memory, which a loader function gives.
+
+  Args:
+    name: name of the data set.
+    arrays: the arrays by the keys of a .npz file (`local.check`), or a `Dataset`.
+    validation_size: as in `load`.
+
+  Returns:
+    A `Dataset`.
+
+  Raises:
+    UserError: if `arrays` is neither, or as `load` (field 'dataset').
+
+  Warns:
+    UserWarning: as `load`.
+
+  Example:
+    >>> x, y = np.full((4, 2, 2), 255, np.uint8), np.array([0, 1, 0, 1])
+    >>> arrays = {'train_images': x, 'train_label': y, 'test_images': x, 'test_label': y}
+    >>> len(from_arrays('mine', arrays, validation_size=2).train.labels)
+    2
+  """
+  if isinstance(arrays, Dataset):
+    whole = {'train': arrays.train, 'val': arrays.validation, 'test': arrays.test}
+    arrays = {'label_names': np.array(arrays.class_names)} if arrays.class_names else {}
+    for split, (images, labels) in whole.items():
+      if split != 'val' or len(labels):
+        arrays |= {f'{split}_images': images, f'{split}_label': labels}
+  if not isinstance(arrays, Mapping):
+    raise errors.UserError('dataset', name, f'returns {type(arrays).__name__}: return a dictionary with '
+                           'train_images, train_label, test_images and test_label, or a Dataset')
+  try:
+    arrays = {key: np.asarray(value) for key, value in arrays.items()}
+  except ValueError as error:  # lists of lists of different lengths
+    remedy = f'returns lists that are not arrays ({error}): return NumPy arrays'
+    raise errors.UserError('dataset', name, remedy) from error
+  return _split(name, local.check(name, arrays), validation_size)
+
+
+def _split(name: str, arrays: local.Arrays, validation_size: int) -> Dataset:
+  train, test = Split(*arrays.train), Split(*arrays.test)
+  if arrays.validation is None:
+    train, validation = hold_out(train, validation_size)
+    n, rest = validation_size, len(train.labels)
+    if n > rest:
+      warnings.warn(f'validation_size = {n}: {n} of {n + rest} training examples are held out, and {rest} '
+                    f'remain to train on: use fewer, such as {max((n + rest) // 10, 1)}', stacklevel=3)
+  else:
+    validation = Split(*arrays.validation)
+    _check_size(validation_size, np.inf, 'use a whole number of at least 0')
+    if validation_size < len(validation.labels):
+      validation = hold_out(validation, validation_size)[1]
+    elif validation_size > len(validation.labels):
+      warnings.warn(f'validation_size = {validation_size}: {name} has a validation split of '
+                    f'{len(validation.labels)} examples, which are used', stacklevel=3)
+  num_classes = len(arrays.class_names)
+  absent = np.flatnonzero(np.bincount(train.labels, minlength=num_classes) == 0)
+  if len(absent):
+    tested = np.isin(test.labels, absent).sum()
+    warnings.warn(f'dataset = {name!r}: {len(absent)} of {num_classes} classes have no training example '
+                  f'(labels {local.listed(absent)}), and {tested} test examples are of these '
+                  'classes', stacklevel=3)
+  return Dataset(name, train, validation, test, num_classes, arrays.class_names)
 
 
 def hold_out(split: Split, size: int) -> tuple[Split, Split]:
@@ -107,23 +201,70 @@ def hold_out(split: Split, size: int) -> tuple[Split, Split]:
     [0, 1]
   """
   n = len(split.labels)
-  is_integer = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
-  if not is_integer or not 0 <= size < n:
-    remedy = f'use a whole number from 0 to {n - 1}; there are {n} training examples'
-    raise errors.UserError('validation_size', size, remedy)
+  _check_size(size, n - 1, f'use a whole number from 0 to {n - 1}; there are {n} training examples')
   if size == 0:  # avoids a copy of the images, which may take gigabytes
     return split, Split(split.images[:0], split.labels[:0])
+  held_out = _stratified(split.labels, size)
+  return (Split(split.images[~held_out], split.labels[~held_out]),
+          Split(split.images[held_out], split.labels[held_out]))
+
+
+def _check_size(size: int, largest: float, remedy: str) -> None:
+  is_integer = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
+  if not is_integer or not 0 <= size <= largest:
+    raise errors.UserError('validation_size', size, remedy)
+
+
+def _stratified(labels: np.ndarray, size: int) -> np.ndarray:
+  """The subset of `hold_out`: bool[N]."""
+  n = len(labels)
   order = local.fixed_permutation(n)
   position = np.empty(n)
-  for label in np.unique(split.labels):
-    members = order[split.labels[order] == label]
+  for label in np.unique(labels):
+    members = order[labels[order] == label]
     position[members] = (np.arange(len(members)) + 0.5) / len(members)
   # The stable sort breaks ties between classes by the same fixed order.
   chosen = order[np.argsort(position[order], kind='stable')[:size]]
   held_out = np.zeros(n, bool)
   held_out[chosen] = True
-  return (Split(split.images[~held_out], split.labels[~held_out]),
-          Split(split.images[held_out], split.labels[held_out]))
+  return held_out
+
+
+def subset(split: Split, size: int) -> tuple[Split, str]:
+  """Takes the first examples, or a fixed stratified subset if their classes are not those of a random draw.
+
+  With o_c of the first n of N examples in class c, whose share of all is p_c, they pass for a random draw if
+  (N − 1)/(N − n) Σ_c (o_c − n p_c)² / (n p_c) is at most the .999 quantile of chi-square with C − 1 degrees
+  of freedom. The first examples of a split that is sorted by class do not pass. The stratified subset is
+  that of `hold_out`, the same in every run.
+
+  Args:
+    split: N examples.
+    size: n; 0 or more than N for all.
+
+  Returns:
+    The examples in their original order, and which they are: 'all', 'first' or 'stratified'.
+
+  Example:
+    >>> split = Split(np.zeros((90, 2, 2, 1), np.uint8), np.repeat(np.arange(3, dtype=np.int32), 30))
+    >>> found, which = subset(split, 30)  # the first 30 are of one class
+    >>> np.bincount(found.labels).tolist(), which
+    ([10, 10, 10], 'stratified')
+
+  Reference: K. Pearson, On the criterion that a given system of deviations …, 1900; the factor is the finite
+  population correction.
+  """
+  n = len(split.labels)
+  if not 0 < size < n:
+    return split, 'all'
+  counts = np.bincount(split.labels)
+  expected = size * counts[counts > 0] / n
+  observed = np.bincount(split.labels[:size], minlength=len(counts))[counts > 0]
+  statistic = (n - 1) / (n - size) * ((observed - expected)**2 / expected).sum()
+  if len(expected) == 1 or statistic <= special.chdtri(len(expected) - 1, 1 - _QUANTILE):
+    return Split(split.images[:size], split.labels[:size]), 'first'
+  chosen = _stratified(split.labels, size)
+  return Split(split.images[chosen], split.labels[chosen]), 'stratified'
 
 
 @functools.partial(jax.jit, static_argnames='n')

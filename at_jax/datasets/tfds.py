@@ -25,39 +25,53 @@ from tensorflow_datasets.core import dataset_builder
 from tensorflow_datasets.core.download import checksums, download_manager, downloader, extractor, util
 
 from at_jax import errors
+from at_jax.datasets import local
 
-Arrays = tuple[np.ndarray, np.ndarray]  # images uint8[N, H, W, C], labels int32[N]
 _CHUNK = 1000  # number of records read at once: half the time of single reads, little memory
 _ROOT = 'tiny-imagenet-200'  # folder in the archive
-_PREPARE_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError,
+_NETWORK_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError,
                    extractor.ExtractError, util.DownloadError,
                    download_manager.NonMatchingChecksumError)
 _READ_ERRORS = (OSError, RuntimeError, ValueError, IndexError, KeyError)
 
 
-def read(name: str, *, data_dir: str | os.PathLike | None = None) -> tuple[Arrays, Arrays, tuple[str, ...]]:
-  """Reads the train and test splits of a TFDS data set, and prepares it first if needed.
+class UnknownName(Exception):
+  """TFDS has no data set of this name."""
+
+
+def read(name: str, *, data_dir: str | os.PathLike | None = None) -> local.Arrays:
+  """Reads the train, validation (if any) and test splits of a TFDS data set, and prepares it first if needed.
 
   Args:
-    name: a TFDS data set with the features `image` (of one shape) and `label`, or 'tiny_imagenet'.
+    name: a TFDS data set with the features `image` (of one shape) and `label` (a class), also with a
+      configuration ('emnist/letters'), or 'tiny_imagenet'.
     data_dir: folder of the prepared data sets; None for the default of TFDS.
 
   Returns:
-    (images, labels) of train, (images, labels) of test, and the class names; images uint8[N, H, W, C], labels
-    int32[N], in the order in which TFDS stores them.
+    `local.Arrays`, images uint8[N, H, W, C], labels int32[N], in the order in which TFDS stores them.
 
   Raises:
-    UserError: if the data set cannot be downloaded or read (field 'dataset').
+    UnknownName: if TFDS has no such data set.
+    UserError: if it is not of images of one shape with classes, or cannot be downloaded or read (field
+      'dataset').
 
   Reference: www.tensorflow.org/datasets/catalog.
   """
   builder = _builder(name, data_dir)
+  _check_features(name, builder)
   if not _is_prepared(builder):
-    _prepare(builder)
+    _prepare(name, builder)
     builder = _builder(name, data_dir)  # a builder reads the folder only when it is created
+  missing = [split for split in ('train', 'test') if split not in builder.info.splits]
+  if missing:
+    remedy = (f'has no split {missing[0]} but {", ".join(builder.info.splits)}: '
+              'give a split of your own, in a .npz file')
+    raise errors.UserError('dataset', name, remedy)
   try:
-    return (_arrays(builder, 'train'), _arrays(builder, 'test'),
-            tuple(builder.info.features['label'].names))
+    splits = {split: _examples(builder, split) for split in ('train', 'validation', 'test')
+              if split in builder.info.splits}
+    return local.Arrays(splits['train'], splits.get('validation'), splits['test'],
+                        tuple(builder.info.features['label'].names))
   except NotImplementedError as error:  # raised by TFDS if the file format has no random access
     remedy = (f'is prepared in {builder.data_path} as {builder.info.file_format.value}, not as '
               'array_record: use another data_dir, or move that folder away to prepare it again')
@@ -71,14 +85,37 @@ def read(name: str, *, data_dir: str | os.PathLike | None = None) -> tuple[Array
 def _builder(name: str, data_dir: str | os.PathLike | None) -> dataset_builder.DatasetBuilder:
   if name == 'tiny_imagenet':
     return TinyImagenet(data_dir=data_dir)
-  return tfds.builder(name, data_dir=data_dir)
+  try:
+    return tfds.builder(name, data_dir=data_dir)
+  except Exception as error:  # the module of a data set may raise errors of any type
+    if isinstance(error, tfds.core.registered.DatasetNotFoundError) or 'Parsing builder name' in str(error):
+      raise UnknownName(name) from error
+    raise errors.UserError('dataset', name, f'TFDS cannot open it ({_brief(error)}): check the name, or give '
+                           'the images as a .npz file') from error
+
+
+def _check_features(name: str, builder: dataset_builder.DatasetBuilder) -> None:
+  """Images of one shape, and one class for each."""
+  features = builder.info.features
+  names = list(features) if isinstance(features, tfds.features.FeaturesDict) else []
+  image, label = (features[key] if key in names else None for key in ('image', 'label'))
+  reason = ''
+  if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+    reason = f'has the features {", ".join(names) or features}, not `image` and `label`'
+  elif None in image.shape:
+    reason = f'has images of shape {image.shape}, which are not of one shape'
+  elif image.np_dtype != np.uint8:
+    reason = f'has images of {np.dtype(image.np_dtype)}, not of uint8'
+  if reason:
+    raise errors.UserError('dataset', name, f'{reason}: convert it to a .npz file with uint8 images of '
+                           'one shape')
 
 
 def _is_prepared(builder: dataset_builder.DatasetBuilder) -> bool:
   return (builder.data_path / 'dataset_info.json').exists()  # TFDS writes it last
 
 
-def _arrays(builder: dataset_builder.DatasetBuilder, split: str) -> Arrays:
+def _examples(builder: dataset_builder.DatasetBuilder, split: str) -> local.Examples:
   source = builder.as_data_source(split)
   images = np.empty((len(source), *builder.info.features['image'].shape), np.uint8)
   labels = np.empty(len(source), np.int32)
@@ -89,7 +126,7 @@ def _arrays(builder: dataset_builder.DatasetBuilder, split: str) -> Arrays:
   return images, labels
 
 
-def _prepare(builder: dataset_builder.DatasetBuilder) -> None:
+def _prepare(name: str, builder: dataset_builder.DatasetBuilder) -> None:
   """Downloads and writes the data set. TFDS renames the finished folder, so no folder is incomplete."""
   stock = builder._generate_examples
   builder._generate_examples = lambda *args, **kwargs: _as_pil(stock(*args, **kwargs))
@@ -101,15 +138,19 @@ def _prepare(builder: dataset_builder.DatasetBuilder) -> None:
   try:
     with _substitutes(sys.modules[type(builder).__module__]):
       builder.download_and_prepare(download_config=config, file_format='array_record')
-  except _PREPARE_ERRORS as error:
+  except Exception as error:  # the code of a data set may raise errors of any type
     if _is_prepared(builder):  # by another process in the meantime
       return
-    folder = builder.data_path.parent.parent
+    folder = builder.data_path.parents[1 + bool(builder.builder_config)]
     remedy = (f'is not prepared in {folder} and could not be downloaded ({_brief(error)}): on a '
-              f'machine with a network run `python -m at_jax.datasets {builder.name} '
+              f'machine with a network run `python -m at_jax.datasets {name} '
               f'--data_dir={folder}` and copy the folder {builder.name} here; or use '
               "'digits', which needs no download")
-    raise errors.UserError('dataset', builder.name, remedy) from error
+    if not isinstance(error, _NETWORK_ERRORS):
+      remedy = (f'could not be prepared without TensorFlow ({_brief(error)}): where TensorFlow is installed '
+                f'run `tfds build {name} --file_format=array_record --data_dir={folder}`, or give the '
+                'images as a .npz file')
+    raise errors.UserError('dataset', name, remedy) from error
   finally:
     retries.setLevel(level)
 

@@ -28,18 +28,20 @@ def _arrays(**changes):
   arrays = {
       'train_images': np.arange(5 * 4 * 3 * 3, dtype=np.uint8).reshape(5, 4, 3, 3),
       'train_label': np.array([0, 1, 2, 1, 0]),
-      'test_images': np.ones((2, 4, 3, 3), np.uint8),
-      'test_label': np.array([2, 3], np.uint8),
+      'test_images': np.full((2, 4, 3, 3), 200, np.uint8),
+      'test_label': np.array([2, 1], np.uint8),
   }
   return {key: value for key, value in (arrays | changes).items() if value is not None}
 
 
+@pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize('changes, names', [
-    ({}, ('0', '1', '2', '3')),
-    ({'label_names': np.array(['a', 'b', 'c', 'd', 'e'])}, tuple('abcde')),
-    ({'label_names': np.array([b'a', b'b', b'c', b'd'])}, tuple('abcd')),
-    ({'train_label': None, 'train_labels': np.array([0., 1, 2, 1, 0])}, ('0', '1', '2', '3')),
-    ({'unrelated': np.array([object()])}, ('0', '1', '2', '3')),
+    ({}, ('0', '1', '2')),
+    ({'label_names': np.array(['a', 'b', 'c'])}, tuple('abc')),
+    ({'label_names': np.array([b'a', b'b', b'c'])}, tuple('abc')),
+    ({'train_label': None, 'train_labels': np.array([0., 1, 2, 1, 0])}, ('0', '1', '2')),
+    ({'train_label': np.array([[0], [1], [2], [1], [0]])}, ('0', '1', '2')),  # as MedMNIST stores them
+    ({'unrelated': np.array([object()])}, ('0', '1', '2')),
 ])
 def test_npz_is_read(tmp_path, changes, names):
   path, arrays = tmp_path / 'set.npz', _arrays(**changes)
@@ -55,8 +57,8 @@ def test_npz_is_read(tmp_path, changes, names):
 
 def test_images_without_channels_get_one(tmp_path):
   path = tmp_path / 'grey.npz'
-  arrays = _arrays(train_images=np.ones((5, 4, 3), np.uint8),
-                   test_images=np.ones((2, 4, 3, 1), np.uint8))
+  arrays = _arrays(train_images=np.full((5, 4, 3), 255, np.uint8),
+                   test_images=np.full((2, 4, 3, 1), 255, np.uint8))
   np.savez(path, **arrays)
   assert pipeline.load(path).train.images.shape == (5, 4, 3, 1)
 
@@ -65,7 +67,16 @@ _FLOATS = np.zeros((5, 4, 3, 3), np.float32)
 INVALID = {
     'missing key': ({'test_images': None}, r'has no test_images: .*train_images, train_label'),
     'missing label': ({'train_label': None}, 'has no train_label'),
-    'float images': ({'train_images': _FLOATS}, r'train_images is float32: store uint8.*0\.\.255'),
+    'float images': ({'train_images': _FLOATS}, r'train_images is float32 in 0\.\.0: store uint8.*0\.\.255'),
+    'unit images': ({'train_images': _FLOATS + .5}, r'in 0\.5\.\.0\.5: .* numpy\.round\(255 \* images\)'),
+    'float pixels': ({'train_images': _FLOATS + 200}, r'in 200\.\.200: .* numpy\.round\(images\)'),
+    'normalised': ({'train_images': _FLOATS - 1}, r'in -1\.\.-1: .*undo the normalisation'),
+    '16 bits': ({'train_images': np.full((5, 4, 3, 3), 4000, np.uint16)}, 'uint16 in .*scale them'),
+    'channels first': ({'train_images': np.ones((5, 3, 8, 8), np.uint8)},
+                       r'\(5, 3, 8, 8\), channels first: store .*numpy.moveaxis\(images, 1, -1\)'),
+    'grey channels first': ({'train_images': np.ones((5, 1, 8, 8), np.uint8)}, 'channels first'),
+    'tall channels first': ({'train_images': np.ones((5, 3, 9, 8), np.uint8)}, 'channels first'),
+    'examples last': ({'train_images': np.full((8, 7, 3, 5), 99, np.uint8)}, r'moveaxis\(images, 3, 0\)'),
     'nan images': ({'train_images': _FLOATS + np.nan}, 'train_images is float32 and holds NaN'),
     'int64 images': ({'test_images': np.ones((2, 4, 3, 3), int)}, 'test_images is int64'),
     'flat images': ({'train_images': np.ones((5, 36), np.uint8)}, r'has shape \(5, 36\): store'),
@@ -74,16 +85,29 @@ INVALID = {
     'no pixels': ({'train_images': np.ones((5, 0, 3, 3), np.uint8)}, 'train_images is empty'),
     'lengths': ({'train_label': np.zeros(4, int)}, 'has 5 examples and train_label 4'),
     'no labels': ({'train_label': np.zeros(0, int)}, 'train_label is empty'),
-    'one-hot': ({'train_label': np.eye(5, dtype=int)}, r'train_label has shape \(5, 5\)'),
+    'one-hot': ({'train_label': np.eye(5, dtype=int)}, r'\(5, 5\), one-hot: .*labels.argmax\(axis=1\)'),
+    'several': ({'train_label': np.tri(5, dtype=int)}, r'shape \(5, 5\), several labels .* only one class'),
+    'a label a pixel': ({'train_label': np.ones((5, 4, 3), int)}, 'a label for each pixel: only one class'),
+    'pairs': ({'train_label': np.full((5, 2), 3)}, r'shape \(5, 2\): store one label for each image'),
+    'both keys': ({'train_labels': np.zeros(5, int)}, 'has both train_label and train_labels: store one'),
+    'from 1': ({'train_label': np.array([1, 2, 3, 2, 1]), 'test_label': np.array([3, 1])},
+               r'labels are 1\.\.3: labels must be 0\.\.C-1, subtract 1'),
+    'train from 1': ({'train_label': np.array([1, 2, 3, 2, 1]), 'test_label': np.array([3, 0])},
+                     'no training example has the label 0: number the classes'),
+    'a gap': ({'train_label': np.array([0, 1, 4, 1, 0])}, 'no training example has the label 2, 3: number'),
+    'only tested': ({'test_label': np.array([2, 4])}, 'the label 3, 4 of other splits: remove'),
+    'no val label': ({'val_images': np.full((2, 4, 3, 3), 99, np.uint8)}, 'has no val_label'),
+    'val shape': ({'val_images': np.full((1, 5, 3, 3), 99, np.uint8), 'val_label': np.zeros(1, int)},
+                  r'train_images are \(4, 3, 3\), val_images \(5, 3, 3\)'),
     'negative': ({'train_label': np.array([0, 1, -2, 1, 0])}, 'negative label -2'),
     'fractions': ({'train_label': np.array([0, 1, .5, 1, 0])}, 'train_label .* not whole'),
     'nan label': ({'train_label': np.array([0, 1, np.nan, 1, 0])}, 'train_label holds NaN'),
     'inf label': ({'train_label': np.array([0, 1, np.inf, 1, 0])}, 'train_label .* not whole'),
     'text label': ({'train_label': np.array(list('abcde'))}, 'train_label is <U1'),
     'identifiers': ({'test_label': np.array([0, 10**12])}, 'holds the label 1000000000000'),
-    'beyond names': ({'label_names': np.array(['a', 'b', 'c'])}, 'label 3 but 3 label_names'),
+    'beyond names': ({'label_names': np.array(['a', 'b'])}, 'label 2 but 2 label_names'),
     'name numbers': ({'label_names': np.arange(4)}, 'label_names is not a list of strings'),
-    'shapes': ({'test_images': np.ones((2, 3, 4, 3), np.uint8)}, r'\(4, 3, 3\).*\(3, 4, 3\)'),
+    'shapes': ({'test_images': np.full((2, 3, 4, 3), 99, np.uint8)}, r'\(4, 3, 3\).*\(3, 4, 3\)'),
     'pickled label': ({'train_label': np.array([0, 1, None, 1, 0])}, 'train_label is a pickled'),
     'pickled names': ({'label_names': np.array(['a', None])}, 'label_names is a pickled'),
 }
@@ -101,6 +125,45 @@ def test_invalid_npz_is_rejected(tmp_path, case):
   changes, pattern = INVALID[case]
   np.savez(tmp_path / 'set.npz', **_arrays(**changes))
   _assert_rejected(tmp_path / 'set.npz', pattern)
+
+
+@pytest.mark.parametrize('changes, pattern', [
+    # Constant images: no method can tell 0..1 from 0..255 but by the values.
+    ({'train_images': np.ones((5, 4, 3, 3), np.uint8)}, 'train_images has no pixel above 1.*0..255: scale'),
+    ({name: np.full((n, 1, 9, 8), 99, np.uint8) for name, n in (('train_images', 5), ('test_images', 2))},
+     r'read as \[N, H, W, C\], images of 1x9 with 8 channels: if'),  # it may be a series of 9 times
+    ({'label_names': np.array(list('abcde')), 'test_label': np.array([0, 4])},
+     r'2 of 5 classes have no training example \(labels 3, 4\), and 1 test examples'),
+])
+def test_doubtful_npz_gets_a_warning(tmp_path, changes, pattern):
+  np.savez(tmp_path / 'set.npz', **_arrays(**changes))
+  with pytest.warns(UserWarning, match=pattern) as caught:
+    pipeline.load(tmp_path / 'set.npz')
+  assert '\n' not in str(caught[0].message)
+
+
+def test_validation_images_of_the_file_are_used(tmp_path):
+  path = tmp_path / 'set.npz'
+  images, labels = np.full((6, 4, 3, 3), 99, np.uint8), np.array([[0], [1], [2]] * 2)
+  np.savez(path, **_arrays(val_images=images, val_labels=labels))
+  for size, by_class in ((0, [0, 0, 0]), (3, [1, 1, 1]), (6, [2, 2, 2])):
+    found = pipeline.load(path, validation_size=size)
+    assert len(found.train.labels) == 5  # nothing is held out
+    assert np.bincount(found.validation.labels, minlength=3).tolist() == by_class
+  with pytest.warns(UserWarning, match='validation_size = 7: .*split of 6 examples, which are used'):
+    assert len(pipeline.load(path, validation_size=7).validation.labels) == 6
+  with pytest.raises(errors.UserError, match='validation_size = -1: use a whole number of at least 0'):
+    pipeline.load(path, validation_size=-1)
+
+
+def test_home_directory_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  np.savez(tmp_path / 'set.npz', **_arrays())
+  assert pipeline.load('~/set.npz').image_shape == (4, 3, 3)
+  with pytest.raises(errors.UserError, match="'~/none.npz': no such file: check the path"):
+    pipeline.load('~/none.npz')
+  with pytest.raises(errors.UserError, match='no such file: copy the file to this machine'):
+    pipeline.load('gs://bucket/none.npz')
 
 
 def test_other_files_are_rejected(tmp_path):

@@ -1,8 +1,10 @@
 """Loading by name, held-out examples, the order of an epoch, pixel scaling, and augmentation."""
 
+import fractions
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import hypothesis
 from hypothesis import strategies as st
@@ -33,7 +35,7 @@ def test_missing_package_is_named(monkeypatch):
 
 
 def test_unknown_name_gets_a_suggestion():
-  with pytest.raises(errors.UserError, match="did you mean 'cifar10'.*digits.*npz") as caught:
+  with pytest.raises(errors.UserError, match="did you mean 'cifar10'.*digits.*npz.*import path") as caught:
     pipeline.load('cifar_10')
   assert caught.value.field == 'dataset' and '\n' not in str(caught.value)
 
@@ -66,6 +68,73 @@ def test_validation_size_out_of_range_is_rejected(size):
   assert caught.value.field == 'validation_size'
 
 
+def test_large_validation_split_gets_a_warning():
+  with pytest.warns(UserWarning, match='701 of 1400 .* held out, and 699 remain .* such as 140'):
+    pipeline.load('digits', validation_size=701)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    pipeline.load('digits', validation_size=700)
+
+
+def test_arrays_of_a_loader_are_checked_like_a_file():
+  digits = pipeline.load('digits', validation_size=200)
+  for labels in (digits.train.labels, digits.train.labels[:, None], digits.train.labels.tolist()):
+    found = pipeline.from_arrays('mine', dict(
+        train_images=digits.train.images, train_label=labels, val_images=digits.validation.images,
+        val_label=digits.validation.labels, test_images=digits.test.images, test_label=digits.test.labels),
+        validation_size=200)
+    for split in ('train', 'validation', 'test'):
+      data_sets.assert_same(getattr(found, split), getattr(digits, split))
+  again = pipeline.from_arrays('mine', digits, validation_size=100)
+  assert again.class_names == digits.class_names and len(again.validation.labels) == 100
+  data_sets.assert_same(again.train, digits.train)
+  for wrong, pattern in (((1, 2), 'returns tuple: return a dictionary'), ({}, 'has no train_images'),
+                         ({'train_images': [[1], [1, 2]]}, 'lists that are not arrays'),
+                         (digits._replace(train=digits.train._replace(images=digits.train.images / 255.)),
+                          r'is float64 in 0\.\.1: .*255 \* images')):
+    with pytest.raises(errors.UserError, match=pattern) as caught:
+      pipeline.from_arrays('mine', wrong)
+    assert '\n' not in str(caught.value)
+
+
+def _examples(labels):
+  return pipeline.Split(np.arange(len(labels)), np.asarray(labels, np.int32))
+
+
+def test_first_examples_are_taken_unless_sorted_by_class():
+  rng = np.random.RandomState(0)
+  shuffled, ordered = _examples(rng.randint(0, 10, 1000)), _examples(np.repeat(np.arange(10), 100))
+  for size in (0, 1000, 2000):
+    assert pipeline.subset(ordered, size) == (ordered, 'all')
+  for size in (1, 10, 60, 500):
+    found, which = pipeline.subset(shuffled, size)
+    assert which == 'first' and found.images.tolist() == list(range(size))
+  previous = set()
+  for size in (10, 60, 500):
+    found, which = pipeline.subset(ordered, size)
+    assert which == 'stratified' and np.bincount(found.labels).tolist() == [size // 10] * 10
+    assert previous < set(found.images.tolist())  # a smaller subset is part of a larger one
+    previous = set(found.images.tolist())
+  interleaved = _examples(np.tile(np.arange(10), 100))
+  assert pipeline.subset(interleaved, 60)[1] == 'first'
+
+
+def test_random_orders_pass_as_often_as_the_quantile_says():
+  rng, labels = np.random.RandomState(1), np.repeat(np.arange(5), [100, 200, 300, 150, 250])
+  which = [pipeline.subset(_examples(rng.permutation(labels)), 400)[1] for _ in range(4000)]
+  # Chi-square test at level .001: Binomial(4000, .001) has mean 4 and is at most 12 but for 3 in 10,000.
+  assert which.count('stratified') <= 12
+
+
+def test_subset_of_cifar10_is_the_first_images():
+  path = pathlib.Path(pipeline.__file__).parents[2] / 'results/small_cifar10/pgd_at_cifar10-0/verdicts.npz'
+  first = np.load(path)['labels']  # of the first 1,000 test images; CIFAR-10 has 1,000 of each class
+  rest = np.repeat(np.arange(10), 1000 - np.bincount(first, minlength=10))
+  found, which = pipeline.subset(_examples([*first, *rest]), 1000)
+  assert which == 'first'
+  np.testing.assert_array_equal(found.labels, first)
+
+
 @hypothesis.given(st.integers(0, 2**31 - 1), st.integers(0, 10**6), st.sampled_from([1, 17, 200]))
 def test_epoch_order_is_a_permutation_also_when_traced(seed, epoch, n):
   key = jax.random.key(seed)
@@ -80,14 +149,27 @@ def test_epoch_order_differs_between_epochs_and_keys():
   assert len({tuple(order) for order in orders}) == 4
 
 
-def test_to_unit_equals_numpy_division_by_255():
+def test_to_unit_is_correctly_rounded():
   pixels = np.arange(256, dtype=np.uint8).reshape(2, 8, 16)
   for function in (pipeline.to_unit, jax.jit(pipeline.to_unit)):
-    unit = function(pixels)
-    assert unit.dtype == jnp.float32
+    unit = np.asarray(function(pixels))
+    assert unit.dtype == np.float32
+    # NumPy and PyTorch divide so too, as IEEE 754 demands of a division.
     np.testing.assert_array_equal(unit, pixels.astype(np.float32) / np.float32(255))
+    for pixel, value in zip(pixels.ravel().tolist(), unit.ravel(), strict=True):
+      error = lambda v, exact=fractions.Fraction(pixel, 255): abs(fractions.Fraction(float(v)) - exact)
+      assert all(error(value) < error(np.nextafter(value, np.float32(end))) for end in (-1, 2)), pixel
   with pytest.raises(TypeError, match='float32: use uint8'):
     pipeline.to_unit(np.zeros((2, 2), np.float32))
+
+
+def test_to_unit_is_the_same_if_products_are_fused():
+  # A compiler may round the sum of a product once. Exactly: 1/255 as the two float32 constants of to_unit.
+  high, low = (fractions.Fraction(float(np.float32(c))) for c in (257 / 2**16, 1 / (255 * 2**16)))
+  for pixel in range(256):
+    fused = np.float32(float(pixel * (high + low)))  # the sum has at most 48 bits: float64 holds it exactly
+    assert fractions.Fraction(float(pixel * (high + low))) == pixel * (high + low)
+    assert fused == np.float32(pixel) / np.float32(255)
 
 
 def _crops(image, pad, flip):

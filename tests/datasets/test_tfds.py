@@ -13,6 +13,7 @@ from at_jax.datasets import __main__ as command
 from at_jax.datasets import pipeline
 from tests.fixtures import data_sets
 
+pytestmark = pytest.mark.filterwarnings('ignore:.*have no training example')  # the archives are tiny
 # The published sizes: LeCun et al., 1998; Xiao et al., 2017; Krizhevsky, 2009.
 PUBLISHED = {
     'mnist': ((60000, 28, 28, 1), (10000, 28, 28, 1), 10),
@@ -144,6 +145,60 @@ def test_unreadable_prepared_files_are_reported(tmp_path, monkeypatch):
     shard.unlink()
   with pytest.raises(errors.UserError, match='cannot be read.*move that folder away'):
     pipeline.load('cifar10', data_dir=tmp_path)
+
+
+def test_other_names_of_tfds_are_taken(tmp_path, monkeypatch):
+  files, train, test, third_class = data_sets.mnist_files('tsu')  # KMNIST has the files of MNIST
+  monkeypatch.setenv('HOME', str(tmp_path))
+  with data_sets.serve(monkeypatch, files):
+    found = pipeline.load('kmnist', data_dir='~/sets')
+  assert data_sets.sorted_examples(found.train) == data_sets.sorted_examples(pipeline.Split(*train))
+  assert data_sets.sorted_examples(found.test) == data_sets.sorted_examples(pipeline.Split(*test))
+  assert found.class_names[3] == third_class and (tmp_path / 'sets' / 'kmnist').is_dir()
+  assert 'tensorflow' not in sys.modules
+
+
+@pytest.mark.parametrize('name, pattern', [
+    ('cats_vs_dogs', r'images of shape \(None, None, 3\), which are not of one shape: convert it'),
+    ('celeb_a', 'has the features image, landmarks, .*, not `image` and `label`'),
+    ('mnist/large', 'TFDS cannot open it .*BuilderConfig large not found'),
+    ('a/path.npy', r'known: cifar10.*or another data set of TFDS, a path that ends in \.npz'),
+])
+def test_names_without_images_of_one_shape_are_refused(tmp_path, name, pattern):
+  with pytest.raises(errors.UserError, match=pattern) as caught:
+    pipeline.load(name, data_dir=tmp_path)
+  assert caught.value.field == 'dataset' and '\n' not in str(caught.value)
+
+
+def test_own_builder_with_a_validation_split(tmp_path):
+  import tensorflow_datasets as tfds
+  with tfds.core.registered.skip_registration():
+    class Own(tfds.core.GeneratorBasedBuilder):
+      VERSION = tfds.core.Version('1.0.0')
+      splits = {'train': 6, 'validation': 3, 'test': 3}
+
+      def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
+            'image': tfds.features.Image(shape=(4, 4, 1)), 'label': tfds.features.ClassLabel(num_classes=3)}))
+
+      def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(n) for split, n in self.splits.items()}
+
+      def _generate_examples(self, n):
+        for i in range(n):
+          yield i, {'image': np.full((4, 4, 1), 20 + n + i, np.uint8), 'label': i % 3}
+
+  import at_jax.datasets.tfds as reader
+  builders = {'own': Own, 'untested': type('Untested', (Own,), {'splits': {'train': 6}}),
+              'broken': type('Broken', (Own,), {'_generate_examples': lambda self, n: iter([n.missing])})}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(reader.tfds, 'builder', lambda name, data_dir: builders[name](data_dir=data_dir))
+    found = pipeline.load('own', data_dir=tmp_path, validation_size=3)
+    assert sorted(found.validation.images[:, 0, 0, 0].tolist()) == [23, 24, 25] and found.train_size == 6
+    with pytest.raises(errors.UserError, match='has no split test but train: give a split of your own'):
+      pipeline.load('untested', data_dir=tmp_path)
+    with pytest.raises(errors.UserError, match='without TensorFlow .AttributeError.* `tfds build broken'):
+      pipeline.load('broken', data_dir=tmp_path)
 
 
 def test_importing_tensorflow_ends_the_test_process(tmp_path):
