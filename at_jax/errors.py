@@ -2,6 +2,10 @@
 
 from collections.abc import Iterable
 import difflib
+from typing import Any
+import warnings
+
+_format = warnings.formatwarning
 
 
 class UserError(Exception):
@@ -20,6 +24,24 @@ class UserError(Exception):
   def __init__(self, field: str, value: object, remedy: str):
     super().__init__(f'{field} = {value!r}: {remedy}')
     self.field, self.value, self.remedy = field, value, remedy
+
+
+def one_line(message: Warning | str, category: type[Warning], *place: Any) -> str:
+  """Formats a `UserWarning` as one line without its place, for `warnings.formatwarning` of a command.
+
+  Args:
+    message: the warning.
+    category: its class.
+    *place: file, line number and, optionally, code.
+
+  Returns:
+    The line; for another class, the text of Python.
+
+  Example:
+    >>> one_line('validation_size = 9: use fewer', UserWarning, 'local.py', 7)
+    'warning: validation_size = 9: use fewer\\n'
+  """
+  return f'warning: {message}\n' if category is UserWarning else _format(message, category, *place)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 import importlib.util
 import shlex
 import sys
+import warnings
 
 _NEEDED = ('absl', 'ml_collections', 'flax', 'optax', 'orbax.checkpoint', 'tensorboardX', 'tqdm')
 
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
   if {'--help', '-h'} & set(arguments):
     print(f'{command_line.USAGE}\nevery field with its default, values and meaning: python -m at_jax.config')
     return 0
+  warnings.formatwarning = errors.one_line
   try:
     parsed = command_line.parse(arguments)
     from at_jax.training import loop  # orbax and the rest take seconds: after the command line is checked

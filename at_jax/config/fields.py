@@ -174,10 +174,11 @@ FIELDS = {
     'log_every_steps': Field(50, 'Steps between two lines of metrics.jsonl.', _whole(1), free=True),
 }
 FIELDS |= _group('dataset', {
-    'name': Field('cifar10', 'A name of `at_jax.datasets`, or the path of an .npz file.'),
+    'name': Field('cifar10', 'A name of `at_jax.datasets`, the path of an .npz file, or the import path '
+                  '`module.function` of a loader.'),
     'num_classes': Field(10, 'Number of classes.', _whole(2)),
     'data_dir': Field('', "Folder of the prepared TFDS data; '' for the default folder of TFDS.", free=True),
-    'validation_size': Field(1000, 'Training examples held out to select the best checkpoint.', _whole(0)),
+    'validation_size': Field(1000, 'Examples held out to select the best checkpoint.', _whole(0)),
     'pad': Field(4, 'Pixels of zero padding before the random crop.', _whole(0)),
     'flip': Field(True, 'Random horizontal flips.'),
     'augment': Field('crop', "Augmentation; 'autoaugment' adds AutoAugment's CIFAR-10 policy and Cutout.",
@@ -325,7 +326,8 @@ FIELDS |= _group('evaluate', {
     'norm': Field(SameAs('attack', 'norm'), 'Norm of the evaluation.', _choice('linf', 'l2', 'l1')),
     'epsilon_255': Field(SameAs('attack', 'epsilon_255'), 'Radius of the evaluation, in 1/255.', _RADIUS),
     'step_size_255': Field(SameAs('attack', 'step_size_255'), 'Step size of PGD, in 1/255.', _POSITIVE),
-    'num_examples': Field(0, 'Test examples that are attacked, from the first on; 0 for all.', _whole(0)),
+    'num_examples': Field(0, 'Test examples that are attacked: the first, or a fixed stratified subset of a '
+                          'test set that is sorted by class; 0 for all.', _whole(0)),
     'batch_size': Field(256, 'Examples per batch of evaluation.', _whole(1)),
 }, free=True)
 

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 import sys
+import warnings
 
 from at_jax import errors
 from at_jax.datasets import pipeline
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                       'of TFDS, or a path to a .npz')
   parser.add_argument('--data_dir', help='folder of the prepared data sets; default: that of TFDS')
   args = parser.parse_args(argv)
+  warnings.formatwarning = errors.one_line
   try:
     dataset = pipeline.load(args.name, data_dir=args.data_dir)
   except errors.UserError as error:

@@ -8,7 +8,7 @@ sees the same data.
 The command `python -m at_jax.datasets cifar100 [--data_dir=DIR]` prepares a data set and prints its sizes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import os
 from typing import NamedTuple
@@ -23,7 +23,11 @@ from at_jax import errors
 from at_jax.datasets import local
 
 Array = jax.Array
-TFDS_SETS = ('cifar10', 'cifar100', 'fashion_mnist', 'mnist', 'stl10', 'svhn_cropped', 'tiny_imagenet')
+SIZES = {  # shape of an image, number of training examples
+    'digits': ((8, 8, 1), 1400), 'cifar10': ((32, 32, 3), 50000), 'cifar100': ((32, 32, 3), 50000),
+    'fashion_mnist': ((28, 28, 1), 60000), 'mnist': ((28, 28, 1), 60000), 'stl10': ((96, 96, 3), 5000),
+    'svhn_cropped': ((32, 32, 3), 73257), 'tiny_imagenet': ((64, 64, 3), 100000)}
+TFDS_SETS = tuple(name for name in SIZES if name != 'digits')
 _QUANTILE = .999  # of chi-square, up to which the classes of examples pass for a random draw
 
 
@@ -53,6 +57,54 @@ class Dataset(NamedTuple):
   def train_size(self) -> int:
     """Number of training examples."""
     return len(self.train.labels)
+
+
+class DeferredDataset:
+  """A data set whose sizes are known, and whose examples are read when they are first used.
+
+  Args:
+    name: name of the data set.
+    num_classes: C.
+    image_shape: (H, W, C).
+    train_size: number of training examples.
+    read: function that reads the `Dataset`.
+
+  Raises:
+    UserError: when examples are used, if they cannot be read or have other sizes (field
+      'config.dataset.name').
+  """
+
+  def __init__(self, name: str, num_classes: int, image_shape: Sequence[int], train_size: int,
+               read: Callable[[], Dataset]):
+    self.name, self.num_classes = name, num_classes
+    self.image_shape, self.train_size = tuple(image_shape), train_size
+    self._read = read
+
+  @functools.cached_property
+  def _dataset(self) -> Dataset:
+    found = self._read()
+    sizes = lambda dataset: (dataset.num_classes, dataset.image_shape, dataset.train_size)
+    if sizes(found) != sizes(self):
+      text = '{} classes, images {} and {} training examples'
+      raise errors.UserError('config.dataset.name', self.name, 'these are not the data of the run: they have '
+                             f'{text.format(*sizes(found))}, and the run had {text.format(*sizes(self))}')
+    return found
+
+  @property
+  def train(self) -> Split:
+    return self._dataset.train
+
+  @property
+  def validation(self) -> Split:
+    return self._dataset.validation
+
+  @property
+  def test(self) -> Split:
+    return self._dataset.test
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    return self._dataset.class_names
 
 
 def load(name: str | os.PathLike, *, validation_size: int = 0,
@@ -94,8 +146,7 @@ def load(name: str | os.PathLike, *, validation_size: int = 0,
     else:
       arrays = _read_tfds(name, os.path.expanduser(data_dir) if data_dir else None)
   except ImportError as error:
-    known = ('digits', *TFDS_SETS)
-    hint = '' if name in known else f'{errors.nearest(name, known)}; another data set of TFDS '
+    hint = '' if name in SIZES else f'{errors.nearest(name, SIZES)}; another data set of TFDS '
     remedy = f"{hint}needs a package that is missing ({error}): pip install 'at_jax[data]'"
     raise errors.UserError('dataset', name, remedy) from error
   return _split(name, arrays, validation_size)
@@ -106,7 +157,7 @@ def _read_tfds(name: str, data_dir: str | None) -> local.Arrays:
   try:
     return tfds.read(name, data_dir=data_dir)
   except tfds.UnknownName as error:
-    remedy = (f'{errors.nearest(name, ("digits", *TFDS_SETS))}; or another data set of TFDS, a path that '
+    remedy = (f'{errors.nearest(name, SIZES)}; or another data set of TFDS, a path that '
               'ends in .npz, or in a configuration an import path module.function')
     raise errors.UserError('dataset', name, remedy) from error
 

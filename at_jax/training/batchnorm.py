@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from at_jax import devices
 from at_jax.datasets import pipeline
 from at_jax.methods import weight_averaging
 from at_jax.training import epoch_plan, setup, sharding
@@ -27,7 +28,8 @@ def reestimate_batchnorm(run: setup.Run) -> Callable[[step_lib.TrainState], dict
     run: the run.
 
   Returns:
-    `eval_variables(state on the host) -> variables on the host`. It compiles once per phase.
+    `eval_variables(state on the host, stored) -> variables on the host`. It compiles once per phase.
+    `stored(params) -> statistics` gives the statistics if they were re-estimated before, or None.
   """
   c = run.config
   o = c.optimizer
@@ -36,16 +38,21 @@ def reestimate_batchnorm(run: setup.Run) -> Callable[[step_lib.TrainState], dict
   count = min(BATCHES, run.steps_per_epoch)
   functions = {}
 
-  def eval_variables(state: step_lib.TrainState) -> dict[str, Any]:
+  def eval_variables(state: step_lib.TrainState, stored: Callable[[Any], Any] = lambda params: None
+                     ) -> dict[str, Any]:
     params = weight_averaging.eval_params(state.opt_state, state.params)
     params = weight_averaging.eval_params(state.average, params)
     averaged = has_other or (state.average and state.average.count > 0)
     if not averaged or not jax.tree.leaves(state.batch_stats):
       return {'params': params, 'batch_stats': state.batch_stats}
+    statistics = stored(params)
+    if statistics is not None:
+      return {'params': params, 'batch_stats': statistics}
     epoch = max(int(state.step) - 1, 0) // run.steps_per_epoch
     name = epoch_plan.name(c, epoch)
     if name not in functions:
       functions[name] = sharding.batchnorm_steps(epoch_plan.recipe(run, name))
+    devices.check_batch_size('config.batch_size', c.batch_size)  # a restored run may be on another machine
     train = run.dataset.train
     # The key differs from that of the training order: every evaluation uses the same batches.
     order = np.asarray(pipeline.epoch_order(run.keys['evaluate'], 0, len(train.labels)))

@@ -130,6 +130,22 @@ def read_weights(path: pathlib.Path, template: Any) -> Weights:
   return Weights(step, jax.tree.unflatten(jax.tree.structure(template), leaves), info)
 
 
+def read_info(path: pathlib.Path) -> dict[str, Any]:
+  """Reads the JSON object stored in a file of `write_weights`.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The object; empty if it cannot be read, which `read_weights` reports.
+  """
+  try:
+    with np.load(path) as arrays:
+      return json.loads(str(arrays[_METADATA]))['info']
+  except Exception:  # as in `read_weights`
+    return {}
+
+
 def _named_leaves(tree: Any) -> dict[str, Any]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
@@ -225,6 +241,15 @@ class Checkpoints:
     """
     scores = self._scores()
     return self._first_undamaged(sorted(scores, key=lambda step: (-scores[step], step)), template)
+
+  def newest_info(self) -> dict[str, Any]:
+    """The JSON object of the newest checkpoint whose metadata can be read; empty without one."""
+    for step in reversed(self.steps()):
+      try:
+        return self._metadata(step)['info']
+      except Corrupt:
+        continue  # reported when the checkpoint is read
+    return {}
 
   def _path(self, step: int) -> pathlib.Path:
     return self._directory / f'{step:08d}'

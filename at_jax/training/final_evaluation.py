@@ -1,8 +1,11 @@
 """The evaluation at the end of a run: its best and its last checkpoint under attack on the test set."""
 
 import pathlib
+import sys
 import time
 from typing import Any
+
+import numpy as np
 
 from at_jax import errors
 from at_jax.datasets import pipeline
@@ -34,21 +37,23 @@ def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float
     raise errors.UserError('workdir', str(workdir), 'none of its checkpoints can be read: train '
                            'again in another folder')
   best, last = found['best'], found.get('last')
+  split, which = _split(run)
   try:
-    tested = {'last': _test(run, last, 'last', workdir)} if last else {}
-    tested['best'] = tested['last'] if best is last else _test(run, best, 'best', workdir)
+    tested = {'last': _test(run, last, 'last', split, workdir)} if last else {}
+    for weights in found.values():
+      restore.store_statistics(workdir, weights)
+    tested['best'] = tested['last'] if best is last else _test(run, best, 'best', split, workdir)
   except OSError as error:  # from the state of a long attack
     raise records.unwritable(workdir, error) from error
   numbers = {name: accuracies for name, (accuracies, _) in tested.items()}
   results = {
-      'config': run.config.to_dict(), 'dataset': run.dataset.name, 'seed': run.config.seed,
+      'config': run.config.to_dict(), 'dataset': run.dataset.name, 'seed': run.config.seed, 'examples': which,
       **numbers.pop('best'), **numbers, 'device': records.device(),
       'versions': records.versions(), 'command': command,
       'seconds': seconds + time.monotonic() - begun,
   }
   reports = {name: report for name, (_, report) in tested.items()}
-  labels = run.dataset.test.labels[:tested['best'][0]['n']]
-  records.write_verdicts(workdir, labels,
+  records.write_verdicts(workdir, split.labels,
                          {name: report.verdicts() for name, report in reports.items()})
   if run.config.loss == 'finetune':
     info = (last or best).info
@@ -102,25 +107,38 @@ def summary(results: dict[str, Any], workdir: pathlib.Path) -> str:
       *(f'  {name:21}{text}' for name, text in rows.items() if text), f'{report}.'])
 
 
-def _test(run: setup.Run, weights: checkpoints.Weights, title: str,
+def _split(run: setup.Run) -> tuple[pipeline.Split, str]:
+  """The test examples that are attacked, and which they are: 'all', 'first' or 'stratified'."""
+  split, which = pipeline.subset(run.dataset.test, run.config.evaluate.num_examples)
+  n, num_classes = len(split.labels), run.dataset.num_classes
+  if which == 'stratified':
+    print(f'config.evaluate.num_examples = {n}: the first {n} test examples have other classes than a random '
+          f'draw of all (sorted by class?), so a fixed stratified subset of {n} is evaluated',
+          file=sys.stderr)
+  absent = num_classes - len(np.unique(split.labels))
+  if absent:
+    records.warn(f'{absent} of {num_classes} classes have no example among the {n} that are evaluated: '
+                 'worst_class is the worst of the others')
+  return split, which
+
+
+def _test(run: setup.Run, weights: checkpoints.Weights, title: str, split: pipeline.Split,
           workdir: pathlib.Path) -> tuple[dict[str, Any], robustness.Report]:
   """Accuracies and verdicts of the deployed model; without `config.inference` as 'as_trained'."""
   accuracies = {'step': weights.step, 'validation_robust': weights.info.get('validation_robust')}
   adjusted, fitted = model_selection.fit(run, weights.variables)
-  report = _attacked(run, adjusted, f'{title} checkpoint', workdir)
+  report = _attacked(run, adjusted, f'{title} checkpoint', split, workdir)
   accuracies |= report.accuracies()
   if fitted is not None:
-    plain = _attacked(run, weights.variables, f'{title} checkpoint as trained', workdir)
+    plain = _attacked(run, weights.variables, f'{title} checkpoint as trained', split, workdir)
     accuracies['inference'] = fitted | {'as_trained': plain.accuracies()}
     report = report._replace(states=report.states + plain.states)
   return accuracies, report
 
 
-def _attacked(run: setup.Run, variables: dict[str, Any], title: str,
+def _attacked(run: setup.Run, variables: dict[str, Any], title: str, split: pipeline.Split,
               workdir: pathlib.Path) -> robustness.Report:
   c = run.config
-  n = c.evaluate.num_examples or len(run.dataset.test.labels)
-  split = pipeline.Split(run.dataset.test.images[:n], run.dataset.test.labels[:n])
   bars: dict[str, records.Progress] = {}
 
   def progress(name: str, done: int, total: int, accuracy: float) -> None:

@@ -22,6 +22,7 @@ from at_jax.training import (
   epoch_plan,
   final_evaluation,
   records,
+  restore,
   setup,
   sharding,
 )
@@ -76,10 +77,10 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   Raises:
     errors.UserError: as `train_and_evaluate`, or if there is no checkpoint.
   """
-  run, store = _open(config, workdir)
-  if not store.steps() and not (workdir / checkpoints.WEIGHTS).exists():
+  if not restore.has_weights(workdir):
     raise errors.UserError('workdir', str(workdir), 'there is no checkpoint in it: train first, '
                            'with --mode=train, or name the work directory of a run')
+  run, _ = _open(config, workdir)
   return final_evaluation.evaluate(run, workdir, command, 0.)
 
 
@@ -166,7 +167,8 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
       due = _passed(c.checkpoint.every_steps or run.steps_per_epoch, before, step)
       if end.save or due or stop or step == total:
         store.save(step, sharding.unreplicate(state),
-                   {'score': end.score, **end.info, 'seconds': time.monotonic() - started})
+                   {'score': end.score, **end.info, 'data': setup.sizes(run.dataset),
+                    'seconds': time.monotonic() - started})
       if stop and step < total:
         raise Preempted(f'stopped after step {step} of {total}: the same command resumes there')
   return time.monotonic() - started

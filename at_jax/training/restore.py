@@ -1,5 +1,8 @@
 """Reads a run from its work directory: its configuration, its weights, its deployed model."""
 
+from collections.abc import Iterator
+import contextlib
+import functools
 import os
 import pathlib
 import shutil
@@ -7,9 +10,13 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from at_jax import errors
 from at_jax.config import fields
+from at_jax.datasets import pipeline
+from at_jax.evaluation import metrics
+from at_jax.models import logit_adjustment
 from at_jax.training import batchnorm, checkpoints, model_selection, records, setup
 
 # The records of a finished run; results.json is written last.
@@ -27,12 +34,17 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
   Returns:
     The `Run` (configuration and data), and the deployed logits, f32[B, H, W, C] in [0, 1] ->
     f32[B, num_classes]. These use averaged weights where the configuration has them, fold dummy classes
-    into their own, and apply the logit adjustment of `config.inference` (fitted again). The weights are on
-    the default device.
+    into their own, and apply the logit adjustment of `config.inference`. The weights are on the default
+    device.
+
+    The data are read when `run.dataset.train`, `.validation` or `.test` is first used, and need not be on
+    this machine. The model needs them only before the run has been evaluated: to estimate BatchNorm
+    statistics of averaged weights, and to fit `config.inference`.
 
   Raises:
-    errors.UserError: if the folder holds no run, no checkpoint can be read, the data are not available, or
-      `checkpoint` is 'last' and the folder was written by `export`, which keeps the best checkpoint only.
+    errors.UserError: if the folder holds no run, no checkpoint can be read, data that are needed are not
+      available, or `checkpoint` is 'last' and the folder was written by `export`, which keeps the best
+      checkpoint only.
     ValueError: for another `checkpoint`.
 
   Example:
@@ -44,11 +56,40 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
     raise ValueError(f"checkpoint = {checkpoint!r}: use 'best' or 'last'")
   workdir = pathlib.Path(workdir)
   run = _open(workdir)
-  found = variables(run, workdir, checkpoint)
+  found = _evaluated(run, workdir, checkpoint)
   if found is None:
     raise _no_checkpoint(workdir)
-  deployed = jax.device_put(model_selection.fit(run, found)[0])
+  deployed = jax.device_put(_adjusted(run, workdir, checkpoint, found))
   return run, jax.tree_util.Partial(run.network.deployed, deployed)
+
+
+def _adjusted(run: setup.Run, workdir: pathlib.Path, checkpoint: str, found: checkpoints.Weights
+              ) -> dict[str, Any]:
+  """The variables with the logit adjustment that was evaluated, or else a new fit."""
+  wanted = run.config.inference.to_dict()
+  if wanted['kind'] == 'none':
+    return found.variables
+  results = records.read_json(workdir / 'results.json') or {}
+  tested = results.get('last', results) if checkpoint == 'last' else results
+  if results and results['config'].get('inference') == wanted and tested['step'] == found.step:
+    by_class = {name: np.float32(tested['inference'][name])
+                for name in logit_adjustment.identity(run.dataset.num_classes)}
+    return found.variables | {logit_adjustment.COLLECTION: by_class}
+  setup.check_devices(run.config)
+  with _needing_data(run, 'the logit adjustment is fitted on them'):
+    return model_selection.fit(run, found.variables)[0]
+
+
+@contextlib.contextmanager
+def _needing_data(run: setup.Run, reason: str) -> Iterator[None]:
+  """Says why the data are needed, if they cannot be read."""
+  try:
+    yield
+  except errors.UserError as error:
+    if not error.field.startswith('config.dataset'):
+      raise
+    raise errors.UserError(error.field, error.value, f'{error.remedy}. The data are needed: {reason}'
+                           ) from error
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
@@ -83,10 +124,15 @@ def variables(run: setup.Run, workdir: pathlib.Path, checkpoint: str) -> dict[st
   Raises:
     errors.UserError: as `weights`, or if `export` wrote the folder and `checkpoint` is 'last'.
   """
+  found = _evaluated(run, workdir, checkpoint)
+  return found and found.variables
+
+
+def _evaluated(run: setup.Run, workdir: pathlib.Path, checkpoint: str) -> checkpoints.Weights | None:
   found = weights(run, workdir, checkpoint)
   if _is_export(workdir) and checkpoint not in found:
     raise errors.UserError('checkpoint', checkpoint, f"{workdir} holds the best checkpoint only: use 'best'")
-  return found[checkpoint].variables if found else None
+  return found.get(checkpoint)
 
 
 def weights(run: setup.Run, workdir: pathlib.Path, *names: str) -> dict[str, checkpoints.Weights]:
@@ -124,9 +170,62 @@ def weights(run: setup.Run, workdir: pathlib.Path, *names: str) -> dict[str, che
     if saved is None:
       return {}
     if saved.step not in by_step:
-      by_step[saved.step] = checkpoints.Weights(saved.step, reestimate(saved.state), _info(saved))
+      stored = functools.partial(_stored_statistics, workdir, saved)
+      with _needing_data(run, 'they give the BatchNorm statistics of averaged weights, which --mode=evaluate '
+                         'stores'):
+        variables = reestimate(saved.state, stored)
+      averaged = variables['batch_stats'] is not saved.state.batch_stats
+      by_step[saved.step] = checkpoints.Weights(
+          saved.step, variables, _info(run, saved) | {'statistics_of_average': averaged})
     found[name] = by_step[saved.step]
   return found
+
+
+def store_statistics(workdir: pathlib.Path, weights: checkpoints.Weights) -> None:
+  """Stores the BatchNorm statistics of averaged weights, so that `load` does not need the data.
+
+  Args:
+    workdir: the work directory.
+    weights: result of `weights`; without averaged weights nothing is written.
+
+  Raises:
+    OSError: if the file cannot be written.
+  """
+  if not weights.info.get('statistics_of_average') or _is_export(workdir):
+    return
+  path = _statistics_path(workdir, weights.step)
+  path.parent.mkdir(exist_ok=True)
+  checkpoints.write_weights(path, checkpoints.Weights(
+      weights.step, {'batch_stats': weights.variables['batch_stats']},
+      {'params': metrics.digests(weights.variables['params'])}))
+
+
+def _stored_statistics(workdir: pathlib.Path, saved: checkpoints.Saved, params: Any) -> Any:
+  """The statistics of `store_statistics`; None if there are none of these parameters."""
+  path = _statistics_path(workdir, saved.step)
+  # The digests differ if another run was trained in the folder.
+  if checkpoints.read_info(path).get('params') != metrics.digests(params):
+    return None
+  try:
+    return checkpoints.read_weights(path, {'batch_stats': saved.state.batch_stats}).variables['batch_stats']
+  except errors.UserError:  # damaged: they are estimated again
+    return None
+
+
+def _statistics_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
+  return workdir / 'statistics' / f'{step:08d}.npz'
+
+
+def has_weights(workdir: pathlib.Path) -> bool:
+  """Returns whether a folder holds a checkpoint or exported weights, readable or not.
+
+  Args:
+    workdir: the folder.
+
+  Returns:
+    True if it does.
+  """
+  return bool(checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).steps()) or _is_export(workdir)
 
 
 def _is_export(workdir: pathlib.Path) -> bool:
@@ -134,9 +233,9 @@ def _is_export(workdir: pathlib.Path) -> bool:
   return not steps and (workdir / checkpoints.WEIGHTS).exists()
 
 
-def _info(saved: checkpoints.Saved) -> dict[str, Any]:
+def _info(run: setup.Run, saved: checkpoints.Saved) -> dict[str, Any]:
   """What an evaluation reads from a checkpoint besides the variables."""
-  info = {'validation_robust': saved.info.get('validation_robust')}
+  info = {'validation_robust': saved.info.get('validation_robust'), 'data': setup.sizes(run.dataset)}
   tuning = saved.state.tuning
   if tuning:
     info |= {name: float(getattr(tuning, name)) for name in ('start_clean', 'start_robust')}
@@ -179,7 +278,25 @@ def _open(workdir: pathlib.Path) -> setup.Run:
   if config is None:
     raise errors.UserError('workdir', str(workdir), 'there is no config.json in it: name the work '
                            'directory of a run')
-  return setup.build(config)
+  if not has_weights(workdir):
+    raise _no_checkpoint(workdir)
+  sizes = _sizes(workdir, config)
+  if sizes is None:
+    return setup.build(config)
+  read = functools.partial(setup.read_data, config)
+  return setup.assemble(config, pipeline.DeferredDataset(
+      config.dataset.name, config.dataset.num_classes, sizes['image_shape'], sizes['train_size'], read))
+
+
+def _sizes(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, Any] | None:
+  """Sizes of the data of a run: stored with its weights, or in an older folder known by name."""
+  info = (checkpoints.read_info(workdir / checkpoints.WEIGHTS) if _is_export(workdir) else
+          checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).newest_info())
+  name, held_out = config.dataset.name, config.dataset.validation_size
+  if 'data' in info or name not in pipeline.SIZES:
+    return info.get('data')
+  shape, whole = pipeline.SIZES[name]
+  return {'image_shape': shape, 'train_size': whole - held_out}
 
 
 def _no_checkpoint(workdir: pathlib.Path) -> errors.UserError:

@@ -1,6 +1,7 @@
 """Builds the parts of a run from its configuration: data, network, optimizers, keys and first state."""
 
 import functools
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import ml_collections
 import optax
 
 from at_jax import devices, errors, models
-from at_jax.config import validation
+from at_jax.config import import_path, validation
 from at_jax.datasets import pipeline
 from at_jax.methods import finetune
 from at_jax.models import deployed as deployed_lib
@@ -17,13 +18,15 @@ from at_jax.models import dual_batchnorm
 from at_jax.training import optimizers
 from at_jax.training import step as step_lib
 
+_IMPORT_PATH = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)+')
+
 
 class Run(NamedTuple):
   """The parts of a run.
 
   Attributes:
     config: the configuration.
-    dataset: the data.
+    dataset: the data; of a run that `restore` reads, they are read when they are first used.
     network: the network.
     optimizer: the optimizer.
     tuner: the optimizer of fine-tuning, whose schedule starts with it, or None.
@@ -32,7 +35,7 @@ class Run(NamedTuple):
     keys: PRNG keys by use: 'init', 'order', 'train', 'evaluate', 'optimizer'.
   """
   config: ml_collections.ConfigDict
-  dataset: pipeline.Dataset
+  dataset: pipeline.Dataset | pipeline.DeferredDataset
   network: deployed_lib.Network
   optimizer: optax.GradientTransformation
   tuner: optax.GradientTransformation | None
@@ -55,26 +58,87 @@ def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None
     errors.UserError: if a field has a wrong value or does not fit the data or the devices.
   """
   validation.check(config)
+  check_devices(config)
+  return assemble(config, dataset or read_data(config))
+
+
+def check_devices(config: ml_collections.ConfigDict) -> None:
+  """Checks that batches divide over the devices of this machine.
+
+  Args:
+    config: the configuration.
+
+  Raises:
+    errors.UserError: if a batch size does not.
+  """
   for field in ('batch_size', 'evaluate.batch_size', 'validate.batch_size'):
     devices.check_batch_size(f'config.{field}', functools.reduce(getattr, field.split('.'), config))
+
+
+def read_data(config: ml_collections.ConfigDict) -> pipeline.Dataset:
+  """Reads the data set of a configuration, by name, from a .npz file or from a loader.
+
+  Args:
+    config: the configuration. The name `module.function` is that of a loader, a function of `config.dataset`.
+
+  Returns:
+    The data set.
+
+  Raises:
+    errors.UserError: if it cannot be read.
+  """
+  name, size = config.dataset.name, config.dataset.validation_size
+  is_loader = _IMPORT_PATH.fullmatch(name) and not name.endswith('.npz')
+  loader = import_path.load('dataset.name', name) if is_loader else None
   try:
-    dataset = dataset or pipeline.load(
-        config.dataset.name, validation_size=config.dataset.validation_size,
-        data_dir=config.dataset.data_dir or None)
+    if loader:
+      return pipeline.from_arrays(name, loader(config.dataset), validation_size=size)
+    return pipeline.load(name, validation_size=size, data_dir=config.dataset.data_dir or None)
   except errors.UserError as error:
-    field = {'dataset': 'dataset.name', 'validation_size': 'dataset.validation_size'}
-    raise errors.UserError(f'config.{field[error.field]}', error.value, error.remedy) from error
+    field = {'dataset': 'dataset.name', 'validation_size': 'dataset.validation_size'}.get(error.field)
+    raise errors.UserError(f'config.{field}', error.value, error.remedy) if field else error from error
+
+
+def sizes(dataset: pipeline.Dataset | pipeline.DeferredDataset) -> dict[str, Any]:
+  """Returns what a checkpoint stores about its data, from which `restore` builds the run without them.
+
+  Args:
+    dataset: the data set.
+
+  Returns:
+    A JSON object.
+
+  Example:
+    >>> sizes(pipeline.load('digits'))
+    {'image_shape': [8, 8, 1], 'train_size': 1400}
+  """
+  return {'image_shape': list(dataset.image_shape), 'train_size': dataset.train_size}
+
+
+def assemble(config: ml_collections.ConfigDict, dataset: pipeline.Dataset | pipeline.DeferredDataset) -> Run:
+  """Builds the parts of a run from a configuration that was checked.
+
+  Args:
+    config: the configuration.
+    dataset: its data.
+
+  Returns:
+    A `Run`.
+
+  Raises:
+    errors.UserError: if a field does not fit the data.
+  """
   if dataset.num_classes != config.dataset.num_classes:
     raise errors.UserError('config.dataset.num_classes', config.dataset.num_classes,
                            f'{dataset.name} has {dataset.num_classes} classes: use that')
-  channels = dataset.train.images.shape[-1]
+  channels = dataset.image_shape[-1]
   if config.dataset.augment == 'autoaugment' and channels not in (1, 3):
     raise errors.UserError('config.dataset.augment', 'autoaugment',
                            f"takes 1 or 3 channels, not {channels}: use 'crop'")
-  steps_per_epoch = len(dataset.train.labels) // config.batch_size
+  steps_per_epoch = dataset.train_size // config.batch_size
   if not steps_per_epoch:
     raise errors.UserError('config.batch_size', config.batch_size,
-                           f'use at most the {len(dataset.train.labels)} training examples')
+                           f'use at most the {dataset.train_size} training examples')
   names = ('init', 'order', 'train', 'evaluate', 'optimizer')
   keys = dict(zip(names, jax.random.split(jax.random.key(config.seed), len(names)), strict=True))
   return Run(config, dataset, _network(config),
@@ -143,7 +207,7 @@ def init_state(run: Run) -> step_lib.TrainState:
   Returns:
     A `step.TrainState`.
   """
-  x = pipeline.to_unit(run.dataset.train.images[:1])
+  x = jnp.zeros((1, *run.dataset.image_shape), jnp.float32)  # only its shape matters
   c = run.config
   counts_classes = c.weights.kind == 'class_wise' or calibrated(c)
   init = jax.jit(lambda key: step_lib.init(
@@ -169,4 +233,4 @@ def init_tuning(run: Run, teacher: Any, accuracies: tuple[float, float]) -> fine
   """
   f = run.config.finetune
   return finetune.begin_tuning(teacher, rule=f.regulator, initial=f.initial,
-                               num_examples=len(run.dataset.train.labels), accuracies=accuracies)
+                               num_examples=run.dataset.train_size, accuracies=accuracies)

@@ -1,7 +1,12 @@
 """The summary at the end of a run: at most eight lines, and the number to report."""
 
 import pathlib
+import types
 
+import numpy as np
+
+from at_jax import config
+from at_jax.datasets import pipeline
 from at_jax.training import final_evaluation
 
 WORKDIR = pathlib.Path('runs/x')
@@ -37,6 +42,29 @@ def test_last_line_says_which_number_to_report():
   line = summary(released={'autoattack': .7}, robust={'autoattack': .5})[-1]
   assert 'not the released protocol' in line and 'not run' not in line
   assert summary(robust={})[-1] == 'No attack was run: report 90.00 % as clean accuracy only.'
+
+
+def _test_split(labels, size):
+  c = config.default()
+  c.evaluate.num_examples = size
+  split = pipeline.Split(np.arange(len(labels)), np.asarray(labels, np.int32))
+  return final_evaluation._split(types.SimpleNamespace(
+      config=c, dataset=pipeline.Dataset('mine', split, split, split, 10, ())))
+
+
+def test_sorted_test_set_is_evaluated_on_a_subset(capsys):
+  found, which = _test_split(np.repeat(np.arange(10), 40), 60)
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith('config.evaluate.num_examples = 60: ') and 'fixed stratified subset of 60' in line
+  assert which == 'stratified' and np.bincount(found.labels).tolist() == [6] * 10
+  found, which = _test_split(np.tile(np.arange(10), 40), 60)
+  assert which == 'first' and found.images.tolist() == list(range(60)) and not capsys.readouterr().err
+
+
+def test_classes_without_examples_are_counted(capsys):
+  _test_split(np.tile(np.arange(8), 40), 0)
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith('warning: 2 of 10 classes have no example among the 320 that are evaluated')
 
 
 def test_everything_at_once_is_eight_lines():

@@ -37,6 +37,7 @@ def test_predictions_are_those_of_the_evaluation(workdir, checkpoint):
                                 verdicts[f'{checkpoint}/clean'])
   assert verdicts[f'{checkpoint}/clean'].mean() > .12  # chance is .1
   results = json.loads((workdir / 'results.json').read_text())
+  assert results['examples'] == 'all' and results['n'] == 397
   fitted = (results if checkpoint == 'best' else results['last'])['inference']
   np.testing.assert_allclose(model.args[0][logit_adjustment.COLLECTION]['bias'], fitted['bias'], rtol=1e-6)
   # The weights are the averaged ones, not those of the last step.
@@ -45,6 +46,71 @@ def test_predictions_are_those_of_the_evaluation(workdir, checkpoint):
   assert checkpoint == 'best' or any(
       np.abs(a - b).max() > 1e-3
       for a, b in zip(*map(jax.tree.leaves, (raw, model.args[0]['params'])), strict=True))
+
+
+@pytest.fixture
+def without_data(monkeypatch):
+  """Reading any data set is an error of one line, as on a machine without them."""
+  def read(*args, **kwargs):
+    raise errors.UserError('dataset', 'absent', 'no such file: check the path')
+  for reader in ('load', 'from_arrays'):
+    monkeypatch.setattr(pipeline, reader, read)
+
+
+@pytest.mark.parametrize('checkpoint', ['best', 'last'])
+def test_model_does_not_need_the_data(workdir, checkpoint, request):
+  run, model = restore.load(workdir, checkpoint=checkpoint)
+  x = pipeline.to_unit(run.dataset.test.images[:16])
+  request.getfixturevalue('without_data')
+  absent, again = restore.load(workdir, checkpoint=checkpoint)
+  np.testing.assert_array_equal(again(x), model(x))
+  assert absent.dataset.image_shape == (8, 8, 1) and absent.dataset.num_classes == 10
+  assert absent.steps_per_epoch == run.steps_per_epoch == 1300 // 173  # 100 of 1,400 are held out
+  with pytest.raises(errors.UserError, match=r"config\.dataset\.name = 'absent': no such file") as caught:
+    absent.dataset.test  # noqa: B018
+  assert '\n' not in str(caught.value)
+
+
+def test_adjustment_that_was_not_evaluated_needs_the_data(workdir, tmp_path, without_data):
+  (tmp_path / 'config.json').write_bytes((workdir / 'config.json').read_bytes())
+  (tmp_path / 'checkpoints').symlink_to(workdir / 'checkpoints')
+  with pytest.raises(errors.UserError, match='The data are needed: they give the BatchNorm statistics'):
+    restore.load(tmp_path)
+  (tmp_path / 'statistics').symlink_to(workdir / 'statistics')
+  with pytest.raises(errors.UserError, match='The data are needed: the logit adjustment is fitted on them'):
+    restore.load(tmp_path)
+
+
+def test_statistics_of_other_parameters_are_not_used(workdir):
+  run, _ = restore.load(workdir)
+  saved, _ = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).newest(
+      jax.device_get(setup.init_state(run)))
+  found = restore.weights(run, workdir, 'last')['last'].variables
+  stored = lambda params: restore._stored_statistics(workdir, saved, params)
+  jax.tree.map(np.testing.assert_array_equal, stored(found['params']), found['batch_stats'])
+  assert stored(jax.tree.map(lambda leaf: leaf + np.float32(.5), found['params'])) is None
+
+
+def test_rows_of_results_are_models_without_data(without_data):
+  row = CONFIG.parents[1] / 'results' / 'small_cifar10' / 'pgd_at_cifar10-0'  # CIFAR-10 is not stored there
+  run, model = restore.load(row)
+  logits = np.asarray(model(np.full((2, 32, 32, 3), .5, np.float32)))
+  assert logits.shape == (2, 10) and np.isfinite(logits).all()
+  # 49,000 of 50,000 images in batches of 128 (Krizhevsky, 2009, and configs/pgd_at_cifar10.py)
+  assert run.dataset.train_size == 49000 and run.steps_per_epoch == 382
+
+
+def test_other_data_than_those_of_the_run_are_refused(workdir, monkeypatch):
+  run, _ = restore.load(workdir)
+  digits = pipeline.load('digits', validation_size=200)
+  monkeypatch.setattr(pipeline, 'load', lambda *args, **kwargs: digits)
+  with pytest.raises(errors.UserError, match='not the data of the run: .* 1200 train.* had .* 1300 train'):
+    run.dataset.train  # noqa: B018
+
+
+def test_evaluation_without_a_checkpoint_reads_no_data(tmp_path, without_data, capsys):
+  assert main.main([f'--config={CONFIG}', '--mode=evaluate', f'--workdir={tmp_path}']) == 2
+  assert 'there is no checkpoint in it: train first' in capsys.readouterr().err
 
 
 def test_folder_without_a_run_is_one_line(workdir, tmp_path):

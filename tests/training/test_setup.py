@@ -1,0 +1,72 @@
+"""The parts of a run: its data by name or from a loader, checked like a file."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from at_jax import config, errors
+from at_jax.datasets import pipeline
+from at_jax.training import setup
+from tests.fixtures import data_sets
+
+LOADERS = '''
+from at_jax import datasets
+
+def halves(options):
+  whole = datasets.load('digits')
+  few = whole.train.labels < options.num_classes
+  return {'train_images': whole.train.images[few], 'train_label': whole.train.labels[few],
+          'test_images': whole.test.images[:20] * 0 + 99, 'test_label': whole.test.labels[:20] % 5}
+
+def whole(options):
+  return datasets.load('digits')
+
+def pair(options):
+  return whole(options).train
+
+def scaled(options):
+  found = whole(options)
+  return found._replace(test=found.test._replace(images=found.test.images / 255))
+
+number = 3
+'''
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+  """Reads the data of a function in `mine_loaders`."""
+  (tmp_path / 'mine_loaders.py').write_text(LOADERS)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.delitem(sys.modules, 'mine_loaders', raising=False)
+
+  def read(name, num_classes=10):
+    c = config.default()
+    c.dataset.update(name=name, num_classes=num_classes, validation_size=100)
+    return setup.read_data(c)
+
+  return read
+
+
+def test_loader_gives_the_data(load):
+  expected = pipeline.load('digits', validation_size=100)
+  found = load('mine_loaders.whole')
+  assert found.name == 'mine_loaders.whole' and found.num_classes == 10
+  for split in ('train', 'validation', 'test'):
+    data_sets.assert_same(getattr(found, split), getattr(expected, split))
+  found = load('mine_loaders.halves', num_classes=5)
+  assert found.num_classes == 5 and len(found.validation.labels) == 100
+  assert set(np.unique(found.train.labels)) == set(range(5))
+
+
+@pytest.mark.parametrize('name, pattern', [
+    ('mine_loaders.pair', 'returns Split: return a dictionary with train_images'),
+    ('mine_loaders.scaled', r'test_images is float64 in 0\.\.1: store uint8 pixels'),
+    ('mine_loaders.number', 'is not a function'),
+    ('mine_loaders.absent', 'cannot be imported'),
+    ('absent_module.loader', 'cannot be imported'),
+])
+def test_loader_that_gives_no_data_is_one_line(load, name, pattern):
+  with pytest.raises(errors.UserError, match=rf"config\.dataset\.name = '{name}': .*{pattern}") as caught:
+    load(name)
+  assert '\n' not in str(caught.value)
