@@ -287,8 +287,8 @@ def _check_classes(name: str, labels: Mapping[str, np.ndarray], num_classes: int
     return
   absent = listed(np.flatnonzero(~seen))
   if all(each.min() == 1 for each in labels.values()) and seen[1:].all():
-    raise _error(name, f'labels are 1..{num_classes - 1}: labels must be 0..C-1, subtract 1')
-  if not seen[max(labels['train']) + 1:].any() and seen[:labels['train'].max() + 1].all():
+    raise _error(name, f'labels are 1..{num_classes - 1}, not from 0: labels must be 0..C-1, subtract 1')
+  if not seen[labels['train'].max() + 1:].any() and seen[:labels['train'].max() + 1].all():
     raise _error(name, f'no training example has the label {absent} of other splits: remove these examples, '
                        'or name the classes in label_names')
   raise _error(name, f'no training example has the label {absent}: number the classes 0..C-1, '

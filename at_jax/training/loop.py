@@ -96,6 +96,7 @@ def _open(config: ml_collections.ConfigDict,
                           for name, (old, new) in changed.items())
       raise errors.UserError('workdir', str(workdir), 'it holds a run with another configuration '
                              f'({summary}): name another folder, or set these fields back')
+  restore.check_data(run, workdir)
   return run, checkpoints.Checkpoints(workdir / 'checkpoints', keep=config.checkpoint.keep)
 
 

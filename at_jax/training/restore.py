@@ -54,7 +54,7 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
   """
   if checkpoint not in ('best', 'last'):
     raise ValueError(f"checkpoint = {checkpoint!r}: use 'best' or 'last'")
-  workdir = pathlib.Path(workdir)
+  workdir = pathlib.Path(workdir).expanduser()
   run = _open(workdir)
   found = _evaluated(run, workdir, checkpoint)
   if found is None:
@@ -255,7 +255,7 @@ def export(workdir: str | os.PathLike, folder: str | os.PathLike) -> None:
     errors.UserError: as `load`, or if the run is not finished, or `folder` is the work directory or is not
       writable.
   """
-  workdir, folder = pathlib.Path(workdir), pathlib.Path(folder)
+  workdir, folder = pathlib.Path(workdir).expanduser(), pathlib.Path(folder).expanduser()
   if folder.resolve() == workdir.resolve():
     raise errors.UserError('folder', str(folder), 'it is the work directory: name another folder')
   for name in _RECORDS:
@@ -290,13 +290,36 @@ def _open(workdir: pathlib.Path) -> setup.Run:
 
 def _sizes(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, Any] | None:
   """Sizes of the data of a run: stored with its weights, or in an older folder known by name."""
-  info = (checkpoints.read_info(workdir / checkpoints.WEIGHTS) if _is_export(workdir) else
-          checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).newest_info())
+  stored = _stored_sizes(workdir)
   name, held_out = config.dataset.name, config.dataset.validation_size
-  if 'data' in info or name not in pipeline.SIZES:
-    return info.get('data')
+  if stored or name not in pipeline.SIZES:
+    return stored
   shape, whole = pipeline.SIZES[name]
   return {'image_shape': shape, 'train_size': whole - held_out}
+
+
+def _stored_sizes(workdir: pathlib.Path) -> dict[str, Any] | None:
+  info = (checkpoints.read_info(workdir / checkpoints.WEIGHTS) if _is_export(workdir) else
+          checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).newest_info())
+  return info.get('data')
+
+
+def check_data(run: setup.Run, workdir: pathlib.Path) -> None:
+  """Checks that the data of a run have the sizes of those that its work directory was made with.
+
+  Args:
+    run: the run.
+    workdir: its work directory, or a folder written by `export`.
+
+  Raises:
+    errors.UserError: if they differ: a file was replaced since.
+  """
+  stored, found = _stored_sizes(workdir), setup.sizes(run.dataset)
+  if stored and stored != found:
+    text = 'images {image_shape} and {train_size} training examples'
+    raise errors.UserError('config.dataset.name', run.dataset.name, 'these are not the data of the run in '
+                           f'{workdir}: they have {text.format(**found)}, and the run had '
+                           f'{text.format(**stored)}: restore them, or name another folder')
 
 
 def _no_checkpoint(workdir: pathlib.Path) -> errors.UserError:

@@ -91,7 +91,7 @@ INVALID = {
     'pairs': ({'train_label': np.full((5, 2), 3)}, r'shape \(5, 2\): store one label for each image'),
     'both keys': ({'train_labels': np.zeros(5, int)}, 'has both train_label and train_labels: store one'),
     'from 1': ({'train_label': np.array([1, 2, 3, 2, 1]), 'test_label': np.array([3, 1])},
-               r'labels are 1\.\.3: labels must be 0\.\.C-1, subtract 1'),
+               r'labels are 1\.\.3, not from 0: labels must be 0\.\.C-1, subtract 1'),
     'train from 1': ({'train_label': np.array([1, 2, 3, 2, 1]), 'test_label': np.array([3, 0])},
                      'no training example has the label 0: number the classes'),
     'a gap': ({'train_label': np.array([0, 1, 4, 1, 0])}, 'no training example has the label 2, 3: number'),

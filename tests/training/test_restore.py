@@ -106,6 +106,8 @@ def test_other_data_than_those_of_the_run_are_refused(workdir, monkeypatch):
   monkeypatch.setattr(pipeline, 'load', lambda *args, **kwargs: digits)
   with pytest.raises(errors.UserError, match='not the data of the run: .* 1200 train.* had .* 1300 train'):
     run.dataset.train  # noqa: B018
+  with pytest.raises(errors.UserError, match=r'not the data of the run in .* 1200 training .* had .* 1300'):
+    loop._open(run.config, workdir)
 
 
 def test_evaluation_without_a_checkpoint_reads_no_data(tmp_path, without_data, capsys):
