@@ -115,7 +115,7 @@ def cutout(image: Array | np.ndarray, key: Array) -> Array:
   for drawn, size in zip(bits, (height, width), strict=True):
     from_center = jnp.arange(size) - (drawn % size).astype(jnp.int32)
     masks.append((-half_side <= from_center) & (from_center < half_side))
-  return jnp.where((masks[0][:, None] & masks[1])[..., None], 0, image)
+  return jnp.where((masks[0][:, None] & masks[1][None])[..., None], 0, image)
 
 
 @jax.jit

@@ -105,8 +105,8 @@ def _transform(pixels: Array, index: int | Array, operations: tuple[Operation, .
       mode='promise_in_bounds')
   result = tap(0)
   if fractions.any():
-    before, here, after, later = tap(-1), result, tap(1), tap(2)
     t = jnp.asarray(fractions)[index][None, :, None]
+    before, here, after, later = (tap(k).astype(t.dtype) for k in (-1, 0, 1, 2))
     cubic = -before + here - after + later
     # With t = 0 this is exactly the pixel itself, so one formula serves all geometric operations.
     result = here + t * ((after - before) + t * ((2 * (before - here) + after - later) + t * cubic))
@@ -167,7 +167,8 @@ def _enhance(pixels: Array, index: int | Array, operations: tuple[Operation, ...
   # product and so gives other pixels.
   factors = np.array([1 + o.magnitude for o in enhancements], np.float32)
   products = jnp.asarray(factors[:, None] * np.arange(-255, 256, dtype=np.float32))
-  blended = degenerate + products.at[index, pixels - degenerate + 255].get(mode='promise_in_bounds')
+  change = products.at[index, pixels - degenerate + 255].get(mode='promise_in_bounds')
+  blended = degenerate.astype(jnp.float32) + change
   return jnp.clip(blended, 0, 255).astype(jnp.int32)
 
 
@@ -191,14 +192,14 @@ def _smooth(pixels: Array) -> Array:
 
 def _map_values(pixels: Array, index: int | Array, operations: tuple[Operation, ...]) -> Array:
   """The operations that map pixel values, by one table per channel; the identity for the others."""
-  value, channel = jnp.arange(256), jnp.arange(pixels.shape[-1])
+  value, channel = jnp.arange(256)[None], jnp.arange(pixels.shape[-1])
   parameter = lambda name, default: jnp.asarray(np.array(
       [math.ceil(o.magnitude) if o.name == name else default for o in operations]))[index]
   # 'Invert' is 'Solarize' with threshold 0, and 8 bits are all bits.
   threshold = jnp.where(_is_named('Invert', index, operations), 0, parameter('Solarize', 256))
   table = jnp.where(value < threshold, value, 255 - value)
   table = table & -jnp.left_shift(1, 8 - parameter('Posterize', 8))
-  entries = pixels + 256 * channel
+  entries = pixels + 256 * channel[None, None]
   histogram = jnp.zeros(256 * len(channel), jnp.int32).at[entries].add(
       1, mode='promise_in_bounds').reshape(-1, 256)
   table = jnp.where(_is_named('AutoContrast', index, operations), _stretched(histogram), table)
@@ -211,7 +212,7 @@ def _map_values(pixels: Array, index: int | Array, operations: tuple[Operation, 
 
 def _stretched(histogram: Array) -> Array:
   """The table i32[C, 256] that maps the lowest value to 0 and the highest to 255."""
-  value = jnp.arange(256)
+  value = jnp.arange(256)[None]
   lowest = jnp.min(jnp.where(histogram > 0, value, 255), axis=-1, keepdims=True)
   span = jnp.max(jnp.where(histogram > 0, value, 0), axis=-1, keepdims=True) - lowest
   over = jnp.broadcast_to(jnp.maximum(span, 1), histogram.shape)
@@ -226,4 +227,4 @@ def _equalized(histogram: Array) -> Array:
   step = jnp.max(jnp.where(histogram > 0, below, 0), axis=-1, keepdims=True) // 255
   over = jnp.broadcast_to(jnp.maximum(step, 1), below.shape)
   table = jnp.minimum(jax.lax.div(step // 2 + below, over), 255)
-  return jnp.where(step > 0, table, jnp.arange(256))
+  return jnp.where(step > 0, table, jnp.arange(256)[None])

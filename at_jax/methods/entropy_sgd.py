@@ -144,7 +144,7 @@ def entropy_sgd(
     begin = jax.tree.map(_unrounded, given, state.anchor)
     anchor = start(begin, state.anchor)
     velocity = start(jax.tree.map(jnp.zeros_like, params), state.momentum)
-    pull = gamma * jnp.asarray(1 + scoping, float) ** jnp.asarray(state.outer_step, float)
+    pull = gamma * jax.lax.pow(jnp.asarray(1 + scoping), state.outer_step)
 
     drift = jax.tree.map(lambda g, w: g + weight_decay * w, updates, params)
     velocity = jax.tree.map(lambda v, d: (momentum * v + d).astype(v.dtype), velocity, drift)

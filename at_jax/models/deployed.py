@@ -6,10 +6,12 @@ Make a `Network` once per run. Its functions then keep their identity, so an att
 """
 
 from collections.abc import Callable
+import inspect
 from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 
 from at_jax.methods import ducat
 from at_jax.models import logit_adjustment
@@ -41,15 +43,14 @@ def deploy(model: nn.Module, *, has_dummies: bool) -> Network:
   """Returns the functions of a linen model.
 
   Args:
-    model: a linen module with the signature `model(x, train=bool)`. Its BatchNorm statistics, if any, are in
-      the collection 'batch_stats'.
+    model: a linen module with the signature `model(x, train=bool)`, or `model(x)` if it computes the same in
+      both modes. Its BatchNorm statistics, if any, are in the collection 'batch_stats'.
     has_dummies: whether the head has 2C outputs, a dummy class for each class (see `methods.ducat`).
 
   Returns:
     A `Network`.
 
   Example:
-    >>> import jax.numpy as jnp
     >>> from at_jax import models
     >>> network = deploy(models.SmallCNN(num_outputs=20, padding='SAME'), has_dummies=True)
     >>> x = jnp.zeros((2, 8, 8, 1))
@@ -58,12 +59,16 @@ def deploy(model: nn.Module, *, has_dummies: bool) -> Network:
     ((2, 20), (2, 10))
   """
   fold = ducat.fold if has_dummies else _identity
+  has_modes = 'train' in inspect.signature(type(model).__call__).parameters
+  mode = lambda train: {'train': train} if has_modes else {}
 
   def init(key: Array, x: Array) -> Variables:
-    return {'batch_stats': {}} | dict(model.init(key, x))
+    with jax.numpy_dtype_promotion('standard'):  # flax's layers mix dtypes where 'strict' forbids it
+      return {'batch_stats': {}} | dict(model.init(key, x))
 
   def logits(variables: Variables, x: Array) -> Array:
-    return model.apply(variables, x, train=False)
+    with jax.numpy_dtype_promotion('standard'):
+      return _wide(model.apply(variables, x, **mode(False)))
 
   def deployed(variables: Variables, x: Array) -> Array:
     folded, adjustment = fold(logits(variables, x)), variables.get(logit_adjustment.COLLECTION)
@@ -71,10 +76,17 @@ def deploy(model: nn.Module, *, has_dummies: bool) -> Network:
 
   def train(variables: Variables, x: Array, branch: str | None = None) -> tuple[Array, Any]:
     del branch
-    out, updated = model.apply(variables, x, train=True, mutable=['batch_stats'])
-    return out, updated.get('batch_stats', {})
+    with jax.numpy_dtype_promotion('standard'):
+      out, updated = model.apply(variables, x, **mode(True), mutable=['batch_stats'])
+    return _wide(out), updated.get('batch_stats', {})
 
   return Network(init, logits, deployed, train, fold)
+
+
+def _wide(logits: Array) -> Array:
+  """Logits in float32 at least, for losses; what is no array of floats is left for checks to report."""
+  narrow = getattr(logits, 'dtype', None) in (jnp.bfloat16, jnp.float16)
+  return logits.astype(jnp.float32) if narrow else logits
 
 
 def _identity(logits: Array) -> Array:

@@ -6,6 +6,8 @@ import jax
 import ml_collections
 import optax
 
+from at_jax import errors
+from at_jax.config import import_path
 from at_jax.methods import entropy_sgd, precision, weight_averaging
 
 
@@ -69,9 +71,18 @@ def schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> optax
   o, sgd = config.optimizer, _sgd(config)
   if o.schedule == 'cosine':
     epochs = config.finetune.start_epoch if config.loss == 'finetune' else config.epochs
-    return optax.cosine_decay_schedule(sgd.learning_rate, max(round(epochs * steps_per_epoch), 1))
+    return _under_strict_promotion(
+        optax.cosine_decay_schedule(sgd.learning_rate, max(round(epochs * steps_per_epoch), 1)))
   falls = {round(epoch * steps_per_epoch): sgd.decay_factor for epoch in o.decay_epochs}
-  return optax.piecewise_constant_schedule(sgd.learning_rate, falls)
+  return _under_strict_promotion(optax.piecewise_constant_schedule(sgd.learning_rate, falls))
+
+
+def _under_strict_promotion(rate: optax.Schedule) -> optax.Schedule:
+  """A schedule that also works with jax_numpy_dtype_promotion='strict': those of optax mix dtypes."""
+  def call(step):
+    with jax.numpy_dtype_promotion('standard'):
+      return rate(step)
+  return call
 
 
 def _sgd(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -97,15 +108,17 @@ def tuning_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -
   """
   f = config.finetune
   rise = round(f.warmup_epochs * steps_per_epoch)
-  return optax.join_schedules([
+  return _under_strict_promotion(optax.join_schedules([
       lambda count: f.learning_rate * (count + 1) / (rise + 1),
-      optax.exponential_decay(f.learning_rate, steps_per_epoch, f.decay_factor)], [rise])
+      optax.exponential_decay(f.learning_rate, steps_per_epoch, f.decay_factor)], [rise]))
 
 
 def optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Schedule, *,
               steps_per_epoch: float, key: jax.Array, since: int = 0
               ) -> optax.GradientTransformation:
-  """Makes SGD or EntropySGD, with weight decay and the averages of weights that are kept in its state.
+  """Makes an optimizer, with weight decay and the averages of weights that are kept in its state.
+
+  An optimizer that `config.optimizer.name` imports has no weight decay but its own.
 
   Args:
     config: the configuration.
@@ -116,12 +129,12 @@ def optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Schedule, 
 
   Returns:
     An optax transformation.
+
+  Raises:
+    errors.UserError: if an imported optimizer cannot be made.
   """
   o = config.optimizer
-  # Decay of every parameter is added to the gradient before momentum, as in PyTorch's SGD. With
-  # EntropySGD it is added to the inner gradients, as in its released code.
-  decay = precision.in_float32(optax.add_decayed_weights(o.weight_decay))
-  parts = [precision.in_float32(optax.sgd(learning_rate, momentum=_sgd(config).momentum))]
+  parts = [_moves(config, learning_rate)]
   if o.ema_decay:
     parts.append(weight_averaging.ema(o.ema_decay))
   if o.swa_start_epoch:
@@ -129,6 +142,29 @@ def optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Schedule, 
     first = max(o.swa_start_epoch - since, 0)
     parts.append(weight_averaging.swa(round((first + 1) * steps_per_epoch) - 1,
                                       every=max(round(steps_per_epoch), 1)))
+  if '.' in o.name:
+    return optax.chain(*parts)
+  # Decay of every parameter is added to the gradient before momentum, as in PyTorch's SGD. With
+  # EntropySGD it is added to the inner gradients, as in its released code.
+  decay = precision.in_float32(optax.add_decayed_weights(o.weight_decay))
   if o.name == 'entropy_sgd':
     return optax.chain(decay, entropy_sgd.entropy_sgd(optax.chain(*parts), key=key, **o.entropy))
   return optax.chain(decay, *parts)
+
+
+def _moves(config: ml_collections.ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+  """SGD, or the optimizer that `config.optimizer.name` imports."""
+  name = config.optimizer.name
+  if '.' not in name:
+    return precision.in_float32(optax.sgd(learning_rate, momentum=_sgd(config).momentum))
+  make, options = import_path.load('optimizer.name', name), config.optimizer.options.to_dict()
+  import_path.check_options('optimizer.options', make, options)
+  try:
+    found = make(learning_rate=learning_rate, **options)
+  except Exception as error:  # a function of the user's own may raise anything
+    raise errors.UserError('config.optimizer.name', name, f'{import_path.reason(error)}: it must take '
+                           'learning_rate, a function of the step, and config.optimizer.options') from error
+  if not isinstance(found, optax.GradientTransformation):
+    raise errors.UserError('config.optimizer.name', name, f'it returned {type(found).__name__}: return an '
+                           'optax.GradientTransformation')
+  return found
