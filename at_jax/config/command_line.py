@@ -80,17 +80,7 @@ def _check_names(arguments: Sequence[str], known: dict) -> None:
     field = name.removeprefix('config.')
     if field not in known:
       raise errors.UserError(f'--{name}', argument.partition('=')[2],
-                             f'no such field; {_nearest_field(field, known)}')
-
-
-def _nearest_field(field: str, known: dict) -> str:
-  # The fields of the same group, or the groups: a list of all fields would fill the screen.
-  group = field.rpartition('.')[0]
-  siblings = [name for name in known if name.rpartition('.')[0] == group]
-  hint = errors.nearest(field, known).partition('known:')[0]
-  if len(siblings) < 2:
-    siblings = sorted({name.partition('.')[0] for name in known})
-  return f'{hint}known: {", ".join(sorted(siblings))}'
+                             f'no such field; {fields.nearest(field, known)}')
 
 
 def _read(argv: list[str], known: dict | None = None) -> flags.FlagValues:

@@ -8,7 +8,7 @@ Radii and step sizes are given in units of 1/255 (`epsilon_255`), because the co
 but not 8/255.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 import math
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import ml_collections
 
 from at_jax import errors, methods, models
 from at_jax.config import import_path
-from at_jax.evaluation import attack_names
+from at_jax.evaluation import attack_names, autoattack_run
 from at_jax.methods import finetune, inner_attacks
 from at_jax.models import dual_batchnorm
 
@@ -45,6 +45,9 @@ class When(NamedTuple):
   holds: Callable[[dict], bool]
 
 
+ALWAYS = When('always', lambda flat: True)
+
+
 class SameAs(NamedTuple):
   """A default that copies the value of another field.
 
@@ -63,7 +66,7 @@ class Field(NamedTuple):
     default: its default.
     meaning: what it is, in one sentence with its unit.
     check: the values that it takes; None for all values of its type.
-    when: the condition under which it is read; None for always.
+    when: the condition under which it is read; None for that of its group, or always.
     free: it does not affect the parameters after a step, so it may change when a run resumes.
   """
   default: Any
@@ -101,11 +104,11 @@ def _choice(*names: str) -> Check:
   return Check(_listed(names), lambda field, value: '' if value in names else errors.nearest(value, names))
 
 
-def _function(*names: str) -> Check:
+def _function(*names: str, takes: Sequence[str] = (), keywords: Sequence[str] = ()) -> Check:
   """A name of this package or an import path; '' among the names is a default that messages leave out."""
   def remedy(field: str, value: str) -> str:
     if value not in names:
-      import_path.load(field, value, dict.fromkeys(filter(None, names)))
+      import_path.load(field, value, dict.fromkeys(filter(None, names)), takes=takes, keywords=keywords)
     return ''
   return Check(f'{_listed(names)} or an import path `module.function`', remedy)
 
@@ -120,16 +123,18 @@ def _unknown_attack(field: str, names: list[str]) -> str:
   return ''
 
 
-def _listed(names) -> str:
-  return ', '.join(f"`'{name}'`" for name in names)
+def _listed(names, between: str = ', ') -> str:
+  return between.join(f"`'{name}'`" for name in names)
 
 
 _POSITIVE = _number('number > 0', 'use a number above 0', lambda v: 0 < v < math.inf)
 _NOT_NEGATIVE = _number('number ≥ 0', 'use a number of at least 0', lambda v: 0 <= v < math.inf)
+_SEED = _number('whole number from 0 to 2⁶⁴ − 1', 'use a whole number from 0 to 2**64 - 1',
+                lambda v: 0 <= v < 2**64)
 _SHARE = _number('0 ≤ number ≤ 1', 'use a share between 0 and 1', lambda v: 0 <= v <= 1)
 _BELOW_ONE = _number('0 ≤ number < 1', 'use a number of at least 0 and below 1', lambda v: 0 <= v < 1)
 _FINITE = _number('number', 'use a number', math.isfinite)
-_RADIUS = _number('number > 0', 'use a radius above 0 (8.0 means 8/255)', lambda v: 0 < v < math.inf)
+_RADIUS = _number('number ≥ 0', 'use a radius of at least 0 (8.0 means 8/255)', lambda v: 0 <= v < math.inf)
 _LAMBDA = _number('number or inf', 'use a number; inf switches the weights off', lambda v: v > -math.inf)
 _LAMBDAS = _number('tuple of numbers', 'use numbers', lambda v: all(each > -math.inf for each in v))
 _STEPS = _number('tuple of whole numbers ≥ 0', 'use whole numbers of at least 0',
@@ -144,10 +149,36 @@ def _equals(name: str, value: Any) -> When:
   return When(f'`{name} = {value!r}`', lambda flat: flat[name] == value)
 
 
+def _differs(name: str, value: Any) -> When:
+  return When(f'`{name} != {value!r}`', lambda flat: flat[name] != value)
+
+
+def _is_one_of(name: str, *values: Any) -> When:
+  return When(f'`{name}` is {_listed(values, " or ")}', lambda flat: flat[name] in values)
+
+
+def _above_zero(name: str) -> When:
+  return When(f'`{name} > 0`', lambda flat: flat[name] > 0)
+
+
+def _both(one: When, other: When) -> When:
+  return When(f'{one.text} and {other.text}', lambda flat: one.holds(flat) and other.holds(flat))
+
+
 _SGD, _ENTROPY_SGD = _equals('optimizer.name', 'sgd'), _equals('optimizer.name', 'entropy_sgd')
+_NOT_ENTROPY_SGD = _differs('optimizer.name', 'entropy_sgd')
+_OWN_OPTIMIZER = When('`optimizer.name` is an import path', lambda flat: '.' in flat['optimizer.name'])
+_PIECEWISE = _equals('optimizer.schedule', 'piecewise')
 _CALIBRATED = When('any of `calibration.radius`, `.beta` and `.temperature`', lambda flat: any(
     flat[f'calibration.{name}'] for name in ('radius', 'beta', 'temperature')))
-_FAIR = When('`optimizer.fair_decay > 0`', lambda flat: flat['optimizer.fair_decay'] > 0)
+_FAIR, _VALIDATED = _above_zero('optimizer.fair_decay'), _above_zero('dataset.validation_size')
+_ATTACKED, _WEIGHTED = _differs('loss', 'standard'), _differs('weights.kind', 'none')
+_GEOMETRY, _MARGIN = _equals('weights.kind', 'geometry'), _equals('weights.kind', 'margin')
+_INFERENCE = _differs('inference.kind', 'none')
+_FINETUNE, _DUMMIES = _equals('loss', 'finetune'), _equals('dummy.enabled', True)
+_SCALED = _both(_FINETUNE, _is_one_of('finetune.regulator', 'radius', 'controller'))
+_AUTOATTACK = When('AutoAttack, or a part of it, is one of `evaluate.attacks`', lambda flat: any(
+    isinstance(attack_names.parse(name), autoattack_run.Choice) for name in flat['evaluate.attacks']))
 
 
 def _group(name: str, fields: dict[str, Field], when: When | None = None, free: bool = False
@@ -158,12 +189,13 @@ def _group(name: str, fields: dict[str, Field], when: When | None = None, free: 
 
 
 FIELDS = {
-    'seed': Field(0, 'Seed of all random numbers of a run.', _whole(0)),
+    'seed': Field(0, 'Seed of all random numbers of a run.', _SEED),
     'epochs': Field(130, 'Number of training epochs; it may grow on resume, except with the cosine schedule.',
                     _whole(1)),
     'batch_size': Field(128, 'Examples per step, over all devices.', _whole(1)),
     'loss': Field('pgd_at', 'Objective of the training step; it also has an inner attack of its own.',
-                  _function(*methods.OBJECTIVES, 'finetune')),
+                  _function(*methods.OBJECTIVES, 'finetune',
+                            takes=('forward', 'batch_stats', 'x', 'x_adv', 'y'))),
     'beta': Field(6.0, 'Weight of the regulariser: β of TRADES and MART, λ of Consistency and fine-tuning.',
                   _NOT_NEGATIVE,
                   When('the loss has a regulariser', lambda flat: may_regularise(flat['loss']))),
@@ -187,8 +219,8 @@ FIELDS |= _group('dataset', {
                                      _equals('dataset.augment', 'autoaugment')),
 })
 FIELDS |= _group('model', {
-    'name': Field('PreActResNet18', 'A class of `at_jax.models`; other fields of `model` are its arguments.',
-                  _choice(*models.NETWORKS)),
+    'name': Field('PreActResNet18', 'The network; other fields of `model` are its arguments.',
+                  _function(*models.NETWORKS)),
     'dtype': Field('float32', 'Type of the computation; parameters are float32.',
                    _choice('float32', 'bfloat16', 'float64')),
 })
@@ -196,9 +228,10 @@ FIELDS |= _group('attack', {
     'norm': Field('linf', 'Norm of the inner attack.', _choice('linf', 'l2')),
     'epsilon_255': Field(8.0, 'Radius ε of the inner attack, in 1/255; at most 255 in L∞.', _RADIUS),
     'step_size_255': Field(2.0, 'Step size of the inner attack, in 1/255.', _POSITIVE),
-    'num_steps': Field(10, 'Steps of the inner attack.', _whole(1)),
+    'num_steps': Field(10, 'Steps of the inner attack.', _whole(1), _ATTACKED),
     'kind': Field('', "Inner attack of training; '' for the one of the loss.",
-                  _function('', *inner_attacks.ATTACKS)),
+                  _function('', *inner_attacks.ATTACKS,
+                            keywords=('norm', 'epsilon', 'step_size', 'num_steps', 'decide'))),
     'friendly_taus': Field((), 'Friendly PGD: an example stops τ steps past the decision boundary; `()` '
                            'never stops one.', _STEPS),
     'friendly_epochs': Field((), 'Epochs from which the second, third, … τ is used; one fewer than '
@@ -206,35 +239,45 @@ FIELDS |= _group('attack', {
 })
 FIELDS |= _group('weights', {
     'kind': Field('none', 'Importance weights of examples: GAIRAT (geometry), MAIL (margin) or by class.',
-                  _choice('none', 'geometry', 'margin', 'class_wise')),
+                  _choice('none', 'geometry', 'margin', 'class_wise'), ALWAYS),
     'on': Field('fit', 'Term of the loss that the weights multiply.', _choice('fit', 'regulariser', 'both')),
     'start_epoch': Field(60, 'Epoch from which the weights are used; before it all are 1.', _whole(0)),
-    'lam': Field(-1.0, 'Geometry: λ, or the last λ of the linear schedule.', _LAMBDA),
+    'lam': Field(-1.0, 'Geometry: λ, or the last λ of the linear schedule.', _LAMBDA, _GEOMETRY),
     'schedule': Field('stages', 'Geometry: λ changes in stages, or linearly over training.',
-                      _choice('stages', 'linear')),
-    'later_lams': Field((), 'Geometry, stages: the λ from each of `weights.lam_epochs` on.', _LAMBDAS),
-    'lam_epochs': Field((), 'Geometry, stages: rising epochs, as many as `weights.later_lams`.', _RISING),
-    'lam_first': Field(1.0, 'Geometry, linear: λ at the start of training.', _FINITE),
-    'form': Field('tanh', 'Geometry: function from κ to the weight.', _choice('tanh', 'sigmoid', 'discrete')),
-    'normalized': Field(True, 'Geometry: scale the weights to mean 1 over the batch.'),
-    'bias': Field(-0.5, 'Margin: b of MAIL, the margin at which a weight is half of the largest.', _FINITE),
-    'slope': Field(10.0, 'Margin: s of MAIL, the slope.', _POSITIVE),
-    'base': Field(0.5, 'By class: the larger, the more equal the weights.', _POSITIVE),
-}, When("`weights.kind != 'none'`", lambda flat: flat['weights.kind'] != 'none'))
+                      _choice('stages', 'linear'), _GEOMETRY),
+    'later_lams': Field((), 'Geometry, stages: the λ from each of `weights.lam_epochs` on.', _LAMBDAS,
+                        _GEOMETRY),
+    'lam_epochs': Field((), 'Geometry, stages: rising epochs, as many as `weights.later_lams`.', _RISING,
+                        _GEOMETRY),
+    'lam_first': Field(1.0, 'Geometry, linear: λ at the start of training.', _FINITE,
+                       _both(_GEOMETRY, _equals('weights.schedule', 'linear'))),
+    'form': Field('tanh', 'Geometry: function from κ to the weight.', _choice('tanh', 'sigmoid', 'discrete'),
+                  _GEOMETRY),
+    'normalized': Field(True, 'Geometry: scale the weights to mean 1 over the batch.', None, _GEOMETRY),
+    'bias': Field(-0.5, 'Margin: b of MAIL, the margin at which a weight is half of the largest.', _FINITE,
+                  _MARGIN),
+    'slope': Field(10.0, 'Margin: s of MAIL, the slope.', _POSITIVE, _MARGIN),
+    'base': Field(0.5, 'By class: the larger, the more equal the weights.', _POSITIVE,
+                  _equals('weights.kind', 'class_wise')),
+}, _WEIGHTED)
 FIELDS |= _group('calibration', {
     'radius': Field(False, 'CFA: the radius of class k is (radius_base + t_k) · ε, with t_k its robust '
-                    'training accuracy in the epoch before.'),
+                    'training accuracy in the epoch before.', None, ALWAYS),
     'beta': Field(False, 'CFA: β of class k is (beta_base + t_k) · β, in '
-                  '(fit + β_k · regulariser)/(1 + β_k).'),
-    'temperature': Field(False, 'The training loss divides logits by temperature_base + t_k (ours).'),
-    'radius_base': Field(0.5, 'radius_base of CFA; larger radii for all classes.', _POSITIVE),
-    'beta_base': Field(0.5, 'beta_base of CFA; a larger β for all classes.', _POSITIVE),
-    'temperature_base': Field(0.5, 'temperature_base; a higher temperature for all classes.', _POSITIVE),
+                  '(fit + β_k · regulariser)/(1 + β_k).', None, ALWAYS),
+    'temperature': Field(False, 'The training loss divides logits by temperature_base + t_k (ours).', None,
+                         ALWAYS),
+    'radius_base': Field(0.5, 'radius_base of CFA; larger radii for all classes.', _POSITIVE,
+                         _equals('calibration.radius', True)),
+    'beta_base': Field(0.5, 'beta_base of CFA; a larger β for all classes.', _POSITIVE,
+                       _equals('calibration.beta', True)),
+    'temperature_base': Field(0.5, 'temperature_base; a higher temperature for all classes.', _POSITIVE,
+                              _equals('calibration.temperature', True)),
     'start_epoch': Field(10, 'Epoch from which classes are calibrated; before it all factors are 1.',
                          _whole(1)),
 }, _CALIBRATED)
 FIELDS |= _group('dummy', {
-    'enabled': Field(False, 'DUCAT: one dummy class per class.'),
+    'enabled': Field(False, 'DUCAT: one dummy class per class.', None, ALWAYS),
     'start_epoch': Field(104, "Epoch from which dummy classes are trained; 104 is the released code's 105th.",
                          _whole(0)),
     'benign_weight': Field(0.25, 'Share of the target at x that the dummy class takes.', _SHARE),
@@ -242,15 +285,17 @@ FIELDS |= _group('dummy', {
     'alpha': Field(1.0, "α, the weight of the cross-entropy at x'.", _POSITIVE),
     'attack_logits': Field('raw', 'What the inner attack sees: all 2C logits (raw), or the C deployed ones '
                            '(folded).', _choice('raw', 'folded')),
-}, _equals('dummy.enabled', True))
+}, _DUMMIES)
 FIELDS |= _group('finetune', {
     'start_epoch': Field(100, 'Epochs of clean training before; 0 starts from `finetune.source`.', _whole(0)),
     'source': Field('', "Work directory of the run to start from; '' for none."),
     'checkpoint': Field('best', 'Checkpoint of the source that fine-tuning starts from.',
-                        _choice('best', 'last')),
+                        _choice('best', 'last'),
+                        _both(_FINETUNE, _differs('finetune.source', ''))),
     'distance': Field('kl', "Regulariser: distance of f(x') to the clean prediction (kl) or to the label.",
                       _choice(*finetune.DISTANCES)),
-    'anchor': Field('kl', "Distance of f(x) to the teacher's logits.", _choice(*finetune.ANCHORS)),
+    'anchor': Field('kl', "Distance of f(x) to the teacher's logits.", _choice(*finetune.ANCHORS),
+                    _both(_FINETUNE, _above_zero('finetune.anchor_weight'))),
     'anchor_weight': Field(1.0, 'μ, the weight of the distance to the teacher.', _NOT_NEGATIVE),
     'learning_rate': Field(0.01, 'Largest learning rate of fine-tuning.', _POSITIVE),
     'warmup_epochs': Field(1.0, 'Epochs of the linear warm-up to `finetune.learning_rate`.', _NOT_NEGATIVE),
@@ -259,30 +304,38 @@ FIELDS |= _group('finetune', {
     'tolerance': Field(0.005, 'Clean accuracy on the validation split that may be lost, a fraction.', _SHARE),
     'batch_norm': Field('shared', "One BatchNorm for x and x', or one each.", _choice('shared', 'dual')),
     'deployed': Field('clean', 'Dual BatchNorm: the one that is attacked and evaluated.',
-                      _choice(*dual_batchnorm.BRANCHES)),
+                      _choice(*dual_batchnorm.BRANCHES),
+                      _both(_FINETUNE, _equals('finetune.batch_norm', 'dual'))),
     'regulator': Field('none', 'Rule that weakens the attack: stop τ steps past the boundary, a radius per '
                        'example, or a radius for all by the clean validation accuracy (controller).',
                        _choice('none', 'boundary', 'radius', 'controller')),
-    'tau': Field(1, 'Boundary: τ, in steps.', _whole(0)),
-    'initial': Field(0.25, 'Radius, controller: share of the radius at the start.', _SHARE),
+    'tau': Field(1, 'Boundary: τ, in steps.', _whole(0),
+                 _both(_FINETUNE, _equals('finetune.regulator', 'boundary'))),
+    'initial': Field(0.25, 'Radius, controller: share of the radius at the start.', _SHARE, _SCALED),
     'delta': Field(0.25, 'Change of the share, each time an example is seen (radius) or each epoch '
-                   '(controller).', _SHARE),
-}, _equals('loss', 'finetune'))
+                   '(controller).', _SHARE, _SCALED),
+}, _FINETUNE)
 FIELDS |= _group('optimizer', {
-    'name': Field('sgd', 'Optimizer: SGD, or EntropySGD around an outer SGD.', _choice('sgd', 'entropy_sgd')),
-    'learning_rate': Field(0.1, 'Initial learning rate of SGD.', _POSITIVE, _SGD),
+    'name': Field('sgd', 'Optimizer: SGD, or EntropySGD around an outer SGD.',
+                  _function('sgd', 'entropy_sgd', keywords=('learning_rate',))),
+    'options': Field({}, 'Keyword arguments of an optimizer of your own, besides `learning_rate`.', None,
+                     _OWN_OPTIMIZER),
+    'learning_rate': Field(0.1, 'Initial learning rate, except of EntropySGD.', _POSITIVE, _NOT_ENTROPY_SGD),
     'momentum': Field(0.9, 'Momentum of SGD.', _BELOW_ONE, _SGD),
-    'weight_decay': Field(5e-4, 'Weight decay, added to the gradient.', _NOT_NEGATIVE),
+    'weight_decay': Field(5e-4, 'Weight decay of SGD and EntropySGD, added to the gradient.', _NOT_NEGATIVE,
+                          _is_one_of('optimizer.name', 'sgd', 'entropy_sgd')),
     'schedule': Field('piecewise', 'Piecewise constant, or cosine to zero at the last epoch.',
                       _choice('piecewise', 'cosine')),
-    'decay_epochs': Field((100, 105), 'Piecewise: epochs at which the learning rate is multiplied.', _EPOCHS),
-    'decay_factor': Field(0.1, 'Factor of the learning rate at `optimizer.decay_epochs`.', _POSITIVE, _SGD),
+    'decay_epochs': Field((100, 105), 'Piecewise: epochs at which the learning rate is multiplied.', _EPOCHS,
+                          _PIECEWISE),
+    'decay_factor': Field(0.1, 'Factor of the learning rate at `optimizer.decay_epochs`.', _POSITIVE,
+                          _both(_NOT_ENTROPY_SGD, _PIECEWISE)),
     'ema_decay': Field(0.0, 'Decay of an average of weights, which is then evaluated; 0 switches it off.',
                        _BELOW_ONE),
     'swa_start_epoch': Field(0, 'Epoch from which weights at the end of epochs are averaged (SWA) and '
                              'evaluated; 0 switches it off.', _whole(0)),
     'fair_decay': Field(0.0, "Decay of CFA's average of weights at the end of epochs; 0 switches it off.",
-                        _BELOW_ONE, _FAIR),
+                        _BELOW_ONE),
     'fair_threshold': Field(0.2, 'Robust validation accuracy that the worst class needs for an epoch to be '
                             'averaged.', _SHARE, _FAIR),
     'fair_start_epoch': Field(50, "First epoch that CFA's average may contain.", _whole(0), _FAIR),
@@ -290,7 +343,8 @@ FIELDS |= _group('optimizer', {
 FIELDS |= _group('optimizer.outer', {
     'learning_rate': Field(1.0, "Learning rate of the SGD that moves EntropySGD's anchor.", _POSITIVE),
     'momentum': Field(0.0, "Momentum of the SGD that moves EntropySGD's anchor.", _BELOW_ONE),
-    'decay_factor': Field(0.2, 'Factor of its learning rate at `optimizer.decay_epochs`.', _POSITIVE),
+    'decay_factor': Field(0.2, 'Factor of its learning rate at `optimizer.decay_epochs`.', _POSITIVE,
+                          _both(_ENTROPY_SGD, _PIECEWISE)),
 }, _ENTROPY_SGD)
 FIELDS |= _group('optimizer.entropy', {
     'inner_steps': Field(20, 'L, the inner steps per outer step; 0 uses the outer SGD only.', _whole(0)),
@@ -306,23 +360,23 @@ FIELDS |= _group('validate', {
     'every_epochs': Field(1, 'Epochs between two validations.', _whole(1), free=True),
     'num_steps': Field(10, 'Steps of PGD on the validation split.', _whole(1)),
     'batch_size': Field(500, 'Examples per batch of validation.', _whole(1), free=True),
-})
+}, _VALIDATED)
 FIELDS |= _group('checkpoint', {
     'every_steps': Field(0, 'Steps between two checkpoints; 0 for one per epoch.', _whole(0)),
     'keep': Field(2, 'How many of the newest checkpoints are kept, besides the best.', _whole(1)),
 }, free=True)
 FIELDS |= _group('inference', {
     'kind': Field('none', 'Change of the deployed logits by class, fitted on the validation split to raise '
-                  'the worst class (ours).', _choice('none', 'bias', 'temperature')),
+                  'the worst class (ours).', _choice('none', 'bias', 'temperature'), ALWAYS),
     'rounds': Field(10, 'Rounds of attacking the changed model and changing it again.', _whole(1)),
     'rate': Field(1.0, 'Change per round, in logits or in log temperature, for a robust accuracy that '
                   'differs by 1.', _POSITIVE),
-}, free=True)
+}, _INFERENCE, free=True)
 FIELDS |= _group('evaluate', {
     'attacks': Field(('pgd20', 'margin100x5', 'scales_pgd20', 'dummies_pgd100'),
                      'Attacks of the final evaluation.', _ATTACK_NAMES),
     'search_dtype': Field('', 'Type in which AutoAttack searches; only what the model itself confirms '
-                          "counts. '' for the type of the model.", _choice('', 'bfloat16')),
+                          "counts. '' for the type of the model.", _choice('', 'bfloat16'), _AUTOATTACK),
     'norm': Field(SameAs('attack', 'norm'), 'Norm of the evaluation.', _choice('linf', 'l2', 'l1')),
     'epsilon_255': Field(SameAs('attack', 'epsilon_255'), 'Radius of the evaluation, in 1/255.', _RADIUS),
     'step_size_255': Field(SameAs('attack', 'step_size_255'), 'Step size of PGD, in 1/255.', _POSITIVE),
@@ -397,11 +451,34 @@ def flatten(tree: dict, prefix: str = '') -> dict:
   return flat
 
 
+def nearest(name: str, known: Collection[str]) -> str:
+  """Suggests the field that is closest to an unknown one.
+
+  Args:
+    name: the unknown field.
+    known: the known fields.
+
+  Returns:
+    A clause for the remedy of a `UserError`, with the fields of the same group, or else the groups: all
+    fields would fill the screen.
+
+  Example:
+    >>> nearest('attack.epsilon', ['epochs', 'attack.norm', 'attack.epsilon_255'])
+    "did you mean 'attack.epsilon_255'? known: attack.epsilon_255, attack.norm"
+  """
+  group = name.rpartition('.')[0]
+  siblings = [each for each in known if each.rpartition('.')[0] == group]
+  hint = errors.nearest(name, known).partition('known:')[0]
+  if len(siblings) < 2:
+    siblings = {each.partition('.')[0] for each in known}
+  return f'{hint}known: {", ".join(sorted(siblings))}'
+
+
 def _as_json(value):
   return [_as_json(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-_TYPES = {bool: '`True`, `False`', str: 'text', tuple: 'tuple'}
+_TYPES = {bool: '`True`, `False`', str: 'text', tuple: 'tuple', dict: 'fields of your own'}
 
 
 def table() -> str:

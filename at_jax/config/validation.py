@@ -1,21 +1,25 @@
 """Checks a configuration before anything is read or written; the first mistake becomes one line."""
 
-import inspect
+from collections.abc import Callable, Iterator
+import functools
 import math
+import warnings
 
 import ml_collections
 
 from at_jax import errors
-from at_jax.config import fields, import_path
-from at_jax.evaluation import attack_names
+from at_jax.config import fields, import_path, variants
+from at_jax.evaluation import attack_names, metrics
 from at_jax.methods import inner_attacks
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict, warn: Callable[[str], None] = warnings.warn) -> None:
   """Checks each field by itself, then those that depend on each other.
 
   Args:
     config: the configuration of a run.
+    warn: called with one line for each setting that is possible but probably a mistake: a radius or a step
+      size of another scale, or a field that was changed and that nothing reads.
 
   Raises:
     errors.UserError: with the first wrong field, its value and the remedy.
@@ -27,7 +31,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     Traceback (most recent call last):
     at_jax.errors.UserError: config.epochs = 0: use a whole number of at least 1
   """
-  flat = fields.flatten(config.to_dict())
+  flat = {'model.dtype': fields.FIELDS['model.dtype'].default} | fields.flatten(config.to_dict())
+  _check_names(flat)
   for name, field in fields.FIELDS.items():
     if field.check is not None:
       remedy = field.check.remedy(name, flat[name])
@@ -38,6 +43,77 @@ def check(config: ml_collections.ConfigDict) -> None:
   _check_classes(flat)
   _check_finetune(flat)
   _check_dummies(flat)
+  for line in (*_unread(flat), *_wrong_scale(flat)):
+    warn(line)
+
+
+def _check_names(flat: dict) -> None:
+  """All fields are there, and no others."""
+  known = [name for name, field in fields.FIELDS.items() if field.default != {}]
+  for name in flat:
+    if name not in known and not name.startswith(('model.', 'optimizer.options.')):
+      raise errors.UserError(f'config.{name}', flat[name], f'no such field; {fields.nearest(name, known)}')
+  for name in known:
+    if name not in flat:
+      raise errors.UserError(f'config.{name}', None, 'it is missing: begin with at_jax.config.default()')
+
+
+@functools.cache
+def _values_of_variants() -> dict[str, list]:
+  """The values that each field has by default and in the variants, which set fields for all methods."""
+  trees = [variants.variant(fields.default(), arg)
+           for arg in ('', 'mnist', 'small', 'smoke', 'mnist-small', 'small-smoke', 'mnist-small-smoke')]
+  flats = [fields.flatten(tree.to_dict()) for tree in trees]
+  return {name: [flat[name] for flat in flats] for name in flats[0]}
+
+
+def _unread(flat: dict) -> Iterator[str]:
+  """A line for each field that was changed and that nothing reads."""
+  usual = _values_of_variants()
+  for name, value in flat.items():
+    field = fields.FIELDS.get('optimizer.options' if name.startswith('optimizer.options.') else name)
+    when = field and field.when  # no field is an argument of the network
+    if when and not when.holds(flat) and value not in usual.get(name, ()):
+      yield f'config.{name} = {value!r}: nothing reads it here; it is read if {when.text.replace("`", "")}'
+
+
+# Radii below are unusual. They are probably in units of the input: .031 in place of .031 · 255.
+_SMALLEST = {'linf': .5, 'l2': 10., 'l1': 100.}
+_USUAL = {'linf': '8.0 (8/255)', 'l2': '128.0 (0.5)', 'l1': '3060.0 (12)'}
+
+
+def _wrong_scale(flat: dict) -> Iterator[str]:
+  """A line for each radius or step size of an unusual scale. A radius of 0 is deliberate."""
+  specs = {part: attack_names.parse(part) for name in flat['evaluate.attacks']
+           for part in attack_names.expand(name)}
+  steps = {'attack': {}, 'evaluate': {name: spec.num_steps for name, spec in specs.items()
+                                      if isinstance(spec, attack_names.Spec) and spec.random_start}}
+  if flat['loss'] != 'standard':
+    steps['attack']['attack.num_steps'] = flat['attack.num_steps']
+  if flat['dataset.validation_size']:
+    steps['attack']['validate.num_steps'] = flat['validate.num_steps']
+  found = []
+  for part, counts in steps.items():
+    scale = [flat[f'{part}.{name}'] for name in ('norm', 'epsilon_255', 'step_size_255')]
+    field, text = _scale(*scale, counts)
+    if text and [field, scale] not in found:  # by default the evaluation has the values of training
+      found.append([field, scale])
+      yield f'config.{part}.{field} = {flat[f"{part}.{field}"]:g}: {text}'
+
+
+def _scale(norm: str, epsilon: float, step_size: float, steps: dict[str, int]) -> tuple[str, str]:
+  """The field of an unusual scale, and what is unusual about it; empty if nothing is."""
+  if 0 < epsilon < _SMALLEST[norm]:
+    meant = f'; if you mean {epsilon:g}, use {255 * epsilon:g}' if epsilon < 1 else ''
+    return 'epsilon_255', (f'it is in 1/255, so the radius is {epsilon / 255:.2g} in '
+                           f'{metrics.norm_name(norm)}, where {_USUAL[norm]} is usual{meant}')
+  if epsilon and steps and step_size > 2 * epsilon:
+    return 'step_size_255', f'one step crosses the whole ball of radius {epsilon:g}: use a smaller step'
+  for name, count in steps.items():
+    if count * step_size < (1 - 1e-6) * epsilon:
+      return 'step_size_255', (f'{name} = {count} steps move at most {count * step_size:g}, less than the '
+                               f'radius {epsilon:g}: use a larger step or more of them')
+  return '', ''
 
 
 def _check_attacks(flat: dict) -> None:
@@ -117,8 +193,8 @@ def _check_dummies(flat: dict) -> None:
            f'the dummy classes would never be trained: use one below epochs = {flat["epochs"]}')
   _require(flat, 'loss', flat['loss'] != 'standard',
            "dummy classes need adversarial examples: use loss = 'pgd_at'")
-  _require(flat, 'loss', '.' not in flat['loss'] or 'ducat' in inspect.signature(
-      import_path.load('loss', flat['loss'])).parameters,
+  _require(flat, 'loss', '.' not in flat['loss']
+           or import_path.accepts(import_path.load('loss', flat['loss']), 'ducat'),
            'with dummy classes it needs an argument `ducat`, as at_jax.methods.trades.trades has')
 
 

@@ -37,9 +37,12 @@ def variant(config: ml_collections.ConfigDict, arg: str,
     c.dataset.name, c.dataset.num_classes = 'cifar100', 100
   if 'mnist' in names:
     c.dataset.update(name='mnist', pad=0, flip=False)
-    c.model = ml_collections.ConfigDict(dict(name='SmallCNN', dtype='float32'))
+    if not _is_own(c.model):
+      c.model = ml_collections.ConfigDict(dict(name='SmallCNN', dtype='float32'))
     radius, step = {'linf': (.3, .01), 'l2': (1.5, .1)}[c.attack.norm]
     c.attack.update(epsilon_255=radius * 255, step_size_255=step * 255, num_steps=40)
+    # PGD of 10 or 20 such steps would not reach the edge of the ball.
+    c.validate.num_steps, c.evaluate.step_size_255 = 40, radius * 255 / 4
     c.optimizer.learning_rate /= 10
   if 'small' in names:
     c = small(c)
@@ -66,9 +69,10 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     (5, 7)
   """
   c = config
-  c.model = ml_collections.ConfigDict(dict(
-      name='SmallCNN', dtype='float32', padding='SAME', features=(16, 32, 32, 64), stem_stride=2,
-      hidden=(), batch_norm=True))
+  if not _is_own(c.model):
+    c.model = ml_collections.ConfigDict(dict(
+        name='SmallCNN', dtype='float32', padding='SAME', features=(16, 32, 32, 64), stem_stride=2,
+        hidden=(), batch_norm=True))
   c.epochs = 8
   c.dummy.start_epoch = c.weights.start_epoch = 5
   c.finetune.start_epoch = min(c.finetune.start_epoch, 5)
@@ -113,15 +117,15 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   # One batch per epoch, and one batch shape for all attacks of an evaluation, which compile once.
   c.epochs, c.batch_size = 2, 1384
   c.dataset.update(name='digits', num_classes=10, validation_size=16, pad=1)
-  if c.model.name == 'WideResNet':
-    c.model.update(depth=10, widen_factor=1)
-  elif c.model.name != 'SmallCNN':
-    c.model.update(width=4, stage_sizes=(1, 1))
-  else:
-    c.model.update(features=(4, 4), hidden=(8,), padding='SAME')
-  if 'normalize' in c.model:
+  sizes = {'SmallCNN': dict(features=(4, 4), hidden=(8,), padding='SAME'),
+           'WideResNet': dict(depth=10, widen_factor=1),
+           'PreActResNet18': dict(width=4, stage_sizes=(1, 1)),
+           'DucatResNet18': dict(width=4, stage_sizes=(1, 1))}
+  c.model.update(sizes.get(c.model.name, {}))
+  if 'normalize' in c.model and not _is_own(c.model):
     del c.model.normalize
   c.attack.num_steps = c.validate.num_steps = c.inference.rounds = 1
+  c.attack.step_size_255 = c.evaluate.step_size_255 = c.attack.epsilon_255  # one step to the edge of the ball
   c.dummy.start_epoch = c.weights.start_epoch = c.calibration.start_epoch = 1
   c.optimizer.update(fair_start_epoch=1, fair_threshold=0.0)
   c.finetune.start_epoch = min(c.finetune.start_epoch, 1)
@@ -135,6 +139,11 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.validate.update(batch_size=16, every_epochs=1)
   c.evaluate.update(attacks=('pgd1',), num_examples=16, batch_size=16)
   return c
+
+
+def _is_own(model: ml_collections.ConfigDict) -> bool:
+  """Whether a network is not of this package. Variants leave it as it is."""
+  return '.' in model.name
 
 
 def only(arg: str, *known: str) -> None:

@@ -38,7 +38,8 @@ def soft_targets(y: Array, *, num_classes: int, dummy_weight: float | Array) -> 
   Args:
     y: i32[B], classes below C.
     num_classes: C.
-    dummy_weight: w, the share of the dummy, in [0, 1].
+    dummy_weight: w, the share of the dummy, in [0, 1]. The weight λ of `attacks.losses.dummy_margin` is that
+      of the true class instead: λ = 1 − w.
 
   Returns:
     f32[B, 2C].

@@ -211,7 +211,8 @@ def check(outcome: Any, objective: Callable, num_examples: int, views: int = 1) 
     objective = objective.func
   name = f'{objective.__module__}.{getattr(objective, "__qualname__", objective)}'
   if not isinstance(outcome, Outcome):
-    raise errors.UserError('config.loss', name, f'it returned {type(outcome).__name__}: return '
+    shape = f' of shape {jnp.shape(outcome)}' if hasattr(outcome, 'shape') else ''
+    raise errors.UserError('config.loss', name, f'it returned {type(outcome).__name__}{shape}: return '
                            'methods.objective.Outcome(fit, regulariser, logits, batch_stats)')
   expected = {'fit': (num_examples,), 'regulariser': (num_examples // views,),
               'complement': (num_examples // views,)}
@@ -222,6 +223,8 @@ def check(outcome: Any, objective: Callable, num_examples: int, views: int = 1) 
     if jnp.shape(values) != shape:
       raise errors.UserError('config.loss', name, f'its {field} has shape {jnp.shape(values)}: use {shape}, '
                              'one number per example')
+    if not jnp.issubdtype(jnp.result_type(values), jnp.floating):
+      raise errors.UserError('config.loss', name, f'its {field} is {jnp.result_type(values)}: use float32')
   if jnp.ndim(outcome.logits) != 2 or len(outcome.logits) != num_examples:
     raise errors.UserError('config.loss', name, f'its logits have shape {jnp.shape(outcome.logits)}: '
                            f'return one row per example, {num_examples}')

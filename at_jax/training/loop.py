@@ -25,6 +25,7 @@ from at_jax.training import (
   restore,
   setup,
   sharding,
+  user_functions,
 )
 from at_jax.training import step as step_lib
 
@@ -87,7 +88,8 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir: pathlib.Path,
 def _open(config: ml_collections.ConfigDict,
           workdir: pathlib.Path) -> tuple[setup.Run, checkpoints.Checkpoints]:
   """The parts of a run and its checkpoints, after checking that the work directory is not of another run."""
-  run = setup.build(config)
+  run = setup.build(config, warn=records.warn)
+  user_functions.check(run, records.warn)
   before = records.read_json(workdir / 'config.json')
   if before is not None:
     changed = resume.conflicts(fields.flatten(fields.upgrade(before)), fields.flatten(config.to_dict()))

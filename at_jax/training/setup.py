@@ -1,16 +1,20 @@
 """Builds the parts of a run from its configuration: data, network, optimizers, keys and first state."""
 
+from collections.abc import Callable
 import functools
+import math
 import re
 from typing import Any, NamedTuple
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from at_jax import devices, errors, models
-from at_jax.config import import_path, validation
+from at_jax.config import fields, import_path, validation
 from at_jax.datasets import pipeline
 from at_jax.methods import finetune
 from at_jax.models import deployed as deployed_lib
@@ -44,12 +48,14 @@ class Run(NamedTuple):
   keys: dict[str, jax.Array]
 
 
-def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None = None) -> Run:
+def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None = None,
+          warn: Callable[[str], None] = lambda line: None) -> Run:
   """Checks a configuration, loads its data and builds its parts.
 
   Args:
     config: the configuration.
     dataset: the data, if they are already loaded.
+    warn: as for `validation.check`; also called if a ball contains a grey image.
 
   Returns:
     A `Run`.
@@ -57,9 +63,12 @@ def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None
   Raises:
     errors.UserError: if a field has a wrong value or does not fit the data or the devices.
   """
-  validation.check(config)
+  validation.check(config, warn)
   check_devices(config)
-  return assemble(config, dataset or read_data(config))
+  _network(config)  # its errors come before the data are read
+  run = assemble(config, dataset or read_data(config))
+  _warn_of_data(config, run.dataset, warn)
+  return run
 
 
 def check_devices(config: ml_collections.ConfigDict) -> None:
@@ -140,10 +149,28 @@ def assemble(config: ml_collections.ConfigDict, dataset: pipeline.Dataset | pipe
     raise errors.UserError('config.batch_size', config.batch_size,
                            f'use at most the {dataset.train_size} training examples')
   names = ('init', 'order', 'train', 'evaluate', 'optimizer')
-  keys = dict(zip(names, jax.random.split(jax.random.key(config.seed), len(names)), strict=True))
+  keys = dict(zip(names, jax.random.split(_key(config.seed), len(names)), strict=True))
   return Run(config, dataset, _network(config),
              *optimizers.make(config, steps_per_epoch=steps_per_epoch, key=keys['optimizer']),
              steps_per_epoch, keys)
+
+
+def _warn_of_data(config: ml_collections.ConfigDict, dataset: pipeline.Dataset,
+                  warn: Callable[[str], None]) -> None:
+  """Warns of fields that are possible, but not with these data."""
+  for part in ('attack', 'evaluate'):
+    norm, epsilon = config[part].norm, config[part].epsilon_255
+    # The distance from a black image to the one that is 1/2 everywhere, the longest for any image.
+    grey = 127.5 * math.prod(dataset.image_shape) ** {'linf': 0, 'l2': 1 / 2, 'l1': 1}[norm]
+    if epsilon >= grey:
+      warn(f'config.{part}.epsilon_255 = {epsilon:g}: every ball holds the image that is 1/2 everywhere, so '
+           f'no model can be robust: use less than {grey:g}')
+
+
+def _key(seed: int) -> jax.Array:
+  """The key of a seed below 2⁶⁴. `jax.random.key` drops the upper 32 bits unless x64 is enabled."""
+  words = np.array([seed >> 32, seed & 0xffffffff], np.uint32)
+  return jax.random.wrap_key_data(words, impl='threefry2x32')
 
 
 def search_network(run: Run) -> deployed_lib.Network | None:
@@ -156,7 +183,7 @@ def search_network(run: Run) -> deployed_lib.Network | None:
     A `Network` that takes the same variables, or None for the network of the run.
   """
   dtype = run.config.evaluate.search_dtype
-  if dtype in ('', run.config.model.dtype):
+  if dtype in ('', run.config.model.get('dtype', 'float32')):
     return None
   return _network(run.config, dtype)
 
@@ -168,16 +195,52 @@ def _network(config: ml_collections.ConfigDict, dtype: str | None = None) -> dep
   return network
 
 
-def _model(config: ml_collections.ConfigDict, dtype: str | None = None) -> Any:
-  options = {name: value for name, value in config.model.items() if name != 'name'}
-  options['dtype'] = jnp.dtype(dtype or options['dtype'])
+def network_function(config: ml_collections.ConfigDict) -> Callable[..., nn.Module]:
+  """Loads the class of `at_jax.models`, or the class or function of an import path, of `config.model.name`.
+
+  Args:
+    config: the configuration.
+
+  Returns:
+    A function that makes a linen module.
+
+  Raises:
+    errors.UserError: if it cannot be imported.
+  """
+  known = {name: getattr(models, name) for name in models.NETWORKS}
+  return import_path.load('model.name', config.model.name, known)
+
+
+def _model(config: ml_collections.ConfigDict, dtype: str | None = None) -> nn.Module:
+  """The network of a configuration. It gets `axis_name` and `dtype` if it has these arguments."""
+  name, options = config.model.name, config.model.to_dict()
+  make = network_function(config)
+  own = {each: _tuples(value) for each, value in options.items() if each not in ('name', 'dtype')}
+  import_path.check_options('model', make, own)
   num_outputs = config.dataset.num_classes * (2 if config.dummy.enabled else 1)
+  given = {'num_outputs': num_outputs, 'axis_name': devices.AXIS,
+           'dtype': jnp.dtype(dtype or options.get('dtype', 'float32'))}
+  taken = {each: value for each, value in given.items() if import_path.accepts(make, each)}
+  if 'num_outputs' not in taken:
+    raise errors.UserError('config.model.name', name, 'it has no argument num_outputs, the number of logits')
+  if 'dtype' not in taken:
+    for field in ('model.dtype', 'evaluate.search_dtype'):
+      value = fields.flatten(config.to_dict()).get(field)
+      if value not in (None, '', 'float32'):
+        raise errors.UserError(f'config.{field}', value, f'{name} has no argument dtype: add it')
   try:
-    return getattr(models, config.model.name)(num_outputs=num_outputs, axis_name=devices.AXIS,
-                                              **options)
+    model = make(**taken, **own)
   except TypeError as error:
-    raise errors.UserError('config.model', dict(config.model), f'{config.model.name}: {error}'
-                           ) from error
+    raise errors.UserError('config.model', options, f'{name}: {error}') from error
+  if not isinstance(model, nn.Module):
+    raise errors.UserError('config.model.name', name, f'it makes a {type(model).__name__}: use a flax linen '
+                           'module, or a function that returns one')
+  return model
+
+
+def _tuples(value: Any) -> Any:
+  """A value of config.model as a new and as a resumed run give it: JSON has no tuples."""
+  return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def calibrated(config: ml_collections.ConfigDict) -> bool:
