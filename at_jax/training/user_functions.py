@@ -40,6 +40,7 @@ def check(run: setup.Run, warn: Callable[[str], None] = lambda line: None) -> No
     _check_network(run)
   if 'attack.kind' not in own:  # one step of an attack of this package shows as much as all
     c.attack.num_steps = 1
+  warn = functools.cache(warn)  # each line once, though a loss is traced several times
   phases = {epoch_plan.name(c, epoch): epoch for epoch in range(c.epochs)} if own else {}
   for phase, epoch in phases.items():
     _check_step(run._replace(config=c), phase, epoch, own, warn)
@@ -138,8 +139,6 @@ def _checked(recipe: step_lib.Recipe, config: ml_collections.ConfigDict, own: di
 
 
 def _checked_loss(recipe: step_lib.Recipe, value: str, warn: Callable[[str], None]) -> Callable:
-  told = []
-
   def call(forward, batch_stats, x, x_adv, y, **options):
     widths = []
 
@@ -155,9 +154,9 @@ def _checked_loss(recipe: step_lib.Recipe, value: str, warn: Callable[[str], Non
       raise errors.UserError('config.loss', value, f'its logits are {_text(outcome.logits)}: return those of '
                              f'forward, {widths[0]} for each example')
     statistics = zip(*map(jax.tree.leaves, (batch_stats, outcome.batch_stats)), strict=False)
-    if jax.tree.leaves(batch_stats) and all(old is new for old, new in statistics) and not told:
-      told.append(warn(f'config.loss = {value!r}: it returns the BatchNorm statistics that it was given, so '
-                       'they never change: return those of forward'))
+    if jax.tree.leaves(batch_stats) and all(old is new for old, new in statistics):
+      warn(f'config.loss = {value!r}: it returns the BatchNorm statistics that it was given, so they never '
+           'change: return those of forward')
     return outcome
   return call
 
