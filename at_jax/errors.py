@@ -1,11 +1,21 @@
-"""The exception for mistakes of the user, and suggestions for misspelt names."""
+"""The exception for mistakes of the user, and the remedies for misspelt names and for failed writes."""
 
 from collections.abc import Iterable
 import difflib
+import errno
+import os
+import pathlib
 from typing import Any
 import warnings
 
 _format = warnings.formatwarning
+# By the operating system's reason why a file cannot be written.
+_REMEDIES = {os.strerror(getattr(errno, name)): remedy for names, remedy in (
+    ('ENOSPC EDQUOT EFBIG', 'free some space or name another folder'),
+    ('EACCES EPERM EROFS', 'name another folder, where you may write'),
+    ('EEXIST ENOTDIR EISDIR ENOTEMPTY', 'something else has that name: name another folder'),
+    ('EMFILE ENFILE', 'raise the limit of open files (ulimit -n)'),
+) for name in names.split() if hasattr(errno, name)}
 
 
 class UserError(Exception):
@@ -62,3 +72,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
   close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
   hint = f'did you mean {close[0]!r}? ' if close else ''
   return f'{hint}known: {", ".join(known)}'
+
+
+def unwritable(directory: pathlib.Path, error: Exception, failed: str = 'cannot write there') -> UserError:
+  """Makes the error for a folder in which something cannot be written.
+
+  Args:
+    directory: the folder.
+    error: the error of the operating system, or of a library that repeats its reason.
+    failed: what failed, as a clause.
+
+  Returns:
+    The exception to raise; its remedy fits the reason.
+
+  Example:
+    >>> str(unwritable(pathlib.Path('runs/x'), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    "workdir = 'runs/x': cannot write there (No space left on device): free some space or name another folder"
+  """
+  # A library's message names each of its layers; the operating system's reason comes last.
+  text = getattr(error, 'strerror', None) or ' '.join(str(error).split())
+  reason, remedy = next(((known, remedy) for known, remedy in _REMEDIES.items() if known in text),
+                        (text.rpartition(': ')[2].rstrip(']') or type(error).__name__, 'name another folder'))
+  return UserError('workdir', str(directory), f'{failed} ({reason}): {remedy}')

@@ -2,8 +2,11 @@
 
 import importlib.util
 import shlex
+import signal
 import sys
 import warnings
+
+from at_jax import environment, errors
 
 _NEEDED = ('absl', 'ml_collections', 'flax', 'optax', 'orbax.checkpoint', 'tensorboardX', 'tqdm')
 
@@ -15,9 +18,16 @@ def main(arguments: list[str] | None = None) -> int:
     arguments: the command line without the program; None for that of this process.
 
   Returns:
-    The exit code: 0, or 2 after a line on stderr with the error and the remedy.
+    The exit code: 0, also if a scheduler's signal ended the run with its state saved; 130 after Ctrl-C; 2
+    after a line on stderr with the error and the remedy.
   """
-  arguments = sys.argv[1:] if arguments is None else arguments
+  try:
+    return _run(sys.argv[1:] if arguments is None else arguments)
+  except KeyboardInterrupt:  # outside of what saves its state, or the second one
+    return _fail('SIGINT: stopped at once: the same command resumes after the last checkpoint', 130)
+
+
+def _run(arguments: list[str]) -> int:
   missing = [name for name in _NEEDED if not _installed(name)]
   if missing:
     return _fail(f'at_jax.main needs {", ".join(missing)}, which are not installed: '
@@ -26,7 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
   xla_flags.tune()  # before jax is imported
   from absl import logging
 
-  from at_jax import errors
   from at_jax.config import command_line
   logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of errors that are one line here
   if {'--help', '-h'} & set(arguments):
@@ -35,14 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
   warnings.formatwarning = errors.one_line
   try:
     parsed = command_line.parse(arguments)
-    from at_jax.training import loop  # orbax and the rest take seconds: after the command line is checked
+    # Orbax and the rest take seconds: after the command line is checked.
+    from at_jax.training import interrupts, loop
     command = shlex.join(['python', '-m', 'at_jax.main', *arguments])
     run = {'train': loop.train_and_evaluate, 'evaluate': loop.evaluate_only}[parsed.mode]
     _hide_closed_loop_errors()
     try:
       run(parsed.config, parsed.workdir, command)
-    except loop.Preempted as stopped:
-      print(stopped, file=sys.stderr)
+    except interrupts.Preempted as stopped:
+      environment.log(str(stopped))
+      return 130 if stopped.number == signal.SIGINT else 0
   except errors.UserError as error:
     return _fail(str(error))
   return 0
@@ -63,9 +74,9 @@ def _hide_closed_loop_errors() -> None:
       None if str(raised.exc_value) == 'Event loop is closed' else report(raised))
 
 
-def _fail(line: str) -> int:
-  print(f'at_jax: {line}', file=sys.stderr)
-  return 2
+def _fail(line: str, code: int = 2) -> int:
+  environment.log(f'at_jax: {line}')
+  return code
 
 
 if __name__ == '__main__':

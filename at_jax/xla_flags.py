@@ -41,7 +41,7 @@ def _cache_folder() -> pathlib.Path | None:
   if os.environ.get('AT_JAX_CACHE') == 'off':
     return None
   try:
-    folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'at_jax'
+    folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'at_jax'
     folder.mkdir(parents=True, exist_ok=True)
   except (OSError, RuntimeError):  # a read-only home, or none
     return None
@@ -64,7 +64,7 @@ def _is_known(option: str, folder: pathlib.Path | None) -> bool:
   # backend has started is ignored.
   answer = folder and folder / f'jaxlib-{importlib.metadata.version("jaxlib")}{option.rstrip("=")}'
   try:
-    return answer.read_text() == 'known'
+    return answer.read_text(encoding='utf-8') == 'known'
   except (AttributeError, OSError):  # no folder, or not asked before
     pass
   try:
@@ -76,7 +76,7 @@ def _is_known(option: str, folder: pathlib.Path | None) -> bool:
   known = child.returncode == 0
   if answer and (known or b'Unknown flag' in child.stderr):
     try:
-      answer.write_text('known' if known else 'unknown')
+      answer.write_text('known' if known else 'unknown', encoding='utf-8')
     except OSError:
       pass  # asked again next time
   return known

@@ -14,7 +14,7 @@ from tests import conftest
 PACKAGE = pathlib.Path(__file__).parent.parent / 'at_jax'
 # From the bottom up. A module may import from its own layer and from the layers before it.
 LAYERS = (
-    {'errors', 'xla_flags', 'devices'},
+    {'errors', 'environment', 'xla_flags', 'devices'},
     {'attacks'},
     {'methods', 'datasets'},
     {'models'},

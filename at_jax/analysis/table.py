@@ -11,12 +11,13 @@ those of the reference method, seed by seed.
 import argparse
 from collections.abc import Sequence
 import json
-import pathlib
+import os
 import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from at_jax import environment, errors
 from at_jax.analysis import mcnemar
 from at_jax.evaluation import metrics
 
@@ -49,7 +50,7 @@ class Run(NamedTuple):
   labels: np.ndarray
 
 
-def read(directory: pathlib.Path) -> dict[str, dict[int, Run]]:
+def read(directory: str | os.PathLike) -> dict[str, dict[int, Run]]:
   """Reads the runs of a folder.
 
   Args:
@@ -59,7 +60,7 @@ def read(directory: pathlib.Path) -> dict[str, dict[int, Run]]:
     `{method: {seed: Run}}`.
   """
   runs: dict[str, dict[int, Run]] = {}
-  for path in sorted(directory.glob('*-*/results.json')):
+  for path in sorted(environment.local_path('directory', directory).glob('*-*/results.json')):
     method, _, seed = path.parent.name.rpartition('-')
     if not seed.isdecimal():  # such as X-small, the default work directory of a variant
       continue
@@ -125,7 +126,7 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
   return found
 
 
-def write(page: pathlib.Path, text: str) -> None:
+def write(page: str | os.PathLike, text: str) -> None:
   """Replaces the text between the lines `BEGIN` and `END` of a page.
 
   Args:
@@ -135,6 +136,7 @@ def write(page: pathlib.Path, text: str) -> None:
   Raises:
     ValueError: if the page does not have both lines.
   """
+  page = environment.local_path('page', page)
   before, begin, rest = page.read_text(encoding='utf-8').partition(BEGIN)
   _, end, after = rest.partition(END)
   if not end:
@@ -180,21 +182,27 @@ def main(arguments: list[str] | None = None) -> int:
   Returns:
     The exit code: 0, or 2 if there is no run.
   """
-  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis.table', description=__doc__)
-  parser.add_argument('directory', type=pathlib.Path)
+  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis.table',
+                                   description=environment.printable(__doc__))
+  parser.add_argument('directory')
   parser.add_argument('--against', default='pgd_at_cifar10', help='the reference method')
-  parser.add_argument('--write', type=pathlib.Path, metavar='PAGE', help='a Markdown file with BEGIN and END')
+  parser.add_argument('--write', metavar='PAGE', help='a Markdown file with BEGIN and END')
   asked = parser.parse_args(arguments)
-  runs = read(asked.directory)
+  try:
+    runs = read(asked.directory)
+    page = asked.write and environment.local_path('--write', asked.write)
+  except errors.UserError as error:
+    print(f'at_jax: {error}', file=sys.stderr)
+    return 2
   if not runs:
     print(f'at_jax: DIR = {asked.directory}: it has no METHOD-SEED/results.json; name the folder of '
           'several runs', file=sys.stderr)
     return 2
   text = '\n\n'.join(f'{ball}:\n\n{table}'
                      for ball, table in tables(runs, against=asked.against).items())
-  if asked.write:
-    write(asked.write, text)
-  print(text)
+  if page:
+    write(page, text)
+  print(environment.printable(text))
   return 0
 
 

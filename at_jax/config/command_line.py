@@ -10,7 +10,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from at_jax import errors
+from at_jax import environment, errors
 from at_jax.config import fields
 
 MODES = ('train', 'evaluate')
@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str]) -> Parsed:
     (3, 'runs/pgd_at_cifar10-small', 'train')
   """
   files = [argument for argument in arguments if argument.lstrip('-').startswith('config=')]
-  paths = [argument.split('=', 1)[1] for argument in files]
+  paths = [str(environment.local_path('--config', argument.split('=', 1)[1])) for argument in files]
   if not paths:
     raise errors.UserError('--config', '', USAGE)
   config_path, _, argument = paths[-1].partition(':')
@@ -57,10 +57,10 @@ def parse(arguments: Sequence[str]) -> Parsed:
   known = fields.flatten(default.to_dict())
   _check_names(arguments, known)
   # ml_collections needs --config before its fields; users may write them in any order.
-  values = _read(['at_jax.main', files[-1], *(a for a in arguments if a not in files)], known)
+  values = _read(['at_jax.main', f'--config={paths[-1]}', *(a for a in arguments if a not in files)], known)
   name = pathlib.Path(config_path).stem + (f'-{argument}' if argument else '')
-  return Parsed(values['config'].value, pathlib.Path(values['workdir'].value or f'runs/{name}'),
-               values['mode'].value)
+  workdir = environment.local_path('--workdir', values['workdir'].value or f'runs/{name}')
+  return Parsed(values['config'].value, workdir, values['mode'].value)
 
 
 def _load(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import functools
 import hashlib
+import os
 import pathlib
 from typing import Any, NamedTuple
 import zipfile
@@ -10,7 +11,7 @@ import zipfile
 import jax
 
 from at_jax import attacks as attacks_lib
-from at_jax import errors
+from at_jax import environment, errors
 from at_jax.attacks.autoattack import components, state_file
 from at_jax.datasets import pipeline
 from at_jax.evaluation import metrics
@@ -48,7 +49,7 @@ def run(
     batch_size: int,
     title: str,
     search: Callable[[Any, Array], Array] | None = None,
-    state_dir: pathlib.Path | None = None,
+    state_dir: str | os.PathLike | None = None,
     progress: Callable[[str, int, int, float], None] = lambda *_: None,
     warn: Callable[[str], None] | None = None,
 ) -> tuple[attacks_lib.AutoAttackResult, pathlib.Path | None]:
@@ -69,7 +70,8 @@ def run(
     title: name for `progress`, which adds the component's.
     search: logits to search on instead; a point counts only if `logits` is fooled too.
     state_dir: folder of the state file; None for none.
-    progress: called with the name of what runs, runs done, their number, and the accuracy so far.
+    progress: called with the name of what runs, runs done, their number, and the accuracy so far, after
+      every compiled call. If it raises, the state is written first.
     warn: as in `attacks.autoattack`.
 
   Returns:
@@ -85,8 +87,8 @@ def run(
                   searched_apart=search is not None)
   path = None
   if state_dir is not None:
-    state_dir.mkdir(parents=True, exist_ok=True)
-    path = state_dir / f'{identity(logits, variables, split, key, settings)}.npz'
+    name = identity(logits, variables, split, key, settings)
+    path = environment.local_path('state_dir', state_dir) / f'{name}.npz'
   apply = _with_key(logits) if choice.version == 'rand' else logits
   show, close = _shown(title, progress)
   try:
@@ -143,9 +145,9 @@ def _shown(title: str, progress: Callable) -> tuple[Callable, Callable]:
     name = f'{title}, runs of {now.attack}'
     if before is None or now.attack != before.attack or now.done < before.done:
       close()
-      progress(name, 0, now.total, now.accuracy)
-    if now.done:
-      progress(name, now.done, now.total, now.accuracy)
+      if now.done:
+        progress(name, 0, now.total, now.accuracy)
+    progress(name, now.done, now.total, now.accuracy)
     before = now
 
   return show, close

@@ -7,6 +7,7 @@ every attack that was run.
 
 from collections.abc import Callable, Sequence
 import functools
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -145,7 +146,7 @@ def evaluate(
     batch_size: int,
     has_dummies: bool,
     search: deployed_lib.Network | None = None,
-    state_dir: pathlib.Path | None = None,
+    state_dir: str | os.PathLike | None = None,
     progress: Progress = lambda *_: None,
     warn: Callable[[str, str], None] | None = None,
 ) -> Report:

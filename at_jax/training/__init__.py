@@ -6,8 +6,8 @@ The names below are loaded when they are first used, because orbax takes seconds
 import importlib
 from typing import Any
 
-_PUBLIC = {'Preempted': 'loop', 'Run': 'setup', 'build': 'setup', 'evaluate_only': 'loop', 'load': 'restore',
-           'train_and_evaluate': 'loop'}
+_PUBLIC = {'Preempted': 'interrupts', 'Run': 'setup', 'build': 'setup', 'evaluate_only': 'loop',
+           'load': 'restore', 'train_and_evaluate': 'loop'}
 __all__ = list(_PUBLIC)
 
 

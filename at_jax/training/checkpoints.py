@@ -9,14 +9,13 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from at_jax import errors
+from at_jax import environment, errors
 from at_jax.evaluation import metrics
 
 WEIGHTS = 'weights.npz'  # name of the file of `write_weights` in a folder of results
@@ -64,7 +63,7 @@ def report_damage(found: tuple[Saved | None, list[str]]) -> Saved | None:
   """
   saved, messages = found
   for line in messages:
-    print(line, file=sys.stderr)
+    environment.log(line)
   return saved
 
 
@@ -313,8 +312,5 @@ class Checkpoints:
     return None, messages
 
   def _unwritable(self, error: Exception) -> errors.UserError:
-    # tensorstore's message names each of its layers; the operating system's reason comes last.
-    reason = str(error).strip().rpartition(': ')[2] or type(error).__name__
-    return errors.UserError('workdir', str(self._directory.parent),
-                            f'a checkpoint could not be written ({reason}): free some space or '
-                            'name another folder; earlier checkpoints are not affected')
+    return errors.unwritable(self._directory.parent, error, 'a checkpoint could not be written, earlier ones '
+                             'are not affected')

@@ -1,5 +1,6 @@
 """The evaluation at the end of a run: its best and its last checkpoint under attack on the test set."""
 
+from collections.abc import Sequence
 import pathlib
 import sys
 import time
@@ -7,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from at_jax import errors
+from at_jax import environment, errors
 from at_jax.datasets import pipeline
 from at_jax.evaluation import metrics, robustness
-from at_jax.training import checkpoints, model_selection, records, restore, setup
+from at_jax.training import checkpoints, interrupts, model_selection, records, restore, setup
 from at_jax.training import finetune as finetune_lib
 
 
-def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float) -> dict[str, Any]:
+def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float,
+             received: Sequence[int] = ()) -> dict[str, Any]:
   """Evaluates the best and the last checkpoint on the test set, or only the best of an exported folder.
 
   Writes results.json and verdicts.npz, and prints `summary`.
@@ -24,12 +26,14 @@ def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float
     workdir: its work directory, or a folder written by `restore.export`.
     command: the command line, for results.json.
     seconds: time spent before, for results.json.
+    received: signals that end the evaluation, a list of `interrupts.watch`.
 
   Returns:
     The content of results.json.
 
   Raises:
     errors.UserError: if no checkpoint can be read, or the work directory is not writable.
+    interrupts.Preempted: if a signal was received; the state of AutoAttack is saved.
   """
   begun = time.monotonic()
   found = restore.weights(run, workdir, 'last', 'best')
@@ -39,12 +43,12 @@ def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float
   best, last = found['best'], found.get('last')
   split, which = _split(run)
   try:
-    tested = {'last': _test(run, last, 'last', split, workdir)} if last else {}
+    tested = {'last': _test(run, last, 'last', split, workdir, received)} if last else {}
     for weights in found.values():
       restore.store_statistics(workdir, weights)
-    tested['best'] = tested['last'] if best is last else _test(run, best, 'best', split, workdir)
+    tested['best'] = tested['last'] if best is last else _test(run, best, 'best', split, workdir, received)
   except OSError as error:  # from the state of a long attack
-    raise records.unwritable(workdir, error) from error
+    raise errors.unwritable(workdir, error) from error
   numbers = {name: accuracies for name, (accuracies, _) in tested.items()}
   results = {
       'config': run.config.to_dict(), 'dataset': run.dataset.name, 'seed': run.config.seed, 'examples': which,
@@ -62,7 +66,7 @@ def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float
       results['finetune'] = curve
   records.write_json(workdir / 'results.json', results)
   _remove_states(workdir / 'evaluation', [p for report in reports.values() for p in report.states])
-  print(summary(results, workdir))
+  environment.log(summary(results, workdir), sys.stdout)
   return results
 
 
@@ -123,31 +127,32 @@ def _split(run: setup.Run) -> tuple[pipeline.Split, str]:
 
 
 def _test(run: setup.Run, weights: checkpoints.Weights, title: str, split: pipeline.Split,
-          workdir: pathlib.Path) -> tuple[dict[str, Any], robustness.Report]:
+          workdir: pathlib.Path, received: Sequence[int]) -> tuple[dict[str, Any], robustness.Report]:
   """Accuracies and verdicts of the deployed model; without `config.inference` as 'as_trained'."""
   accuracies = {'step': weights.step, 'validation_robust': weights.info.get('validation_robust')}
   adjusted, fitted = model_selection.fit(run, weights.variables)
-  report = _attacked(run, adjusted, f'{title} checkpoint', split, workdir)
+  report = _attacked(run, adjusted, f'{title} checkpoint', split, workdir, received)
   accuracies |= report.accuracies()
   if fitted is not None:
-    plain = _attacked(run, weights.variables, f'{title} checkpoint as trained', split, workdir)
+    plain = _attacked(run, weights.variables, f'{title} checkpoint as trained', split, workdir, received)
     accuracies['inference'] = fitted | {'as_trained': plain.accuracies()}
     report = report._replace(states=report.states + plain.states)
   return accuracies, report
 
 
 def _attacked(run: setup.Run, variables: dict[str, Any], title: str, split: pipeline.Split,
-              workdir: pathlib.Path) -> robustness.Report:
+              workdir: pathlib.Path, received: Sequence[int]) -> robustness.Report:
   c = run.config
   bars: dict[str, records.Progress] = {}
 
   def progress(name: str, done: int, total: int, accuracy: float) -> None:
-    if done == 0:  # an attack or a restart begins
+    if name not in bars:  # an attack or a restart begins
       bars[name] = records.Progress(f'{title}, {name}', total)
-      return
-    bars[name].show(done, f'accuracy {accuracy:.3f}')
-    if done == total:
-      bars[name].close()
+    if done:
+      bars[name].show(done, f'accuracy {accuracy:.3f}')
+    if done == total or received:
+      bars.pop(name).close()
+    interrupts.check(received, f'in the evaluation ({title}, {name})')
 
   return robustness.evaluate(
       run.network, variables, split, run.keys['evaluate'], names=c.evaluate.attacks,

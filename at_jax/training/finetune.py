@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from at_jax import errors
+from at_jax import environment, errors
 from at_jax.config import fields
 from at_jax.methods import cfa, finetune
 from at_jax.models import dual_batchnorm
@@ -48,7 +48,7 @@ def start_from(run: setup.Run, state: step_lib.TrainState) -> step_lib.TrainStat
   c = run.config
   before = _source_config(c)
   other = setup.build(before, dataset=run.dataset)
-  found = restore.variables(other, pathlib.Path(c.finetune.source), c.finetune.checkpoint)
+  found = restore.variables(other, c.finetune.source, c.finetune.checkpoint)
   if found is None:
     raise errors.UserError('config.finetune.source', c.finetune.source,
                            'none of its checkpoints can be read: name the work directory of a trained run')
@@ -59,7 +59,7 @@ def start_from(run: setup.Run, state: step_lib.TrainState) -> step_lib.TrainStat
 def _source_config(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The configuration of the source, after checking that it fits."""
   source = c.finetune.source
-  before = restore.read_config(pathlib.Path(source))
+  before = restore.read_config(environment.local_path('config.finetune.source', source))
   if before is None:
     raise errors.UserError('config.finetune.source', source, 'there is no config.json in it: name '
                            'the work directory of a run')
@@ -216,7 +216,7 @@ def report(run: setup.Run, workdir: pathlib.Path, clean: float, robust: float) -
 
 def _curve(workdir: pathlib.Path, start: int) -> list[Point]:
   path = workdir / 'metrics.jsonl'
-  lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+  lines = map(json.loads, path.read_text(encoding='utf-8').splitlines()) if path.exists() else ()
   points = {line['step']: Point(line['step'], line['validation_clean'], line['validation_robust'])
             for line in lines if 'validation_clean' in line and line['step'] > start}
   return [points[step] for step in sorted(points)]

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import os
 import pathlib
-import signal
-import sys
 import time
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from at_jax import errors
+from at_jax import environment, errors
 from at_jax.config import fields, resume
 from at_jax.datasets import pipeline
 from at_jax.training import (
@@ -21,6 +20,8 @@ from at_jax.training import (
   epoch_hooks,
   epoch_plan,
   final_evaluation,
+  interrupts,
+  lock,
   records,
   restore,
   setup,
@@ -30,16 +31,13 @@ from at_jax.training import (
 from at_jax.training import step as step_lib
 
 
-class Preempted(Exception):
-  """Training stopped after SIGTERM; its state is saved."""
-
-
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path,
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
                        command: str) -> dict[str, Any]:
   """Trains a model, then evaluates its best and its last checkpoint.
 
   If the work directory has checkpoints, training resumes from the newest undamaged checkpoint. What was
-  logged after it is dropped, and the order of examples continues inside its epoch.
+  logged after it is dropped, and the order of examples continues inside its epoch. In the main thread, the
+  signals of `interrupts.watch` end it with its state saved; their handlers are restored afterwards.
 
   Args:
     config: the configuration.
@@ -50,20 +48,24 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path,
     The content of results.json.
 
   Raises:
-    errors.UserError: if the configuration, the data or the work directory is wrong.
-    Preempted: if SIGTERM arrived; the state is saved.
+    errors.UserError: if the configuration, the data or the work directory is wrong, or another process or
+      thread uses the work directory.
+    interrupts.Preempted: if a signal ended it; the state is saved.
   """
-  run, store = _open(config, workdir)
-  if (workdir / checkpoints.WEIGHTS).exists():
-    raise errors.UserError('workdir', str(workdir), f'it holds {checkpoints.WEIGHTS}, from which training '
-                           'cannot resume: use --mode=evaluate or name another folder')
-  state, seconds = _first_state(run, store)
-  records.write_json(workdir / 'config.json', config.to_dict())
-  seconds = _train(run, workdir, store, state, seconds)
-  return final_evaluation.evaluate(run, workdir, command, seconds)
+  workdir = environment.local_path('workdir', workdir)
+  with lock.hold(workdir):
+    run, store = _open(config, workdir)
+    if (workdir / checkpoints.WEIGHTS).exists():
+      raise errors.UserError('workdir', str(workdir), f'it holds {checkpoints.WEIGHTS}, from which training '
+                             'cannot resume: use --mode=evaluate or name another folder')
+    with interrupts.watch() as received:
+      state, seconds = _first_state(run, store)
+      records.write_json(workdir / 'config.json', config.to_dict())
+      seconds = _train(run, workdir, store, state, seconds, received)
+      return final_evaluation.evaluate(run, workdir, command, seconds, received)
 
 
-def evaluate_only(config: ml_collections.ConfigDict, workdir: pathlib.Path,
+def evaluate_only(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
                   command: str) -> dict[str, Any]:
   """Evaluates the best and the last checkpoint of a work directory.
 
@@ -77,12 +79,16 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir: pathlib.Path,
 
   Raises:
     errors.UserError: as `train_and_evaluate`, or if there is no checkpoint.
+    interrupts.Preempted: if a signal ended it; the state of AutoAttack is saved.
   """
+  workdir = environment.local_path('workdir', workdir)
   if not restore.has_weights(workdir):
     raise errors.UserError('workdir', str(workdir), 'there is no checkpoint in it: train first, '
                            'with --mode=train, or name the work directory of a run')
-  run, _ = _open(config, workdir)
-  return final_evaluation.evaluate(run, workdir, command, 0.)
+  with lock.hold(workdir):
+    run, _ = _open(config, workdir)
+    with interrupts.watch() as received:
+      return final_evaluation.evaluate(run, workdir, command, 0., received)
 
 
 def _open(config: ml_collections.ConfigDict,
@@ -109,7 +115,7 @@ def _first_state(run: setup.Run, store: checkpoints.Checkpoints) -> tuple[step_l
   saved = checkpoints.report_damage(store.newest(jax.device_get(state)))
   if saved is None:
     return epoch_hooks.start_from(run, state), 0.
-  print(f'resuming after step {saved.step}', file=sys.stderr)
+  environment.log(f'resuming after step {saved.step}')
   return saved.state, saved.info['seconds']
 
 
@@ -134,7 +140,7 @@ def _calls(run: setup.Run, step: int) -> Iterator[_Call]:
 
 
 def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints,
-           state: step_lib.TrainState, seconds: float) -> float:
+           state: step_lib.TrainState, seconds: float, received: list[int]) -> float:
   """Trains to the last epoch; returns the seconds of training, with those before a resume."""
   c, step = run.config, int(state.step)
   total, started = c.epochs * run.steps_per_epoch, time.monotonic() - seconds
@@ -142,7 +148,6 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
   eval_variables = batchnorm.reestimate_batchnorm(run)
   note, logged = '', (step, time.monotonic())
   with contextlib.ExitStack() as stack:
-    stop = stack.enter_context(_sigterm())
     metrics = stack.enter_context(contextlib.closing(records.Metrics(workdir, step=step)))
     progress = stack.enter_context(contextlib.closing(
         records.Progress('training', total * c.batch_size, done=step * c.batch_size)))
@@ -168,12 +173,13 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
         metrics.write(step, **end.numbers)
       note = end.note or note
       due = _passed(c.checkpoint.every_steps or run.steps_per_epoch, before, step)
+      stop = received and step < total
       if end.save or due or stop or step == total:
         store.save(step, sharding.unreplicate(state),
                    {'score': end.score, **end.info, 'data': setup.sizes(run.dataset),
                     'seconds': time.monotonic() - started})
-      if stop and step < total:
-        raise Preempted(f'stopped after step {step} of {total}: the same command resumes there')
+      if stop:
+        interrupts.check(received, f'after step {step} of {total}')
   return time.monotonic() - started
 
 
@@ -214,17 +220,6 @@ def _walk(hooks: list[epoch_hooks.EndHook], run: setup.Run, state: step_lib.Trai
   for hook in hooks:
     end = hook(run, end, epoch)
   return end, state if end.state is before else sharding.replicate(end.state)
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[list[int]]:
-  """A list that is empty until SIGTERM arrives."""
-  received: list[int] = []
-  handler = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-  try:
-    yield received
-  finally:
-    signal.signal(signal.SIGTERM, handler)
 
 
 def _check_finite(finite: np.ndarray, before: int, workdir: pathlib.Path) -> None:

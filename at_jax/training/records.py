@@ -1,5 +1,6 @@
 """Files that a run writes, and its progress on the terminal."""
 
+import contextlib
 from importlib import metadata
 import json
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from at_jax import errors
+from at_jax import environment, errors
 
 _PACKAGES = ('at_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -35,7 +36,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
     os.replace(temporary, path)
   except OSError as error:
-    raise unwritable(path.parent, error) from error
+    raise errors.unwritable(path.parent, error) from error
 
 
 def write_verdicts(directory: pathlib.Path, labels: np.ndarray,
@@ -57,7 +58,7 @@ def write_verdicts(directory: pathlib.Path, labels: np.ndarray,
     np.savez_compressed(temporary, labels=labels, **arrays)
     os.replace(temporary, directory / 'verdicts.npz')
   except OSError as error:
-    raise unwritable(directory, error) from error
+    raise errors.unwritable(directory, error) from error
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -79,21 +80,6 @@ def read_json(path: pathlib.Path) -> Any:
   except (OSError, ValueError) as error:
     raise errors.UserError('workdir', str(path.parent),
                            f'{path.name} cannot be read ({error}): name another folder') from error
-
-
-def unwritable(directory: pathlib.Path, error: OSError) -> errors.UserError:
-  """Makes the error for a folder in which a file cannot be written.
-
-  Args:
-    directory: the folder.
-    error: the operating system's error.
-
-  Returns:
-    The exception to raise.
-  """
-  return errors.UserError('workdir', str(directory),
-                          f'cannot write there ({error.strerror}): free some space or name another '
-                          'folder')
 
 
 def versions() -> dict[str, str]:
@@ -145,13 +131,13 @@ class Metrics:
     self._workdir = workdir
     try:
       workdir.mkdir(parents=True, exist_ok=True)
-      lines = self._path.read_text().splitlines() if self._path.exists() else []
-      # The last line of a killed run may be incomplete.
-      kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
-      self._path.write_text(''.join(f'{line}\n' for line in kept))
+      kept = _lines_until(self._path, step)
+      temporary = self._path.with_suffix('.tmp')  # a kill while it is written must not lose the lines
+      temporary.write_text(''.join(f'{line}\n' for line in kept), encoding='utf-8')
+      os.replace(temporary, self._path)
       self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
     except OSError as error:
-      raise unwritable(workdir, error) from error
+      raise errors.unwritable(workdir, error) from error
 
   def write(self, step: int, **numbers: Any) -> None:
     """Appends one line; floats also become TensorBoard scalars."""
@@ -163,11 +149,21 @@ class Metrics:
           self._events.add_scalar(name, value, step)
       self._events.flush()
     except OSError as error:
-      raise unwritable(self._workdir, error) from error
+      raise errors.unwritable(self._workdir, error) from error
 
   def close(self) -> None:
     """Closes the TensorBoard file."""
     self._events.close()
+
+
+def _lines_until(path: pathlib.Path, step: int) -> list[str]:
+  """The lines of metrics.jsonl until a step, without one that a kill or a crash left incomplete."""
+  kept = []
+  for line in path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else ():
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+      if json.loads(line)['step'] <= step:
+        kept.append(line)
+  return kept
 
 
 def warn(line: str) -> None:
@@ -176,7 +172,8 @@ def warn(line: str) -> None:
   Args:
     line: the message.
   """
-  tqdm.tqdm.write(f'warning: {line}', file=sys.stderr)
+  with tqdm.tqdm.external_write_mode(sys.stderr):
+    environment.log(f'warning: {line}')
 
 
 class Progress:
@@ -200,7 +197,7 @@ class Progress:
     self._file, self._begin, self._before = file, time.monotonic(), done
     self._shown = self._begin
     self._bar = None
-    if file.isatty():
+    if file is not None and file.isatty():  # None in a process without a stderr
       self._bar = tqdm.tqdm(total=total, initial=done, desc=title, unit=' examples',
                             unit_scale=True, dynamic_ncols=True, file=file)
 
@@ -219,8 +216,8 @@ class Progress:
     self._shown = now
     rate = (self._done - self._before) / max(now - self._begin, 1e-9)
     left = (self._total - self._done) / max(rate, 1e-9)
-    print(f'{self._title}: {self._done}/{self._total} examples, {rate:.0f}/s, {left:.0f} s left'
-          f'{", " if note else ""}{note}', file=self._file, flush=True)
+    environment.log(f'{self._title}: {self._done}/{self._total} examples, {rate:.0f}/s, {left:.0f} s left'
+                    f'{", " if note else ""}{note}', self._file)
 
   def close(self) -> None:
     """Stops updating the bar."""

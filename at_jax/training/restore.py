@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from at_jax import errors
+from at_jax import environment, errors
 from at_jax.config import fields
 from at_jax.datasets import pipeline
 from at_jax.evaluation import metrics
@@ -54,7 +54,7 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
   """
   if checkpoint not in ('best', 'last'):
     raise ValueError(f"checkpoint = {checkpoint!r}: use 'best' or 'last'")
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = environment.local_path('workdir', workdir)
   run = _open(workdir)
   found = _evaluated(run, workdir, checkpoint)
   if found is None:
@@ -92,7 +92,7 @@ def _needing_data(run: setup.Run, reason: str) -> Iterator[None]:
                            ) from error
 
 
-def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
+def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict | None:
   """Reads the configuration of a run; fields newer than the run have their defaults.
 
   Args:
@@ -101,7 +101,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
   Returns:
     The complete configuration; None if there is no config.json.
   """
-  stored = records.read_json(workdir / 'config.json')
+  stored = records.read_json(environment.local_path('workdir', workdir) / 'config.json')
   if stored is None:
     return None
   config = fields.default()
@@ -110,7 +110,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
   return config
 
 
-def variables(run: setup.Run, workdir: pathlib.Path, checkpoint: str) -> dict[str, Any] | None:
+def variables(run: setup.Run, workdir: str | os.PathLike, checkpoint: str) -> dict[str, Any] | None:
   """Reads the variables that a checkpoint of a run is evaluated with.
 
   Args:
@@ -124,7 +124,7 @@ def variables(run: setup.Run, workdir: pathlib.Path, checkpoint: str) -> dict[st
   Raises:
     errors.UserError: as `weights`, or if `export` wrote the folder and `checkpoint` is 'last'.
   """
-  found = _evaluated(run, workdir, checkpoint)
+  found = _evaluated(run, environment.local_path('workdir', workdir), checkpoint)
   return found and found.variables
 
 
@@ -135,7 +135,7 @@ def _evaluated(run: setup.Run, workdir: pathlib.Path, checkpoint: str) -> checkp
   return found.get(checkpoint)
 
 
-def weights(run: setup.Run, workdir: pathlib.Path, *names: str) -> dict[str, checkpoints.Weights]:
+def weights(run: setup.Run, workdir: str | os.PathLike, *names: str) -> dict[str, checkpoints.Weights]:
   """Reads the variables that checkpoints of a run are evaluated with, and what is stored with them.
 
   They are the averaged weights and re-estimated BatchNorm statistics where the configuration has them. A
@@ -153,6 +153,7 @@ def weights(run: setup.Run, workdir: pathlib.Path, *names: str) -> dict[str, che
   Raises:
     errors.UserError: if a file does not match the configuration, or weights.npz is damaged.
   """
+  workdir = environment.local_path('workdir', workdir)
   if _is_export(workdir):
     if 'best' not in names:
       return {}
@@ -255,7 +256,7 @@ def export(workdir: str | os.PathLike, folder: str | os.PathLike) -> None:
     errors.UserError: as `load`, or if the run is not finished, or `folder` is the work directory or is not
       writable.
   """
-  workdir, folder = pathlib.Path(workdir).expanduser(), pathlib.Path(folder).expanduser()
+  workdir, folder = environment.local_path('workdir', workdir), environment.local_path('folder', folder)
   if folder.resolve() == workdir.resolve():
     raise errors.UserError('folder', str(folder), 'it is the work directory: name another folder')
   for name in _RECORDS:
@@ -270,7 +271,7 @@ def export(workdir: str | os.PathLike, folder: str | os.PathLike) -> None:
     for name in _RECORDS:
       shutil.copy(workdir / name, folder)
   except OSError as error:
-    raise records.unwritable(folder, error) from error
+    raise errors.unwritable(folder, error) from error
 
 
 def _open(workdir: pathlib.Path) -> setup.Run:

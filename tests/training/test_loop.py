@@ -1,12 +1,16 @@
-"""The training loop: resume with the same bits, SIGTERM, kills, NaN, a full disk, and results."""
+"""The training loop: resume with the same bits, signals, kills, NaN, a full disk, and results."""
 
+import asyncio
+import io
 import json
+import os
 import pathlib
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -14,6 +18,9 @@ from orbax.checkpoint import v1 as ocp
 import pytest
 
 from at_jax import main
+from at_jax.evaluation import robustness
+from at_jax.training import lock, records, setup
+from tests.fixtures import command_errors
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = f'--config={ROOT}/configs/quickstart.py:smoke'
@@ -32,6 +39,14 @@ def start(workdir, *arguments):
   return subprocess.Popen([sys.executable, '-m', 'at_jax.main', *LONGER, f'--workdir={workdir}',
                            *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True,
                           stdout=subprocess.DEVNULL)
+
+
+def wait_for_step(workdir, step, process):
+  """Waits until a process has logged a step."""
+  deadline = time.monotonic() + 240
+  while not any(done >= step for done in logged_so_far(workdir)):
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(.1)
 
 
 def steps_logged(workdir):
@@ -57,10 +72,90 @@ def test_more_epochs_end_with_the_same_bits(tmp_path, capsys):
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-  """The folder of a whole run."""
-  workdir = tmp_path_factory.mktemp('finished') / 'run'
-  assert main.main([QUICK, f'--workdir={workdir}', '--config.seed=3']) == 0
+  """The folder of a whole run, in a thread with a running event loop, as in a notebook, and in ASCII."""
+  workdir, codes = tmp_path_factory.mktemp('finished') / 'run', []
+  files = {name: io.TextIOWrapper(io.BytesIO(), encoding='ascii') for name in ('stdout', 'stderr')}
+
+  async def cell():
+    codes.append(main.main([QUICK, f'--workdir={workdir}', '--config.seed=3']))
+
+  with pytest.MonkeyPatch.context() as patch:
+    for name, file in files.items():
+      patch.setattr(sys, name, file)
+    thread = threading.Thread(target=lambda: asyncio.run(cell()))
+    thread.start()
+    thread.join()
+  assert codes == [0]
+  files['stdout'].seek(0)
+  assert 'within L\\u221e 38.25/255' in files['stdout'].read()
   return workdir
+
+
+def test_finished_run_leaves_no_lock(finished):
+  assert sorted(path.name for path in finished.iterdir()) == [
+      'checkpoints', 'config.json', 'metrics.jsonl', 'results.json', 'tensorboard', 'verdicts.npz']
+
+
+def test_signals_save_and_resume_to_the_same_bits(finished, tmp_path, monkeypatch, capsys):
+  # SIGTERM in training and Ctrl-C in the evaluation, against the run that nothing stopped.
+  workdir, write, evaluate = tmp_path / 'run', records.Metrics.write, robustness.evaluate
+  command = [QUICK, f'--workdir={workdir}', '--config.seed=3']
+
+  def signal_in_training(metrics, step, **numbers):
+    write(metrics, step, **numbers)
+    signal.raise_signal(signal.SIGTERM)
+
+  def signal_in_evaluation(*arguments, **options):
+    signal.raise_signal(signal.SIGINT)
+    return evaluate(*arguments, **options)
+
+  monkeypatch.setattr(records.Metrics, 'write', signal_in_training)
+  assert main.main(command) == 0
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert last == 'SIGTERM: stopped after step 1 of 2: the same command resumes there'
+  monkeypatch.setattr(records.Metrics, 'write', write)
+  monkeypatch.setattr(robustness, 'evaluate', signal_in_evaluation)
+  assert main.main(command) == 130
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert last == 'SIGINT: stopped in the evaluation (last checkpoint, clean): the same command resumes there'
+  assert not (workdir / 'results.json').exists() and not (workdir / lock.NAME).exists()
+  monkeypatch.setattr(robustness, 'evaluate', evaluate)
+  assert main.main(command) == 0
+  assert digests(workdir, 2) == digests(finished, 2)
+  assert steps_logged(workdir) == steps_logged(finished) == [1, 2]
+  results = [json.loads((each / 'results.json').read_text()) for each in (workdir, finished)]
+  same = ('clean', 'robust', 'released', 'worst_case', 'last')
+  assert [results[0][name] for name in same] == [results[1][name] for name in same]
+
+
+def test_folder_in_use_is_one_line(tmp_path, capsys):
+  for mode in ('train', 'evaluate'):
+    (tmp_path / 'checkpoints' / '00000001').mkdir(parents=True, exist_ok=True)
+    with lock.hold(tmp_path):
+      line = command_errors.message(capsys, QUICK, f'--workdir={tmp_path}', f'--mode={mode}')
+    assert f'process {os.getpid()} on ' in line and 'free some space' not in line
+
+
+def test_ctrl_c_before_training_is_one_line(tmp_path, monkeypatch, capsys):
+  def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(setup, 'build', interrupted)
+  assert main.main([QUICK, f'--workdir={tmp_path}/run']) == 130
+  assert capsys.readouterr().err.startswith('at_jax: SIGINT: stopped at once')
+  assert not list(tmp_path.iterdir())
+
+
+def test_incomplete_lines_of_metrics_are_dropped(tmp_path):
+  # What a kill or a power cut leaves: half a line, one that ends with a brace, zeros, bytes that are no text.
+  path = tmp_path / 'metrics.jsonl'
+  whole = b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n'
+  for rest in (b'{"step": 3, "lo', b'{"step": 2, "x": {"y": 1}', b'\0' * 9, b'\xff{}', b'{}', b'[1]', b'3\n'):
+    path.write_bytes(whole + rest)
+    records.Metrics(tmp_path, step=2).close()
+    assert path.read_bytes() == whole
+  records.Metrics(tmp_path, step=1).close()
+  assert path.read_bytes() == whole[:whole.index(b'\n') + 1]
 
 
 def test_evaluate_mode_repeats_the_results(finished, tmp_path):
@@ -88,16 +183,18 @@ def test_results_hold_config_versions_and_command(finished):
   assert any((finished / 'tensorboard').iterdir())
 
 
-def test_sigterm_saves_and_exits_with_zero(tmp_path):
+@pytest.mark.long
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT],
+                         ids=lambda number: number.name)
+def test_signal_to_the_command_saves(tmp_path, number):
   process = start(tmp_path, '--config.epochs=400')
-  deadline = time.monotonic() + 240
-  while not (tmp_path / 'metrics.jsonl').exists() or len(steps_logged(tmp_path)) < 2:
-    assert process.poll() is None and time.monotonic() < deadline
-    time.sleep(.1)
-  process.send_signal(signal.SIGTERM)
+  wait_for_step(tmp_path, 2, process)
+  process.send_signal(number)
   _, err = process.communicate(timeout=240)
-  assert process.returncode == 0, err
-  assert 'the same command resumes there' in err
+  assert process.returncode == (130 if number == signal.SIGINT else 0), err
+  last = err.splitlines()[-1]
+  assert last.startswith(f'{number.name}: stopped after step') and 'the same command resumes there' in last
+  assert 'Traceback' not in err
   stopped = steps_logged(tmp_path)[-1]
   assert (tmp_path / 'checkpoints' / f'{stopped:08d}').is_dir()  # the step at which it stopped
   assert not (tmp_path / 'results.json').exists()

@@ -125,13 +125,13 @@ def autoattack(
       as fooled only if `logits_fn` confirms it.
     devices: the examples of a batch are divided among these; the batch size is rounded up to a multiple of
       their number. By default all devices of this process. With one device, arrays are not moved.
-    state_path: file for the state; its folder is created. If the file exists, the evaluation resumes from it.
-      The rounded batch size must be the same; the number of devices may change. The file is verified against
-      the inputs, the options, the clean logits, and the weights where they are arguments of a
+    state_path: local file for the state; its folder is created. If the file exists, the evaluation resumes
+      from it. The rounded batch size must be the same; the number of devices may change. The file is verified
+      against the inputs, the options, the clean logits, and the weights where they are arguments of a
       `jax.tree_util.Partial`. It is not verified against gradients: use another path for a model with
       another derivative.
     save_every: seconds between writes.
-    progress: called with a `Progress` after every compiled call.
+    progress: called with a `Progress` after every compiled call. If it raises, the state is written first.
     channel_axis: the axis on which Square finds the channels: -1 if last or if there are none, 1 for
       [N, C, H, W].
     warn: called with each warning as soon as it is known, warnings about the model before any attack begins;
@@ -166,6 +166,7 @@ def autoattack(
   if 'square' in attacks:
     image_shape(work.x.shape[1:], channel_axis)
   plan(num_classes=2)  # invalid settings raise before the model is called
+  state_path = None if state_path is None else os.path.expanduser(state_path)
   state_file.check_writable(state_path)
   run = _prepare(logits_fn, search_fn, work, attacks=attacks, random=version == 'rand', cascade=cascade,
                  batch_size=batch_size, devices=devices)
@@ -270,7 +271,11 @@ def _run_part(run: _Evaluation, part: components_lib.Part, record: state_file.Re
     write(record, slots)
     if progress is not None:
       done = slots.num_loaded - int((slots.example >= 0).sum())
-      progress(Progress(part.name, done, len(slots.items), float(np.mean(~fooled)), seconds))
+      try:
+        progress(Progress(part.name, done, len(slots.items), float(np.mean(~fooled)), seconds))
+      except BaseException:  # it ends the evaluation, which resumes here
+        write(record, slots, now=True)
+        raise
   record.robust[row] = ~fooled
 
 

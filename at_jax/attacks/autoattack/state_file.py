@@ -84,6 +84,8 @@ def check_writable(path: Path | None) -> None:
   """Creates the folder of the file, and raises OSError before the attack if the file cannot be written."""
   if path is None:
     return
+  if '://' in os.fspath(path):
+    raise ValueError(f'state_path = {os.fspath(path)!r}: name a local file, which can be renamed')
   if pathlib.Path(path).is_dir():
     raise IsADirectoryError(f'{path} is a folder: name a file in it')
   part = _part(path)
@@ -197,13 +199,14 @@ def _read_state(path, saved, work, slots: batching.Slots, stepper: _stepper.Step
 def writer(path: Path | None, identity: dict[str, str], save_every: float) -> Callable[..., None]:
   """A function (record, slots) that writes the state.
 
-  With slots it writes only if `save_every` seconds have passed since the last time; with None it always does.
+  With slots it writes only if `save_every` seconds have passed since the last time, unless `now`; with None
+  it always does.
   """
   last = time.monotonic()
 
-  def write(record, slots=None):
+  def write(record, slots=None, now=False):
     nonlocal last
-    if path is None or (slots is not None and time.monotonic() - last < save_every):
+    if path is None or (slots is not None and not now and time.monotonic() - last < save_every):
       return
     arrays = record._asdict() | {'fingerprint': np.array(sorted(identity.items()))}
     if slots is not None:

@@ -1,0 +1,71 @@
+"""What differs between machines: the paths that users write, and the encoding of output streams."""
+
+import contextlib
+import os
+import pathlib
+import re
+import sys
+from typing import TextIO
+
+from at_jax import errors
+
+_REMOTE = re.compile('[a-z][a-z0-9+.-]+:/')  # gs://bucket; pathlib makes it gs:/bucket
+
+
+def local_path(field: str, path: str | os.PathLike) -> pathlib.Path:
+  """Reads a path as a user writes it: `~` is the home folder, and a bucket is refused.
+
+  Runs append to files, rename and lock them, which buckets do not offer.
+
+  Args:
+    field: name of what holds the path, for the error message.
+    path: the path.
+
+  Returns:
+    The path on this machine.
+
+  Raises:
+    errors.UserError: if it is a URL, such as gs://bucket/run.
+
+  Example:
+    >>> local_path('workdir', 'runs/x')
+    PosixPath('runs/x')
+    >>> local_path('workdir', '~/x') == pathlib.Path.home() / 'x'
+    True
+  """
+  text = os.fspath(path)
+  if _REMOTE.match(text):
+    raise errors.UserError(field, text, 'only local paths can be used: name a local one, and copy what is '
+                           'written to the bucket afterwards')
+  return pathlib.Path(os.path.expanduser(text))
+
+
+def printable(text: str, file: TextIO | None = None) -> str:
+  """Escapes the characters that a stream cannot encode, such as ε in ASCII.
+
+  Args:
+    text: what is to be printed.
+    file: the stream; default stdout.
+
+  Returns:
+    The text, with escapes as those of Python literals.
+
+  Example:
+    >>> import io
+    >>> printable('ε = 8', io.TextIOWrapper(io.BytesIO(), encoding='ascii'))
+    '\\\\u03b5 = 8'
+  """
+  encoding = getattr(file or sys.stdout, 'encoding', None) or 'utf-8'
+  return text.encode(encoding, 'backslashreplace').decode(encoding)
+
+
+def log(text: str, file: TextIO | None = None) -> None:
+  """Prints a message of a run, unless the terminal or the pipe is closed: that must not end the run.
+
+  Args:
+    text: the message.
+    file: the stream; default stderr.
+  """
+  file = file or sys.stderr
+  with contextlib.suppress(OSError):
+    print(printable(text, file), file=file, flush=True)

@@ -1,0 +1,67 @@
+"""Signals that end a run after its state is saved, so that the same command resumes it."""
+
+from collections.abc import Iterator
+import contextlib
+import signal
+import threading
+
+# What schedulers, terminals and users send; Windows has only some of them.
+_NAMES = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU')
+
+
+class Preempted(Exception):
+  """A signal ended the run; its state is saved.
+
+  Args:
+    number: the signal.
+    where: where the run ended, as a clause ('after step 3 of 9').
+  """
+
+  def __init__(self, number: int, where: str):
+    super().__init__(f'{signal.Signals(number).name}: stopped {where}: the same command resumes there')
+    self.number = number
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[list[int]]:
+  """Collects the signals that ask a run to end, instead of their usual effect.
+
+  A signal that the parent process ignores (as nohup ignores SIGHUP) stays ignored. After the first signal,
+  Ctrl-C has its usual effect again. Outside the main thread, where Python allows no handlers, signals keep
+  their usual effect.
+
+  Yields:
+    The signals so far; empty at first.
+  """
+  received: list[int] = []
+  before = {}
+
+  def handle(number, frame):
+    del frame
+    received.append(number)
+    if signal.SIGINT in before:
+      signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+  if threading.current_thread() is threading.main_thread():
+    for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+      if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not set by Python
+        before[number] = signal.signal(number, handle)
+  try:
+    yield received
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def check(received: list[int], where: str) -> None:
+  """Ends the run if a signal was received.
+
+  Args:
+    received: the list of `watch`.
+    where: as in `Preempted`.
+
+  Raises:
+    Preempted: if the list is not empty.
+  """
+  if received:
+    raise Preempted(received[0], where)
