@@ -60,12 +60,13 @@ def printable(text: str, file: TextIO | None = None) -> str:
 
 
 def log(text: str, file: TextIO | None = None) -> None:
-  """Prints a message of a run, unless the terminal or the pipe is closed: that must not end the run.
+  """Prints a message of a run, unless the stream is closed or missing: that must not end the run.
 
   Args:
     text: the message.
     file: the stream; default stderr.
   """
   file = file or sys.stderr
-  with contextlib.suppress(OSError):
-    print(printable(text, file), file=file, flush=True)
+  if file is not None:  # a process may have no stderr
+    with contextlib.suppress(OSError, ValueError):
+      print(printable(text, file), file=file, flush=True)

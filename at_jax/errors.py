@@ -32,8 +32,11 @@ class UserError(Exception):
   """
 
   def __init__(self, field: str, value: object, remedy: str):
-    super().__init__(f'{field} = {value!r}: {remedy}')
+    super().__init__(field, value, remedy)  # from which other processes read it
     self.field, self.value, self.remedy = field, value, remedy
+
+  def __str__(self) -> str:
+    return f'{self.field} = {self.value!r}: {self.remedy}'
 
 
 def one_line(message: Warning | str, category: type[Warning], *place: Any) -> str:

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import pathlib
+import pickle
 import runpy
 import sys
 
@@ -17,7 +18,7 @@ from at_jax import attacks, environment, errors, main
 from at_jax.analysis import table
 from at_jax.config import command_line
 from at_jax.config import default as default_config
-from at_jax.training import finetune, loop, restore
+from at_jax.training import finetune, interrupts, loop, records, restore
 from tests.fixtures.command_errors import QUICK, ROOT, message
 
 BUCKETS = ('gs://bucket/run', 's3://bucket/run', 'hdfs://host/x', pathlib.Path('gs://bucket/run'))
@@ -118,10 +119,15 @@ class Closed(io.StringIO):
     raise BrokenPipeError
 
 
-def test_closed_terminal_does_not_end_a_run(monkeypatch):
+def test_closed_terminal_does_not_end_a_run(monkeypatch, capsys):
   environment.log('text', Closed())
+  closed = io.StringIO()
+  closed.close()
+  environment.log('text', closed)
   monkeypatch.setattr(sys, 'stderr', None)  # a process that was started without one
   environment.log('text')
+  records.Progress('training', 3).show(3)
+  assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize('reason, remedy', [
@@ -136,6 +142,13 @@ def test_remedy_fits_the_reason_of_a_failed_write(reason, remedy):
     line = str(errors.unwritable(pathlib.Path('x'), error))
     assert f'({text}): ' in line and remedy in line and '\n' not in line
     assert ('free some space' in line) == (remedy == 'free some space')
+
+
+def test_errors_of_a_run_reach_other_processes():
+  # Process pools and Ray pickle the exception of a worker.
+  for error in (errors.UserError('seed', -1, 'use 0'), interrupts.Preempted(15, 'after step 3 of 9')):
+    found = pickle.loads(pickle.dumps(error))
+    assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
 
 
 def test_reason_of_another_error_is_the_last_of_its_message():

@@ -18,8 +18,11 @@ class Preempted(Exception):
   """
 
   def __init__(self, number: int, where: str):
-    super().__init__(f'{signal.Signals(number).name}: stopped {where}: the same command resumes there')
-    self.number = number
+    super().__init__(number, where)
+    self.number, self.where = number, where
+
+  def __str__(self) -> str:
+    return f'{signal.Signals(self.number).name}: stopped {self.where}: the same command resumes there'
 
 
 @contextlib.contextmanager
