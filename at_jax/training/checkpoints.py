@@ -5,6 +5,7 @@ folder with the final name is complete. Orbax does not detect a byte that change
 leaf does. `write_weights` keeps the variables of one checkpoint as a single file.
 """
 
+import fnmatch
 import json
 import os
 import pathlib
@@ -65,6 +66,22 @@ def report_damage(found: tuple[Saved | None, list[str]]) -> Saved | None:
   for line in messages:
     environment.log(line)
   return saved
+
+
+def check_path(workdir: pathlib.Path) -> None:
+  """Checks that orbax can read what it writes below a folder.
+
+  Args:
+    workdir: the folder.
+
+  Raises:
+    errors.UserError: if the path is a glob pattern that does not match itself. Orbax then saves without an
+      error what it cannot read.
+  """
+  path = str(workdir.absolute())
+  if not fnmatch.fnmatchcase(path, path):
+    raise errors.UserError('workdir', str(workdir), 'orbax cannot read the checkpoints that it saves below a '
+                           'folder with [ and ] in its name: name another folder')
 
 
 def write_weights(path: pathlib.Path, weights: Weights) -> None:

@@ -53,6 +53,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
     interrupts.Preempted: if a signal ended it; the state is saved.
   """
   workdir = environment.local_path('workdir', workdir)
+  checkpoints.check_path(workdir)
   with lock.hold(workdir):
     run, store = _open(config, workdir)
     if (workdir / checkpoints.WEIGHTS).exists():

@@ -37,6 +37,19 @@ def test_state_is_restored_bit_for_bit(tmp_path):
   assert found.state['b'][1] == 7
 
 
+@pytest.mark.parametrize('name', ['a b #1 50%25 é?', 'lr=[0.1', 'lr=[0.1,0.2]'])
+def test_odd_folder_names_work_or_are_refused(tmp_path, name):
+  # Orbax lists a folder by a glob pattern with the whole path in it: what it saves in the last one is lost.
+  workdir = tmp_path / name
+  if ']' in name:
+    with pytest.raises(errors.UserError, match=r'with \[ and \] in its name: name another folder'):
+      checkpoints.check_path(workdir)
+    return
+  checkpoints.check_path(workdir)
+  store = fill(workdir / 'checkpoints', [.1])
+  assert store.newest(state(0))[0].step == 1
+
+
 def test_newest_and_best_are_kept(tmp_path):
   store = fill(tmp_path, [.1, .9, .3, .9, .2, None])
   assert store.steps() == [2, 5, 6]  # the earlier of two best, and the newest two
