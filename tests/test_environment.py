@@ -42,6 +42,9 @@ def test_home_is_expanded_everywhere(tmp_path, monkeypatch):
   asked = command_line.parse(['--config=~/mine.py:small', '--workdir=~/runs/x'])
   assert asked.workdir == tmp_path / 'runs' / 'x' and asked.config.epochs
   assert command_line.parse(['--config=~/mine.py']).workdir == pathlib.Path('runs/mine')
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(errors.UserError, match="--config = ':/data': .*known: :"):  # a variant and no URL
+    command_line.parse(['--config=mine.py:/data'])
   (tmp_path / 'config.json').write_text('{')
   for read in (restore.read_config, restore.load, lambda path: restore.export(path, 'x')):
     with pytest.raises(errors.UserError) as error:

@@ -49,16 +49,19 @@ def parse(arguments: Sequence[str]) -> Parsed:
     (3, 'runs/pgd_at_cifar10-small', 'train')
   """
   files = [argument for argument in arguments if argument.lstrip('-').startswith('config=')]
-  paths = [str(environment.local_path('--config', argument.split('=', 1)[1])) for argument in files]
+  paths = [argument.split('=', 1)[1] for argument in files]
   if not paths:
     raise errors.UserError('--config', '', USAGE)
-  config_path, _, argument = paths[-1].partition(':')
-  default = _load(pathlib.Path(config_path), paths[-1])
+  config_path, colon, argument = paths[-1].partition(':')
+  is_url = argument.startswith('//')
+  config_path = environment.local_path('--config', paths[-1] if is_url else config_path)
+  file = f'{config_path}{colon}{argument}'
+  default = _load(config_path, file)
   known = fields.flatten(default.to_dict())
   _check_names(arguments, known)
   # ml_collections needs --config before its fields; users may write them in any order.
-  values = _read(['at_jax.main', f'--config={paths[-1]}', *(a for a in arguments if a not in files)], known)
-  name = pathlib.Path(config_path).stem + (f'-{argument}' if argument else '')
+  values = _read(['at_jax.main', f'--config={file}', *(a for a in arguments if a not in files)], known)
+  name = config_path.stem + (f'-{argument}' if argument else '')
   workdir = environment.local_path('--workdir', values['workdir'].value or f'runs/{name}')
   return Parsed(values['config'].value, workdir, values['mode'].value)
 
