@@ -49,8 +49,6 @@ def check_values(
     num_classes: C, larger than every class, if it is known.
     infinite: whether radii may be infinite.
   """
-  if not isinstance(bounds, (tuple, list)) and not np.ndim(bounds) or len(bounds) != 2:
-    raise ValueError(f'bounds = {bounds}: use two, the smallest and the largest value of an input')
   known = lambda value: value if value is not None and is_known(value) else None
   # Of ordered dicts, because jax.tree sorts the names of others, and the first invalid value is reported.
   by_name = [OrderedDict((name, value) for name, value in (values or {}).items() if is_known(value))
@@ -83,14 +81,19 @@ def _checks(radii, classes, start, bounds, x, num_classes, infinite) -> Iterator
         'examples without one')
   if start is not None:
     yield jnp.isnan(start), lambda: 'start is NaN in places: leave these examples out, or mend them'
+  if x is not None:
+    broken = jnp.isnan(x).any(axis=tuple(range(1, x.ndim)))
+    yield broken, lambda: (f'x is NaN in {broken.sum()} of {len(x)} examples: leave these out, or mend them')
   if any(bound is None for bound in bounds):
     return
   low, high = bounds
   interval = lambda: f'{low.min():g}..{high.max():g}'
-  yield ~(low < high), lambda: f'bounds = {interval()}: use the smallest and the largest value of an input'
+  # Equal bounds hold an entry back, but two equal numbers would hold back all.
+  crossed = ~(low <= high) if np.ndim(low) or np.ndim(high) else ~(low < high)
+  first = lambda bound: np.broadcast_to(bound, crossed.shape)[crossed].flat[0]
+  yield crossed, lambda: (f'bounds = {first(low):g}..{first(high):g}: use the smallest and the largest value '
+                          'of an input')
   if x is not None:
-    broken = jnp.isnan(x).any(axis=tuple(range(1, x.ndim)))
-    yield broken, lambda: (f'x is NaN in {broken.sum()} of {len(x)} examples: leave these out, or mend them')
     # Attacks clip what is beyond the bounds by rounding.
     slack = max(1e-5, float(jnp.finfo(x.dtype).eps))
     inside = (x >= low - slack * (1 + abs(low))) & (x <= high + slack * (1 + abs(high)))
@@ -106,7 +109,8 @@ def check_integers(name: str, classes: Array) -> None:
 
 def check_outside_jit(**values: Any) -> None:
   """Raises ValueError under jit, vmap and the like, where a driver on the host cannot run."""
-  traced = [name for name, value in values.items() if isinstance(value, jax.core.Tracer)]
+  traced = [name for name, value in values.items()
+            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))]
   if traced:
     raise ValueError(f'{", ".join(traced)} is traced: call autoattack outside of jit, vmap and the like, or '
                      'use apgd, fab and square, which can be transformed')
@@ -138,15 +142,35 @@ def check_shape(name: str, array: Any, *shapes: tuple[int, ...]) -> None:
                      f'{shapes[-1]}, one row per example of x')
 
 
-def bound_of_one(bound: Any, x: Array) -> Array:
-  """f32[...], the bound of one example; ValueError for an array that differs between examples."""
-  bound = jnp.asarray(bound, x.dtype)
-  if bound.ndim < x.ndim:
-    return bound
-  if bound.ndim > x.ndim or bound.shape[0] > 1:
-    raise ValueError(f'bounds have shape {bound.shape}: use numbers, or arrays that broadcast with one '
-                     f'example, {x.shape[1:]}')
-  return bound[0]
+def bounds_of(bounds: Sequence[Any], mask: Array | None, x: Array) -> tuple[Array, Array]:
+  """Both bounds, each a number or f32[B, ...] with the axes of x; both are x where the mask is 0.
+
+  Raises ValueError unless there are two bounds that broadcast with x, and a mask of 0 and 1 that does.
+  """
+  if not isinstance(bounds, (tuple, list)) and not np.ndim(bounds) or len(bounds) != 2:
+    raise ValueError(f'bounds = {bounds}: use two, the smallest and the largest value of an input')
+  low, high = (_rows('bounds', jnp.asarray(bound, x.dtype), x, 'numbers, or arrays that broadcast')
+               for bound in bounds)
+  if mask is None:
+    return low, high
+  mask = jnp.asarray(mask)
+  # A mask [H, W] could fit the last axes of images [B, H, W, C], so no axis but the first may be left out.
+  fixed = _rows('mask', mask, x, 'an array that broadcasts', least=x.ndim - 1) == 0
+  if is_known(mask) and not bool(jnp.all((mask == 0) | (mask == 1))):
+    raise ValueError(f'mask reaches from {mask.min():g} to {mask.max():g}: use 1 where an entry may change, '
+                     'else 0')
+  return jnp.where(fixed, x, low), jnp.where(fixed, x, high)
+
+
+def _rows(name: str, array: Array, x: Array, wanted: str, least: int = 0) -> Array:
+  """A number as it is, or an array [B, ...] with all axes of x, where those of length 1 may stay so."""
+  shape = (1,) * (x.ndim - array.ndim) + array.shape
+  fits = least <= array.ndim <= x.ndim and all(n in (1, m) for n, m in zip(shape, x.shape, strict=True))
+  if not fits:
+    remedy = (f'.reshape{(-1,) + (1,) * (x.ndim - 2)} for channels first' if array.shape == x.shape[1:2] else
+              '[..., None] adds a last axis, [None] a first one')
+    raise ValueError(f'{name} of shape {array.shape}: use {wanted} with x, {x.shape}; {remedy}')
+  return jnp.broadcast_to(array.reshape(shape), (len(x), *shape[1:])) if array.ndim else array
 
 
 def indices(index: Array | None, num_examples: int, once: bool = False) -> Array:

@@ -182,7 +182,11 @@ def check_reach(
   each = low.ndim > len(shape) or high.ndim > len(shape)  # bounds that differ by example: the widest are used
   diagonal = np.broadcast_to((high - low).max(0) if each else high - low, shape).ravel()
   largest = float(np.max(epsilon))
-  if largest < np.linalg.norm(diagonal, {'linf': np.inf, 'l2': 2, 'l1': 1}[norm]):
+  size = np.linalg.norm(diagonal, {'linf': np.inf, 'l2': 2, 'l1': 1}[norm])
+  if size == 0:
+    return ('no entry may change: the mask is 0, or both bounds are equal, everywhere',)
+  # Where only a part may change, ε is often the whole range on purpose.
+  if largest < size or (largest == size and np.any(low == high)):
     return ()
   return (f'epsilon = {largest:g} covers the whole input domain {low.min():g}..{high.max():g}: '
           'give epsilon in units of x, for example 8/255',)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from at_jax.attacks import _loops, _stepper
+from at_jax.attacks import _loops, _stepper, norms
 
 Array = jax.Array
 
@@ -19,7 +19,7 @@ def of_loss(
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]; with `eot`, from one example and a key.
-    problem: classes, targets and keys.
+    problem: classes, targets, keys and bounds.
     x: f32[B, ...], where the gradient is taken.
     count: i32[B], the number of gradients taken before; folded into the keys.
     loss: `(logits, y) -> f32[B]`, targeted `(logits, y, target) -> f32[B]`.
@@ -27,7 +27,8 @@ def of_loss(
     eot: number of passes to average over, 0 for a deterministic model.
 
   Returns:
-    The gradient f32[B, ...], zero where it is not finite; `zero_gradient` bool[B]; the losses f32[B] and
+    The gradient f32[B, ...], zero where it is not finite and where the bounds hold an entry back;
+    `zero_gradient` bool[B]; the losses f32[B] and
     the logits f32[B, C], with `eot` those of the last pass, as in the released code.
   """
   labels = (problem.y, problem.target) if targeted else (problem.y,)
@@ -52,6 +53,7 @@ def of_loss(
     gradient = total / eot
   else:
     gradient, (value, logits) = differentiate(x, None)
+  gradient = jnp.where(norms.free(problem.bounds), gradient, 0)
   return finite(gradient), zero_gradient(gradient), value, logits
 
 

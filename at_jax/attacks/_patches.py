@@ -13,16 +13,20 @@ import numpy as np
 Array = jax.Array
 
 
-def first(draw: Array, side: Array, length: int) -> Array:
+def first(draw: Array, side: Array, length: int, begin: int | Array = 0, size: Array | None = None) -> Array:
   """i32[] in 0..length − side, the first pixel of a window of `side` pixels, uniform for a uniform draw.
 
-  The released code never takes the last position.
+  With `size`, the window lies within as many pixels from `begin` on, or covers these. The released code
+  never takes the last position.
 
   Example:
     >>> print(first(jnp.float32(.99), jnp.int32(3), 10))
     7
   """
-  return jnp.floor(draw * (length - side + 1)).astype(jnp.int32)
+  if size is None:
+    return jnp.floor(draw * (length - side + 1)).astype(jnp.int32)
+  place = begin + jnp.floor(draw * (jnp.maximum(size - side, 0) + 1)).astype(jnp.int32)
+  return jnp.minimum(place, length - side)
 
 
 def span(begin: Array, side: Array, length: int) -> Array:
@@ -82,7 +86,9 @@ def patches(sides: tuple[int, ...], norm: str = 'l2') -> np.ndarray:
 
 
 def tiling(shape: tuple[int, int, int], draws: Array, norm: str = 'l2') -> Array:
-  """f32[H, W, C], the start: a tiling of patches of a fifth of the image, each channel with a random sign.
+  """f32[H, W, C], the start: a tiling of patches, each channel with a random sign.
+
+  Their side is a fifth of the image's shorter one; the released code's is a fifth of the height.
 
   `draws` is f32[H, W, C + 1] in [0, 1). Its first rows and columns are used, one of each per tile: for the
   channels' signs, and for whether the tile is transposed.
@@ -92,8 +98,9 @@ def tiling(shape: tuple[int, int, int], draws: Array, norm: str = 'l2') -> Array
     (10, 10, 1)
   """
   height, width, _ = shape
-  side = max(height // 5, 1)
-  begin = (height - 5 * side) // 2 if height >= 5 else 0
+  shorter = min(height, width)
+  side = max(shorter // 5, 1)
+  begin = (shorter - 5 * side) // 2 if shorter >= 5 else 0
   rows, columns = np.arange(height) - begin, np.arange(width) - begin
   inside = lambda places, length: (places >= 0) & (places < length // side * side)
   covered = inside(rows, height)[:, None] & inside(columns, width)[None, :]
@@ -123,7 +130,7 @@ def move(delta: Array, side: Array, eta: Array, epsilon: Array, places: Array, d
     norm: 'l2' or 'l1'.
 
   Returns:
-    f32[H, W, C]; in L2 of norm ε, in L1 of any norm, for the caller to project.
+    f32[H, W, C] of any norm, for the caller to scale in L2, to project in L1.
   """
   height, width, channels = delta.shape
   rows, columns = jnp.arange(height), jnp.arange(width)
@@ -146,8 +153,7 @@ def move(delta: Array, side: Array, eta: Array, epsilon: Array, places: Array, d
     free = jnp.sqrt(lacking + length(both) ** 2)
   direction = placed + here / (length(here) + 1e-12)
   new = direction / (length(direction) + 1e-12) * free
-  moved = jnp.where(filled, new, jnp.where(emptied, 0, delta))
-  return moved if norm == 'l1' else spread(moved, epsilon)
+  return jnp.where(filled, new, jnp.where(emptied, 0, delta))
 
 
 def spread(delta: Array, epsilon: Array) -> Array:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from at_jax.attacks import _arguments, _loops, _model, _random
 
@@ -18,7 +19,7 @@ LogitsFn = Callable[..., Array]
 
 
 class Problem(NamedTuple):
-  """The examples to attack; every field except `bounds` has the batch as its first axis.
+  """The examples to attack; every field has the batch as its first axis, bounds unless they are numbers.
 
   Attributes:
     x: f32[B, ...], inputs within the bounds.
@@ -26,7 +27,7 @@ class Problem(NamedTuple):
     target: i32[B], target classes; untargeted attacks ignore them.
     key: B PRNG keys, one per example.
     epsilon: f32[B], radii.
-    bounds: smallest and largest value of an input, numbers or f32[...] for one example.
+    bounds: smallest and largest value of an input, each a number or f32[B, ...] with the axes of x.
   """
   x: Array
   y: Array
@@ -54,7 +55,8 @@ class Stepper(NamedTuple):
   differentiates: bool = True
 
 
-def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None, infinite=False) -> Problem:
+def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), mask=None, target=None, index=None,
+                 infinite=False) -> Problem:
   """Checks an attack's arguments and makes a `Problem` of them: one key and one radius per example.
 
   `infinite` allows infinite radii. Raises ValueError for an invalid shape, dtype or value.
@@ -62,10 +64,10 @@ def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), target=None, index=None
   x, y = jnp.asarray(x), jnp.asarray(y)
   _arguments.check_examples(x, y)
   _arguments.check_radius(epsilon, len(x))
+  bounds = _arguments.bounds_of(bounds, mask, x)
   _arguments.check_values(x=x, bounds=bounds, classes={'y': y}, radii={'epsilon': epsilon}, infinite=infinite)
   index = _arguments.indices(index, len(x))
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
-  bounds = tuple(_arguments.bound_of_one(bound, x) for bound in bounds)
   target = y if target is None else jnp.asarray(target)
   _arguments.check_shape('target', target, y.shape)
   _arguments.check_integers('target', target)
@@ -115,6 +117,12 @@ def is_wrong(logits_fn: LogitsFn, x: Array, problem: Problem, *, draw: int | Non
   """bool[B], whether each prediction is wrong; a random model gets the keys with `draw` folded in."""
   keys = None if draw is None else jax.vmap(lambda key: jax.random.fold_in(key, draw))(problem.key)
   return ~is_correct(logits_of(logits_fn, x, keys), problem.y)
+
+
+def each(function: Callable[..., Any], problem: Problem, *rows: Any) -> Any:
+  """`function(bounds, *row)` for each example: `jax.vmap` over rows [B, ...], with the example's bounds."""
+  own = tuple(0 if np.ndim(bound) else None for bound in problem.bounds)
+  return jax.vmap(function, in_axes=(own, *(0 for _ in rows)))(tuple(problem.bounds), *rows)
 
 
 def where(chosen: Array, new: Any, old: Any) -> Any:

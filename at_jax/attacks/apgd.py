@@ -105,8 +105,8 @@ def apgd(
     logits_fn: _stepper.LogitsFn, x: Array, y: Array, key: Array, *,
     epsilon: float | Array, norm: str = 'linf', num_steps: int = 100,
     loss: Callable[..., Array] = losses.cross_entropy, target: Array | None = None,
-    bounds: tuple[float, float] = (0., 1.), start: Array | None = None, large_start: bool = False,
-    eot: int = 0, index: Array | None = None,
+    bounds: tuple[float, float] = (0., 1.), mask: Array | None = None, start: Array | None = None,
+    large_start: bool = False, eot: int = 0, index: Array | None = None,
 ) -> AttackResult:
   """Auto-PGD: x ← P(x + ¾(z − x) + ¼(x − x_old)), z = P(x + α · direction of ∇ loss(f(x), y)).
 
@@ -129,7 +129,8 @@ def apgd(
     num_steps: at least 1; one more gradient is taken. Static.
     loss: `(logits, y) -> f32[B]`, maximised; with `target`, `(logits, y, target) -> f32[B]`. Static.
     target: i32[B], for targeted losses. Any misclassification is a success.
-    bounds: smallest and largest value of an input.
+    bounds: smallest and largest value of an input, numbers or arrays that broadcast with x.
+    mask: array of 0 and 1 that broadcasts with x: 1 where an entry may change. None lets all change.
     start: f32[B, ...], the starting point instead of a random one, projected onto the ball. In L1 the first
       step changes as many entries as from a random point; the released code counts the entries in which the
       start differs from x.
@@ -159,15 +160,17 @@ def apgd(
   _model.check_function('loss', loss, 'logits', 'y', *['target'] * targeted, like='losses.dlr')
   attack = stepper(norm=norm, num_steps=num_steps, loss=loss, targeted=targeted, large_start=large_start,
                    eot=eot)
-  problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, target=target, index=index)
-  _diagnostics.warn_of_reach(epsilon, problem.x, bounds, norm)
+  problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, mask=mask, target=target,
+                                  index=index)
+  _diagnostics.warn_of_reach(epsilon, problem.x, problem.bounds, norm)
   changes = {}
   if start is not None:
     start = jnp.asarray(start, problem.x.dtype)
     _arguments.check_shape('start', start, problem.x.shape)
     _arguments.check_values(start=start)
-    into = jax.vmap(lambda start, x, radius: _project(start, x, radius, problem.bounds, norm))
-    changes = dict(x=into(start, problem.x, problem.epsilon * (3 if large_start else 1)))
+    into = lambda bounds, start, x, radius: _project(start, x, radius, bounds, norm)
+    radius = problem.epsilon * (3 if large_start else 1)
+    changes = dict(x=_stepper.each(into, problem, start, problem.x, radius))
   _, state = _stepper.run(logits_fn, problem, stepper=attack, random=bool(eot), **changes)
   x, loss = _stepper.where(state.found, (state.x_adv, state.loss_adv), (state.x_best, state.loss_best))
   return AttackResult(x, state.found, state.kappa, loss)
@@ -197,15 +200,15 @@ def stepper(
   check, move = (_check_l1, _move_l1) if norm == 'l1' else (_check, _move)
 
   def init(problem: _stepper.Problem) -> State:
-    init_one = lambda x, key, epsilon: _init(x, key, epsilon * float(table.radius[0]), problem.bounds, norm)
-    return jax.vmap(init_one)(problem.x, problem.key, problem.epsilon)
+    init_one = lambda bounds, x, key, epsilon: _init(x, key, epsilon * float(table.radius[0]), bounds, norm)
+    return _stepper.each(init_one, problem, problem.x, problem.key, problem.epsilon)
 
   def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
     gradient, zero_gradient, value, logits = _gradients.of_loss(
         logits_fn, problem, state.x, state.count, loss=loss, targeted=targeted, eot=eot)
     wrong = ~_stepper.is_correct(logits, problem.y)
 
-    def update(state, x, epsilon, gradient, zero_gradient, value, wrong):
+    def update(bounds, state, x, epsilon, gradient, zero_gradient, value, wrong):
       stage = stage_at(table, state.count, x.dtype)
       radius = epsilon * stage.radius
       state = _record(
@@ -215,14 +218,15 @@ def stepper(
       state = state._replace(x=jnp.where(back, state.x_best, state.x), **{
           name: jnp.where(checked, value, getattr(state, name)) for name, value in changes.items()})
       gradient = jnp.where(back, state.gradient_best, gradient)
-      moved = move(state, stage, x, radius, gradient, problem.bounds, norm)
+      moved = move(state, stage, x, radius, gradient, bounds, norm)
       if large_start:  # the next run begins at the best point of this one
         following = stage_at(table, state.count + 1, x.dtype)
-        again = _project(state.x_best, x, epsilon * following.radius, problem.bounds, norm)
+        again = _project(state.x_best, x, epsilon * following.radius, bounds, norm)
         moved = jnp.where(following.first, again, moved)
       return state._replace(x=moved, x_old=state.x, count=state.count + 1)
 
-    return jax.vmap(update)(state, problem.x, problem.epsilon, gradient, zero_gradient, value, wrong)
+    return _stepper.each(update, problem, state, problem.x, problem.epsilon, gradient, zero_gradient, value,
+                         wrong)
 
   return _stepper.Stepper(init, step, len(table.first))
 
@@ -238,12 +242,13 @@ def _init(x, key, epsilon, bounds, norm) -> State:
 
 
 def _draw(x, key, epsilon, bounds, norm) -> Array:
+  free = norms.free(bounds)
   if norm == 'linf':
     # Scaled so that one entry lies on the boundary of the ball.
-    draw = jax.random.uniform(key, x.shape, x.dtype, -1, 1)
+    draw = jnp.where(free, jax.random.uniform(key, x.shape, x.dtype, -1, 1), 0)
     delta = epsilon * draw / (jnp.max(jnp.abs(draw)) + 1e-12)
   else:
-    draw = jax.random.normal(key, x.shape, x.dtype)
+    draw = jnp.where(free, jax.random.normal(key, x.shape, x.dtype), 0)
     delta = epsilon * norms.l2.ascend(draw) if norm == 'l2' else draw
   return _project(x + delta, x, epsilon, bounds, norm)
 

@@ -31,7 +31,8 @@ class State(NamedTuple):
 def fab(
     logits_fn: _stepper.LogitsFn, x: Array, y: Array, key: Array | None = None, *,
     epsilon: float | Array, norm: str = 'linf', num_steps: int = 100, target: Array | None = None,
-    random_start: bool = False, bounds: tuple[float, float] = (0., 1.), index: Array | None = None,
+    random_start: bool = False, bounds: tuple[float, float] = (0., 1.), mask: Array | None = None,
+    index: Array | None = None,
 ) -> AttackResult:
   """Fast adaptive boundary attack: finds the nearest misclassified point.
 
@@ -52,7 +53,8 @@ def fab(
     target: i32[B], use only the boundary with this class (FAB-T); otherwise the nearest of all, which
       takes C gradients per step.
     random_start: start at distance ε/2 instead of at x.
-    bounds: smallest and largest value of an input.
+    bounds: smallest and largest value of an input, numbers or arrays that broadcast with x.
+    mask: array of 0 and 1 that broadcasts with x: 1 where an entry may change. None lets all change.
     index: i32[B], the number each example folds into `key`; by default its place in the batch.
 
   Returns:
@@ -78,7 +80,7 @@ def fab(
     raise ValueError('random_start needs a key')
   attack = stepper(norm=norm, num_steps=num_steps, targeted=target is not None, random_start=random_start)
   problem = _stepper.make_problem(x, y, jax.random.key(0) if key is None else key, epsilon=epsilon,
-                                  bounds=bounds, target=target, index=index, infinite=True)
+                                  bounds=bounds, mask=mask, target=target, index=index, infinite=True)
   model, state = _stepper.run(logits_fn, problem, stepper=attack)
   # The steps do not evaluate the input itself, because AutoAttack attacks only correct ones.
   already = _stepper.is_wrong(model, problem.x, problem)
@@ -102,8 +104,8 @@ def stepper(
 
   def init(problem: _stepper.Problem) -> State:
     x = problem.x
-    draw = functools.partial(_draw, bounds=problem.bounds, norm=norm)
-    start = jax.vmap(draw)(x, problem.key, problem.epsilon) if random_start else x
+    draw = functools.partial(_draw, norm=norm)
+    start = _stepper.each(draw, problem, x, problem.key, problem.epsilon) if random_start else x
     none = jnp.zeros(len(x), jnp.int32)
     return State(none, none.astype(bool), x, jnp.full(len(x), jnp.inf, x.dtype), start, none)
 
@@ -112,8 +114,7 @@ def stepper(
     gap, normal = linearise(logits_fn, problem, state.x)
     zero_gradient = state.zero_gradient + _gradients.zero_gradient(normal)
     gap, normal = _gradients.finite((gap, normal))
-    move = functools.partial(_move, bounds=problem.bounds, norm=norm)
-    x = jax.vmap(move)(state.x, problem.x, normal, gap)
+    x = _stepper.each(functools.partial(_move, norm=norm), problem, state.x, problem.x, normal, gap)
     wrong = ~_stepper.is_correct(logits_fn(x), problem.y)
     distance = jax.vmap(functools.partial(norms.length, norm=norm))(x - problem.x)
     nearer = wrong & (distance < state.distance)
@@ -125,12 +126,14 @@ def stepper(
   return _stepper.Stepper(init, step, num_steps)
 
 
-def _draw(x: Array, key: Array, epsilon: Array, *, bounds, norm: str) -> Array:
+def _draw(bounds, x: Array, key: Array, epsilon: Array, *, norm: str) -> Array:
   # An infinite radius means any distance; half of it is no distance.
   epsilon = jnp.where(jnp.isfinite(epsilon), epsilon, 1)
   draw = (jax.random.uniform(key, x.shape, x.dtype, -1, 1) if norm == 'linf'
           else jax.random.normal(key, x.shape, x.dtype))
-  return jnp.clip(x + epsilon / 2 * draw / norms.length(draw, norm=norm), *bounds)
+  draw = jnp.where(norms.free(bounds), draw, 0)
+  # Only if nothing is free is the length 0.
+  return jnp.clip(x + epsilon / 2 * draw / jnp.maximum(norms.length(draw, norm=norm), 1e-12), *bounds)
 
 
 def _towards_target(logits_fn, problem: _stepper.Problem, x: Array) -> tuple[Array, Array]:
@@ -140,7 +143,7 @@ def _towards_target(logits_fn, problem: _stepper.Problem, x: Array) -> tuple[Arr
     gaps = losses.logit_of(logits, problem.target) - losses.logit_of(logits, problem.y)
     return jnp.sum(gaps), gaps
   normal, gaps = jax.grad(gap, has_aux=True)(x)
-  return gaps, normal
+  return gaps, jnp.where(norms.free(problem.bounds), normal, 0)
 
 
 def _towards_nearest(logits_fn, problem: _stepper.Problem, x: Array, *, norm: str):
@@ -154,6 +157,7 @@ def _towards_nearest(logits_fn, problem: _stepper.Problem, x: Array, *, norm: st
   def nearest(first: Array) -> tuple[Array, Array, Array]:
     classes = first + jnp.arange(width)
     normals = jax.vmap(lambda j: pull(one_hot(j) - one_hot(problem.y))[0])(classes)
+    normals = jnp.where(norms.free(problem.bounds), normals, 0)
     gaps = logits.T[jnp.minimum(classes, num_classes - 1)] - losses.logit_of(logits, problem.y)
     away = jnp.abs(gaps) / (jax.vmap(jax.vmap(dual))(normals) + 1e-12)
     none = (classes[:, None] == problem.y) | (classes[:, None] >= num_classes)
@@ -172,7 +176,7 @@ def _towards_nearest(logits_fn, problem: _stepper.Problem, x: Array, *, norm: st
   return best[1:]
 
 
-def _move(x: Array, clean: Array, normal: Array, gap: Array, *, bounds, norm: str) -> Array:
+def _move(bounds, x: Array, clean: Array, normal: Array, gap: Array, *, norm: str) -> Array:
   """One step of one example; the hyperplane is gap + normal · (x' − x) = 0."""
   excess = jnp.stack([gap, gap + jnp.sum(normal * (clean - x))])
   project = jax.vmap(lambda point, e: _hyperplane.project(point, normal, e, bounds, norm=norm))

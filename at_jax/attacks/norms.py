@@ -7,10 +7,11 @@ never of a batch.
 from collections.abc import Callable
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from at_jax.attacks import _hyperplane
 
@@ -25,14 +26,16 @@ class Ball(NamedTuple):
     project: `(delta f32[...], epsilon f32[]) -> f32[...]`, the Euclidean projection onto the ball.
     ascend: `(gradient f32[...]) -> f32[...]`, the direction of norm 1 along which a linear function
       with this gradient grows fastest; zero where the gradient is zero.
-    sample: `(key, shape, epsilon f32[]) -> f32[shape]`, a point drawn uniformly from the ball.
+    sample: `(key, shape, epsilon f32[]) -> f32[shape]`, a point drawn uniformly from the ball. With
+      `free`, bool[shape], it is drawn from the ball of these entries, in L2 and L1; the others are 0.
   """
   project: Callable[[Array, Array], Array]
   ascend: Callable[[Array], Array]
   sample: Callable[..., Array]
 
 
-def _sample_linf(key: Array, shape: tuple[int, ...], epsilon: Array) -> Array:
+def _sample_linf(key: Array, shape: tuple[int, ...], epsilon: Array, free: Any = True) -> Array:
+  del free  # every entry is drawn on its own
   epsilon = jnp.asarray(epsilon)
   return epsilon * jax.random.uniform(key, shape, epsilon.dtype, -1, 1)
 
@@ -53,6 +56,12 @@ def unit(v: Array, norm: str) -> Array:
   nonzero = largest > 0
   scaled = v / jnp.where(nonzero, largest, 1)
   return jnp.where(nonzero, scaled / jnp.where(nonzero, length(scaled, norm), 1), 0)
+
+
+def free(bounds: tuple[Any, Any]) -> Any:
+  """bool[...], where the bounds let an entry change; True, everywhere, if both are numbers."""
+  low, high = bounds
+  return low < high if np.ndim(low) or np.ndim(high) else True
 
 
 def clip_to_ball(delta: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array], *, norm: str) -> Array:
@@ -79,7 +88,7 @@ def clip_to_ball(delta: Array, x: Array, epsilon: Array, bounds: tuple[Array, Ar
   if norm == 'l1':
     delta = project_l1_box(delta, epsilon, low - x, high - x)
   else:
-    delta = {'linf': linf, 'l2': l2}[norm].project(delta, epsilon)
+    delta = {'linf': linf, 'l2': l2}[norm].project(jnp.where(free(bounds), delta, 0), epsilon)
   return jnp.clip(x + delta, low, high)
 
 
@@ -91,12 +100,15 @@ def _project_l2(delta: Array, epsilon: Array) -> Array:
   return delta * jnp.where(outside, epsilon / jnp.where(outside, norm, 1), 1)
 
 
-def _sample_l2(key: Array, shape: tuple[int, ...], epsilon: Array) -> Array:
+def _sample_l2(key: Array, shape: tuple[int, ...], epsilon: Array, free: Any = True) -> Array:
   epsilon = jnp.asarray(epsilon)
   direction_key, radius_key = jax.random.split(key)
-  direction = unit(jax.random.normal(direction_key, shape, epsilon.dtype), 'l2')
+  direction = unit(jnp.where(free, jax.random.normal(direction_key, shape, epsilon.dtype), 0), 'l2')
+  size = max(math.prod(shape), 1)
+  if free is not True:
+    size = jnp.maximum(jnp.sum(jnp.broadcast_to(free, shape)), 1).astype(epsilon.dtype)
   # The fraction r^d of a d-dimensional ball lies within r of its centre, so r = u^(1/d).
-  radius = jax.random.uniform(radius_key, (), epsilon.dtype) ** (1 / max(direction.size, 1))
+  radius = jax.random.uniform(radius_key, (), epsilon.dtype) ** (1 / size)
   return epsilon * radius * direction
 
 
@@ -135,7 +147,8 @@ def project_l1_box(delta: Array, epsilon: Array, lowest: Array, highest: Array) 
   least = jnp.zeros((), size.dtype)
   fits = shortage(least)[0] >= 0
   shrink = _hyperplane.find_root(shortage, least, jnp.where(fits, 0, jnp.max(size)))
-  return jnp.sign(delta) * jnp.clip(size - shrink, 0, room)
+  # λ is exact relative to |v|, which with ε = 0 would leave some of v.
+  return jnp.where(epsilon > 0, jnp.sign(delta) * jnp.clip(size - shrink, 0, room), 0)
 
 
 def _ascend_l1(gradient: Array) -> Array:
@@ -144,13 +157,14 @@ def _ascend_l1(gradient: Array) -> Array:
   return jnp.zeros_like(flat).at[largest].set(jnp.sign(flat[largest])).reshape(gradient.shape)
 
 
-def _sample_l1(key: Array, shape: tuple[int, ...], epsilon: Array) -> Array:
+def _sample_l1(key: Array, shape: tuple[int, ...], epsilon: Array, free: Any = True) -> Array:
   epsilon = jnp.asarray(epsilon)
   sign_key, size_key = jax.random.split(key)
   signs = jax.random.rademacher(sign_key, shape, epsilon.dtype)
   # d of the d + 1 gaps between sorted uniform numbers are uniform in the simplex. Such gaps are
   # exponential numbers divided by their sum.
   gaps = jax.random.exponential(size_key, (math.prod(shape) + 1,), epsilon.dtype)
+  gaps = jnp.where(jnp.append(jnp.broadcast_to(free, shape), True), gaps, 0)
   return epsilon * signs * (gaps[:-1] / jnp.sum(gaps)).reshape(shape)
 
 

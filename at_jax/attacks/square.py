@@ -28,7 +28,8 @@ class State(NamedTuple):
 def square(
     logits_fn: _stepper.LogitsFn, x: Array, y: Array, key: Array, *,
     epsilon: float | Array, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8,
-    bounds: tuple[float, float] = (0., 1.), index: Array | None = None, channel_axis: int = -1,
+    bounds: tuple[float, float] = (0., 1.), mask: Array | None = None, index: Array | None = None,
+    channel_axis: int = -1,
 ) -> AttackResult:
   """Square attack: changes the best point in a random square, and keeps the change if it is better.
 
@@ -41,16 +42,18 @@ def square(
 
   Args:
     logits_fn: from f32[B, ...] to logits f32[B, C]; it needs no gradient.
-    x: f32[B, H, W, C] or f32[B, H, W], images within `bounds`; f32[B, D] is an image of one row. If H and W
-      differ, no window is longer than the shorter side in L2 and L1; in L∞ each side of a square is at most
-      the image's own (the released code uses the shorter side for both).
+    x: f32[B, H, W, C] or f32[B, H, W], images within `bounds`; f32[B, D] is an image of one row, and so is an
+      image of one column, such as a series f32[B, T, 1]. If H and W differ, no window is longer than the
+      shorter side in L2 and L1; in L∞ each side of a square is at most the image's own (the released code
+      uses the shorter side for both).
     y: i32[B], true classes.
     key: PRNG key.
     epsilon: radius, a number or f32[B], in units of x. Traced.
     norm: 'linf', 'l2' or 'l1'. Static.
     num_queries: at least 1, in addition to the start. Static.
     p_init: fraction of the image that the first squares cover, in 0..1. Static.
-    bounds: smallest and largest value of an input.
+    bounds: smallest and largest value of an input, numbers or arrays that broadcast with x.
+    mask: array of 0 and 1 that broadcasts with x: 1 where an entry may change. None lets all change.
     index: i32[B], the number each example folds into `key`; by default its place in the batch.
     channel_axis: 1 for images f32[B, C, H, W], whose result is that of the same images with channels last;
       -1 for all others. Warns if the shape looks like the other layout. Static.
@@ -73,8 +76,8 @@ def square(
   random search, 2020, section 3. The constants, and L1, are those of the released code of AutoAttack.
   """
   attack = stepper(norm=norm, num_queries=num_queries, p_init=p_init, channel_axis=channel_axis)
-  problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, index=index)
-  _diagnostics.warn_of_reach(epsilon, problem.x, bounds, norm)
+  problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, mask=mask, index=index)
+  _diagnostics.warn_of_reach(epsilon, problem.x, problem.bounds, norm)
   for line in _diagnostics.check_channels(problem.x.shape, channel_axis):
     warnings.warn(line, stacklevel=2)
   _, state = _stepper.run(logits_fn, problem, stepper=attack)
@@ -108,9 +111,11 @@ def stepper(
     shape = image_shape(problem.x.shape[1:], channel_axis)
     table = sides(num_queries, p_init, shape[0] * shape[1])
     propose = _propose if norm == 'linf' else functools.partial(_propose_moved, norm=norm)
-    propose = functools.partial(propose, table=table, shape=shape, bounds=problem.bounds)
-    images = (jnp.moveaxis(x, channel_axis, -1) for x in (state.x_adv, problem.x))
-    x = jax.vmap(propose)(*images, problem.key, problem.epsilon, state.count)
+    propose = functools.partial(propose, table=table, shape=shape)
+    last = lambda x: jnp.moveaxis(x, channel_axis, -1) if np.ndim(x) else x
+    best, images, *bounds = map(last, (state.x_adv, problem.x, *problem.bounds))
+    images = problem._replace(x=images, bounds=tuple(bounds))
+    x = _stepper.each(propose, images, best, images.x, problem.key, problem.epsilon, state.count)
     x = jnp.moveaxis(x, -1, channel_axis)
     logits = _stepper.logits_of(logits_fn, x)
     margin, wrong = losses.margin(logits, problem.y), ~_stepper.is_correct(logits, problem.y)
@@ -140,24 +145,26 @@ def sides(num_queries: int, p_init: float, num_pixels: int) -> list[int]:
 
 
 def image_shape(shape: tuple[int, ...], channel_axis: int = -1) -> tuple[int, int, int]:
-  """One example's (height, width, channels); raises ValueError where it has other axes."""
+  """One example's (height, width, channels), one column as one row; ValueError where it has other axes."""
   if len(shape) > 3:
-    raise ValueError(f'an example has shape {shape}: Square needs [H, W, C], [H, W] or [D]; '
-                     'leave it out, attacks=(...)')
+    raise ValueError(f'an example has shape {shape}: Square needs [H, W, C], [H, W] or [D]; leave it out, '
+                     'attacks=(...), or merge axes of x and split them in logits_fn')
   if channel_axis == 1 and len(shape) < 3:
     raise ValueError(f'channel_axis = 1: an example has shape {shape}, not [C, H, W]; use -1')
-  if len(shape) == 3:
-    return (*shape[1:], shape[0]) if channel_axis == 1 else shape
-  return (shape + (1,)) if len(shape) == 2 else (1, int(np.prod(shape)), 1)
+  if len(shape) < 2:
+    shape = (1, math.prod(shape))
+  height, width, channels = (*shape[1:], shape[0]) if channel_axis == 1 else (*shape, 1)[:3]
+  return (1, height, channels) if width == 1 else (height, width, channels)
 
 
-def _propose(best, x, key, epsilon, count, *, table, shape, bounds) -> Array:
+def _propose(bounds, best, x, key, epsilon, count, *, table, shape) -> Array:
   """The next query of one example in L∞."""
   height, width, channels = shape
   key = jax.random.fold_in(key, count)
   draw = jax.random.uniform(key, (2 + channels,))
   side = jnp.array(table, jnp.int32)[count]
-  inside = _span(draw[0], side, height)[:, None] & _span(draw[1], side, width)[None, :]
+  rows, columns = _free_lines(bounds, x, shape)
+  inside = _span(draw[0], side, height, *rows)[:, None] & _span(draw[1], side, width, *columns)[None, :]
   change = jnp.where(inside[:, :, None], jnp.where(draw[2:] < .5, -2, 2) * epsilon, 0)
   moved = x + jnp.clip(best + change.astype(x.dtype).reshape(x.shape) - x, -epsilon, epsilon)
   stripes = jax.random.rademacher(key, (1, width, channels), x.dtype)
@@ -165,7 +172,7 @@ def _propose(best, x, key, epsilon, count, *, table, shape, bounds) -> Array:
   return jnp.clip(jnp.where(count == 0, start, moved), *bounds)
 
 
-def _propose_moved(best, x, key, epsilon, count, *, table, shape, bounds, norm) -> Array:
+def _propose_moved(bounds, best, x, key, epsilon, count, *, table, shape, norm) -> Array:
   """The next query of one example in L2 or L1."""
   table = _patches.odd_sides(table, shape)
   distinct = tuple(sorted(set(table)))
@@ -173,23 +180,35 @@ def _propose_moved(best, x, key, epsilon, count, *, table, shape, bounds, norm) 
   eta = jnp.asarray(_patches.patches(distinct, norm), x.dtype)[
       jnp.array([distinct.index(s) for s in table])[count]]
   places, draws, start = jax.random.split(jax.random.fold_in(key, count), 3)
-  places = jax.vmap(functools.partial(_patches.first, side=side))(
-      jax.random.uniform(places, (4,)), length=jnp.array(2 * shape[:2]))
+  within = [jnp.array(2 * pair) for pair in zip(*_free_lines(bounds, x, shape), strict=True)]
+  places = jax.vmap(lambda draw, *line: _patches.first(draw, side, *line))(
+      jax.random.uniform(places, (4,)), jnp.array(2 * shape[:2]), *within)
   moved = _patches.move((best - x).reshape(shape), side, eta, epsilon, places,
                        jax.random.uniform(draws, (shape[2] + 1,)), norm)
   draws = jax.random.uniform(start, (*shape[:2], shape[2] + 1), x.dtype)
   tiles = _patches.tiling(shape, draws, norm)
-  change = jnp.where(count == 0, tiles if norm == 'l1' else _patches.spread(tiles, epsilon), moved)
-  return _apply(norm, change.reshape(x.shape), x, epsilon, bounds)
+  return _apply(norm, jnp.where(count == 0, tiles, moved).reshape(x.shape), x, epsilon, bounds)
 
 
-def _apply(norm, change, x, epsilon, bounds) -> Array:
-  if norm == 'l2':  # a change of norm ε already
-    return jnp.clip(x + change, *bounds)
+def _apply(norm: str, change: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array]) -> Array:
+  """x plus a change, which in L2 gets norm ε and in L1 is projected."""
+  if norm == 'l2':
+    return jnp.clip(x + _patches.spread(jnp.where(norms.free(bounds), change, 0), epsilon), *bounds)
   # A little inside the ball, as in the released code, because many small entries are summed.
   return norms.clip_to_ball(change, x, epsilon * (1 - 1e-6), bounds, norm=norm)
 
 
-def _span(draw: Array, side: Array, length: int) -> Array:
+def _span(draw: Array, side: Array, length: int, *within: Array) -> Array:
   """bool[length], true on `side` neighbours, at most all of them; a draw in [0, 1) gives the first."""
-  return _patches.span(_patches.first(draw, jnp.minimum(side, length), length), side, length)
+  side = jnp.minimum(side, length)
+  return _patches.span(_patches.first(draw, side, length, *within), side, length)
+
+
+def _free_lines(bounds, x: Array, shape: tuple[int, int, int]) -> list[tuple[Array, ...]]:
+  """First and number, of the rows and of the columns that hold all entries which may change; () for all."""
+  free = norms.free(bounds)
+  if free is True:
+    return [(), ()]
+  free = jnp.broadcast_to(free, x.shape).reshape(shape).any(axis=-1)
+  begin_end = [(jnp.argmax(lines), jnp.argmax(lines[::-1])) for lines in (free.any(axis=1), free.any(axis=0))]
+  return [(begin, n - end - begin) for (begin, end), n in zip(begin_end, shape[:2], strict=True)]

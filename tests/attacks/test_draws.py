@@ -87,8 +87,8 @@ def test_square_proposals_in_linf_equal_the_reference(monkeypatch):
     table = sides(len(numbers['draws']) - 1, .8, x.shape[0] * x.shape[1])
 
     def propose(best, count):
-      return _propose(best, x, KEY, jnp.float64(epsilon), jnp.array(count), table=table,
-                      shape=x.shape, bounds=(0., 1.))
+      return _propose((0., 1.), best, x, KEY, jnp.float64(epsilon), jnp.array(count), table=table,
+                      shape=x.shape)
 
     # The reference has channels first.
     stripes = np.array(numbers['draws'][0]).reshape(x.shape[2], x.shape[1]).T

@@ -1,5 +1,7 @@
 """Projections against slow reference computations on random inputs."""
 
+import warnings
+
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -7,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from at_jax import attacks
 from at_jax.attacks import _hyperplane
 from at_jax.attacks import norms as norms_lib
+from tests.fixtures import analytic_models, rounding
 from tests.fixtures.bisection import bisect
 
 D = 7
@@ -103,6 +107,22 @@ def test_a_plane_with_a_tiny_normal_is_reached():
   for norm in ('linf', 'l2', 'l1'):
     move = _project(x, normal, jnp.float32(1e-25), (0., 1.), norm=norm)
     np.testing.assert_allclose(-jnp.sum(move * jnp.arange(1., D + 1)), 1, rtol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+@pytest.mark.parametrize('name', ['apgd', 'fab', 'square'])
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(x=st.lists(unit, min_size=3, max_size=3), epsilon=st.floats(0, 1), seed=st.integers(0, 99))
+def test_attacks_leave_the_ball_by_rounding_only(name, norm, x, epsilon, seed):
+  sizes = {'square': dict(num_queries=20), 'fab': dict(num_steps=5, random_start=True)}
+  run = lambda x: getattr(attacks, name)(
+      analytic_models.quadratic, x, np.arange(3), jax.random.key(seed), epsilon=epsilon, norm=norm,
+      **sizes.get(name, dict(num_steps=9)))
+  for dtype in (np.float32, np.float64):
+    with jax.enable_x64(dtype == np.float64), warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # radii that cover all
+      rounding.check_ball(run(np.array(x, dtype)).x, np.array(x, dtype), epsilon, norm)
 
 
 def test_samples_of_the_l1_ball_are_uniform():

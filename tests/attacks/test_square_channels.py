@@ -23,10 +23,13 @@ Y = np.asarray(jnp.argmax(model(LAST), -1))
 def test_channels_first_are_attacked_as_channels_last(norm, epsilon):
   run = lambda f, x, **options: attacks.square(
       f, jnp.asarray(x, float), Y, KEY, epsilon=epsilon, norm=norm, num_queries=30, **options)
+  low, high = np.array([0., -.1, -.2]), np.array([1., 1.02, 1.04])  # of each channel
   with jax.enable_x64(True):  # in float32, the order of sums decides which of two points is better
-    expected, found = run(model, LAST), run(first, FIRST, channel_axis=1)
+    expected = run(model, LAST, bounds=(low, high))
+    found = run(first, FIRST, channel_axis=1, bounds=[bound.reshape(3, 1, 1) for bound in (low, high)])
     expected, found = jax.device_get((expected, found))
-  assert np.abs(expected.x - LAST).max() > 0
+  assert np.abs(expected.x - LAST).max() > 0 and (expected.x >= low).all() and (expected.x <= high).all()
+  assert (expected.x == high).any()
   np.testing.assert_allclose(np.moveaxis(found.x, 1, -1), expected.x, atol=1e-6)
   np.testing.assert_array_equal(found.success, expected.success)
 
@@ -61,12 +64,44 @@ def test_a_channels_first_shape_warns():
 
 
 def test_invalid_channel_axes_are_refused():
+  volumes = np.zeros((4, 5, 5, 5, 1), np.float32)
   for options, x, message in ((dict(channel_axis=0), FIRST, r'channel_axis = 0: use -1'),
+                           (dict(), volumes, r'shape \(5, 5, 5, 1\): Square needs .*merge axes of x'),
                            (dict(channel_axis=1), FIRST[:, 0], r'not \[C, H, W\]')):
     with pytest.raises(ValueError, match=message):
       attacks.square(lambda x: jnp.zeros((len(x), 4)), x, Y, KEY, epsilon=.1, **options)
     with pytest.raises(ValueError, match=message):
       attacks.autoattack(lambda x: jnp.zeros((len(x), 4)), x, Y, KEY, epsilon=.1, **options)
+
+
+@pytest.mark.parametrize('norm, epsilon', [('linf', .05), ('l2', .3), ('l1', 3.)])
+def test_a_series_is_attacked_alike_with_a_channel_axis(norm, epsilon):
+  # A series [B, T, 1] for a 1-D convolution is [B, T] with another shape, so the same windows fit both.
+  x = LAST.reshape(4, -1)
+  run = lambda x, **options: attacks.square(
+      model, x, Y, KEY, epsilon=epsilon, norm=norm, num_queries=30, **options)
+  flat = run(x)
+  assert np.abs(flat.x - x).max() > 0
+  np.testing.assert_array_equal(run(x[:, :, None]).x[:, :, 0], flat.x)
+  if norm == 'l2':
+    np.testing.assert_array_equal(run(x[:, None, :, None], channel_axis=1).x[:, 0, :, 0], flat.x)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('norm, epsilon', [('l2', .35), ('l1', 2.)])
+def test_tall_images_fall_as_often_as_wide_ones(norm, epsilon):
+  # The draws are uniform over windows, so transposed images fall equally often. Ten keys each: the means
+  # agree within 3 standard errors of their difference.
+  random = np.random.RandomState(3)
+  w, x = random.normal(size=(120, 3)), random.uniform(size=(200, 40, 3)).astype(np.float32)
+  tall = lambda x: x.reshape(len(x), -1) @ jnp.asarray(w, jnp.float32)
+  wide = lambda x: tall(jnp.swapaxes(x, 1, 2))
+  y = np.argmax(tall(x), axis=1)
+  falls = np.array([[attacks.square(f, inputs, y, jax.random.key(n), epsilon=epsilon, norm=norm,
+                                    num_queries=300).success.mean() for n in range(10)]
+                    for f, inputs in ((tall, x), (wide, x.swapaxes(1, 2)))])
+  error = np.sqrt((falls.var(axis=1, ddof=1) / 10).sum())
+  assert .05 < falls.mean() < .95 and abs(np.diff(falls.mean(axis=1))) < 3 * error + 1e-9, falls
 
 
 @pytest.mark.parametrize('shape', [(12,), (7, 5), (3, 8, 2)])

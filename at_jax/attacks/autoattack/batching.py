@@ -33,7 +33,7 @@ class Work(NamedTuple):
     index: i32[N], folded into `key` for each example.
     key: a threefry PRNG key (`_random.threefry`).
     epsilon: f32[N], radii.
-    bounds: the smallest and the largest input value.
+    bounds: the smallest and the largest input value, each a number or f32[N, ...].
   """
   x: Array
   y: Array
@@ -162,7 +162,8 @@ def problem_at(work: Work, example: Array, run: Array) -> _stepper.Problem:
   column = jnp.minimum(run, work.targets.shape[1] - 1)
   return _stepper.Problem(
       work.x[example], work.y[example], work.targets[example, column],
-      fold(work.index[example], run), work.epsilon[example], work.bounds)
+      fold(work.index[example], run), work.epsilon[example],
+      tuple(bound[example] if np.ndim(bound) else bound for bound in work.bounds))
 
 
 def _pad(slots: Slots, devices: Sequence[jax.Device]) -> Slots:

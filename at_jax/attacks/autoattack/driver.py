@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import _arguments, _diagnostics, _random, _stepper
+from at_jax.attacks import _arguments, _diagnostics, _random, _stepper, norms
 from at_jax.attacks.autoattack import batching, state_file
 from at_jax.attacks.autoattack import components as components_lib
 from at_jax.attacks.autoattack import devices as devices_lib
@@ -82,10 +82,10 @@ def autoattack(
     logits_fn: _stepper.LogitsFn, x: Array, y: Array, key: Array, *,
     epsilon: float | Array, norm: str = 'linf', version: str = 'standard',
     attacks: tuple[str, ...] | None = None, batch_size: int = 250, bounds: tuple[float, float] = (0., 1.),
-    index: Array | None = None, num_steps: int = 100, num_queries: int = 5000, cascade: bool = True,
-    search_fn: _stepper.LogitsFn | None = None, devices: Sequence[jax.Device] | None = None,
-    state_path: str | os.PathLike | None = None, save_every: float = 60.,
-    progress: Callable[[Progress], None] | None = None, channel_axis: int = -1,
+    mask: Array | None = None, index: Array | None = None, num_steps: int = 100, num_queries: int = 5000,
+    cascade: bool = True, search_fn: _stepper.LogitsFn | None = None,
+    devices: Sequence[jax.Device] | None = None, state_path: str | os.PathLike | None = None,
+    save_every: float = 60., progress: Callable[[Progress], None] | None = None, channel_axis: int = -1,
     warn: Callable[[str], None] | None = None,
 ) -> AutoAttackResult:
   """Robust accuracy under an ensemble: an example is robust if no attack of the version changes its class.
@@ -113,7 +113,8 @@ def autoattack(
       apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, each at most once; with 'rand' only those of APGD.
       (The released code makes 5 restarts for a custom list, as version='plus' does here.)
     batch_size: the largest number of examples attacked at the same time.
-    bounds: the smallest and the largest input value.
+    bounds: the smallest and the largest input value, numbers or arrays that broadcast with x.
+    mask: array of 0 and 1 that broadcasts with x: 1 where an entry may change. None lets all change.
     index: i32[N], distinct integers folded into `key`; by default the positions in x. For a part of a
       larger set, pass the positions there: the draws are then those of the whole set. `multihost.autoattack`
       does this.
@@ -161,7 +162,7 @@ def autoattack(
   attacks = components_lib.choose(attacks, version, norm)
   settings = dict(num_steps=num_steps, num_queries=num_queries, channel_axis=channel_axis)
   plan = functools.partial(components_lib.plan, attacks, norm, version, **settings)
-  work = _check_examples(x, y, key, epsilon, bounds, index)
+  work = _check_examples(x, y, key, epsilon, bounds, mask, index)
   _arguments.check_count('batch_size', batch_size)
   if 'square' in attacks:
     image_shape(work.x.shape[1:], channel_axis)
@@ -196,9 +197,9 @@ def autoattack(
       dict(zip(attacks, record.seconds.tolist(), strict=True)))
 
 
-def _check_examples(x, y, key, epsilon, bounds, index) -> batching.Work:
-  _arguments.check_outside_jit(x=x, y=y, key=key, epsilon=epsilon)
-  problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds)
+def _check_examples(x, y, key, epsilon, bounds, mask, index) -> batching.Work:
+  _arguments.check_outside_jit(x=x, y=y, key=key, epsilon=epsilon, bounds=bounds, mask=mask)
+  problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, mask=mask)
   index = _arguments.indices(index, len(problem.x), once=True)
   return batching.Work(problem.x, problem.y, problem.y[:, None], index, _random.threefry(key),
                        problem.epsilon, problem.bounds)
@@ -246,10 +247,16 @@ def _run_attacks(run: _Evaluation, parts, record: state_file.Record, slots, writ
         _run_part(run, parts[number], record, row, slots, write, progress)
         record.done[number], slots = True, None
         write(record)
-    # With ε = 0 the loss cannot rise, so these examples are left out.
-    attacked, zero_gradient, rose = record.diagnostics[row] & (np.asarray(run.work.epsilon) > 0)
+    # With ε = 0, or where no entry may change, the loss cannot rise, so these examples are left out.
+    attacked, zero_gradient, rose = record.diagnostics[row] & _can_change(run.work)
     yield _diagnostics.check_gradients(name, int(attacked.sum()), int(zero_gradient.sum()),
                                        int((attacked & ~rose).sum()), run.attacks, run.random)
+
+
+def _can_change(work: batching.Work) -> np.ndarray:
+  """bool[N], whether the radius and the bounds let an example change."""
+  free = np.broadcast_to(norms.free(work.bounds), work.x.shape).reshape(len(work.x), -1)
+  return (np.asarray(work.epsilon) > 0) & free.any(axis=1)
 
 
 def _run_part(run: _Evaluation, part: components_lib.Part, record: state_file.Record, row: int, slots,

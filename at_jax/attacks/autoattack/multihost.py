@@ -55,7 +55,8 @@ def autoattack(
     raise ValueError(f'x has {n} examples for {count} processes: use at most {n} processes')
   # These are checked as a whole, because a part can be valid where the whole is not: a repeated index, or
   # as many radii as the part has examples.
-  problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=options.get('bounds', (0., 1.)))
+  bounds, mask = options.pop('bounds', (0., 1.)), options.pop('mask', None)
+  problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, mask=mask)
   index = np.asarray(_arguments.indices(index, n, once=True))
   part, result, failure = slice(process, None, count), None, None
   # The first collective must come early: processes have seconds to connect, and may end minutes apart.
@@ -64,6 +65,7 @@ def autoattack(
     result = driver.autoattack(
         logits_fn, np.asarray(problem.x)[part], np.asarray(problem.y)[part], key, index=index[part],
         epsilon=np.asarray(problem.epsilon)[part],
+        bounds=tuple(np.asarray(bound)[part] if bound.ndim else bound for bound in problem.bounds),
         state_path=None if state_path is None else f'{os.fspath(state_path)}.{process}-of-{count}',
         **options)
   except Exception as error:  # of any kind: the other processes must not wait for this one
