@@ -17,20 +17,59 @@ import numpy as np
 Array = jax.Array
 
 
-def check_examples(x: Array, y: Array) -> None:
-  """Raises ValueError unless the shapes and dtypes of inputs and classes fit an attack."""
+def as_examples(x: Any, y: Any) -> tuple[Array, Array]:
+  """Inputs and classes as arrays; raises ValueError unless their shapes and dtypes fit an attack."""
+  x, y = as_inputs(x), _as_array('y', y)
+  if y.shape != x.shape[:1]:
+    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}; '
+                     f'{_classes(x, y)}')
+  if not len(x):
+    raise ValueError('x has no examples: give at least one')
+  check_integers('y', y)
+  return x, y
+
+
+def as_inputs(x: Any) -> Array:
+  """Inputs as an array; raises ValueError unless it is of floats, in float32 at least."""
+  x = _as_array('x', x)
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f'x has dtype {x.dtype}: convert it, x.astype(float32) / 255 for images')
   if jnp.finfo(x.dtype).bits < 32:
     raise ValueError(f'x has dtype {x.dtype}, which rounds steps and radii away: use float32, and let '
                      'logits_fn convert it')
-  if y.shape != x.shape[:1]:
-    remedy = 'argmax(y, axis=-1) of one-hot rows' if y.ndim > 1 else 'x[None], y[None] of one example'
-    remedy = 'y[:, 0] of a column' if y.shape == (len(x), 1) else remedy
-    raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}; {remedy}')
-  if not len(x):
-    raise ValueError('x has no examples')
-  check_integers('y', y)
+  return x
+
+
+def _as_array(name: str, value: Any) -> Array:
+  try:
+    return jnp.asarray(value)
+  except (TypeError, ValueError, RuntimeError) as error:
+    reason = str(error).partition('\n')[0]
+    raise ValueError(f'{name} is a {type(value).__name__}, {reason}: use an array of numbers') from error
+
+
+def _classes(x: Array, y: Array) -> str:
+  """How to get one class per example of x from y."""
+  if y.ndim < 2:
+    one = {(): 'x[None], y[None] of one example', (1,): 'x[None] of one example'}
+    return one.get(y.shape, 'give both of the same examples')
+  if y.shape == (len(x), 1):
+    return 'y[:, 0] of a column'
+  if y.shape[0] != len(x):
+    return 'give both of the same examples'
+  if y.ndim > 2:
+    return 'a label for each pixel or token is not supported'
+  if not is_known(y):
+    return 'argmax(y, axis=-1) if each row is one-hot'
+  rows = np.asarray(y, np.float64)
+  if not np.isin(rows, (0, 1)).all():
+    soft = np.allclose(rows.sum(1), 1, atol=1e-3)
+    return ('soft labels go into loss_args of pgd, for a loss of your own' if soft else
+            'a label for each pixel or token is not supported')
+  if (rows.sum(1) == 1).all():
+    return 'argmax(y, axis=-1) of one-hot rows'
+  return ('of several labels attack one at a time, y[:, j] with the logits stack([0 * z[:, j], z[:, j]], '
+          'axis=-1)')
 
 
 def check_values(
@@ -44,7 +83,7 @@ def check_values(
     x: f32[B, ...], must lie within the bounds, up to rounding, and not be NaN.
     bounds: smallest and largest value of an input, numbers or arrays that broadcast with x.
     classes: i32[B] by argument name, at least 0.
-    radii: numbers or f32[B] by argument name, at least 0 and finite.
+    radii: numbers, or arrays with one per example, by argument name, at least 0 and finite.
     start: f32[B, ...], must not be NaN.
     num_classes: C, larger than every class, if it is known.
     infinite: whether radii may be infinite.
@@ -70,13 +109,14 @@ def _are_valid(*values: Any, num_classes: int | None, infinite: bool) -> Array:
 
 def _checks(radii, classes, start, bounds, x, num_classes, infinite) -> Iterator[tuple[Any, Callable]]:
   """For each check, where it finds a value invalid, and a function that makes the message on the host."""
+  example = dict.fromkeys(('epsilon', 'step_size'), ', 8/255 for example')
   for name, numbers in radii.items():
     wrong = ~(numbers >= 0) | (jnp.isinf(numbers) & (not infinite))
     yield wrong, lambda: (f'{name} = {np.ravel(numbers)[np.ravel(wrong)][0]:g}: use a number of at least 0'
-                          f'{"" if infinite else " and finite"}, 8/255 for example')
+                          f'{"" if infinite else " and finite"}{example.get(name, "")}')
   remedy = 'count up from 0' if num_classes is None else f'are 0..{num_classes - 1}'
   for name, numbers in classes.items():
-    yield (numbers < 0) | (numbers >= (np.inf if num_classes is None else num_classes)), lambda: (
+    yield (numbers < 0) | (False if num_classes is None else numbers >= num_classes), lambda: (
         f'{name} reaches from {numbers.min():.0f} to {numbers.max():.0f}: classes {remedy}; leave out '
         'examples without one')
   if start is not None:
@@ -118,9 +158,19 @@ def check_outside_jit(**values: Any) -> None:
 
 def check_radius(radius: Any, num_examples: int, name: str = 'epsilon') -> None:
   """Raises ValueError unless the shape is that of a number, or of one number per example."""
-  if isinstance(radius, str):
-    raise ValueError(f'{name} = {radius!r}: use a number, without quotes')
+  check_number(name, radius)
   check_shape(name, radius, (), (1,), (num_examples,))
+
+
+def check_number(name: str, value: Any) -> None:
+  """Raises ValueError unless the value is a number or an array of numbers."""
+  try:
+    dtype = getattr(value, 'dtype', None) or np.asarray(value).dtype
+  except ValueError:  # lists of different lengths
+    dtype = np.dtype(object)
+  if not jnp.issubdtype(dtype, jnp.number):
+    without = ', without quotes' if isinstance(value, str) else ''
+    raise ValueError(f'{name} = {value!r}: use a number{without}')
 
 
 def check_count(name: str, number: Any) -> None:
@@ -138,8 +188,8 @@ def check_name(name: str, value: str, known: Sequence[str]) -> None:
 def check_shape(name: str, array: Any, *shapes: tuple[int, ...]) -> None:
   """Raises ValueError unless an argument has one of these shapes; the last has one row per example."""
   if np.shape(array) not in shapes:
-    raise ValueError(f'{name} has shape {np.shape(array)}: use {"a number, or " if () in shapes else ""}'
-                     f'{shapes[-1]}, one row per example of x')
+    wanted = ['a number'] * (() in shapes) + [f'{s}, one row per example of x' for s in shapes[-1:] if s]
+    raise ValueError(f'{name} has shape {np.shape(array)}: use {", or ".join(wanted)}')
 
 
 def bounds_of(bounds: Sequence[Any], mask: Array | None, x: Array) -> tuple[Array, Array]:

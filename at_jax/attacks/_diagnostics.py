@@ -5,6 +5,7 @@ each finding can have a harmless cause. A robust accuracy should not be publishe
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 import warnings
 
 import jax
@@ -171,32 +172,86 @@ def check_classes(num_classes: int, attacks: Sequence[str]) -> tuple[str, ...]:
                if num_classes < needed and name in attacks)
 
 
-def check_reach(
-    epsilon: np.ndarray, shape: tuple[int, ...], bounds: tuple[Array, Array], norm: str) -> tuple[str, ...]:
-  """Warns if the ε-ball of an example of this shape covers the whole input domain.
+def check_reach(epsilon: np.ndarray, x: Array, bounds: tuple[Array, Array], norm: str,
+                any_distance: bool = False) -> tuple[str, ...]:
+  """Warns if a ball covers the whole input domain, or if all are too small to be in units of x.
 
-  >>> print(*check_reach(np.array([8.]), (32, 32, 3), (0., 1.), 'linf'))
+  Too small is a radius that allows less than a tenth of a grey level in every entry, and less than a tenth of
+  the range in a single one: 8/255 on pixels 0..255 is a 32nd of a grey level. Published radii are larger: at
+  least .25/255 in L∞, 36/255 in L2 and 10 in L1. With `any_distance` a radius may be as large as one likes.
+
+  >>> print(*check_reach(np.array([8.]), jnp.zeros((1, 32, 32, 3)), (0., 1.), 'linf'))
   epsilon = 8 covers the whole input domain 0..1: give epsilon in units of x, for example 8/255
   """
   low, high = (np.asarray(bound, np.float64) for bound in bounds)
-  each = low.ndim > len(shape) or high.ndim > len(shape)  # bounds that differ by example: the widest are used
-  diagonal = np.broadcast_to((high - low).max(0) if each else high - low, shape).ravel()
-  largest = float(np.max(epsilon))
-  size = np.linalg.norm(diagonal, {'linf': np.inf, 'l2': 2, 'l1': 1}[norm])
-  if size == 0:
+  extent = high - low
+  if extent.ndim == x.ndim:  # bounds that differ between examples: the widest are used
+    extent = extent.max(0)
+  diagonal = np.broadcast_to(extent, x.shape[1:])
+  order = {'linf': np.inf, 'l2': 2, 'l1': 1}[norm]
+  largest, width = float(np.max(epsilon)), float(diagonal.max(initial=0))
+  whole = np.linalg.norm(diagonal.ravel(), order)
+  if whole == 0:
     return ('no entry may change: the mask is 0, or both bounds are equal, everywhere',)
   # Where only a part may change, ε is often the whole range on purpose.
-  if largest < size or (largest == size and np.any(low == high)):
+  if (largest > whole or largest == whole and not np.any(low == high)) and not any_distance:
+    return (f'epsilon = {largest:g} covers the whole input domain {low.min():g}..{high.max():g}: '
+            f'give epsilon in units of x, for example {_usual_radius(width, norm)}',)
+  tiny = min(np.count_nonzero(diagonal) ** (1 / order) / 2550, .1)
+  spacing = float(jnp.finfo(x.dtype).eps)
+  size = max(np.abs(low).max(), np.abs(high).max())
+  if not 0 < largest < max(tiny * width, spacing * size) or not _arguments.is_known(x):
     return ()
-  return (f'epsilon = {largest:g} covers the whole input domain {low.min():g}..{high.max():g}: '
-          'give epsilon in units of x, for example 8/255',)
+  x = np.asarray(x)
+  low, high = float(x.min()), float(x.max())  # wide bounds say little
+  if largest < tiny * (high - low):
+    return (f'epsilon = {largest:g} changes next to nothing where x is {low:g}..{high:g}: '
+            f'give epsilon in units of x, for example {_usual_radius(high - low, norm)}',)
+  if largest < spacing / 2 * max(abs(low), abs(high)):
+    return (f'epsilon = {largest:g} is lost to rounding where x is {low:g}..{high:g} in {x.dtype}: '
+            'subtract an offset and add it in logits_fn, or use float64',)
+  return ()
 
 
-def warn_of_reach(epsilon: float | Array, x: Array, bounds: tuple[Array, Array], norm: str) -> None:
-  """Issues the warnings of `check_reach`, unless a value is traced."""
+def _usual_radius(width: float, norm: str) -> str:
+  """A radius that papers use for images of this range."""
+  if norm == 'linf' and width == 1:
+    return '8/255'
+  return f'{ {"linf": 8 / 255, "l2": .5, "l1": 12}[norm] * width:.3g}'
+
+
+def check_steps(step_size: np.ndarray, epsilon: np.ndarray, num_steps: int, path: float) -> tuple[str, ...]:
+  """Warns if all steps of any example together are below `path` radii, or if each jumps across its ball.
+
+  Steps of size 0 are meant: they leave the start as it is.
+
+  >>> print(*check_steps(np.array(.1), np.array(8), 10, path=1.))
+  step_size = 0.1 takes 10 steps only a part of the way to epsilon = 8: give both in units of x, for example 2
+  """
+  step_size, epsilon = np.broadcast_arrays(step_size, epsilon)
+  moving = (step_size > 0) & (epsilon > 0)
+  ratio = step_size[moving] / epsilon[moving]
+  if not len(ratio):
+    return ()
+  step_size, epsilon = step_size[moving][0], epsilon[moving][0]
+  short = ratio.max() * num_steps < .999 * path  # FGSM and MI-FGSM reach the boundary exactly
+  if not short and (ratio.min() <= 4 or num_steps == 1):
+    return ()
+  what = f'takes {num_steps} steps only a part of the way to' if short else 'jumps across the ball of'
+  return (f'step_size = {step_size:g} {what} epsilon = {epsilon:g}: give both in units of x, for example '
+          f'{2.5 / max(num_steps, 3) * epsilon:.2g}',)
+
+
+def warn_of_scale(epsilon: float | Array, x: Array, bounds: tuple[Array, Array], norm: str, *,
+                  any_distance: bool = False, steps: tuple[Any, int, float] | None = None) -> None:
+  """Issues the warnings of `check_reach` and, for `steps`, of `check_steps`, unless a value is traced."""
+  lines = []
   if all(map(_arguments.is_known, (epsilon, *bounds))):
-    for line in check_reach(np.asarray(epsilon), x.shape[1:], bounds, norm):
-      warnings.warn(line, stacklevel=3)
+    lines += check_reach(np.asarray(epsilon), x, bounds, norm, any_distance)
+  if steps and all(map(_arguments.is_known, (epsilon, steps[0]))):
+    lines += check_steps(np.asarray(steps[0]), np.asarray(epsilon), *steps[1:])
+  for line in lines:
+    warnings.warn(line, stacklevel=3)
 
 
 def check_gradients(

@@ -61,8 +61,7 @@ def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), mask=None, target=None,
 
   `infinite` allows infinite radii. Raises ValueError for an invalid shape, dtype or value.
   """
-  x, y = jnp.asarray(x), jnp.asarray(y)
-  _arguments.check_examples(x, y)
+  x, y = _arguments.as_examples(x, y)
   _arguments.check_radius(epsilon, len(x))
   bounds = _arguments.bounds_of(bounds, mask, x)
   _arguments.check_values(x=x, bounds=bounds, classes={'y': y}, radii={'epsilon': epsilon}, infinite=infinite)

@@ -162,7 +162,7 @@ def apgd(
                    eot=eot)
   problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, mask=mask, target=target,
                                   index=index)
-  _diagnostics.warn_of_reach(epsilon, problem.x, problem.bounds, norm)
+  _diagnostics.warn_of_scale(epsilon, problem.x, problem.bounds, norm)
   changes = {}
   if start is not None:
     start = jnp.asarray(start, problem.x.dtype)
@@ -270,13 +270,13 @@ def _record(state, stage, x, radius, gradient, zero_gradient, value, wrong, norm
       x_best=jnp.where(better, state.x, state.x_best),
       gradient_best=jnp.where(better, gradient, state.gradient_best),
       loss_best=jnp.where(better, value, state.loss_best),
-      kappa=state.kappa + ~wrong,
-      zero_gradient=state.zero_gradient + zero_gradient,
+      kappa=state.kappa + (~wrong).astype(jnp.int32),
+      zero_gradient=state.zero_gradient + zero_gradient.astype(jnp.int32),
       rose=state.rose | (~stage.first & (value > state.loss_best)),
       # A run's second loss is compared with 0, not with the loss at the start, because the released code
       # compares with the last entry of an empty record. So cross-entropy always rises once.
       loss_last=fresh(0, value),
-      rises=fresh(0, state.rises + (value > state.loss_last)),
+      rises=fresh(0, state.rises + (value > state.loss_last).astype(jnp.int32)),
       loss_checked=fresh(value, state.loss_checked),
       halved=fresh(True, state.halved),
       step_size=fresh((1 if norm == 'l1' else 2) * radius, state.step_size),
@@ -287,7 +287,8 @@ def _record(state, stage, x, radius, gradient, zero_gradient, value, wrong, norm
 def _check(state, stage, _x, _radius) -> tuple[Array, dict[str, Any]]:
   """Whether to continue from the best point, and the fields that a check changes."""
   stuck = ~state.halved & (state.loss_checked >= state.loss_best)
-  halve = (state.rises <= _RISES * stage.window) | stuck
+  dtype = state.step_size.dtype
+  halve = (state.rises.astype(dtype) <= _RISES * stage.window.astype(dtype)) | stuck
   step_size = jnp.where(halve, state.step_size / 2, state.step_size)
   return halve, dict(step_size=step_size, halved=halve, loss_checked=state.loss_best, rises=0)
 

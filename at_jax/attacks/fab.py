@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from at_jax.attacks import _arguments, _gradients, _hyperplane, _loops, _stepper, losses, norms
+from at_jax.attacks import _arguments, _diagnostics, _gradients, _hyperplane, _loops, _stepper, losses, norms
 from at_jax.attacks.pgd import AttackResult
 
 Array = jax.Array
@@ -81,6 +81,7 @@ def fab(
   attack = stepper(norm=norm, num_steps=num_steps, targeted=target is not None, random_start=random_start)
   problem = _stepper.make_problem(x, y, jax.random.key(0) if key is None else key, epsilon=epsilon,
                                   bounds=bounds, mask=mask, target=target, index=index, infinite=True)
+  _diagnostics.warn_of_scale(epsilon, problem.x, problem.bounds, norm, any_distance=True)
   model, state = _stepper.run(logits_fn, problem, stepper=attack)
   # The steps do not evaluate the input itself, because AutoAttack attacks only correct ones.
   already = _stepper.is_wrong(model, problem.x, problem)
@@ -112,7 +113,7 @@ def stepper(
   def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
     linearise = _towards_target if targeted else functools.partial(_towards_nearest, norm=norm)
     gap, normal = linearise(logits_fn, problem, state.x)
-    zero_gradient = state.zero_gradient + _gradients.zero_gradient(normal)
+    zero_gradient = state.zero_gradient + _gradients.zero_gradient(normal).astype(jnp.int32)
     gap, normal = _gradients.finite((gap, normal))
     x = _stepper.each(functools.partial(_move, norm=norm), problem, state.x, problem.x, normal, gap)
     wrong = ~_stepper.is_correct(logits_fn(x), problem.y)
@@ -156,11 +157,11 @@ def _towards_nearest(logits_fn, problem: _stepper.Problem, x: Array, *, norm: st
 
   def nearest(first: Array) -> tuple[Array, Array, Array]:
     classes = first + jnp.arange(width)
-    normals = jax.vmap(lambda j: pull(one_hot(j) - one_hot(problem.y))[0])(classes)
+    normals = jax.vmap(lambda j: pull(one_hot(j)[None] - one_hot(problem.y))[0])(classes)
     normals = jnp.where(norms.free(problem.bounds), normals, 0)
-    gaps = logits.T[jnp.minimum(classes, num_classes - 1)] - losses.logit_of(logits, problem.y)
+    gaps = logits.T[jnp.minimum(classes, num_classes - 1)] - losses.logit_of(logits, problem.y)[None]
     away = jnp.abs(gaps) / (jax.vmap(jax.vmap(dual))(normals) + 1e-12)
-    none = (classes[:, None] == problem.y) | (classes[:, None] >= num_classes)
+    none = (classes[:, None] == problem.y[None]) | (classes[:, None] >= num_classes)
     away, rows = jnp.where(none, jnp.inf, away), jnp.arange(b)
     place = jnp.argmin(away, axis=0)
     return away[place, rows], gaps[place, rows], normals[place, rows]

@@ -159,7 +159,8 @@ def soft_margin(logits: Array, y: Array, scale: float | Array) -> Array:
   Instance-Reweighted Adversarial Training, 2021 (logit scaling).
   """
   scale = jnp.asarray(scale)
-  others = jax.nn.logsumexp(scale[..., None] * _without(logits, y), axis=-1)
+  column = scale[:, None] if scale.ndim else scale
+  others = jax.nn.logsumexp(column * _without(logits, y), axis=-1)
   return others / scale - logit_of(logits, y)
 
 

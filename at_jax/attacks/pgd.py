@@ -104,18 +104,22 @@ def pgd(
   algorithm 1. μ: Dong et al., Boosting Adversarial Attacks with Momentum, 2018,
   algorithm 1.
   """
-  x, y = jnp.asarray(x), jnp.asarray(y)
+  x, y = _arguments.as_examples(x, y)
   draw = random_start and start is None
   if restarts > 1 and not draw:
     raise ValueError(f'restarts = {restarts}: use 1 without a random start, as all would be one run')
   start = None if start is None else jnp.asarray(start, x.dtype)
-  _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, start, tau, restarts)
+  _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, start, tau, momentum,
+         restarts)
   index, key = _arguments.indices(index, len(x)), _random.threefry(key)
   bounds = _arguments.bounds_of(bounds, mask, x)
   logits_fn, num_classes = _model.capture(logits_fn, x)
+  num_classes = _model.num_decided(decide, jax.ShapeDtypeStruct((len(x), num_classes), x.dtype))
+  radii = {'epsilon': epsilon, 'step_size': step_size, 'momentum': momentum}
   _arguments.check_values(x=x, bounds=bounds, classes={'y': y}, num_classes=num_classes, start=start,
-                          radii={'epsilon': epsilon, 'step_size': step_size})
-  _diagnostics.warn_of_reach(epsilon, x, bounds, norm)
+                          radii=radii if tau is None else radii | {'tau': tau})
+  path = .5 if draw else 1. if start is None else 0.  # a start may continue another attack
+  _diagnostics.warn_of_scale(epsilon, x, bounds, norm, steps=(step_size, num_steps, path))
   epsilon, step_size = (jnp.broadcast_to(jnp.asarray(v, x.dtype), y.shape) for v in (epsilon, step_size))
   tau = None if tau is None else jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
   plain = isinstance(momentum, (int, float)) and momentum == 0
@@ -135,17 +139,19 @@ def pgd(
   return _keep_best(jax.vmap(run)(_random.fold(key, jnp.arange(restarts))), targeted=targeted)
 
 
-def _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, start, tau, restarts) -> None:
+def _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, start, tau, momentum,
+           restarts) -> None:
   """Raises ValueError for an invalid option, and for rows that do not fit the examples."""
   _arguments.check_name('norm', norm, norms.NORMS)
   _arguments.check_count('num_steps', num_steps)
   _arguments.check_count('restarts', restarts)
+  if not isinstance(loss_args, (tuple, list)):
+    raise ValueError(f'loss_args is a {type(loss_args).__name__}: use a tuple, (clean_logits,) for example')
   names = [f'loss_args[{i}]' for i in range(len(loss_args))]
   _model.check_function('loss', loss, 'logits', 'y', *names, like='losses.dlr')
   if decide is not None:
     _model.check_function('decide', decide, 'logits', like='ducat.fold')
 
-  _arguments.check_examples(x, y)
   _arguments.check_radius(epsilon, len(x))
   _arguments.check_radius(step_size, len(x), 'step_size')
   for name, given in zip(names, loss_args, strict=True):
@@ -153,6 +159,9 @@ def _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, s
       _arguments.check_shape(name, rows, (), y.shape + np.shape(rows)[1:])
   if tau is not None:
     _arguments.check_shape('tau', tau, (), (1,), y.shape)
+    _arguments.check_integers('tau', jnp.asarray(tau))
+  _arguments.check_number('momentum', momentum)
+  _arguments.check_shape('momentum', momentum, ())
   if start is not None:
     _arguments.check_shape('start', start, x.shape)
 
@@ -207,6 +216,9 @@ def gaussian_start(x: Array, key: Array, *, scale: float = .001, index: Array | 
   Reference: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
   algorithm 1.
   """
+  x = _arguments.as_inputs(x)
+  _arguments.check_number('scale', scale)
+  _arguments.check_shape('scale', scale, ())
   draw = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))
   return x + scale * draw(_random.fold(key, _arguments.indices(index, len(x))))
 
@@ -239,6 +251,7 @@ def _advance(logits_fn, state, x, y, epsilon, step_size, bounds, loss_args, mome
              loss, decide, targeted) -> _State:
   def objective(x):
     logits = _stepper.logits_of(logits_fn, x)
+    _model.check_loss(loss, logits, y, *loss_args)
     return (-1 if targeted else 1) * jnp.sum(loss(logits, y, *loss_args)), logits
 
   def step(state: _State) -> _State:
@@ -259,8 +272,8 @@ def _advance(logits_fn, state, x, y, epsilon, step_size, bounds, loss_args, mome
     if left is not None:
       moves = robust | (left > 0)
       moved = _stepper.where(moves, moved, state.x)
-      left = left - (moves & ~robust)
-    return _State(moved, state.kappa + robust, left, velocity)
+      left = left - (moves & ~robust).astype(left.dtype)
+    return _State(moved, state.kappa + robust.astype(jnp.int32), left, velocity)
 
   return _loops.repeat(step, state, num_steps)
 
@@ -280,7 +293,7 @@ def _succeeds(logits: Array, y: Array, decide, targeted: bool) -> Array:
 @functools.partial(jax.jit, static_argnames='targeted')
 def _keep_best(runs: AttackResult, *, targeted: bool) -> AttackResult:
   """From [R, B, ...] to [B, ...]: per example the successful run with the best loss."""
-  eligible = runs.success | ~jnp.any(runs.success, axis=0)
+  eligible = runs.success | ~jnp.any(runs.success, axis=0, keepdims=True)
   gain = -runs.loss if targeted else runs.loss
   best = jnp.argmax(jnp.where(eligible, gain, -jnp.inf), axis=0)
   return jax.tree.map(lambda leaf: leaf[best, jnp.arange(len(best))], runs)

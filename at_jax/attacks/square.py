@@ -77,11 +77,11 @@ def square(
   """
   attack = stepper(norm=norm, num_queries=num_queries, p_init=p_init, channel_axis=channel_axis)
   problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, mask=mask, index=index)
-  _diagnostics.warn_of_reach(epsilon, problem.x, problem.bounds, norm)
+  _diagnostics.warn_of_scale(epsilon, problem.x, problem.bounds, norm)
   for line in _diagnostics.check_channels(problem.x.shape, channel_axis):
     warnings.warn(line, stacklevel=2)
   _, state = _stepper.run(logits_fn, problem, stepper=attack)
-  return AttackResult(state.x_adv, state.found, state.count - state.found, state.margin)
+  return AttackResult(state.x_adv, state.found, state.count - state.found.astype(jnp.int32), state.margin)
 
 
 @functools.cache

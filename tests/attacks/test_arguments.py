@@ -43,7 +43,7 @@ WRONG = [
     (dict(logits_fn=lambda x: x.sum(1)), r'gives shape \(5,\).*stack'),
     (dict(logits_fn=lambda x: x.sum(1, keepdims=True)), r'gives shape \(5, 1\).*stack'),
     (dict(logits_fn=lambda x: (x @ W)[:, :, None]), r'one column per class'),
-    (dict(y=np.eye(5, 3)), r'y has shape \(5, 3\).*argmax'),
+    (dict(y=np.eye(3)[Y]), r'y has shape \(5, 3\).*argmax'),
     (dict(bounds=(.6, 1.)), r'x reaches from 0\.5 to 0\.5, beyond 0\.6\.\.1: give bounds'),
     (dict(bounds=(1., 0.)), r'bounds = 1\.\.0: use'),
     (dict(bounds=1.), r'bounds = 1\.0: use two'),

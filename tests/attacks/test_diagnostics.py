@@ -130,10 +130,51 @@ def test_ball_that_covers_the_domain_is_reported():
   logits_fn, x, y = network()
   assert 'epsilon = 8 covers the whole input domain 0..1: give epsilon in units of x' in warnings_of(
       logits_fn, x, y, epsilon=8.)
-  reach = lambda epsilon, norm: _diagnostics.check_reach(np.array([.1, epsilon]), (3, 4), (0., 1.), norm)
+  reach = lambda epsilon, norm: _diagnostics.check_reach(
+      np.array([.1, epsilon]), jnp.ones((1, 3, 4)), (0., 1.), norm)
   # The diagonal of the domain: sqrt(12) in L2, 12 in L1.
   assert reach(3.5, 'l2') and reach(12., 'l1') and reach(3.4, 'l2') == reach(11.9, 'l1') == ()
-  assert _diagnostics.check_reach(np.array([9.]), (3,), (-np.inf, np.inf), 'linf') == ()
+  assert _diagnostics.check_reach(np.array([9.]), jnp.ones((1, 3)), (-np.inf, np.inf), 'linf') == ()
+
+
+# Published protocols: norm, entries of an image, ε, step size, steps, and the part of ε that the steps must
+# cover. Madry 2018, TRADES, Wong 2020 (fast AT, ImageNet), MI-FGSM, RobustBench (L2), LiResNet's certificates
+# on ImageNet (L2), Croce and Hein 2021 and 2022 (L1).
+PROTOCOLS = [
+    ('linf', 784, .3, .01, 40, .5), ('linf', 3072, 8 / 255, 2 / 255, 7, .5),
+    ('linf', 3072, .031, .003, 20, .5), ('linf', 3072, .031, .007, 10, .5),
+    ('linf', 3072, 8 / 255, 10 / 255, 1, .5),
+    ('linf', 3072, 8 / 255, .8 / 255, 10, 1), ('linf', 3072, 16 / 255, 1.6 / 255, 10, 1),
+    ('linf', 150528, .5 / 255, .25 / 255, 20, .5), ('linf', 3072, .25 / 255, .25 / 255, 1, 1),
+    ('l2', 3072, 128 / 255, 15 / 255, 10, .5), ('l2', 150528, 36 / 255, 9 / 255, 10, .5),
+    ('l2', 150528, 3., .5, 20, .5), ('l2', 784, 1.5, .1, 40, .5), ('l1', 3072, 12., 1., 20, .5),
+    ('l1', 150528, 60., 5., 50, .5), ('l1', 784, 10., 1., 20, .5)]
+
+
+@pytest.mark.parametrize('norm, size, epsilon, step_size, num_steps, path', PROTOCOLS)
+def test_published_radii_are_quiet_and_255ths_are_not(norm, size, epsilon, step_size, num_steps, path):
+  x = np.linspace(0, 1, size, dtype=np.float32)[None]
+  reach = lambda epsilon, x=x, high=1.: _diagnostics.check_reach(np.array(epsilon), x, (0., high), norm)
+  steps = lambda step_size: _diagnostics.check_steps(np.array(step_size), np.array(epsilon), num_steps, path)
+  assert reach(epsilon) == reach(0.) == reach(epsilon * 255, 255 * x, 255.) == ()
+  # A part of the examples may have any radius; wide bounds say nothing about the scale of x.
+  assert reach([1e-6, epsilon]) == reach(epsilon, high=1e6) == reach(epsilon, high=np.inf) == ()
+  assert steps(step_size) == steps(0.) == ()
+  assert 'step_size' in steps(step_size / 255)[0] and 'part of the way' in steps(step_size / 255)[0]
+  if num_steps > 1:
+    assert 'jumps across' in steps(step_size * 255)[0]
+  if (norm, epsilon) != ('linf', .3) and size < 150528:  # .3 is too large, and ImageNet's images are too
+    small = reach(epsilon, 255 * x, 255.)
+    assert 'epsilon' in small[0] and 'next to nothing where x is 0..255' in small[0]
+
+
+def test_a_radius_below_the_rounding_of_x_is_reported():
+  # Between 512 and 1024 neighbours in float32 are 2^-14 = 6e-5 apart.
+  x = np.linspace(999.999, 1000, 12, dtype=np.float32)[None]
+  reach = lambda x: _diagnostics.check_reach(np.array(2e-5), x, (-np.inf, np.inf), 'linf')
+  assert np.all(x + np.float32(2e-5) == x)
+  assert 'lost to rounding' in reach(x)[0]
+  assert reach(x - 1000) == ()
 
 
 # Gradients.
@@ -233,6 +274,31 @@ def test_points_that_are_correct_on_reevaluation_are_counted():
   logits[0, (int(y[0]) + 1) % 5] = 1 - 1e-4  # within rounding
   assert check(logits, y, fooled)[0].startswith('3 of 4')
   assert check(-logits, y, fooled) == check(logits, y, fooled, random=True) == ()
+
+
+# Points at multiples of 1/4, whose classes a linear model without NaN would keep within ε = .1 in L∞.
+GRID = np.array([[.25, .75], [.75, .25], [0., 1.]], np.float32)
+ATTACKS = {
+    'pgd': lambda *args: attacks.pgd(*args, KEY, epsilon=.1, step_size=.05, num_steps=2).success,
+    'fgsm': lambda *args: attacks.fgsm(*args, epsilon=.1).success,
+    'apgd': lambda *args: attacks.apgd(*args, KEY, epsilon=.1, num_steps=2).success,
+    'fab': lambda *args: attacks.fab(*args, epsilon=.1, num_steps=20).success,
+    'square': lambda *args: attacks.square(*args, KEY, epsilon=.1, num_queries=2).success,
+    'autoattack': lambda *args: ~attacks.autoattack(
+        *args, KEY, epsilon=.1, num_steps=2, num_queries=2, warn=lambda line: None).robust,
+}
+
+
+@pytest.mark.parametrize('name', ATTACKS)
+@pytest.mark.parametrize('kind', ['always', 'once moved', 'never'])
+def test_nan_logits_are_not_robust_whatever_the_class(name, kind):
+  # argmax of NaN is 0, so the reference AutoAttack counts class 0 as robust. Here a NaN is misclassified.
+  y = jnp.argmax(GRID, axis=1)
+  broken = {'always': lambda x: x[:, :1] > -1, 'once moved': lambda x: (x * 4 % 1 != 0).any(1, keepdims=True),
+            'never': lambda x: x[:, :1] > 9}[kind]
+  fooled = ATTACKS[name](lambda x: jnp.where(broken(x), jnp.nan, x), GRID, y)
+  np.testing.assert_array_equal(fooled, np.full(3, kind != 'never'))
+  assert 0 in y and 1 in y
 
 
 # How warnings are delivered.

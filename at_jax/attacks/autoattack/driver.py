@@ -225,7 +225,7 @@ def _prepare(logits_fn, search_fn, work, *, attacks, random, cascade, batch_size
 def _check_model(run: _Evaluation, norm: str, channel_axis: int) -> Iterator[str]:
   """Yields the warnings about the problem and the model, before any attack."""
   work, logits = run.work, run.logits
-  yield from _diagnostics.check_reach(np.asarray(work.epsilon), work.x.shape[1:], work.bounds, norm)
+  yield from _diagnostics.check_reach(np.asarray(work.epsilon), work.x, work.bounds, norm)
   yield from _diagnostics.check_classes(int((~np.isneginf(logits)).sum(axis=1).min()), run.attacks)
   yield from _diagnostics.check_logits(logits, work.y, run.attacks)
   if 'square' in run.attacks:
