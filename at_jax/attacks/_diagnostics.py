@@ -189,7 +189,7 @@ def check_reach(epsilon: np.ndarray, x: Array, bounds: tuple[Array, Array], norm
     extent = extent.max(0)
   diagonal = np.broadcast_to(extent, x.shape[1:])
   order = {'linf': np.inf, 'l2': 2, 'l1': 1}[norm]
-  largest, width = float(np.max(epsilon)), float(diagonal.max(initial=0))
+  largest, width = float(np.max(epsilon)), float(diagonal[diagonal > 0].min(initial=np.inf))
   whole = np.linalg.norm(diagonal.ravel(), order)
   if whole == 0:
     return ('no entry may change: the mask is 0, or both bounds are equal, everywhere',)
@@ -204,7 +204,7 @@ def check_reach(epsilon: np.ndarray, x: Array, bounds: tuple[Array, Array], norm
     return ()
   x = np.asarray(x)
   low, high = float(x.min()), float(x.max())  # wide bounds say little
-  if largest < tiny * (high - low):
+  if largest < tiny * min(width, high - low):
     return (f'epsilon = {largest:g} changes next to nothing where x is {low:g}..{high:g}: '
             f'give epsilon in units of x, for example {_usual_radius(high - low, norm)}',)
   if largest < spacing / 2 * max(abs(low), abs(high)):
@@ -355,7 +355,8 @@ def precision(logits: Array) -> float:
   >>> print(precision(jnp.zeros((2, 3), jnp.bfloat16)))
   0.0078125
   """
-  return float(jnp.finfo(jnp.promote_types(jnp.asarray(logits).dtype, jnp.bfloat16)).eps)
+  with jax.numpy_dtype_promotion('standard'):
+    return float(jnp.finfo(jnp.promote_types(jnp.asarray(logits).dtype, jnp.bfloat16)).eps)
 
 
 def are_finite(logits: np.ndarray) -> np.ndarray:

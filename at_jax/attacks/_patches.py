@@ -24,8 +24,8 @@ def first(draw: Array, side: Array, length: int, begin: int | Array = 0, size: A
     7
   """
   if size is None:
-    return jnp.floor(draw * (length - side + 1)).astype(jnp.int32)
-  place = begin + jnp.floor(draw * (jnp.maximum(size - side, 0) + 1)).astype(jnp.int32)
+    return jnp.floor(draw * jnp.asarray(length - side + 1, draw.dtype)).astype(jnp.int32)
+  place = begin + jnp.floor(draw * (jnp.maximum(size - side, 0) + 1).astype(draw.dtype)).astype(jnp.int32)
   return jnp.minimum(place, length - side)
 
 

@@ -99,7 +99,7 @@ def logits_of(logits_fn: LogitsFn, x: Array, keys: Array | None = None) -> Array
     return jax.vmap(lambda x, key: logits_of(lambda x: logits_fn(x, key), x[None])[0])(x, keys)
   logits = logits_fn(x)
   _model.check_answer(logits, len(x))
-  return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return logits if jnp.finfo(logits.dtype).bits >= 32 else logits.astype(jnp.float32)
 
 
 def is_correct(logits: Array, y: Array) -> Array:

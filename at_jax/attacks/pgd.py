@@ -21,7 +21,9 @@ class AttackResult(NamedTuple):
       dtype of x, as ε is, an entry may be off by half a unit in the last place of |input| + ε (at most 6e-8
       for float32 in 0..1, 1.1e-16 for float64). In L∞ nothing else leaves the ball; in L2 and L1 sums over
       the D entries add at most 2 D u ε and 16 D u ε, where u = 2⁻²⁴ (float64: 2⁻⁵³).
-    success: bool[B], whether `x` is misclassified (targeted: classified as the target).
+    success: bool[B], whether `x` is misclassified (targeted: classified as the target). The compiled model
+      decides, in its own dtype: in bfloat16 it can differ from the same model called without jit, because
+      XLA may keep excess precision. NaN logits are misclassified, whatever the class.
     kappa: i32[B] in 0..num_steps, GAIRAT's κ: the number of points at which a gradient was taken,
       including the start, that were still classified correctly (targeted: not as the target).
     loss: f32[B], the attack's loss at `x`.
@@ -61,7 +63,8 @@ def pgd(
     step_size: α, a number or f32[B], in units of x. Traced.
     num_steps: number of steps, at least 1. Static.
     norm: 'linf', 'l2' or 'l1'. Static.
-    loss: `(logits, y, *loss_args) -> f32[B]`, maximised (targeted: minimised). Static.
+    loss: `(logits, y, *loss_args) -> f32[B]`, maximised (targeted: minimised); it is traced for another
+      B too, so it closes over no array with a row per example: those are `loss_args`. Static.
     loss_args: further arguments of `loss`: arrays with one row per example (for TRADES the clean logits),
       numbers, or pytrees of these. Traced; no gradient is taken with respect to them.
     decide: maps the attacked logits to the logits whose argmax is the model's decision, if they differ
