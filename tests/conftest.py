@@ -20,7 +20,7 @@ _LIGHTLY_COMPILED = tuple(f'{pathlib.Path(__file__).parent}/{name}' for name in 
     'analysis', 'attacks/autoattack/test_batching', 'attacks/autoattack/test_driver',
     'attacks/autoattack/test_multihost', 'attacks/autoattack/test_state_file', 'attacks/test_any_model',
     'attacks/test_arguments', 'attacks/test_composition', 'attacks/test_diagnostics', 'attacks/test_draws',
-    'attacks/test_model', 'attacks/test_pgd_friendly', 'attacks/test_pgd_options', 'attacks/test_random',
+    'attacks/test_masks', 'attacks/test_model', 'attacks/test_pgd_friendly', 'attacks/test_pgd_options', 'attacks/test_random',
     'attacks/test_square_channels', 'config', 'evaluation', 'methods/test_cfa',
     'methods/test_entropy_sgd_composes', 'methods/test_finetune', 'methods/test_inner_attacks',
     'methods/test_objective', 'models', 'test_readme', 'training/test_batchnorm', 'training/test_checkpoints',

@@ -157,8 +157,8 @@ def _towards_nearest(logits_fn, problem: _stepper.Problem, x: Array, *, norm: st
 
   def nearest(first: Array) -> tuple[Array, Array, Array]:
     classes = first + jnp.arange(width)
-    normals = jax.vmap(lambda j: pull(one_hot(j)[None] - one_hot(problem.y))[0])(classes)
-    normals = jnp.where(norms.free(problem.bounds), normals, 0)
+    pull_free = lambda cotangent: jnp.where(norms.free(problem.bounds), pull(cotangent)[0], 0)
+    normals = jax.vmap(lambda j: pull_free(one_hot(j)[None] - one_hot(problem.y)))(classes)
     gaps = logits.T[jnp.minimum(classes, num_classes - 1)] - losses.logit_of(logits, problem.y)[None]
     away = jnp.abs(gaps) / (jax.vmap(jax.vmap(dual))(normals) + 1e-12)
     none = (classes[:, None] == problem.y[None]) | (classes[:, None] >= num_classes)
