@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import sys
 import warnings
 
-from at_jax import errors
+from at_jax import environment, errors
 from at_jax.datasets import pipeline
 
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     dataset = pipeline.load(args.name, data_dir=args.data_dir)
   except errors.UserError as error:
-    print(error, file=sys.stderr)
+    environment.log(str(error))
     return 2
   shape = 'x'.join(str(size) for size in dataset.train.images.shape[1:])
   train, test = len(dataset.train.labels), len(dataset.test.labels)

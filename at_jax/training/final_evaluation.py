@@ -116,9 +116,9 @@ def _split(run: setup.Run) -> tuple[pipeline.Split, str]:
   split, which = pipeline.subset(run.dataset.test, run.config.evaluate.num_examples)
   n, num_classes = len(split.labels), run.dataset.num_classes
   if which == 'stratified':
-    print(f'config.evaluate.num_examples = {n}: the first {n} test examples have other classes than a random '
-          f'draw of all (sorted by class?), so a fixed stratified subset of {n} is evaluated',
-          file=sys.stderr)
+    environment.log(f'config.evaluate.num_examples = {n}: the first {n} test examples have other classes '
+                    f'than a random draw of all (sorted by class?), so a fixed stratified subset of {n} is '
+                    'evaluated')
   absent = num_classes - len(np.unique(split.labels))
   if absent:
     records.warn(f'{absent} of {num_classes} classes have no example among the {n} that are evaluated: '
