@@ -71,6 +71,20 @@ def test_model_does_not_need_the_data(workdir, checkpoint, request):
   assert '\n' not in str(caught.value)
 
 
+def test_model_does_not_need_the_modules_of_training(workdir, tmp_path):
+  run, model = restore.load(workdir)
+  x = pipeline.to_unit(run.dataset.test.images[:16])
+  stored = json.loads((workdir / 'config.json').read_text())
+  stored['loss'] = stored['dataset']['name'] = 'absent_module.function'
+  (tmp_path / 'config.json').write_text(json.dumps(stored))
+  for name in ('checkpoints', 'statistics', 'results.json'):
+    (tmp_path / name).symlink_to(workdir / name)
+  absent, again = restore.load(tmp_path)
+  np.testing.assert_array_equal(again(x), model(x))
+  with pytest.raises(errors.UserError, match="dataset.name = 'absent_module.function': cannot be imported"):
+    absent.dataset.train  # noqa: B018
+
+
 def test_adjustment_that_was_not_evaluated_needs_the_data(workdir, tmp_path, without_data):
   (tmp_path / 'config.json').write_bytes((workdir / 'config.json').read_bytes())
   (tmp_path / 'checkpoints').symlink_to(workdir / 'checkpoints')
