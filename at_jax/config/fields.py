@@ -13,6 +13,7 @@ import math
 from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 
 from at_jax import errors, methods, models
 from at_jax.config import import_path
@@ -132,7 +133,9 @@ _NOT_NEGATIVE = _number('number ≥ 0', 'use a number of at least 0', lambda v: 
 _SEED = _number('whole number from 0 to 2⁶⁴ − 1', 'use a whole number from 0 to 2**64 - 1',
                 lambda v: 0 <= v < 2**64)
 _SHARE = _number('0 ≤ number ≤ 1', 'use a share between 0 and 1', lambda v: 0 <= v <= 1)
-_BELOW_ONE = _number('0 ≤ number < 1', 'use a number of at least 0 and below 1', lambda v: 0 <= v < 1)
+# In float32, .99999999 is 1.
+_BELOW_ONE = _number('0 ≤ number < 1', 'use a number of at least 0 and below 1, at most .999999',
+                     lambda v: 0 <= v and np.float32(v) < 1)
 _FINITE = _number('number', 'use a number', math.isfinite)
 _RADIUS = _number('number ≥ 0', 'use a radius of at least 0 (8.0 means 8/255)', lambda v: 0 <= v < math.inf)
 _LAMBDA = _number('number or inf', 'use a number; inf switches the weights off', lambda v: v > -math.inf)

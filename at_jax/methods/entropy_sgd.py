@@ -96,8 +96,8 @@ def entropy_sgd(
     A transformation whose `update` needs `params`. Extra arguments reach `outer` in the L-th call.
 
   Raises:
-    ValueError: if `inner_steps` is negative, if a number is a bfloat16 array, or if `update` is called
-      without params.
+    ValueError: if `inner_steps` is negative, if a number is a bfloat16 array or rounds to 1, or if
+      `update` is called without params.
 
   Example:
     >>> f = lambda w: jnp.abs(w)

@@ -90,15 +90,17 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
 
 
 def check_rates(**rates: float | Array) -> None:
-  """Checks that rates are not arrays of a dtype that rounds .999 to 1.
+  """Checks that no rate below 1 is rounded to 1, and that none is in a dtype in which .999 is.
 
-  `optax.inject_hyperparams` converts hyperparameters to the dtype of the first parameter.
+  `optax.inject_hyperparams` converts hyperparameters to the dtype of the first parameter. Values that are
+  traced cannot be checked.
 
   Args:
     **rates: the rates by name, numbers or arrays.
 
   Raises:
-    ValueError: if a rate is bfloat16, float16 or smaller.
+    ValueError: if a rate is bfloat16, float16 or smaller, or is below 1 and rounds to 1 in float32 (in
+      float64, where that is JAX's default).
 
   Example:
     >>> check_rates(decay=jnp.array(.999, jnp.bfloat16))  # doctest: +ELLIPSIS
@@ -109,6 +111,8 @@ def check_rates(**rates: float | Array) -> None:
     if hasattr(rate, 'dtype') and _is_low(rate):
       raise ValueError(f'{name} = {rate.dtype}{list(rate.shape)}: use float32, with '
                        'optax.inject_hyperparams(…, hyperparam_dtype=jnp.float32); in bfloat16 .999 is 1')
+    if not isinstance(rate, jax.core.Tracer) and rate < 1 and jnp.asarray(rate, float) == 1:
+      raise ValueError(f'{name} = {rate}: rounds to 1 in float32, use at most .999999')
 
 
 def _is_low(leaf: Any) -> bool:

@@ -77,11 +77,8 @@ def ema(decay: float | Array, *, start: int = 0, ramp: bool = True) -> optax.Gra
   Adversarial Examples, 2020. The ramp is that of TensorFlow's ExponentialMovingAverage.
   """
   precision.check_rates(decay=decay)
-  if not isinstance(decay, jax.core.Tracer):
-    if not 0 <= decay <= 1:
-      raise ValueError(f'decay = {decay}: use a number from 0 to 1')
-    if decay < 1 and jnp.asarray(decay, float) == 1:
-      raise ValueError(f'decay = {decay}: rounds to 1, and the average would never move: use at most .999999')
+  if not isinstance(decay, jax.core.Tracer) and not 0 <= decay <= 1:
+    raise ValueError(f'decay = {decay}: use a number from 0 to 1')
 
   def share(count: Array) -> Array:
     n = count - start
@@ -163,6 +160,9 @@ def add_if_fair(state: FairAverageState, params: PyTree, worst: float, *, decay:
   Returns:
     The state after, on the host; `state` itself if w was not added to the average.
 
+  Raises:
+    ValueError: if the decay rounds to 1.
+
   Example:
     >>> state = init_fair_average(jnp.zeros(1))
     >>> for w, worst in ((8., .3), (100., .1), (4., .2)):
@@ -173,6 +173,7 @@ def add_if_fair(state: FairAverageState, params: PyTree, worst: float, *, decay:
   Reference: Wei et al., CFA: Class-wise Calibrated Fair Adversarial Training, 2023, section 4.3. Its
   released code also averages the running BatchNorm statistics; here they are re-estimated.
   """
+  precision.check_rates(decay=decay)
   if worst < threshold:
     return state
   kept = decay if state.count else 0

@@ -132,6 +132,11 @@ def test_injected_decay_that_rounds_to_one_is_refused():
 def test_decay_that_rounds_to_one_in_float32_is_refused(decay):
   with pytest.raises(ValueError, match='rounds to 1'):
     weight_averaging.ema(decay)
+  with pytest.raises(ValueError, match='averaging = .*: rounds to 1'):
+    entropy_sgd.entropy_sgd(optax.sgd(1.), inner_steps=1, key=jax.random.key(0), averaging=decay)
+  with pytest.raises(ValueError, match='rounds to 1'):
+    weight_averaging.add_if_fair(weight_averaging.init_fair_average(jnp.ones(1)), jnp.ones(1), 1.,
+                                 decay=decay, threshold=0.)
   weight_averaging.ema(.999999)
   weight_averaging.ema(1.)  # on purpose: the average stays at the start
   with jax.enable_x64(True):
