@@ -9,6 +9,7 @@ import shutil
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from at_jax import main
 from at_jax.analysis import table
 from at_jax.config import command_line, fields
 from at_jax.methods import inner_attacks
+from at_jax.training import setup, user_functions
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ['README.md', *(f'docs/{path.name}' for path in sorted(ROOT.glob('docs/*.md')))]
@@ -148,6 +150,18 @@ def test_inner_attack_of_ones_own_trains(folder, capsys):
   assert main.main(['--config=agree_cifar10.py:smoke', '--workdir=run',
                     '--config.attack.kind=margin_attack.attack']) == 0
   assert 'worst case' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['tiny_net', 'my_adam'])
+def test_network_and_optimizer_of_ones_own_are_accepted(name, folder):
+  write(folder, 'docs/extending.md')
+  run = setup.build(command_line.parse([f'--config={name}_cifar10.py:smoke']).config)
+  user_functions.check(run)
+  state = jax.eval_shape(lambda: setup.init_state(run))
+  if name == 'tiny_net':
+    assert state.params['Conv_0']['kernel'].shape == (3, 3, 1, 32)  # width = 32, as its configuration says
+  else:
+    assert 'ScaleByAdamState' in str(jax.tree.structure(state.opt_state))
 
 
 @pytest.mark.parametrize('returned, expected', [

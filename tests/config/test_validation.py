@@ -138,7 +138,7 @@ def test_warnings_are_python_warnings_by_default():
 def test_every_variant_of_every_config_is_quiet(path):
   called = re.search(r"variants\.variant\(c, arg(.*)\)", path.read_text())
   own = re.findall(r"'(\w+)'", called[1]) if called else []
-  sizes, data = ('', 'small', 'smoke', 'small-smoke'), ('', 'cifar100', 'mnist')
+  sizes, data = ('', 'small', 'smoke', 'small-smoke'), ('', 'mnist')  # cifar100 changes the classes only
   arguments = {'-'.join(filter(None, parts)) for parts in
                ((o, d, s) for o in ('', *own) for d in data for s in sizes)} if called else {''}
   for argument in sorted(arguments):

@@ -47,15 +47,15 @@ def test_a_step_of_each_method_needs_no_promotion(name):
   one = lambda shape, dtype: jax.ShapeDtypeStruct((1, *shape), dtype)
   state = jax.tree.map(lambda leaf: one(leaf.shape, leaf.dtype), state)
   images, labels = one((c.batch_size, 4, 4, 1), jnp.uint8), one((c.batch_size,), jnp.int32)
-  for epoch in range(2):
-    step = functools.partial(step_lib.train_step, axis_name=devices.AXIS,
-                             recipe=epoch_plan.recipe(run, epoch_plan.name(c, epoch)))
-    _, metrics = jax.eval_shape(
-        jax.vmap(step, in_axes=(0, 0, 0, 0, None, None), axis_name=devices.AXIS),
-        state, images, labels, labels, run.keys['train'], epoch_plan.epoch_values(c, epoch))
-    assert metrics.loss.dtype == jnp.float32
+  step = functools.partial(step_lib.train_step, axis_name=devices.AXIS,
+                           recipe=epoch_plan.recipe(run, epoch_plan.name(c, 1)))
+  _, metrics = jax.eval_shape(
+      jax.vmap(step, in_axes=(0, 0, 0, 0, None, None), axis_name=devices.AXIS),
+      state, images, labels, labels, run.keys['train'], epoch_plan.epoch_values(c, 1))
+  assert metrics.loss.dtype == jnp.float32
 
 
+@pytest.mark.long
 def test_a_run_and_its_restored_model_need_no_promotion(tmp_path):
   c = composed_runs.config_of(head='2C')
   c.update_from_flattened_dict({
