@@ -195,32 +195,33 @@ def check_shape(name: str, array: Any, *shapes: tuple[int, ...]) -> None:
 def bounds_of(bounds: Sequence[Any], mask: Array | None, x: Array) -> tuple[Array, Array]:
   """Both bounds, each a number or f32[B, ...] with the axes of x; both are x where the mask is 0.
 
+  What is known stays so, also under jit: NumPy arrays are not converted.
   Raises ValueError unless there are two bounds that broadcast with x, and a mask of 0 and 1 that does.
   """
   if not isinstance(bounds, (tuple, list)) and not np.ndim(bounds) or len(bounds) != 2:
     raise ValueError(f'bounds = {bounds}: use two, the smallest and the largest value of an input')
-  low, high = (_rows('bounds', jnp.asarray(bound, x.dtype), x, 'numbers, or arrays that broadcast')
-               for bound in bounds)
+  low, high = (_rows('bounds', bound, x, 'numbers, or arrays that broadcast') for bound in bounds)
   if mask is None:
     return low, high
-  mask = jnp.asarray(mask)
   # A mask [H, W] could fit the last axes of images [B, H, W, C], so no axis but the first may be left out.
-  fixed = _rows('mask', mask, x, 'an array that broadcasts', least=x.ndim - 1) == 0
-  if is_known(mask) and not bool(jnp.all((mask == 0) | (mask == 1))):
+  mask = _rows('mask', mask, x, 'an array that broadcasts', least=x.ndim - 1)
+  if is_known(mask) and not bool(((mask == 0) | (mask == 1)).all()):
     raise ValueError(f'mask reaches from {mask.min():g} to {mask.max():g}: use 1 where an entry may change, '
                      'else 0')
-  return jnp.where(fixed, x, low), jnp.where(fixed, x, high)
+  return tuple(jnp.where(mask == 0, x, jnp.asarray(bound, x.dtype)) for bound in (low, high))
 
 
-def _rows(name: str, array: Array, x: Array, wanted: str, least: int = 0) -> Array:
+def _rows(name: str, array: Any, x: Array, wanted: str, least: int = 0) -> Array:
   """A number as it is, or an array [B, ...] with all axes of x, where those of length 1 may stay so."""
+  array = array if isinstance(array, jax.Array) else np.asarray(array)
   shape = (1,) * (x.ndim - array.ndim) + array.shape
   fits = least <= array.ndim <= x.ndim and all(n in (1, m) for n, m in zip(shape, x.shape, strict=True))
-  if not fits:
+  if not fits or array.dtype == object:
     remedy = (f'.reshape{(-1,) + (1,) * (x.ndim - 2)} for channels first' if array.shape == x.shape[1:2] else
               '[..., None] adds a last axis, [None] a first one')
     raise ValueError(f'{name} of shape {array.shape}: use {wanted} with x, {x.shape}; {remedy}')
-  return jnp.broadcast_to(array.reshape(shape), (len(x), *shape[1:])) if array.ndim else array
+  broadcast_to = (jnp if isinstance(array, jax.Array) else np).broadcast_to
+  return broadcast_to(array.reshape(shape), (len(x), *shape[1:])) if array.ndim else array
 
 
 def indices(index: Array | None, num_examples: int, once: bool = False) -> Array:

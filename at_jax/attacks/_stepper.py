@@ -67,6 +67,7 @@ def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), mask=None, target=None,
   _arguments.check_values(x=x, bounds=bounds, classes={'y': y}, radii={'epsilon': epsilon}, infinite=infinite)
   index = _arguments.indices(index, len(x))
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
+  bounds = tuple(jnp.asarray(bound, x.dtype) for bound in bounds)
   target = y if target is None else jnp.asarray(target)
   _arguments.check_shape('target', target, y.shape)
   _arguments.check_integers('target', target)

@@ -125,6 +125,7 @@ def pgd(
   _diagnostics.warn_of_scale(epsilon, x, bounds, norm, steps=(step_size, num_steps, path))
   epsilon, step_size = (jnp.broadcast_to(jnp.asarray(v, x.dtype), y.shape) for v in (epsilon, step_size))
   tau = None if tau is None else jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
+  bounds = tuple(jnp.asarray(bound, x.dtype) for bound in bounds)
   plain = isinstance(momentum, (int, float)) and momentum == 0
   momentum = None if plain else jnp.asarray(momentum, x.dtype)
   static = dict(loss=loss, decide=decide, targeted=targeted)
