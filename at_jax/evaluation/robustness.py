@@ -182,8 +182,14 @@ def evaluate(
   Returns:
     A `Report`.
 
+  Raises:
+    ValueError: if a name is unknown.
+
   Reference: Wang et al., arXiv 2410.12671 (2024), released code (DUCAT's protocol).
   """
+  unknown = [name for name in names if not attack_names.known(name)]
+  if unknown:
+    raise ValueError(f'names = {unknown}: use attacks and sweeps of at_jax.evaluation.attack_names')
   everything = np.ones(len(split.labels), bool)
   clean = robust_examples(
       network, variables, split, key, attack=None, attacked_logits=network.deployed, among=everything,

@@ -63,6 +63,11 @@ def test_class_without_examples_is_null():
   assert found['worst_class'] == 0
 
 
+def test_unknown_attacks_are_refused_before_the_model_runs():
+  with pytest.raises(ValueError, match=r"names = \['pgd'\]: use attacks and sweeps"):
+    run(None, {}, one_pixel([7], [0]), jax.random.key(0), has_dummies=False, names=['fgsm', 'pgd'])
+
+
 def test_nan_logits_are_not_robust_whatever_the_class():
   # NaN on one input, and wherever a pixel is not a whole 255th; argmax of NaN would be class 0.
   def deployed(variables, x):
