@@ -300,12 +300,11 @@ def check_loss(loss: Callable[..., Array], *args: Any) -> None:
   """
   (b, c), *_ = shapes = [np.shape(leaf) for leaf in jax.tree.leaves(args)]
   axes = {1, c}.union(*(shape[1:] for shape in shapes))
-  unused = itertools.filterfalse((axes | {b}).__contains__, itertools.count(2))
-  failed = _loss_error(loss, args, next(unused), c)
+  failed = _loss_error(loss, args, next(n for n in itertools.count(2) if n not in axes | {b}), c)
   if failed is None:
     return
   actual = _loss_error(loss, args, b, c)
-  if actual is None and b in axes and (b != c or _loss_error(loss, args, b, next(unused))):
+  if actual is None and b in axes and (b != c or _loss_error(loss, args, b, max(axes | {b}) + 1)):
     actual = ValueError(f'{failed} (with B = {b} it fits an axis by chance): y has one class per example '
                         'and is not one-hot; loss_args have a row per example')
   if actual is not None:

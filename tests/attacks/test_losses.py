@@ -97,6 +97,8 @@ FINE = {
     'cross-entropy': lambda b: (CE,),
     'a weight per example': lambda b: (lambda z, y, w: w * CE(z, y), ONES(b)),
     'a weight per example that is closed over': lambda b: (lambda z, y: ONES(b) * CE(z, y),),
+    'a weight per example that is closed over, and top-k': lambda b: (
+        lambda z, y: ONES(b) * jax.lax.top_k(z, 5)[0][:, 0],),
     'a weight per class': lambda b: (lambda z, y: ONES(5)[y] * CE(z * ONES(5), y),),
     'clean logits': lambda b: (lambda z, y, clean: optax.kl_divergence(z, jax.nn.softmax(clean)), ONES(b, 5)),
     'a number and a pytree': lambda b: (lambda z, y, t, by: t * CE(z, y) + by['w'], 2., {'w': ONES(b)}),
