@@ -123,7 +123,7 @@ def test_an_example_without_free_entries_stays_as_it_is(name):
 def test_the_whole_range_within_a_mask_is_no_mistake():
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    ATTACKS['pgd'](model, X, Y, KEY, epsilon=1., mask=MASK)
+    ATTACKS['pgd'](model, X, Y, KEY, epsilon=1., step_size=.3, mask=MASK)
   with pytest.warns(UserWarning, match='epsilon = 8 covers the whole input domain'):
     ATTACKS['pgd'](model, X, Y, KEY, epsilon=8., mask=MASK)
 
