@@ -152,6 +152,7 @@ def test_killed_evaluation_resumes_and_ignores_other_states(tmp_path):
     report(state_dir=tmp_path, progress=kill)
   [state] = tmp_path.iterdir()
   killed = state.read_bytes()
+  assert 'items' in np.load(state).files  # written because `progress` raised, in the middle of Square
 
   seen = []
   resumed = report(state_dir=tmp_path, progress=lambda name, *_: seen.append(name))
