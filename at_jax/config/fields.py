@@ -493,7 +493,7 @@ def table() -> str:
 
   Example:
     >>> print(table().splitlines()[2])
-    | `seed` | `0` | whole number ≥ 0 | Seed of all random numbers of a run. | always | no |
+    | `seed` | `0` | whole number from 0 to 2⁶⁴ − 1 | Seed of all random numbers of a run. | always | no |
   """
   lines = ['| field | default | values | meaning | read if | may change on resume |',
            '|---|---|---|---|---|---|']
