@@ -161,10 +161,15 @@ def test_targets_and_classes_of_random_models_are_checked():
     attacks.apgd(lambda x, key: x @ W, X, Y + 1, KEY, epsilon=.1, num_steps=1, eot=2)
 
 
+EDGES = np.tile(np.array([0, 1, 0, 1], np.float32), (5, 1))
+
+
 @pytest.mark.parametrize('name', ['pgd', 'apgd', 'square'])
 def test_a_radius_in_other_units_warns(name):
   with pytest.warns(UserWarning, match='epsilon = 8 covers the whole input domain 0..1.*8/255'):
     ATTACKS[name](model, X, Y, KEY, epsilon=8)
+  with pytest.warns(UserWarning, match='epsilon = 0.031.* changes next to nothing where x is 0..255.* 8$'):
+    ATTACKS[name](model, 255 * EDGES, Y, KEY, epsilon=8 / 255, bounds=(0., 255.))
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     ATTACKS[name](model, X, Y, KEY, epsilon=8 / 255)

@@ -130,6 +130,7 @@ def test_ball_that_covers_the_domain_is_reported():
   logits_fn, x, y = network()
   assert 'epsilon = 8 covers the whole input domain 0..1: give epsilon in units of x' in warnings_of(
       logits_fn, x, y, epsilon=8.)
+  assert 'epsilon = 0.0001 changes next to nothing' in warnings_of(logits_fn, x, y, epsilon=1e-4)
   reach = lambda epsilon, norm: _diagnostics.check_reach(
       np.array([.1, epsilon]), jnp.ones((1, 3, 4)), (0., 1.), norm)
   # The diagonal of the domain: sqrt(12) in L2, 12 in L1.
