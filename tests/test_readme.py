@@ -102,7 +102,7 @@ def check_extending(names, out):
 
 
 def check_training(names, out):
-  assert out.startswith('500 1000 7\n')
+  assert out.startswith('1300 200 7\n')
   assert names['value'] < np.log(10)  # the loss of the first step, whose logits are 0
 
 

@@ -138,7 +138,7 @@ def test_folder_in_use_is_one_line(tmp_path, capsys):
 
 
 def test_ctrl_c_before_training_is_one_line(tmp_path, monkeypatch, capsys):
-  def interrupted(*arguments):
+  def interrupted(*arguments, **options):
     raise KeyboardInterrupt
 
   monkeypatch.setattr(setup, 'build', interrupted)

@@ -62,7 +62,7 @@ def test_loader_gives_the_data(load):
 @pytest.mark.parametrize('name, pattern', [
     ('mine_loaders.pair', 'returns Split: return a dictionary with train_images'),
     ('mine_loaders.scaled', r'test_images is float64 in 0\.\.1: store uint8 pixels'),
-    ('mine_loaders.number', 'is not a function'),
+    ('mine_loaders.number', 'is of type int, not a function'),
     ('mine_loaders.absent', 'cannot be imported'),
     ('absent_module.loader', 'cannot be imported'),
 ])
