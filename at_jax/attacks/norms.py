@@ -147,8 +147,11 @@ def project_l1_box(delta: Array, epsilon: Array, lowest: Array, highest: Array) 
   least = jnp.zeros((), size.dtype)
   fits = shortage(least)[0] >= 0
   shrink = _hyperplane.find_root(shortage, least, jnp.where(fits, 0, jnp.max(size)))
-  # λ is exact relative to |v|, which with ε = 0 would leave some of v.
-  return jnp.where(epsilon > 0, jnp.sign(delta) * jnp.clip(size - shrink, 0, room), 0)
+  left = jnp.clip(size - shrink, 0, room)
+  # λ is exact relative to |v|. Where v is far outside of the ball, that would leave more than ε of v.
+  total, allowed = jnp.sum(left), epsilon * (1 + 8 * size.size * float(jnp.finfo(size.dtype).epsneg))
+  left = left * jnp.where(total > allowed, epsilon / jnp.where(total > allowed, total, 1), 1)
+  return jnp.where(epsilon > 0, jnp.sign(delta) * left, 0)
 
 
 def _ascend_l1(gradient: Array) -> Array:

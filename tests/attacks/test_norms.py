@@ -49,6 +49,14 @@ def test_l1_projection_is_the_nearest_point(move, epsilon):
   np.testing.assert_allclose(ours, np.sign(move) * rest(shrink), atol=1e-5)
 
 
+def test_l1_projection_of_a_far_point_is_in_the_ball():
+  # λ has the precision of |v|: with v 3e5 radii away its rounding alone is a tenth of the radius.
+  move, epsilon = np.linspace(-1e4, 1e4, D).astype(np.float32) ** 3 / 1e8, np.float32(.03)
+  for ours in (_l1(move, epsilon), _l1_box(move + 9e3, epsilon, -np.ones(D), np.ones(D))):
+    total = np.abs(np.asarray(ours, np.float64)).sum()
+    assert .5 * epsilon < total <= epsilon * (1 + 16 * D * 2**-24), total
+
+
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
 @few
 @hypothesis.given(x=unit, normal=real, excess=st.floats(-9, 9, width=32))
