@@ -47,6 +47,7 @@ def odd_sides(sides: list[int], shape: tuple[int, ...]) -> list[int]:
 
 # A peak decreases with the distance from its centre as 1 / (distance + 1) to this power.
 _DECAY = {'l2': 2, 'l1': 4}
+_CANCELLED = 1e-3  # length of a sum of two opposite unit vectors, beyond rounding
 
 
 def patch(side: int, norm: str = 'l2') -> np.ndarray:
@@ -152,7 +153,8 @@ def move(delta: Array, side: Array, eta: Array, epsilon: Array, places: Array, d
     lacking = jnp.maximum(epsilon ** 2 - jnp.sum(delta ** 2), 0) / channels
     free = jnp.sqrt(lacking + length(both) ** 2)
   direction = placed + here / (length(here) + 1e-12)
-  new = direction / (length(direction) + 1e-12) * free
+  # Where the two directions cancel, only rounding is left. XLA may round the dividend and the divisor apart.
+  new = direction / jnp.maximum(length(direction) + 1e-12, _CANCELLED) * free
   return jnp.where(filled, new, jnp.where(emptied, 0, delta))
 
 

@@ -116,3 +116,14 @@ def test_square_sides_equal_the_reference_at_every_query(norm, size):
   begins, values = zip(*changes)
   theirs = np.repeat(values, np.diff([*begins, 5000]))
   np.testing.assert_array_equal(ours[1:], theirs)
+
+
+@pytest.mark.parametrize('norm', ['l2', 'l1'])
+def test_square_does_not_enlarge_what_cancels(norm):
+  # The window holds the opposite of the new patch, up to rounding, so the sum of both has no direction. XLA
+  # may round it otherwise in the dividend than in its length, which gave changes of many radii.
+  eta = _patches.patch(3, norm).astype(np.float32)
+  delta = np.zeros((6, 6, 1), np.float32)
+  delta[:3, :3, 0] = eta * (1 + 2e-7 * np.array([1, -1, 1], np.float32))
+  moved = _patches.move(delta, 3, eta, np.float32(1), np.array([0, 0, 3, 3]), np.zeros(2), norm)
+  assert np.abs(moved).sum() < 1e-2
