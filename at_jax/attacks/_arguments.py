@@ -19,7 +19,7 @@ Array = jax.Array
 
 def as_examples(x: Any, y: Any) -> tuple[Array, Array]:
   """Inputs and classes as arrays; raises ValueError unless their shapes and dtypes fit an attack."""
-  x, y = as_inputs(x), _as_array('y', y)
+  x, y = as_inputs(x), as_array('y', y)
   if y.shape != x.shape[:1]:
     raise ValueError(f'y has shape {y.shape}: use one class per example of x, {x.shape[:1]}; '
                      f'{_classes(x, y)}')
@@ -31,7 +31,7 @@ def as_examples(x: Any, y: Any) -> tuple[Array, Array]:
 
 def as_inputs(x: Any) -> Array:
   """Inputs as an array; raises ValueError unless it is of floats, in float32 at least."""
-  x = _as_array('x', x)
+  x = as_array('x', x)
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f'x has dtype {x.dtype}: convert it, x.astype(float32) / 255 for images')
   if jnp.finfo(x.dtype).bits < 32:
@@ -40,12 +40,17 @@ def as_inputs(x: Any) -> Array:
   return x
 
 
-def _as_array(name: str, value: Any) -> Array:
+def as_array(name: str, value: Any) -> Array:
   try:
-    return jnp.asarray(value)
-  except (TypeError, ValueError, RuntimeError) as error:
+    array = jnp.asarray(value)
+  except (TypeError, ValueError, RuntimeError, OverflowError) as error:
     reason = str(error).partition('\n')[0]
     raise ValueError(f'{name} is a {type(value).__name__}, {reason}: use an array of numbers') from error
+  wide = isinstance(value, np.ndarray) and value.dtype.kind in 'iu'
+  if wide and np.any(value != value.astype(array.dtype)):
+    raise ValueError(f'{name} reaches from {value.min()} to {value.max()}, which {array.dtype} cannot hold: '
+                     'use smaller integers, or jax.enable_x64')
+  return array
 
 
 def _classes(x: Array, y: Array) -> str:
@@ -80,11 +85,11 @@ def check_values(
   """Raises ValueError for values that cannot be attacked; traced values are not checked.
 
   Args:
-    x: f32[B, ...], must lie within the bounds, up to rounding, and not be NaN.
+    x: f32[B, ...], must be finite, and within the bounds up to rounding.
     bounds: smallest and largest value of an input, numbers or arrays that broadcast with x.
     classes: i32[B] by argument name, at least 0.
     radii: numbers, or arrays with one per example, by argument name, at least 0 and finite.
-    start: f32[B, ...], must not be NaN.
+    start: f32[B, ...], must be finite.
     num_classes: C, larger than every class, if it is known.
     infinite: whether radii may be infinite.
   """
@@ -92,10 +97,13 @@ def check_values(
   # Of ordered dicts, because jax.tree sorts the names of others, and the first invalid value is reported.
   by_name = [OrderedDict((name, value) for name, value in (values or {}).items() if is_known(value))
              for values in (radii, classes)]
-  values = *by_name, known(start), tuple(map(known, bounds)), known(x)
   with jax.ensure_compile_time_eval():
+    # What NumPy holds in float64 can be infinite, or equal, in the precision of the attack.
+    with np.errstate(over='ignore'):
+      by_name[0] = OrderedDict((name, jnp.asarray(value, float)) for name, value in by_name[0].items())
+    values = *by_name, known(start), tuple(map(known, bounds)), known(x)
     if not _are_valid(*values, num_classes=num_classes, infinite=infinite):
-      values = jax.tree.map(lambda value: np.asarray(value, np.float64), values)
+      values = jax.tree.map(lambda value: np.asarray(jnp.asarray(value), np.float64), values)
       for wrong, message in _checks(*values, num_classes, infinite):
         if np.any(wrong):
           raise ValueError(message())
@@ -120,10 +128,12 @@ def _checks(radii, classes, start, bounds, x, num_classes, infinite) -> Iterator
         f'{name} reaches from {numbers.min():.0f} to {numbers.max():.0f}: classes {remedy}; leave out '
         'examples without one')
   if start is not None:
-    yield jnp.isnan(start), lambda: 'start is NaN in places: leave these examples out, or mend them'
+    yield ~jnp.isfinite(start), lambda: (
+        'start is NaN or infinite in places: leave these examples out, or mend them')
   if x is not None:
-    broken = jnp.isnan(x).any(axis=tuple(range(1, x.ndim)))
-    yield broken, lambda: (f'x is NaN in {broken.sum()} of {len(x)} examples: leave these out, or mend them')
+    broken = (~jnp.isfinite(x)).any(axis=tuple(range(1, x.ndim)))
+    yield broken, lambda: (f'x is {"NaN" if np.isnan(x).any() else "infinite"} in {broken.sum()} of {len(x)} '
+                           'examples: leave these out, or mend them')
   if any(bound is None for bound in bounds):
     return
   low, high = bounds
@@ -168,21 +178,50 @@ def check_number(name: str, value: Any) -> None:
     dtype = getattr(value, 'dtype', None) or np.asarray(value).dtype
   except ValueError:  # lists of different lengths
     dtype = np.dtype(object)
-  if not jnp.issubdtype(dtype, jnp.number):
+  if not jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.complexfloating):
     without = ', without quotes' if isinstance(value, str) else ''
-    raise ValueError(f'{name} = {value!r}: use a number{without}')
+    raise ValueError(f'{name} = {_shown(value)}: use a number{without}')
 
 
 def check_count(name: str, number: Any) -> None:
   """Raises ValueError unless a number of steps, restarts or the like is an integer of at least 1."""
   if not isinstance(number, (int, np.integer)) or number < 1:
-    raise ValueError(f'{name} = {number}: use a whole number above 0')
+    raise ValueError(f'{name} = {_shown(number)}: use a whole number above 0')
 
 
 def check_name(name: str, value: str, known: Sequence[str]) -> None:
   """Raises ValueError unless the value is one of the known names."""
-  if value not in known:
-    raise ValueError(f'{name} = {value!r}: use one of {", ".join(known)}')
+  if not isinstance(value, str) or value not in known:
+    raise ValueError(f'{name} = {_shown(value)}: use one of {", ".join(known)}')
+
+
+def check_flag(name: str, value: Any) -> None:
+  """Raises ValueError unless the value is True or False; any text would count as True."""
+  if not isinstance(value, (bool, np.bool_, int)) or value not in (0, 1):
+    raise ValueError(f'{name} = {_shown(value)}: use True or False')
+
+
+def _shown(value: Any) -> str:
+  """A value in one short line."""
+  is_number = isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0
+  text = ' '.join(repr(value.item() if is_number else value).split())
+  return text if len(text) <= 80 else text[:77] + '...'
+
+
+def cached(function: Callable) -> Callable:
+  """`functools.cache` for static options, which are given by name; raises ValueError for other values."""
+  made = functools.cache(function)
+
+  @functools.wraps(function)
+  def call(**options):
+    for name, value in options.items():
+      try:
+        hash(value)
+      except TypeError:
+        raise ValueError(f'{name} = {_shown(value)}: use a value that can be hashed') from None
+    return made(**options)
+
+  return call
 
 
 def check_shape(name: str, array: Any, *shapes: tuple[int, ...]) -> None:
@@ -199,10 +238,13 @@ def bounds_of(bounds: Sequence[Any], mask: Array | None, x: Array) -> tuple[Arra
   Raises ValueError unless there are two bounds that broadcast with x, and a mask of 0 and 1 that does.
   """
   if not isinstance(bounds, (tuple, list)) and not np.ndim(bounds) or len(bounds) != 2:
-    raise ValueError(f'bounds = {bounds}: use two, the smallest and the largest value of an input')
+    raise ValueError(f'bounds = {_shown(bounds)}: use two, the smallest and the largest value of an input')
+  for bound in bounds:
+    check_number('bounds', bound)
   low, high = (_rows('bounds', bound, x, 'numbers, or arrays that broadcast') for bound in bounds)
   if mask is None:
     return low, high
+  as_array('mask', mask)
   # A mask [H, W] could fit the last axes of images [B, H, W, C], so no axis but the first may be left out.
   mask = _rows('mask', mask, x, 'an array that broadcasts', least=x.ndim - 1)
   if is_known(mask) and not bool(((mask == 0) | (mask == 1)).all()):
@@ -229,10 +271,12 @@ def indices(index: Array | None, num_examples: int, once: bool = False) -> Array
 
   Raises ValueError for another shape or dtype and, with `once`, for repeated numbers.
   """
-  index = jnp.arange(num_examples) if index is None else jnp.asarray(index)
+  index = jnp.arange(num_examples) if index is None else as_array('index', index)
   if index.shape != (num_examples,) or not jnp.issubdtype(index.dtype, jnp.integer):
     raise ValueError(f'index has shape {index.shape} and dtype {index.dtype}: use one integer per '
                      f'example of x, {(num_examples,)}')
+  if index.dtype.itemsize > 4 and is_known(index) and np.any(index != index.astype(jnp.int32)):
+    raise ValueError(f'index reaches from {index.min()} to {index.max()}: use integers of 32 bits')
   if once and is_known(index):
     values, counts = np.unique(np.asarray(index), return_counts=True)
     if counts.max(initial=1) > 1:

@@ -228,7 +228,8 @@ def check_steps(step_size: np.ndarray, epsilon: np.ndarray, num_steps: int, path
   >>> print(*check_steps(np.array(.1), np.array(8), 10, path=1.))
   step_size = 0.1 takes 10 steps only a part of the way to epsilon = 8: give both in units of x, for example 2
   """
-  step_size, epsilon = np.broadcast_arrays(step_size, epsilon)
+  # In float64 the ratio of two float32 numbers cannot overflow.
+  step_size, epsilon = np.broadcast_arrays(*(np.asarray(size, np.float64) for size in (step_size, epsilon)))
   moving = (step_size > 0) & (epsilon > 0)
   ratio = step_size[moving] / epsilon[moving]
   if not len(ratio):

@@ -29,7 +29,8 @@ _ANSWER = jax.jit(lambda logits_fn, *args: logits_fn(*args))
 _TRACED = jax.jit(lambda function, *args: function(*args), static_argnums=0)
 
 
-def capture(logits_fn: Callable[..., Array], x: Any, key: Any = None) -> tuple[jax.tree_util.Partial, int]:
+def capture(logits_fn: Callable[..., Array], x: Any, key: Any = None,
+            name: str = 'logits_fn') -> tuple[jax.tree_util.Partial, int]:
   """Traces a model at one input shape and makes its weights arguments.
 
   A `jax.tree_util.Partial` of a plain function is returned as it is: its arrays are arguments already.
@@ -38,6 +39,7 @@ def capture(logits_fn: Callable[..., Array], x: Any, key: Any = None) -> tuple[j
     logits_fn: any callable from inputs, or from inputs and a key, to logits.
     x: f32[B, ...] or its shape and dtype; the result is called with inputs of this shape.
     key: a PRNG key, or its shape and dtype, if the model takes one.
+    name: argument name, for the error message.
 
   Returns:
     The model as a `jax.tree_util.Partial`, and its number of classes C.
@@ -56,23 +58,23 @@ def capture(logits_fn: Callable[..., Array], x: Any, key: Any = None) -> tuple[j
               'examples can be a part of x that bounds hold fixed; a model that draws from a key is for '
               "autoattack's version='rand'")
     if isinstance(error, TypeError):
-      check_function('logits_fn', logits_fn, *names, like='lambda x: x @ weights',
+      check_function(name, logits_fn, *names, like='lambda x: x @ weights',
                      remedy=remedy if key is None else 'a random model is given one example and a key')
-    raise _failure('logits_fn', logits_fn, args, error) from error
-  check_answer(answer, x.shape[0])
+    raise _failure(name, logits_fn, args, error) from error
+  check_answer(answer, x.shape[0], name)
   if answer.shape[0] == answer.shape[1]:  # a model that returns [C, B] is known by another B
-    _check_rows_are_examples(logits_fn, x)
+    _check_rows_are_examples(logits_fn, x, name)
   return model, answer.shape[1]
 
 
-def _check_rows_are_examples(logits_fn: Callable[..., Array], x: Any) -> None:
+def _check_rows_are_examples(logits_fn: Callable[..., Array], x: Any, name: str) -> None:
   num_examples = x.shape[0] + 1
   try:
     other = _trace(logits_fn, (jax.ShapeDtypeStruct((num_examples, *x.shape[1:]), x.dtype),))[1]
   except Exception:  # a model of one batch size
     return
   if getattr(other, 'shape', None) == (x.shape[0], num_examples):
-    check_answer(other, num_examples)
+    check_answer(other, num_examples, name)
 
 
 def _trace(logits_fn: Callable[..., Array], args: tuple) -> tuple[jax.tree_util.Partial, Any]:

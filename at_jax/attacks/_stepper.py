@@ -68,17 +68,18 @@ def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), mask=None, target=None,
   index = _arguments.indices(index, len(x))
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), y.shape)
   bounds = tuple(jnp.asarray(bound, x.dtype) for bound in bounds)
-  target = y if target is None else jnp.asarray(target)
+  target = y if target is None else _arguments.as_array('target', target)
   _arguments.check_shape('target', target, y.shape)
   _arguments.check_integers('target', target)
   return Problem(x, y, target, _random.fold(key, index), epsilon, bounds)
 
 
 def capture(logits_fn: LogitsFn, x: Array, num_examples: int,
-            key: Array | None = None) -> tuple[jax.tree_util.Partial, int]:
+            key: Array | None = None, name: str = 'logits_fn') -> tuple[jax.tree_util.Partial, int]:
   """`_model.capture` for batches of `num_examples` inputs like `x`; with a key, for one input and a key."""
   batch = jax.ShapeDtypeStruct((num_examples if key is None else 1, *x.shape[1:]), x.dtype)
-  return _model.capture(logits_fn, batch, None if key is None else jax.ShapeDtypeStruct(key.shape, key.dtype))
+  key = None if key is None else jax.ShapeDtypeStruct(key.shape, key.dtype)
+  return _model.capture(logits_fn, batch, key, name)
 
 
 def prepare(logits_fn: LogitsFn, problem: Problem, random: bool = False) -> jax.tree_util.Partial:

@@ -165,6 +165,7 @@ def apgd(
   _diagnostics.warn_of_scale(epsilon, problem.x, problem.bounds, norm)
   changes = {}
   if start is not None:
+    _arguments.check_number('start', start)
     start = jnp.asarray(start, problem.x.dtype)
     _arguments.check_shape('start', start, problem.x.shape)
     _arguments.check_values(start=start)
@@ -176,7 +177,7 @@ def apgd(
   return AttackResult(x, state.found, state.kappa, loss)
 
 
-@functools.cache
+@_arguments.cached
 def stepper(
     *, norm: str, num_steps: int = 100, loss: Callable[..., Array] = losses.cross_entropy,
     targeted: bool = False, large_start: bool = False, eot: int = 0,
@@ -189,8 +190,9 @@ def stepper(
   """
   _arguments.check_name('norm', norm, norms.NORMS)
   _arguments.check_count('num_steps', num_steps)
-  if eot:
+  if eot != 0:
     _arguments.check_count('eot', eot)
+  _arguments.check_flag('large_start', large_start)
   if large_start and norm != 'l1':
     raise ValueError(f"large_start needs norm='l1': norm = {norm!r}")
   if large_start and num_steps < 2:

@@ -76,6 +76,7 @@ def fab(
   Attack, 2020, section 2. FAB-T: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an
   Ensemble of Diverse Parameter-free Attacks, 2020, section 5.
   """
+  _arguments.check_flag('random_start', random_start)
   if random_start and key is None:
     raise ValueError('random_start needs a key')
   attack = stepper(norm=norm, num_steps=num_steps, targeted=target is not None, random_start=random_start)
@@ -90,7 +91,7 @@ def fab(
   return AttackResult(point, state.found | already, jnp.zeros_like(state.count), -distance)
 
 
-@functools.cache
+@_arguments.cached
 def stepper(
     *, norm: str, num_steps: int = 100, targeted: bool = True, random_start: bool = False
 ) -> _stepper.Stepper:

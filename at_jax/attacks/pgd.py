@@ -109,11 +109,16 @@ def pgd(
   """
   x, y = _arguments.as_examples(x, y)
   draw = random_start and start is None
-  if restarts > 1 and not draw:
-    raise ValueError(f'restarts = {restarts}: use 1 without a random start, as all would be one run')
-  start = None if start is None else jnp.asarray(start, x.dtype)
+  if start is not None:
+    _arguments.check_number('start', start)
+    start = jnp.asarray(start, x.dtype)
+  tau = None if tau is None else _arguments.as_array('tau', tau)
+  for name, flag in (('random_start', random_start), ('targeted', targeted)):
+    _arguments.check_flag(name, flag)
   _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, start, tau, momentum,
          restarts)
+  if restarts > 1 and not draw:
+    raise ValueError(f'restarts = {restarts}: use 1 without a random start, as all would be one run')
   index, key = _arguments.indices(index, len(x)), _random.threefry(key)
   bounds = _arguments.bounds_of(bounds, mask, x)
   logits_fn, num_classes = _model.capture(logits_fn, x)
@@ -124,7 +129,7 @@ def pgd(
   path = .5 if draw else 1. if start is None else 0.  # a start may continue another attack
   _diagnostics.warn_of_scale(epsilon, x, bounds, norm, steps=(step_size, num_steps, path))
   epsilon, step_size = (jnp.broadcast_to(jnp.asarray(v, x.dtype), y.shape) for v in (epsilon, step_size))
-  tau = None if tau is None else jnp.broadcast_to(jnp.asarray(tau, jnp.int32), y.shape)
+  tau = None if tau is None else jnp.broadcast_to(jnp.minimum(tau, num_steps).astype(jnp.int32), y.shape)
   bounds = tuple(jnp.asarray(bound, x.dtype) for bound in bounds)
   plain = isinstance(momentum, (int, float)) and momentum == 0
   momentum = None if plain else jnp.asarray(momentum, x.dtype)
@@ -163,7 +168,7 @@ def _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, s
       _arguments.check_shape(name, rows, (), y.shape + np.shape(rows)[1:])
   if tau is not None:
     _arguments.check_shape('tau', tau, (), (1,), y.shape)
-    _arguments.check_integers('tau', jnp.asarray(tau))
+    _arguments.check_integers('tau', tau)
   _arguments.check_number('momentum', momentum)
   _arguments.check_shape('momentum', momentum, ())
   if start is not None:

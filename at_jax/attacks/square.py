@@ -84,7 +84,7 @@ def square(
   return AttackResult(state.x_adv, state.found, state.count - state.found.astype(jnp.int32), state.margin)
 
 
-@functools.cache
+@_arguments.cached
 def stepper(
     *, norm: str = 'linf', num_queries: int = 5000, p_init: float = .8, channel_axis: int = -1
 ) -> _stepper.Stepper:
@@ -96,6 +96,7 @@ def stepper(
   """
   _arguments.check_name('norm', norm, norms.NORMS)
   _arguments.check_count('num_queries', num_queries)
+  _arguments.check_number('p_init', p_init)
   if not 0 < p_init <= 1:
     raise ValueError(f'p_init = {p_init}: use a number above 0, at most 1')
   if channel_axis not in (-1, 1):
@@ -147,7 +148,7 @@ def sides(num_queries: int, p_init: float, num_pixels: int) -> list[int]:
 def image_shape(shape: tuple[int, ...], channel_axis: int = -1) -> tuple[int, int, int]:
   """One example's (height, width, channels), one column as one row; ValueError where it has other axes."""
   if len(shape) > 3:
-    raise ValueError(f'an example has shape {shape}: Square needs [H, W, C], [H, W] or [D]; leave it out, '
+    raise ValueError(f'x has examples of shape {shape}: Square needs [H, W, C], [H, W] or [D]; leave it out, '
                      'attacks=(...), or merge axes of x and split them in logits_fn')
   if channel_axis == 1 and len(shape) < 3:
     raise ValueError(f'channel_axis = 1: an example has shape {shape}, not [C, H, W]; use -1')

@@ -40,8 +40,8 @@ def choose(attacks: tuple[str, ...] | None, version: str, norm: str) -> tuple[st
   """
   _arguments.check_name('norm', norm, norms.NORMS)
   _arguments.check_name('version', version, tuple(VERSIONS))
-  names = VERSIONS[version] if attacks is None else tuple(attacks)
-  if not names or not set(names) <= set(NAMES) or len(set(names)) < len(names):
+  names = VERSIONS[version] if attacks is None else tuple(attacks) if np.iterable(attacks) else ()
+  if not names or not all(map(NAMES.__contains__, names)) or len(set(names)) < len(names):
     raise ValueError(f'attacks = {attacks!r}: use some of {", ".join(NAMES)}, each once')
   deterministic = [name for name in names if not name.startswith('apgd')]
   if version == 'rand' and deterministic:

@@ -18,9 +18,9 @@ _AXIS = 'examples'
 def choose(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...]:
   """The devices to use, in order: those given (also as an array, as in a mesh), or all of this process."""
   devices = jax.local_devices() if devices is None else devices
-  chosen = tuple(devices.flat if isinstance(devices, np.ndarray) else devices)
-  if not chosen:
-    raise ValueError('devices is empty: use some of jax.local_devices(), or None for all')
+  chosen = tuple(np.ravel(devices)) if np.iterable(devices) else ()
+  if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
+    raise ValueError(f'devices = {devices!r}: use some of jax.local_devices(), or None for all')
   return chosen
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import _arguments, _diagnostics, _random, _stepper, norms
+from at_jax.attacks import _arguments, _diagnostics, _model, _random, _stepper, norms
 from at_jax.attacks.autoattack import batching, state_file
 from at_jax.attacks.autoattack import components as components_lib
 from at_jax.attacks.autoattack import devices as devices_lib
@@ -163,7 +163,7 @@ def autoattack(
   settings = dict(num_steps=num_steps, num_queries=num_queries, channel_axis=channel_axis)
   plan = functools.partial(components_lib.plan, attacks, norm, version, **settings)
   work = _check_examples(x, y, key, epsilon, bounds, mask, index)
-  _arguments.check_count('batch_size', batch_size)
+  _check_options(batch_size, cascade, state_path, save_every, progress, warn)
   if 'square' in attacks:
     image_shape(work.x.shape[1:], channel_axis)
   plan(num_classes=2)  # invalid settings raise before the model is called
@@ -205,6 +205,19 @@ def _check_examples(x, y, key, epsilon, bounds, mask, index) -> batching.Work:
                        problem.epsilon, problem.bounds)
 
 
+def _check_options(batch_size, cascade, state_path, save_every, progress, warn) -> None:
+  """Raises ValueError for options that would be used only after an attack."""
+  _arguments.check_count('batch_size', batch_size)
+  _arguments.check_flag('cascade', cascade)
+  _arguments.check_number('save_every', save_every)
+  if not isinstance(state_path, (str, os.PathLike, type(None))):
+    raise ValueError(f'state_path = {state_path!r}: use the path of a file')
+  if progress is not None:
+    _model.check_function('progress', progress, 'progress', like='print')
+  if warn is not None:
+    _model.check_function('warn', warn, 'line', like='print')
+
+
 def _prepare(logits_fn, search_fn, work, *, attacks, random, cascade, batch_size, devices) -> _Evaluation:
   """Checks the models and evaluates the clean inputs."""
   devices = devices_lib.choose(devices)
@@ -216,7 +229,8 @@ def _prepare(logits_fn, search_fn, work, *, attacks, random, cascade, batch_size
   logits = _in_batches(run, work.x)
   num_classes = logits.shape[1]
   _arguments.check_values(classes={'y': work.y}, num_classes=num_classes)
-  num_searched = num_classes if search_fn is None else _stepper.capture(search_fn, work.x, batch_size)[1]
+  num_searched = num_classes if search_fn is None else _stepper.capture(
+      search_fn, work.x, batch_size, name='search_fn')[1]
   if num_searched < num_classes:
     raise ValueError(f'search_fn gives {num_searched} logits, logits_fn {num_classes}: use the same classes')
   return run._replace(logits=logits, clean=np.asarray(_stepper.is_correct(jnp.asarray(logits), work.y)))
