@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import _arguments, _model
+from at_jax.attacks import _arguments, _gradients, _model, losses
 
 Array = jax.Array
 _SHARE = .01          # fraction of the examples above which a finding is reported
@@ -24,7 +24,7 @@ def check_model(logits_fn: Callable[..., Array], x: Array, y: Array) -> tuple[st
   """Checks the outputs of a model on one batch of clean inputs.
 
   The logits should be finite, deterministic and independent of the rest of the batch. They should not be
-  probabilities, saturated, or lost to rounding.
+  probabilities, saturated, or lost to rounding, and their margin should have a gradient.
 
   Args:
     logits_fn: maps f32[B, ...] to logits f32[B, C].
@@ -35,7 +35,7 @@ def check_model(logits_fn: Callable[..., Array], x: Array, y: Array) -> tuple[st
     Warnings; an empty tuple if nothing was found.
 
   Raises:
-    ValueError: if the outputs are not logits [B, C].
+    ValueError: if x or y has an invalid shape, dtype or value, or the outputs are not logits [B, C].
 
   Example:
     >>> print(check_model(jax.nn.softmax, np.eye(3), np.arange(3))[0])
@@ -44,9 +44,25 @@ def check_model(logits_fn: Callable[..., Array], x: Array, y: Array) -> tuple[st
   Reference: Croce et al., RobustBench: a standardized adversarial robustness benchmark, 2021, and the checks
     of AutoAttack's released code, for probabilities and random models.
   """
+  x, y = _arguments.as_examples(x, y)
   logits = logits_fn(x)
   _model.check_answer(logits, len(x))
-  return check_logits(logits, y) + check_determinism(logits_fn, x, y)
+  _arguments.check_values(x=x, classes={'y': y}, num_classes=logits.shape[1])
+  return check_logits(logits, y) + check_determinism(logits_fn, x, y) + _check_slope(logits_fn, x, y, logits)
+
+
+def _check_slope(logits_fn: Callable[..., Array], x: Array, y: Array, logits: Array) -> tuple[str, ...]:
+  """Warns if the margin has no gradient at inputs, as where a model rounds them to pixels."""
+  try:
+    gradient = jax.grad(lambda x: jnp.sum(losses.margin(logits_fn(x), y)))(x)
+  except Exception:  # a model without derivatives, which an attack with gradients refuses
+    return ()
+  finite = are_finite(np.asarray(logits, np.float64))  # others have a line of their own
+  share = float(np.mean(np.asarray(_gradients.zero_gradient(gradient)) & finite))
+  if share <= _SHARE:
+    return ()
+  return (f'zero gradients on {100 * share:.1f} % of inputs: the model hides its gradient, by rounding for '
+          'example; add square, or attack it without that part',)
 
 
 def check_logits(logits: Array, y: Array, attacks: Sequence[str] = ()) -> tuple[str, ...]:
@@ -179,6 +195,8 @@ def check_reach(epsilon: np.ndarray, x: Array, bounds: tuple[Array, Array], norm
   Too small is a radius that allows less than a tenth of a grey level in every entry, and less than a tenth of
   the range in a single one: 8/255 on pixels 0..255 is a 32nd of a grey level. Published radii are larger: at
   least .25/255 in L∞, 36/255 in L2 and 10 in L1. With `any_distance` a radius may be as large as one likes.
+  A radius is also too large if it exceeds what x spans, and that is below a hundredth of wide bounds: probably
+  x is in 0..1, but bounds and radius are in 0..255.
 
   >>> print(*check_reach(np.array([8.]), jnp.zeros((1, 32, 32, 3)), (0., 1.), 'linf'))
   epsilon = 8 covers the whole input domain 0..1: give epsilon in units of x, for example 8/255
@@ -197,6 +215,11 @@ def check_reach(epsilon: np.ndarray, x: Array, bounds: tuple[Array, Array], norm
   if (largest > whole or largest == whole and not np.any(low == high)) and not any_distance:
     return (f'epsilon = {largest:g} covers the whole input domain {low.min():g}..{high.max():g}: '
             f'give epsilon in units of x, for example {_usual_radius(width, norm)}',)
+  if 10 < width < np.inf and not extent.ndim and not any_distance and _arguments.is_known(x):
+    least, most = float(jnp.min(x)), float(jnp.max(x))
+    if 0 < most - least < width / 100 and largest > whole / width * (most - least):
+      return (f'epsilon = {largest:g} is larger than what x spans, {least:g}..{most:g}, within bounds '
+              f'{low:g}..{high:g}: give all three in the same units',)
   tiny = min(np.count_nonzero(diagonal) ** (1 / order) / 2550, .1)
   spacing = float(jnp.finfo(x.dtype).eps)
   size = max(np.abs(low).max(), np.abs(high).max())
