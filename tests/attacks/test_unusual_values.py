@@ -22,7 +22,7 @@ def _model(x):
 def test_an_infinite_start_is_refused(norm):
   # ∞ · ε/∞ is NaN: the point was NaN, and the example counted as fooled.
   start = _X.at[0, 0].set(jnp.inf)
-  with pytest.raises(ValueError, match='start is infinite in places: clip it to the bounds'):
+  with pytest.raises(ValueError, match='start is NaN or infinite in places'):
     attacks.pgd(_model, _X, _Y, jax.random.key(0), norm=norm, start=start, **_STEPS)
 
 
