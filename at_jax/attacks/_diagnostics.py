@@ -195,8 +195,8 @@ def check_reach(epsilon: np.ndarray, x: Array, bounds: tuple[Array, Array], norm
   Too small is a radius that allows less than a tenth of a grey level in every entry, and less than a tenth of
   the range in a single one: 8/255 on pixels 0..255 is a 32nd of a grey level. Published radii are larger: at
   least .25/255 in L∞, 36/255 in L2 and 10 in L1. With `any_distance` a radius may be as large as one likes.
-  A radius is also too large if it exceeds what x spans, and that is below a hundredth of wide bounds: probably
-  x is in 0..1, but bounds and radius are in 0..255.
+  A radius is also too large if it exceeds the range of x, and that range is below a hundredth of the bounds':
+  probably x is in 0..1, but bounds and radius are in 0..255.
 
   >>> print(*check_reach(np.array([8.]), jnp.zeros((1, 32, 32, 3)), (0., 1.), 'linf'))
   epsilon = 8 covers the whole input domain 0..1: give epsilon in units of x, for example 8/255
