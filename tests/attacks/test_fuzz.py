@@ -23,7 +23,8 @@ from tests.fixtures import rounding
 C, STEPS, QUERIES = 3, 3, 12  # as many classes as examples
 SHAPES = [(3, 5), (3, 6, 1), (3, 4, 5), (3, 4, 3, 2), (3, 2, 5, 4), (3, 2, 3, 2, 2), (1, 7)]
 CHANNELS_FIRST, VOLUME = SHAPES[4:6]
-DTYPES = ('float32', 'float32', 'float64')
+# 11, so that they meet all norms (3), forms of bounds (4), models (5) and shapes (7).
+DTYPES = ['float64' if n % 4 == 1 else 'float32' for n in range(11)]
 # 2,000 calls, of which those of AutoAttack take longest.
 EXAMPLES = {'pgd': 400, 'fgsm': 400, 'apgd': 360, 'fab': 360, 'square': 360, 'autoattack': 120}
 # Static options of each attack, and the names of further arguments that are drawn.
