@@ -23,8 +23,9 @@ from tests.fixtures import rounding
 C, STEPS, QUERIES = 3, 3, 12  # as many classes as examples
 SHAPES = [(3, 5), (3, 6, 1), (3, 4, 5), (3, 4, 3, 2), (3, 2, 5, 4), (3, 2, 3, 2, 2), (1, 7)]
 CHANNELS_FIRST, VOLUME = SHAPES[4:6]
-# 11, so that they meet all norms (3), forms of bounds (4), models (5) and shapes (7).
+# 11 and 13, so that they meet all norms (3), forms of bounds (4), models (5) and shapes (7).
 DTYPES = ['float64' if n % 4 == 1 else 'float32' for n in range(11)]
+LABELS = [('int32', 'int64', 'uint8')[n % 3] for n in range(13)]
 # 2,000 calls, of which those of AutoAttack take longest.
 EXAMPLES = {'pgd': 400, 'fgsm': 400, 'apgd': 360, 'fab': 360, 'square': 360, 'autoattack': 120}
 # Static options of each attack, and the names of further arguments that are drawn.
@@ -89,19 +90,20 @@ class Signature(NamedTuple):
   model: str
   bounds: str
   dtype: str
+  labels: str
 
 
 def signatures():
   """54: each attack with each of its options and each norm; the shape, the model and the rest take turns."""
-  turns = map(itertools.cycle, (SHAPES, MODELS, ('numbers', 'rows', 'columns', 'rows'), DTYPES))
-  shapes, models, bounds, dtypes = turns
+  turns = [itertools.cycle(row) for row in (MODELS, ('numbers', 'rows', 'columns', 'rows'), DTYPES, LABELS)]
+  shapes = itertools.cycle(SHAPES)
   for attack, rows in OPTIONS.items():
     for (options, drawn), norm in itertools.product(rows, rounding.ORDER):
       shape = next(shapes)
       if shape == VOLUME and (attack == 'square' or 'square' in options.get('attacks', ())):
         shape = next(shapes)  # refused: a mistake below
       large = dict(large_start=True) if 'large_start' in drawn and norm == 'l1' else {}
-      yield Signature(attack, norm, options | large, drawn, shape, next(models), next(bounds), next(dtypes))
+      yield Signature(attack, norm, options | large, drawn, shape, *map(next, turns))
 
 
 SIGNATURES = list(signatures())
@@ -116,7 +118,7 @@ class Call(NamedTuple):
 
 def draw_call(draw, signature: Signature) -> Call:
   """A valid call."""
-  attack, norm, options, drawn, shape, model, form, dtype = signature
+  attack, norm, options, drawn, shape, model, form, dtype, labels = signature
   pick = lambda *values: draw(st.sampled_from(values))
   random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
   b, d, dtype = shape[0], int(np.prod(shape[1:])), np.dtype(dtype)
@@ -137,7 +139,7 @@ def draw_call(draw, signature: Signature) -> Call:
   w = random.normal(size=(d, 3 * C)) * pick(1., 1., 1e-3, 30.) / (1 if model == 'steps' else width)
   w[0, -1] = random.uniform(low, low + width)  # from where on `sometimes_nan` is NaN
   arguments['logits_fn'] = Model(model, (np.clip(w, -3, 3) if model == 'steps' else w).astype(dtype))
-  arguments['y'] = random.integers(0, C, b).astype(pick(np.int32, np.int64, np.uint8))
+  arguments['y'] = random.integers(0, C, b).astype(labels)
   if attack != 'fgsm':
     arguments['key'] = jax.random.key(pick(0, 1, 2))
     if pick(True, False):
@@ -200,7 +202,7 @@ def run(attack: str, arguments: dict[str, Any]):
 
 def check_result(signature: Signature, call: Call, result) -> None:
   """In the ball and the bounds, frozen entries untouched, of the documented shapes, dtypes and verdicts."""
-  attack, norm, options, _, shape, _, _, dtype = signature
+  attack, norm, options, _, shape, _, _, dtype, _ = signature
   x, found = call.arguments['x'], np.asarray(result.x)
   assert found.shape == shape and found.dtype == dtype
   for i in np.flatnonzero(np.isfinite(call.epsilon)):
