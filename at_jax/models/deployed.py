@@ -48,7 +48,7 @@ def deploy(model: nn.Module, *, has_dummies: bool) -> Network:
     has_dummies: whether the head has 2C outputs, a dummy class for each class (see `methods.ducat`).
 
   Returns:
-    A `Network`.
+    A `Network`. Its `logits` and `deployed` raise ValueError for images that are not floats.
 
   Example:
     >>> from at_jax import models
@@ -67,6 +67,8 @@ def deploy(model: nn.Module, *, has_dummies: bool) -> Network:
       return {'batch_stats': {}} | dict(model.init(key, x))
 
   def logits(variables: Variables, x: Array) -> Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating):  # flax would take pixels as they are, in 0..255
+      raise ValueError(f'x has dtype {x.dtype}: use images in 0..1, datasets.to_unit(x) for uint8')
     with jax.numpy_dtype_promotion('standard'):
       return _wide(model.apply(variables, x, **mode(False)))
 

@@ -7,6 +7,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # PyTorch's default for convolutions and dense layers (kaiming_uniform_, a = √5): U(±1/√fan_in).
 torch_default = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -55,6 +56,35 @@ def param_dtype(dtype: Any) -> jnp.dtype:
   return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
+def mean_and_std(normalize: tuple, channels: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the numbers by which images are normalised, one for all channels or one for each.
+
+  Args:
+    normalize: (mean, std), each a number, 1 or C numbers.
+    channels: C.
+
+  Returns:
+    Two arrays, f64[1] or f64[C].
+
+  Raises:
+    ValueError: if there are not two, they have another length, or a std is not above 0.
+
+  Example:
+    >>> mean_and_std((.5, (.25, .5, .25)), 3)
+    (array([0.5]), array([0.25, 0.5 , 0.25]))
+  """
+  if len(normalize) != 2:
+    raise ValueError(f'{len(normalize)} parts: use two, (mean, std)')
+  mean, std = (np.asarray(part, np.float64).reshape(-1) for part in normalize)
+  for name, part in (('mean', mean), ('std', std)):
+    # C numbers would turn images of one channel into images of C.
+    if len(part) not in (1, channels):
+      raise ValueError(f'{name} has {len(part)} numbers for {channels} channels: use one for each')
+  if not (std > 0).all():
+    raise ValueError(f'std reaches down to {std.min():g}: use numbers above 0')
+  return mean, std
+
+
 def prepare(x: jax.Array, normalize: tuple | None, dtype: Any) -> jax.Array:
   """Normalises images per channel, in float32 at least, and casts them to the compute dtype.
 
@@ -66,6 +96,9 @@ def prepare(x: jax.Array, normalize: tuple | None, dtype: Any) -> jax.Array:
   Returns:
     dtype[B, H, W, C].
 
+  Raises:
+    ValueError: as `mean_and_std`.
+
   Example:
     >>> float(prepare(jnp.ones((1, 1, 1, 1)), ((0.5,), (0.25,)), jnp.float32)[0, 0, 0, 0])
     2.0
@@ -73,7 +106,8 @@ def prepare(x: jax.Array, normalize: tuple | None, dtype: Any) -> jax.Array:
   if normalize is not None:
     x = x.astype(max(param_dtype(x.dtype), param_dtype(dtype), key=lambda each: each.itemsize))
     by_channel = (1,) * (x.ndim - 1) + (-1,)
-    mean, std = (jnp.asarray(part, x.dtype).reshape(by_channel) for part in normalize)
+    mean, std = (jnp.asarray(part, x.dtype).reshape(by_channel)
+                 for part in mean_and_std(normalize, x.shape[-1]))
     x = (x - mean) / std
   return x.astype(dtype)
 
