@@ -19,7 +19,7 @@ def check(config: ml_collections.ConfigDict, warn: Callable[[str], None] = warni
   Args:
     config: the configuration of a run.
     warn: called with one line for each setting that is possible but probably a mistake: a radius or a step
-      size of another scale, or a field that was changed and that nothing reads.
+      size of another scale, epochs beyond the last one, or a field that was changed and that nothing reads.
 
   Raises:
     errors.UserError: with the first wrong field, its value and the remedy.
@@ -31,6 +31,9 @@ def check(config: ml_collections.ConfigDict, warn: Callable[[str], None] = warni
     Traceback (most recent call last):
     at_jax.errors.UserError: config.epochs = 0: use a whole number of at least 1
   """
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise errors.UserError('config', config if isinstance(config, str) else type(config).__name__,
+                           'use what get_config of a file in configs/ returns')
   flat = {'model.dtype': fields.FIELDS['model.dtype'].default} | fields.flatten(config.to_dict())
   _check_names(flat)
   for name, field in fields.FIELDS.items():
@@ -43,7 +46,7 @@ def check(config: ml_collections.ConfigDict, warn: Callable[[str], None] = warni
   _check_classes(flat)
   _check_finetune(flat)
   _check_dummies(flat)
-  for line in (*_unread(flat), *_wrong_scale(flat)):
+  for line in (*_unread(flat), *_wrong_scale(flat), *_never_reached(flat)):
     warn(line)
 
 
@@ -75,6 +78,15 @@ def _unread(flat: dict) -> Iterator[str]:
     when = field and field.when  # no field is an argument of the network
     if when and not when.holds(flat) and value not in usual.get(name, ()):
       yield f'config.{name} = {value!r}: nothing reads it here; it is read if {when.text.replace("`", "")}'
+
+
+def _never_reached(flat: dict) -> Iterator[str]:
+  """A line for each list of epochs that goes beyond the last one, as after `--config.epochs=30` alone."""
+  for name in ('optimizer.decay_epochs', 'weights.lam_epochs', 'attack.friendly_epochs'):
+    when, late = fields.FIELDS[name].when, [each for each in flat[name] if each >= flat['epochs']]
+    if late and flat['epochs'] >= 10 and (when is None or when.holds(flat)):  # fewer are a trial
+      yield (f'config.{name} = {tuple(flat[name])!r}: a run of {flat["epochs"]} epochs does not reach '
+             f'{", ".join(map(str, late))}: use smaller ones, or more epochs')
 
 
 # Radii below are unusual. They are probably in units of the input: .031 in place of .031 · 255.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import functools
 import math
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -18,10 +19,11 @@ from at_jax.config import fields, import_path, validation
 from at_jax.datasets import pipeline
 from at_jax.methods import finetune
 from at_jax.models import deployed as deployed_lib
-from at_jax.models import dual_batchnorm
+from at_jax.models import dual_batchnorm, layers
 from at_jax.training import optimizers
 from at_jax.training import step as step_lib
 
+_CHARACTERS = ('emnist', 'kmnist', 'mnist', 'svhn_cropped')
 _IMPORT_PATH = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)+')
 
 
@@ -55,7 +57,8 @@ def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None
   Args:
     config: the configuration.
     dataset: the data, if they are already loaded.
-    warn: as for `validation.check`; also called if a ball contains a grey image.
+    warn: as for `validation.check`; also called if a ball contains a grey image, random crops are empty or
+      characters are mirrored.
 
   Returns:
     A `Run`.
@@ -98,10 +101,20 @@ def read_data(config: ml_collections.ConfigDict) -> pipeline.Dataset:
   """
   name, size = config.dataset.name, config.dataset.validation_size
   is_loader = _IMPORT_PATH.fullmatch(name) and not name.endswith('.npz')
-  loader = import_path.load('dataset.name', name) if is_loader else None
+  if not name.endswith('.npz') and os.path.exists(os.path.expanduser(name)):
+    raise errors.UserError('config.dataset.name', name, 'files and folders cannot be read, except .npz '
+                           'files: store the arrays with numpy.savez, or name a loader module.function')
+  loader = import_path.load('dataset.name', name, takes=('options',)) if is_loader else None
   try:
     if loader:
-      return pipeline.from_arrays(name, loader(config.dataset), validation_size=size)
+      try:
+        arrays = loader(config.dataset)
+      except errors.UserError:
+        raise
+      except Exception as error:  # a function of the user's own may raise anything
+        raise errors.UserError('dataset', name, f'{import_path.reason(error)}: it is called with '
+                               'config.dataset, and returns the arrays') from error
+      return pipeline.from_arrays(name, arrays, validation_size=size)
     return pipeline.load(name, validation_size=size, data_dir=config.dataset.data_dir or None)
   except errors.UserError as error:
     field = {'dataset': 'dataset.name', 'validation_size': 'dataset.validation_size'}.get(error.field)
@@ -141,6 +154,7 @@ def assemble(config: ml_collections.ConfigDict, dataset: pipeline.Dataset | pipe
     raise errors.UserError('config.dataset.num_classes', config.dataset.num_classes,
                            f'{dataset.name} has {dataset.num_classes} classes: use that')
   channels = dataset.image_shape[-1]
+  _check_normalize(config, channels)
   if config.dataset.augment == 'autoaugment' and channels not in (1, 3):
     raise errors.UserError('config.dataset.augment', 'autoaugment',
                            f"takes 1 or 3 channels, not {channels}: use 'crop'")
@@ -155,6 +169,20 @@ def assemble(config: ml_collections.ConfigDict, dataset: pipeline.Dataset | pipe
              steps_per_epoch, keys)
 
 
+def _check_normalize(config: ml_collections.ConfigDict, channels: int) -> None:
+  """Checks the mean and std of a network of this package; images are in 0..1."""
+  given = None if '.' in config.model.name else config.model.get('normalize')
+  if given is None:
+    return
+  wrong = functools.partial(errors.UserError, 'config.model.normalize', _tuples(given))
+  try:
+    mean, std = layers.mean_and_std(given, channels)
+  except ValueError as error:
+    raise wrong(str(error)) from error
+  if not ((0 <= mean) & (mean <= 1) & (std <= 1)).all():
+    raise wrong('images are in 0..1, so mean and std are too: divide those of pixels in 0..255 by 255')
+
+
 def _warn_of_data(config: ml_collections.ConfigDict, dataset: pipeline.Dataset,
                   warn: Callable[[str], None]) -> None:
   """Warns of fields that are possible, but not with these data."""
@@ -165,6 +193,15 @@ def _warn_of_data(config: ml_collections.ConfigDict, dataset: pipeline.Dataset,
     if epsilon >= grey:
       warn(f'config.{part}.epsilon_255 = {epsilon:g}: every ball holds the image that is 1/2 everywhere, so '
            f'no model can be robust: use less than {grey:g}')
+  pad, sides = config.dataset.pad, dataset.image_shape[:2]
+  # Of the 2·pad + 1 offsets along a side, 2·(pad − side + 1) leave nothing of the image.
+  kept = math.prod(1 - 2 * max(pad - side + 1, 0) / (2 * pad + 1) for side in sides)
+  if kept < 1:
+    warn(f'config.dataset.pad = {pad}: {100 * (1 - kept):.0f} % of the random crops of images of '
+         f'{sides[0]}x{sides[1]} are empty: use less than {min(sides)}')
+  if config.dataset.flip and config.dataset.name.partition('/')[0] in _CHARACTERS:
+    warn(f'config.dataset.flip = True: {config.dataset.name} has digits or letters, and half of them would '
+         'be mirrored: use False')
 
 
 def _key(seed: int) -> jax.Array:

@@ -81,16 +81,25 @@ def _check_network(run: setup.Run) -> None:
   outputs = run.config.dataset.num_classes * (2 if run.config.dummy.enabled else 1)
   wrong = functools.partial(errors.UserError, 'config.model.name', name)
 
+  kept = []
+
+  def train(variables, x):
+    logits, batch_stats = run.network.train(variables, x)
+    # Zipped loosely: a change of structure has a message of its own.
+    kept.extend(old is new for old, new in zip(
+        *map(jax.tree.leaves, (variables['batch_stats'], batch_stats)), strict=False))
+    return logits, batch_stats
+
   def call(x):
     variables = run.network.init(run.keys['init'], x[:1])
     variables = {part: variables[part] for part in ('params', 'batch_stats')}
-    train = jax.vmap(lambda x: run.network.train(variables, x), axis_name=devices.AXIS)(x[None])
-    return variables, run.network.logits(variables, x), jax.tree.map(lambda leaf: leaf[0], train)
+    trained = jax.vmap(lambda x: train(variables, x), axis_name=devices.AXIS)(x[None])
+    return variables, run.network.logits(variables, x), jax.tree.map(lambda leaf: leaf[0], trained)
 
   x = jax.ShapeDtypeStruct((size, *run.dataset.train.images.shape[1:]), jnp.float32)
   with _guard('model.name', name):
-    variables, inference, (train, batch_stats) = jax.eval_shape(call, x)
-  for mode, logits in (('', inference), (' with train=True', train)):
+    variables, inference, (training, batch_stats) = jax.eval_shape(call, x)
+  for mode, logits in (('', inference), (' with train=True', training)):
     if not _is(logits, jnp.floating) or logits.shape != (size, outputs):
       raise wrong(f'{_text(x)} gives {_text(logits)}{mode}: return logits float32[{size}, {outputs}], one '
                   'row per example')
@@ -100,6 +109,9 @@ def _check_network(run: setup.Run) -> None:
   if has_statistics and jax.local_device_count() > 1 and not import_path.accepts(make, 'axis_name'):
     raise wrong('its BatchNorm statistics would differ between devices: give it an argument axis_name, and '
                 'pass that to BatchNorm')
+  if has_statistics and all(kept):
+    raise wrong('its BatchNorm statistics do not change in train mode: __call__ needs an argument named '
+                'train, and BatchNorm use_running_average=not train')
   if not has_statistics and run.config.loss == 'finetune' and run.config.finetune.batch_norm == 'dual':
     raise errors.UserError('config.finetune.batch_norm', 'dual', "the network has no BatchNorm: use 'shared'")
 
