@@ -101,9 +101,9 @@ def read_data(config: ml_collections.ConfigDict) -> pipeline.Dataset:
   """
   name, size = config.dataset.name, config.dataset.validation_size
   is_loader = _IMPORT_PATH.fullmatch(name) and not name.endswith('.npz')
-  if not name.endswith('.npz') and os.path.exists(os.path.expanduser(name)):
-    raise errors.UserError('config.dataset.name', name, 'files and folders cannot be read, except .npz '
-                           'files: store the arrays with numpy.savez, or name a loader module.function')
+  if not name.endswith('.npz') and os.path.isfile(os.path.expanduser(name)):
+    raise errors.UserError('config.dataset.name', name, 'files cannot be read, except .npz files: store '
+                           'the arrays with numpy.savez, or name a loader module.function')
   loader = import_path.load('dataset.name', name, takes=('options',)) if is_loader else None
   try:
     if loader:
