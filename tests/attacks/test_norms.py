@@ -16,7 +16,8 @@ from tests.fixtures import analytic_models, rounding
 from tests.fixtures.bisection import bisect
 
 D = 7
-unit = st.lists(st.floats(0, 1, width=32), min_size=D, max_size=D)
+# XLA takes subnormal numbers for zero.
+unit = st.lists(st.floats(0, 1, width=32, allow_subnormal=False), min_size=D, max_size=D)
 real = st.lists(st.floats(-4, 4, width=32), min_size=D, max_size=D)
 radius = st.floats(0, 5, width=32)
 few = hypothesis.settings(max_examples=60)
