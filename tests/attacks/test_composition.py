@@ -28,7 +28,8 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize('name', SHORT)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.long] * (name == 'apgd l1')) for name in SHORT])
 def test_a_robustness_curve_in_one_compiled_call(name):
   logits_fn, x, y = network()
   attack = lambda epsilon: SHORT[name](logits_fn, x, y, KEY, epsilon=epsilon).success
@@ -58,7 +59,7 @@ def test_pgd_stays_float32_with_float64_options(written_out, monkeypatch):
       assert result.x.dtype == np.float32 and result.kappa.dtype == np.int32
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+@pytest.mark.parametrize('norm', ['linf', 'l2', pytest.param('l1', marks=pytest.mark.long)])
 def test_looped_and_unrolled_steps_agree(norm, monkeypatch):
   logits_fn, x, y = network()
   run = lambda: attacks.apgd(logits_fn, x, y, KEY, epsilon=.1, norm=norm, num_steps=12)

@@ -269,6 +269,8 @@ def check_warning(signature: Signature, call: Call, text: str) -> None:
     assert largest >= np.linalg.norm((high - low).reshape(len(x), -1), order, axis=1).min()
   elif re.match(epsilon_is + 'changes next to nothing where x is ', text):
     assert largest < min(x[0].size ** (1 / order) / 2550, .1) * width
+  elif re.match(epsilon_is + 'is larger than what x spans, ', text):
+    assert largest > width and width < (high - low).max() / 100
   elif re.match(epsilon_is + 'is lost to rounding where x is ', text):
     edge = x.flat[np.abs(x).argmax()]
     assert edge + edge.dtype.type(largest) == edge or edge - edge.dtype.type(largest) == edge

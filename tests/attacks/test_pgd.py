@@ -73,8 +73,9 @@ def test_fgsm_is_one_step_of_epsilon_from_the_input(weights):
   np.testing.assert_allclose(result.x, x - .1 * jnp.sign(weights), atol=1e-6)
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
-@pytest.mark.parametrize('mu', [.5, 1.])
+@pytest.mark.parametrize('mu, norm', [
+    (.5, 'linf'), (1., 'l2'),
+    *(pytest.param(*pair, marks=pytest.mark.long) for pair in ((1., 'linf'), (.5, 'l2')))])
 def test_momentum_agrees_with_a_loop_over_examples(mu, norm):
   # Algorithm 1 of Dong et al. in NumPy.
   with enable_x64(True):

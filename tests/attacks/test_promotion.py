@@ -54,6 +54,7 @@ def test_losses_are_traced_under_strict_promotion(loss):
   strictly(lambda: jax.eval_shape(lambda x, y: loss(with_dummies(x), y), X, Y))
 
 
+@pytest.mark.long
 def test_results_are_the_same_under_strict_promotion():
   half = lambda x: model(x).astype(jnp.bfloat16)
   runs = {

@@ -146,7 +146,8 @@ def test_wrong_calibration_is_refused(fields, reason):
 
 
 @pytest.mark.parametrize('weights, loss', [
-    pytest.param('geometry', 'trades', marks=pytest.mark.long), ('class_wise', 'consistency')])
+    pytest.param('geometry', 'trades', marks=pytest.mark.long),
+    pytest.param('class_wise', 'consistency', marks=pytest.mark.long)])
 def test_four_devices_take_the_step_of_one(weights, loss):
   c = config_of(weights, loss, '2C', 'sgd', .05)
   if weights == 'class_wise':

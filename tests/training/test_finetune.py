@@ -106,7 +106,8 @@ def test_without_its_parts_it_is_standard_to_the_bit():
   assert np.max(np.abs(other.params['conv1']['kernel'] - expected.params['conv1']['kernel'])) > 1e-6
 
 
-@pytest.mark.parametrize('rule, distance', [('radius', 'kl'), ('controller', 'cross_entropy')])
+@pytest.mark.parametrize('rule, distance', [
+    ('radius', 'kl'), pytest.param('controller', 'cross_entropy', marks=pytest.mark.long)])
 def test_a_constant_full_radius_is_no_regulator(rule, distance):
   _, found = tuned(regulator=rule, initial=1., delta=0., distance=distance)
   _, expected = tuned(distance=distance)

@@ -323,6 +323,7 @@ def test_variants_keep_a_network_of_ones_own(tmp_path):
     assert c.model.to_dict() == dict(name='mine.Net', width=5), variant
 
 
+@pytest.mark.long
 def test_own_functions_train_and_are_evaluated(tmp_path, capsys):
   (tmp_path / 'own.py').write_text(
       "from at_jax import config\n\ndef get_config():\n  c = config.default()\n"
