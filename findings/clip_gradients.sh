@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# FGSM on a model that clips its own input moves all pixels or none, by the clip function.
+# FGSM on a model that clips its own input moves all pixels or none, depending on the clip function.
 #
 # Versions: jax 0.10.2, PyTorch 2.13.0, Python 3.11.
 # Behaviour: at a pixel of exactly 0 or 1 the gradient through a clip to [0, 1] is 1 in torch.clamp, 1/2 in

@@ -3,8 +3,8 @@
 #
 # Versions: jax 0.10.2 on the CPU, NumPy 2.4.6, Python 3.11.
 # Behaviour: jnp computes x / 255 as x * (1 / 255) where 255 is a constant, eagerly and under jit. The
-# result is one unit in the last place off for 126 of the 256 pixel values. So it does where the divisor is
-# an argument.
+# result is one unit in the last place off for 126 of the 256 pixel values. The same holds where the divisor
+# is an argument.
 # Expected: IEEE division is correctly rounded, so float32(x) / float32(255) has one right value, and NumPy
 # (and PyTorch) return it. An engineer who compares two evaluations of one model, one with pixels scaled in
 # the input pipeline and one inside the jitted model, expects identical inputs. Sign gradients turn the

@@ -4,7 +4,7 @@
 # Versions: orbax-checkpoint 0.12.8, jax 0.10.2, Python 3.11.
 # Behaviour: StandardCheckpointer.restore(path, template) raises ValueError if a JAX array of the template
 # has another shape than the stored one. If the leaf is a NumPy array, the stored shape is returned without
-# a word. A leaf of an integer dtype makes it truncate stored floats.
+# a warning. A leaf of an integer dtype makes it truncate stored floats.
 # Expected: the template states what the program needs, and the error for JAX arrays says that truncating
 # and padding are disabled. State that is kept on the host, averaged weights or scores of each example, is
 # NumPy. A network head of 10 classes restored from a checkpoint of 100 classes then fails far away or
