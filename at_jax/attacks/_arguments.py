@@ -41,13 +41,14 @@ def as_inputs(x: Any) -> Array:
 
 
 def as_array(name: str, value: Any) -> Array:
+  """The value as an array; raises ValueError unless JAX can hold it."""
   try:
     array = jnp.asarray(value)
   except (TypeError, ValueError, RuntimeError, OverflowError) as error:
     reason = str(error).partition('\n')[0]
     raise ValueError(f'{name} is a {type(value).__name__}, {reason}: use an array of numbers') from error
-  wide = isinstance(value, np.ndarray) and value.dtype.kind in 'iu'
-  if wide and np.any(value != value.astype(array.dtype)):
+  is_integer = isinstance(value, np.ndarray) and value.dtype.kind in 'iu'
+  if is_integer and np.any(value != value.astype(array.dtype)):
     raise ValueError(f'{name} reaches from {value.min()} to {value.max()}, which {array.dtype} cannot hold: '
                      'use smaller integers, or jax.enable_x64')
   return array
@@ -98,7 +99,7 @@ def check_values(
   by_name = [OrderedDict((name, value) for name, value in (values or {}).items() if is_known(value))
              for values in (radii, classes)]
   with jax.ensure_compile_time_eval():
-    # What NumPy holds in float64 can be infinite, or equal, in the precision of the attack.
+    # Radii are checked in the attack's precision, in which a float64 number can become infinite.
     with np.errstate(over='ignore'):
       by_name[0] = OrderedDict((name, jnp.asarray(value, float)) for name, value in by_name[0].items())
     values = *by_name, known(start), tuple(map(known, bounds)), known(x)
@@ -138,7 +139,7 @@ def _checks(radii, classes, start, bounds, x, num_classes, infinite) -> Iterator
     return
   low, high = bounds
   interval = lambda: f'{low.min():g}..{high.max():g}'
-  # Equal bounds hold an entry back, but two equal numbers would hold back all.
+  # Arrays may be equal in places, where an entry must not change; two equal numbers would fix all entries.
   crossed = ~(low <= high) if np.ndim(low) or np.ndim(high) else ~(low < high)
   first = lambda bound: np.broadcast_to(bound, crossed.shape)[crossed].flat[0]
   yield crossed, lambda: (f'bounds = {first(low):g}..{first(high):g}: use the smallest and the largest value '

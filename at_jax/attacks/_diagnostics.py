@@ -57,7 +57,7 @@ def _check_slope(logits_fn: Callable[..., Array], x: Array, y: Array, logits: Ar
     gradient = jax.grad(lambda x: jnp.sum(losses.margin(logits_fn(x), y)))(x)
   except Exception:  # a model without derivatives, which an attack with gradients refuses
     return ()
-  finite = are_finite(np.asarray(logits, np.float64))  # others have a line of their own
+  finite = are_finite(np.asarray(logits, np.float64))  # `check_logits` warns of the others
   share = float(np.mean(np.asarray(_gradients.zero_gradient(gradient)) & finite))
   if share <= _SHARE:
     return ()
@@ -194,7 +194,7 @@ def check_reach(epsilon: np.ndarray, x: Array, bounds: tuple[Array, Array], norm
 
   Too small is a radius that allows less than a tenth of a grey level in every entry, and less than a tenth of
   the range in a single one: 8/255 on pixels 0..255 is a 32nd of a grey level. Published radii are larger: at
-  least .25/255 in L∞, 36/255 in L2 and 10 in L1. With `any_distance` a radius may be as large as one likes.
+  least .25/255 in L∞, 36/255 in L2 and 10 in L1. `any_distance` allows any larger radius.
   A radius is also too large if it exceeds the range of x, and that range is below a hundredth of the bounds':
   probably x is in 0..1, but bounds and radius are in 0..255.
 
@@ -246,7 +246,7 @@ def _usual_radius(width: float, norm: str) -> str:
 def check_steps(step_size: np.ndarray, epsilon: np.ndarray, num_steps: int, path: float) -> tuple[str, ...]:
   """Warns if all steps of any example together are below `path` radii, or if each jumps across its ball.
 
-  Steps of size 0 are meant: they leave the start as it is.
+  Steps of size 0 are deliberate: they keep the start.
 
   >>> print(*check_steps(np.array(.1), np.array(8), 10, path=1.))
   step_size = 0.1 takes 10 steps only a part of the way to epsilon = 8: give both in units of x, for example 2

@@ -28,8 +28,8 @@ def of_loss(
 
   Returns:
     The gradient f32[B, ...], zero where it is not finite and where the bounds hold an entry back;
-    `zero_gradient` bool[B]; the losses f32[B] and
-    the logits f32[B, C], with `eot` those of the last pass, as in the released code.
+    `zero_gradient` bool[B]; the losses f32[B] and the logits f32[B, C], with `eot` those of the last pass,
+    as in the released code.
   """
   labels = (problem.y, problem.target) if targeted else (problem.y,)
 

@@ -62,7 +62,7 @@ def capture(logits_fn: Callable[..., Array], x: Any, key: Any = None,
                      remedy=remedy if key is None else 'a random model is given one example and a key')
     raise _failure(name, logits_fn, args, error) from error
   check_answer(answer, x.shape[0], name)
-  if answer.shape[0] == answer.shape[1]:  # a model that returns [C, B] is known by another B
+  if answer.shape[0] == answer.shape[1]:  # logits [C, B] can be detected only with another B
     _check_rows_are_examples(logits_fn, x, name)
   return model, answer.shape[1]
 
@@ -71,7 +71,7 @@ def _check_rows_are_examples(logits_fn: Callable[..., Array], x: Any, name: str)
   num_examples = x.shape[0] + 1
   try:
     other = _trace(logits_fn, (jax.ShapeDtypeStruct((num_examples, *x.shape[1:]), x.dtype),))[1]
-  except Exception:  # a model of one batch size
+  except Exception:  # the model accepts one batch size only, so nothing can be checked
     return
   if getattr(other, 'shape', None) == (x.shape[0], num_examples):
     check_answer(other, num_examples, name)
@@ -282,7 +282,7 @@ def check_answer(answer: Any, num_examples: int, name: str = 'logits_fn') -> Non
 
 
 def num_decided(decide: Callable[[Array], Array] | None, logits: jax.ShapeDtypeStruct) -> int:
-  """The number of classes that y can have: those of the logits that are attacked and that decide."""
+  """The number of classes that y can have: the smaller of those that are attacked and that decide."""
   if decide is None:
     return logits.shape[1]
   try:

@@ -16,8 +16,8 @@ Array = jax.Array
 def first(draw: Array, side: Array, length: int, begin: int | Array = 0, size: Array | None = None) -> Array:
   """i32[] in 0..length − side, the first pixel of a window of `side` pixels, uniform for a uniform draw.
 
-  With `size`, the window lies within as many pixels from `begin` on, or covers these. The released code
-  never takes the last position.
+  With `size`, the window lies within the pixels begin..begin + size − 1, or covers them if it is longer. The
+  released code never takes the last position.
 
   Example:
     >>> print(first(jnp.float32(.99), jnp.int32(3), 10))
@@ -153,7 +153,7 @@ def move(delta: Array, side: Array, eta: Array, epsilon: Array, places: Array, d
     lacking = jnp.maximum(epsilon ** 2 - jnp.sum(delta ** 2), 0) / channels
     free = jnp.sqrt(lacking + length(both) ** 2)
   direction = placed + here / (length(here) + 1e-12)
-  # Where the two directions cancel, only rounding is left. XLA may round the dividend and the divisor apart.
+  # Where the two directions cancel, only rounding is left, and XLA may round dividend and divisor apart.
   new = direction / jnp.maximum(length(direction) + 1e-12, _CANCELLED) * free
   return jnp.where(filled, new, jnp.where(emptied, 0, delta))
 

@@ -19,7 +19,7 @@ LogitsFn = Callable[..., Array]
 
 
 class Problem(NamedTuple):
-  """The examples to attack; every field has the batch as its first axis, bounds unless they are numbers.
+  """The examples to attack; the batch is the first axis of every field, except bounds that are numbers.
 
   Attributes:
     x: f32[B, ...], inputs within the bounds.

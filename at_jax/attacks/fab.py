@@ -134,7 +134,7 @@ def _draw(bounds, x: Array, key: Array, epsilon: Array, *, norm: str) -> Array:
   draw = (jax.random.uniform(key, x.shape, x.dtype, -1, 1) if norm == 'linf'
           else jax.random.normal(key, x.shape, x.dtype))
   draw = jnp.where(norms.free(bounds), draw, 0)
-  # Only if nothing is free is the length 0.
+  # The length is 0 only if nothing is free.
   return jnp.clip(x + epsilon / 2 * draw / jnp.maximum(norms.length(draw, norm=norm), 1e-12), *bounds)
 
 

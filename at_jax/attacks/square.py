@@ -146,7 +146,7 @@ def sides(num_queries: int, p_init: float, num_pixels: int) -> list[int]:
 
 
 def image_shape(shape: tuple[int, ...], channel_axis: int = -1) -> tuple[int, int, int]:
-  """One example's (height, width, channels), one column as one row; ValueError where it has other axes."""
+  """One example's (height, width, channels); one column becomes one row. ValueError for other axes."""
   if len(shape) > 3:
     raise ValueError(f'x has examples of shape {shape}: Square needs [H, W, C], [H, W] or [D]; leave it out, '
                      'attacks=(...), or merge axes of x and split them in logits_fn')
@@ -206,7 +206,7 @@ def _span(draw: Array, side: Array, length: int, *within: Array) -> Array:
 
 
 def _free_lines(bounds, x: Array, shape: tuple[int, int, int]) -> list[tuple[Array, ...]]:
-  """First and number, of the rows and of the columns that hold all entries which may change; () for all."""
+  """(first, count) of the rows, then of the columns, that contain all free entries; () if all are free."""
   free = norms.free(bounds)
   if free is True:
     return [(), ()]

@@ -268,7 +268,7 @@ def _run_attacks(run: _Evaluation, parts, record: state_file.Record, slots, writ
 
 
 def _can_change(work: batching.Work) -> np.ndarray:
-  """bool[N], whether the radius and the bounds let an example change."""
+  """bool[N], whether radius and bounds allow an example to change."""
   free = np.broadcast_to(norms.free(work.bounds), work.x.shape).reshape(len(work.x), -1)
   return (np.asarray(work.epsilon) > 0) & free.any(axis=1)
 
@@ -294,7 +294,7 @@ def _run_part(run: _Evaluation, part: components_lib.Part, record: state_file.Re
       done = slots.num_loaded - int((slots.example >= 0).sum())
       try:
         progress(Progress(part.name, done, len(slots.items), float(np.mean(~fooled)), seconds))
-      except BaseException:  # it ends the evaluation, which resumes here
+      except BaseException:  # KeyboardInterrupt too: the evaluation ends, and resumes from this state
         write(record, slots, now=True)
         raise
   record.robust[row] = ~fooled

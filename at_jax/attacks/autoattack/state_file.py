@@ -81,7 +81,12 @@ def load(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def check_writable(path: Path | None) -> None:
-  """Creates the folder of the file, and raises OSError before the attack if the file cannot be written."""
+  """Creates the folder of the file, and checks before the attack that the file can be written.
+
+  Raises:
+    ValueError: for a URL.
+    OSError: if the file cannot be written.
+  """
   if path is None:
     return
   if '://' in os.fspath(path):
