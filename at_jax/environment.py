@@ -1,4 +1,4 @@
-"""What differs between machines: the paths that users write, and the encoding of output streams."""
+"""Local paths as users write them, and output on streams of any encoding."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ def local_path(field: str, path: str | os.PathLike) -> pathlib.Path:
   Runs append to files, rename and lock them, which buckets do not offer.
 
   Args:
-    field: name of what holds the path, for the error message.
+    field: name of the argument or field, for the error message.
     path: the path.
 
   Returns:
@@ -60,7 +60,7 @@ def printable(text: str, file: TextIO | None = None) -> str:
 
 
 def log(text: str, file: TextIO | None = None) -> None:
-  """Prints a message of a run, unless the stream is closed or missing: that must not end the run.
+  """Prints a message. A closed or missing stream is ignored, because it must not end a run.
 
   Args:
     text: the message.

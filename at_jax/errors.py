@@ -32,7 +32,7 @@ class UserError(Exception):
   """
 
   def __init__(self, field: str, value: object, remedy: str):
-    super().__init__(field, value, remedy)  # from which other processes read it
+    super().__init__(field, value, remedy)  # `args`, from which pickle makes it again in another process
     self.field, self.value, self.remedy = field, value, remedy
 
   def __str__(self) -> str:
@@ -40,15 +40,15 @@ class UserError(Exception):
 
 
 def one_line(message: Warning | str, category: type[Warning], *place: Any) -> str:
-  """Formats a `UserWarning` as one line without its place, for `warnings.formatwarning` of a command.
+  """Formats a `UserWarning` as one line without file and line number, for `warnings.formatwarning`.
 
   Args:
     message: the warning.
     category: its class.
-    *place: file, line number and, optionally, code.
+    *place: file, line number and, optionally, source line.
 
   Returns:
-    The line; for another class, the text of Python.
+    The line; for another class, Python's own format.
 
   Example:
     >>> one_line('validation_size = 9: use fewer', UserWarning, 'local.py', 7)

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
   """
   try:
     return _run(sys.argv[1:] if arguments is None else arguments)
-  except KeyboardInterrupt:  # outside of what saves its state, or the second one
+  except KeyboardInterrupt:  # before or after `interrupts.watch`, or a second Ctrl-C
     return _fail('SIGINT: stopped at once: the same command resumes after the last checkpoint', 130)
 
 

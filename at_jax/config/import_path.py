@@ -116,7 +116,7 @@ def reason(error: BaseException) -> str:
     error: the exception.
 
   Returns:
-    Its type, the first line of its message, and the last line of the user's code that it passed.
+    Its type, the first line of its message, and the file and line of the user's code that failed.
 
   Example:
     >>> reason(KeyError('x'))

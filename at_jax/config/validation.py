@@ -51,7 +51,8 @@ def check(config: ml_collections.ConfigDict, warn: Callable[[str], None] = warni
 
 
 def _check_names(flat: dict) -> None:
-  """All fields are there, and no others."""
+  """Raises UserError for an unknown or a missing field."""
+  # `flatten` leaves out an empty group, and lists the keys of others.
   known = [name for name, field in fields.FIELDS.items() if field.default != {}]
   for name in flat:
     if name not in known and not name.startswith(('model.', 'optimizer.options.')):
@@ -89,7 +90,7 @@ def _never_reached(flat: dict) -> Iterator[str]:
              f'{", ".join(map(str, late))}: use smaller ones, or more epochs')
 
 
-# Radii below are unusual. They are probably in units of the input: .031 in place of .031 · 255.
+# Smaller radii are unusual, and probably in units of the input: .031 instead of .031 · 255.
 _SMALLEST = {'linf': .5, 'l2': 10., 'l1': 100.}
 _USUAL = {'linf': '8.0 (8/255)', 'l2': '128.0 (0.5)', 'l1': '3060.0 (12)'}
 

@@ -105,7 +105,7 @@ def check(name: str, arrays: Mapping[str, np.ndarray | None]) -> Arrays:
   '1', …, and each has training examples. Other keys are ignored.
 
   Args:
-    name: of the data set, for messages.
+    name: name of the data set, for messages.
     arrays: the arrays by key; None for one that is pickled.
 
   Returns:
@@ -281,7 +281,7 @@ def _class_names(name: str, arrays: Mapping[str, np.ndarray | None],
 
 
 def _check_classes(name: str, labels: Mapping[str, np.ndarray], num_classes: int) -> None:
-  """Each class has training examples, since nobody has declared one without."""
+  """Raises UserError for a class without training examples, which only `label_names` can declare."""
   seen = np.bincount(labels['train'], minlength=num_classes) > 0
   if seen.all():
     return

@@ -62,6 +62,8 @@ class Dataset(NamedTuple):
 class DeferredDataset:
   """A data set whose sizes are known, and whose examples are read when they are first used.
 
+  It has the attributes of a `Dataset`.
+
   Args:
     name: name of the data set.
     num_classes: C.
@@ -267,7 +269,7 @@ def _check_size(size: int, largest: float, remedy: str) -> None:
 
 
 def _stratified(labels: np.ndarray, size: int) -> np.ndarray:
-  """The subset of `hold_out`: bool[N]."""
+  """bool[N], the examples that `hold_out` takes."""
   n = len(labels)
   order = local.fixed_permutation(n)
   position = np.empty(n)

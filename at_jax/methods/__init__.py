@@ -3,7 +3,7 @@
 Modules are exported, not functions: `methods.trades.trades`, `methods.gairat.geometry_weights`,
 `methods.ducat.fold`. `objective` holds the protocol that they share, `losses` the terms that several of
 them use, `inner_attacks` the attacks of training, `schedules` parameters that change over the epochs,
-`precision` the dtypes of what is kept beside the parameters.
+`precision` the dtypes of averages and of optimizer state.
 """
 
 from at_jax.methods import (

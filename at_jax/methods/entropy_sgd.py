@@ -181,7 +181,7 @@ def _unrounded(w: Array, anchor: Array) -> Array:
   if jnp.result_type(w) == anchor.dtype:
     return w
   exact = w.astype(anchor.dtype)
-  # An update that is added in low precision may end one rounding away from the anchor.
+  # An update added in low precision can differ from the anchor by one rounding.
   return jnp.where(jnp.abs(anchor - exact) <= float(jnp.finfo(w.dtype).eps) * jnp.abs(exact), anchor, exact)
 
 

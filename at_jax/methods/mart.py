@@ -41,7 +41,7 @@ def boost(adv_logits: Array, y: Array) -> Array:
   2020, section 3. The .0001, and the choice of k in a doubled head, are those of the released code.
   """
   own = jax.nn.one_hot(y, adv_logits.shape[-1], dtype=bool)
-  # Masked classes are above y, which is never the likeliest wrong class.
+  # Masked classes get a finite logit, so that the argmax is never y, even if all others are masked.
   wrong = jnp.where(own, -jnp.inf, jnp.maximum(adv_logits, jnp.finfo(adv_logits.dtype).min))
   return -jnp.log(1e-4 + _complement(adv_logits, jnp.argmax(wrong, axis=-1)))
 

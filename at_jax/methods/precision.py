@@ -1,4 +1,4 @@
-"""The precision of what is kept beside the parameters: float32 at least.
+"""Precision of averages of weights and of optimizer state: float32 at least.
 
 A bfloat16 number has 8 significant bits, so an average that moves by less than 0.4 % of its value in a step
 does not move at all, and a decay of .999 is 1. Averages, anchors and momentum of bfloat16 and float16
@@ -90,7 +90,7 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
 
 
 def check_rates(**rates: float | Array) -> None:
-  """Checks that no rate below 1 is rounded to 1, and that none is in a dtype in which .999 is.
+  """Checks that no rate below 1 rounds to 1, and that none has a dtype in which .999 rounds to 1.
 
   `optax.inject_hyperparams` converts hyperparameters to the dtype of the first parameter. Values that are
   traced cannot be checked.

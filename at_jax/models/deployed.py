@@ -86,7 +86,7 @@ def deploy(model: nn.Module, *, has_dummies: bool) -> Network:
 
 
 def _wide(logits: Array) -> Array:
-  """Logits in float32 at least, for losses; what is no array of floats is left for checks to report."""
+  """Logits in float32 at least, for losses; other values pass unchanged, and later checks report them."""
   narrow = getattr(logits, 'dtype', None) in (jnp.bfloat16, jnp.float16)
   return logits.astype(jnp.float32) if narrow else logits
 

@@ -67,7 +67,7 @@ def mean_and_std(normalize: tuple, channels: int) -> tuple[np.ndarray, np.ndarra
     Two arrays, f64[1] or f64[C].
 
   Raises:
-    ValueError: if there are not two, they have another length, or a std is not above 0.
+    ValueError: if `normalize` has not two parts, a part has another length, or a std is not above 0.
 
   Example:
     >>> mean_and_std((.5, (.25, .5, .25)), 3)

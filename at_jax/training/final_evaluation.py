@@ -26,7 +26,7 @@ def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float
     workdir: its work directory, or a folder written by `restore.export`.
     command: the command line, for results.json.
     seconds: time spent before, for results.json.
-    received: signals that end the evaluation, a list of `interrupts.watch`.
+    received: the list of `interrupts.watch`; a signal in it ends the evaluation.
 
   Returns:
     The content of results.json.

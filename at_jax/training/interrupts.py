@@ -1,6 +1,6 @@
 """Signals that end a run after its state is saved, so that the same command resumes it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import signal
 import threading
@@ -47,7 +47,7 @@ def watch() -> Iterator[list[int]]:
 
   if threading.current_thread() is threading.main_thread():
     for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
-      if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not set by Python
+      if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: set by C, not restorable
         before[number] = signal.signal(number, handle)
   try:
     yield received
@@ -56,7 +56,7 @@ def watch() -> Iterator[list[int]]:
       signal.signal(number, handler)
 
 
-def check(received: list[int], where: str) -> None:
+def check(received: Sequence[int], where: str) -> None:
   """Ends the run if a signal was received.
 
   Args:

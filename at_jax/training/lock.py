@@ -1,4 +1,4 @@
-"""The lock of a work directory: one process, or one thread, uses it at a time."""
+"""Lock of a work directory: one process, or one thread, uses it at a time."""
 
 from collections.abc import Iterator
 import contextlib
@@ -71,7 +71,7 @@ def _locked(workdir: pathlib.Path) -> TextIO:
     with contextlib.suppress(OSError):
       if os.path.samestat(os.fstat(file.fileno()), path.stat()):
         break
-    file.close()  # its holder has just removed it
+    file.close()  # its holder removed it after `open`, so the lock is of no file: try again
   file.truncate(0)
   json.dump({'pid': os.getpid(), 'host': socket.gethostname(),
              'since': time.strftime('%Y-%m-%d %H:%M:%S')}, file)
@@ -84,5 +84,5 @@ def _holder(file: TextIO) -> str:
     file.seek(0)
     holder = json.load(file)
     return f'process {holder["pid"]} on {holder["host"]}, since {holder["since"]},'
-  except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+  except (OSError, ValueError, KeyError, TypeError):  # its holder is writing it
     return 'another process'

@@ -82,7 +82,7 @@ def _adjusted(run: setup.Run, workdir: pathlib.Path, checkpoint: str, found: che
 
 @contextlib.contextmanager
 def _needing_data(run: setup.Run, reason: str) -> Iterator[None]:
-  """Says why the data are needed, if they cannot be read."""
+  """Adds the reason why data are needed to the error that they cannot be read."""
   try:
     yield
   except errors.UserError as error:

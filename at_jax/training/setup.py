@@ -68,7 +68,7 @@ def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None
   """
   validation.check(config, warn)
   check_devices(config)
-  _network(config)  # its errors come before the data are read
+  _network(config)  # only for its errors, before the data are read
   run = assemble(config, dataset or read_data(config))
   _warn_of_data(config, run.dataset, warn)
   return run
@@ -122,7 +122,7 @@ def read_data(config: ml_collections.ConfigDict) -> pipeline.Dataset:
 
 
 def sizes(dataset: pipeline.Dataset | pipeline.DeferredDataset) -> dict[str, Any]:
-  """Returns what a checkpoint stores about its data, from which `restore` builds the run without them.
+  """Returns the sizes that a checkpoint stores, so that `restore` can build the run without its data.
 
   Args:
     dataset: the data set.
@@ -185,7 +185,7 @@ def _check_normalize(config: ml_collections.ConfigDict, channels: int) -> None:
 
 def _warn_of_data(config: ml_collections.ConfigDict, dataset: pipeline.Dataset,
                   warn: Callable[[str], None]) -> None:
-  """Warns of fields that are possible, but not with these data."""
+  """Warns of values that make no sense with these data."""
   for part in ('attack', 'evaluate'):
     norm, epsilon = config[part].norm, config[part].epsilon_255
     # The distance from a black image to the one that is 1/2 everywhere, the longest for any image.

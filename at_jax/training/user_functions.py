@@ -1,7 +1,7 @@
-"""Traces a training step before the first one, so that a wrong function of the user's own is one line.
+"""Checks functions that a configuration imports, by tracing a training step before the first one.
 
-A configuration names networks, optimizers, inner attacks and losses by import path. Nothing is computed here:
-`jax.eval_shape` runs their Python code with shapes and dtypes only.
+These are networks, optimizers, inner attacks and losses. Nothing is computed: `jax.eval_shape` runs their
+Python code with shapes and dtypes only. A mistake becomes one line.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ def check(run: setup.Run, warn: Callable[[str], None] = lambda line: None) -> No
 
 
 def _imported(config: ml_collections.ConfigDict) -> dict[str, str]:
-  """The fields that name an import path, with its value; the first is the first to suspect."""
+  """The fields that name an import path, with their values; errors without a known cause name the first."""
   values = {'loss': config.loss, 'attack.kind': config.attack.kind, 'optimizer.name': config.optimizer.name,
             'model.name': config.model.name}
   return {field: value for field, value in values.items() if '.' in value}
@@ -67,7 +67,7 @@ def _guard(field: str, value: str) -> Iterator[None]:
 
 
 def _batch_size(run: setup.Run) -> int:
-  """A multiple of a device's share of the batch that differs from all lengths that it could be taken for."""
+  """A multiple of a device's share of the batch that equals no other axis, nor does its double."""
   share, classes = run.config.batch_size // jax.local_device_count(), run.dataset.num_classes
   lengths = {*run.dataset.train.images.shape[1:], classes, 2 * classes}
   times = 1
@@ -85,7 +85,7 @@ def _check_network(run: setup.Run) -> None:
 
   def train(variables, x):
     logits, batch_stats = run.network.train(variables, x)
-    # Zipped loosely: a change of structure has a message of its own.
+    # strict=False, because a change of structure has a message of its own.
     kept.extend(old is new for old, new in zip(
         *map(jax.tree.leaves, (variables['batch_stats'], batch_stats)), strict=False))
     return logits, batch_stats

@@ -1,4 +1,4 @@
-"""What is kept beside bfloat16 and float16 parameters, against closed forms in float64."""
+"""Averages and optimizer state of bfloat16 and float16 parameters, against closed forms in float64."""
 
 import jax
 import jax.numpy as jnp
