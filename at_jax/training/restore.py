@@ -226,12 +226,15 @@ def has_weights(workdir: pathlib.Path) -> bool:
   Returns:
     True if it does.
   """
-  return bool(checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).steps()) or _is_export(workdir)
+  return _has_checkpoints(workdir) or (workdir / checkpoints.WEIGHTS).exists()
 
 
 def _is_export(workdir: pathlib.Path) -> bool:
-  steps = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).steps()
-  return not steps and (workdir / checkpoints.WEIGHTS).exists()
+  return not _has_checkpoints(workdir) and (workdir / checkpoints.WEIGHTS).exists()
+
+
+def _has_checkpoints(workdir: pathlib.Path) -> bool:
+  return bool(checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).steps())
 
 
 def _info(run: setup.Run, saved: checkpoints.Saved) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from at_jax.training import epoch_plan, setup
 from at_jax.training import step as step_lib
 
 _TRACEABLE = 'JAX must be able to trace it: use jax.numpy, not NumPy or PyTorch, and jnp.where, not if'
+# Of an inner attack's result: the dtype to name in a message, and the kind to accept.
+_RESULT = {'x': ('float32', jnp.floating), 'success': ('bool', jnp.bool_), 'kappa': ('int32', jnp.integer)}
 
 
 def check(run: setup.Run, warn: Callable[[str], None] = lambda line: None) -> None:
@@ -69,7 +71,7 @@ def _guard(field: str, value: str) -> Iterator[None]:
 def _batch_size(run: setup.Run) -> int:
   """A multiple of a device's share of the batch that equals no other axis, nor does its double."""
   share, classes = run.config.batch_size // jax.local_device_count(), run.dataset.num_classes
-  lengths = {*run.dataset.train.images.shape[1:], classes, 2 * classes}
+  lengths = {*run.dataset.image_shape, classes, 2 * classes}
   times = 1
   while {times * share, 2 * times * share} & lengths:
     times += 1
@@ -96,7 +98,7 @@ def _check_network(run: setup.Run) -> None:
     trained = jax.vmap(lambda x: train(variables, x), axis_name=devices.AXIS)(x[None])
     return variables, run.network.logits(variables, x), jax.tree.map(lambda leaf: leaf[0], trained)
 
-  x = jax.ShapeDtypeStruct((size, *run.dataset.train.images.shape[1:]), jnp.float32)
+  x = jax.ShapeDtypeStruct((size, *run.dataset.image_shape), jnp.float32)
   with _guard('model.name', name):
     variables, inference, (training, batch_stats) = jax.eval_shape(call, x)
   for mode, logits in (('', inference), (' with train=True', training)):
@@ -122,7 +124,7 @@ def _check_step(run: setup.Run, phase: str, epoch: int, own: dict[str, str],
   with _guard(suspect, own[suspect]):
     state = jax.eval_shape(lambda: setup.init_state(run))
     recipe = _checked(epoch_plan.recipe(run, phase), run.config, own, warn)
-    size, image = _batch_size(run), run.dataset.train.images.shape[1:]
+    size, image = _batch_size(run), run.dataset.image_shape
     step = functools.partial(step_lib.train_step, recipe=recipe, axis_name=devices.AXIS)
     one_device = lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype)
     before, images, labels = jax.tree.map(one_device, (
@@ -182,11 +184,11 @@ def _checked_attack(attack: Callable, value: str, layouts: tuple[int, ...]) -> C
                              'attacks.AttackResult(x, success, kappa, loss)')
     shapes = {'x': [(times * len(x), *x.shape[1:]) for times in layouts], 'success': [y.shape],
               'kappa': [y.shape]}
-    kinds = {'x': jnp.floating, 'success': jnp.bool_, 'kappa': jnp.integer}
-    for field, values in found._asdict().items():
-      if field in shapes and not (_is(values, kinds[field]) and values.shape in shapes[field]):
+    for field, (dtype, kind) in _RESULT.items():
+      values = getattr(found, field)
+      if not (_is(values, kind) and values.shape in shapes[field]):
         raise errors.UserError('config.attack.kind', value, f'its {field} is {_text(values)}: use '
-                               f'{_KINDS[field]}[{", ".join(map(str, shapes[field][0]))}]')
+                               f'{dtype}[{", ".join(map(str, shapes[field][0]))}]')
     return found
   return call
 
@@ -201,9 +203,6 @@ def _checked_optimizer(optimizer: optax.GradientTransformation, value: str) -> o
                              'gradients: return one update for each parameter')
     return found, state
   return optimizer._replace(update=update)
-
-
-_KINDS = {'x': 'float32', 'success': 'bool', 'kappa': 'int32'}
 
 
 def _is(values: Any, kind: Any) -> bool:
