@@ -119,7 +119,7 @@ WRONG = {
 
 # One example and as many as classes are the sizes at which broadcasting hides a wrong loss.
 @pytest.mark.parametrize('num_examples', [1, 3, 5])
-def test_losses_are_judged_by_what_they_give(num_examples):
+def test_shapes_of_losses_are_checked(num_examples):
   logits, y = ONES(num_examples, 5), np.zeros(num_examples, np.int32)
   for name, make in FINE.items():
     loss, *args = make(num_examples)

@@ -88,7 +88,7 @@ def test_a_series_is_attacked_alike_with_a_channel_axis(norm, epsilon):
 
 @pytest.mark.long
 @pytest.mark.parametrize('norm, epsilon', [('l2', .35), ('l1', 2.)])
-def test_tall_images_fall_as_often_as_wide_ones(norm, epsilon):
+def test_tall_images_are_fooled_as_often_as_wide_ones(norm, epsilon):
   # The draws are uniform over windows, so transposed images fall equally often. Ten keys each: the means
   # agree within 3 standard errors of their difference.
   random = np.random.RandomState(3)

@@ -266,7 +266,7 @@ def test_a_length_that_happens_to_fit_is_no_batch():
     traced(loss='mine.over_classes', batch_size=3)
 
 
-def test_a_loss_that_keeps_old_statistics_is_told_once():
+def test_a_loss_that_keeps_old_statistics_gets_one_warning():
   lines = traced(loss='mine.forgetful', awp_gamma=.05)
   assert len(lines) == 1 and 'BatchNorm statistics that it was given' in lines[0]
 
