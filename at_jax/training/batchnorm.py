@@ -32,17 +32,15 @@ def reestimate_batchnorm(run: setup.Run) -> Callable[[step_lib.TrainState], dict
     `stored(params) -> statistics` gives the statistics if they were re-estimated before, or None.
   """
   c = run.config
-  o = c.optimizer
-  has_other = o.ema_decay or o.swa_start_epoch or (
-      o.name == 'entropy_sgd' and o.entropy.inner_steps)
   count = min(BATCHES, run.steps_per_epoch)
   functions = {}
 
   def eval_variables(state: step_lib.TrainState, stored: Callable[[Any], Any] = lambda params: None
                      ) -> dict[str, Any]:
-    params = weight_averaging.eval_params(state.opt_state, state.params)
-    params = weight_averaging.eval_params(state.average, params)
-    averaged = has_other or (state.average and state.average.count > 0)
+    kept = weight_averaging.eval_params(state.opt_state, state.params)
+    params = weight_averaging.eval_params(state.average, kept)
+    # An optimizer that the configuration imports may keep an average as well.
+    averaged = kept is not state.params or (state.average and state.average.count > 0)
     if not averaged or not jax.tree.leaves(state.batch_stats):
       return {'params': params, 'batch_stats': state.batch_stats}
     statistics = stored(params)

@@ -2,11 +2,17 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from at_jax.config import fields
 from at_jax.methods import weight_averaging
 from at_jax.training import batchnorm, setup
+
+
+def averaged_sgd(learning_rate):
+  """An optimizer of one's own that keeps an average."""
+  return optax.chain(optax.sgd(learning_rate), weight_averaging.ema(.9))
 
 
 def start(**optimizer):
@@ -26,8 +32,9 @@ def start(**optimizer):
   return run, state._replace(opt_state=opt_state), other
 
 
-@pytest.mark.parametrize('optimizer', [dict(ema_decay=.9), dict(swa_start_epoch=1)],
-                         ids=['ema', 'swa'])
+@pytest.mark.parametrize('optimizer', [
+    dict(ema_decay=.9), dict(swa_start_epoch=1), dict(name='tests.training.test_batchnorm.averaged_sgd')],
+                         ids=['ema', 'swa', 'own'])
 def test_averages_get_statistics_of_the_training_data(optimizer):
   run, state, other = start(**optimizer)
   found = batchnorm.reestimate_batchnorm(run)(state)
