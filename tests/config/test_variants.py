@@ -10,10 +10,8 @@ from at_jax.training import epoch_plan, setup, sharding
 from tests.fixtures.command_errors import ROOT
 
 CONFIGS = sorted(ROOT.glob('configs/*.py'))
-# The quick suite traces the steps of every config and runs one whole. Whole runs with dummy classes,
-# EntropySGD, fine-tuning and an average by class are in test_readme, test_entropy_run, test_finetune_run and
-# test_fair_average.
-WHOLE = ('consistency_cifar10',)
+# The quick suite traces the steps of every config. Whole runs with dummy classes, EntropySGD and fine-tuning
+# are in test_readme, test_entropy_run and test_finetune_run.
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -38,10 +36,9 @@ def test_steps_of_every_config_keep_the_state_s_shapes(path):
     assert (logits.shape, logits.dtype) == ((2, 10), np.float32)
 
 
+@pytest.mark.long
 @pytest.mark.oldest
-@pytest.mark.parametrize('path', [
-    pytest.param(path, marks=[pytest.mark.long] * (path.stem not in WHOLE)) for path in CONFIGS],
-    ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_config_takes_two_steps(path, tmp_path, capsys):
   code = main.main([f'--config={path}:smoke', f'--workdir={tmp_path}'])
   assert code == 0, capsys.readouterr().err

@@ -174,6 +174,7 @@ def test_killed_evaluation_resumes_and_ignores_other_states(tmp_path):
     report(state_dir=tmp_path)
 
 
+@pytest.mark.long
 def test_command_evaluates_a_checkpoint_with_autoattack(tmp_path, capsys):
   arguments = [f'{QUICK}:smoke', f'--workdir={tmp_path}', '--config.attack.norm=l2',
                '--config.attack.epsilon_255=100.']

@@ -51,6 +51,7 @@ def differ(a, b):
   return np.max(np.abs(after(*a) - after(*b))) > 1e-6
 
 
+@pytest.mark.long
 def test_each_change_in_a_chain_changes_the_parameters():
   for one, other in itertools.pairwise(QUICK):
     assert np.isfinite(after(*other)).all()
@@ -109,7 +110,8 @@ def differs_where_calibrated(names, loss, *rest):
   assert np.ptp(state.class_counts.accuracy) > 0
 
 
-@pytest.mark.parametrize('combination', CALIBRATED, ids=str)
+@pytest.mark.parametrize('combination', [
+    pytest.param(each, marks=[pytest.mark.long] * (each == CALIBRATED[0])) for each in CALIBRATED], ids=str)
 def test_calibration_composes(combination):
   differs_where_calibrated(*combination)
 

@@ -32,6 +32,7 @@ def logged(workdir, field):
   return [(line['step'], line[field]) for line in lines if field in line]
 
 
+@pytest.mark.long
 def test_fair_average_resumes_with_the_same_bits(tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   results = train(whole)

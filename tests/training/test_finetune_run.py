@@ -35,7 +35,7 @@ def command(workdir, form='', **fields):
 
 
 @pytest.mark.parametrize('form, stopped', [
-    ('radius-', 2),  # where fine-tuning begins
+    pytest.param('radius-', 2, marks=pytest.mark.long),  # where fine-tuning begins
     pytest.param('controller-dual-', 5, marks=pytest.mark.long),  # in the middle of its second epoch
 ])
 def test_a_resumed_run_has_the_same_bits_and_curve(form, stopped, tmp_path,
