@@ -40,6 +40,13 @@ def as_inputs(x: Any) -> Array:
   return x
 
 
+def as_start(start: Any, x: Array) -> Array:
+  """A starting point in the dtype of x; raises ValueError unless it is numbers of x's shape."""
+  check_number('start', start)
+  check_shape('start', start, x.shape)
+  return jnp.asarray(start, x.dtype)
+
+
 def as_array(name: str, value: Any) -> Array:
   """The value as an array; raises ValueError unless JAX can hold it."""
   try:

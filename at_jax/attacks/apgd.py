@@ -165,9 +165,7 @@ def apgd(
   _diagnostics.warn_of_scale(epsilon, problem.x, problem.bounds, norm)
   changes = {}
   if start is not None:
-    _arguments.check_number('start', start)
-    start = jnp.asarray(start, problem.x.dtype)
-    _arguments.check_shape('start', start, problem.x.shape)
+    start = _arguments.as_start(start, problem.x)
     _arguments.check_values(start=start)
     into = lambda bounds, start, x, radius: _project(start, x, radius, bounds, norm)
     radius = problem.epsilon * (3 if large_start else 1)

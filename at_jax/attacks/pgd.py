@@ -109,14 +109,11 @@ def pgd(
   """
   x, y = _arguments.as_examples(x, y)
   draw = random_start and start is None
-  if start is not None:
-    _arguments.check_number('start', start)
-    start = jnp.asarray(start, x.dtype)
+  start = None if start is None else _arguments.as_start(start, x)
   tau = None if tau is None else _arguments.as_array('tau', tau)
   for name, flag in (('random_start', random_start), ('targeted', targeted)):
     _arguments.check_flag(name, flag)
-  _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, start, tau, momentum,
-         restarts)
+  _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, tau, momentum, restarts)
   if restarts > 1 and not draw:
     raise ValueError(f'restarts = {restarts}: use 1 without a random start, as all would be one run')
   index, key = _arguments.indices(index, len(x)), _random.threefry(key)
@@ -148,7 +145,7 @@ def pgd(
   return _keep_best(jax.vmap(run)(_random.fold(key, jnp.arange(restarts))), targeted=targeted)
 
 
-def _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, start, tau, momentum,
+def _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, tau, momentum,
            restarts) -> None:
   """Raises ValueError for an invalid option, and for rows that do not fit the examples."""
   _arguments.check_name('norm', norm, norms.NORMS)
@@ -171,8 +168,6 @@ def _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, s
     _arguments.check_integers('tau', tau)
   _arguments.check_number('momentum', momentum)
   _arguments.check_shape('momentum', momentum, ())
-  if start is not None:
-    _arguments.check_shape('start', start, x.shape)
 
 
 def fgsm(
