@@ -210,8 +210,7 @@ def _check_options(batch_size, cascade, state_path, save_every, progress, warn) 
   _arguments.check_count('batch_size', batch_size)
   _arguments.check_flag('cascade', cascade)
   _arguments.check_number('save_every', save_every)
-  if not isinstance(state_path, (str, os.PathLike, type(None))):
-    raise ValueError(f'state_path = {state_path!r}: use the path of a file')
+  state_file.check_type(state_path)
   if progress is not None:
     _model.check_function('progress', progress, 'progress', like='print')
   if warn is not None:

@@ -7,7 +7,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from at_jax.attacks import _arguments, _stepper
-from at_jax.attacks.autoattack import driver
+from at_jax.attacks.autoattack import driver, state_file
 
 Array = jax.Array
 
@@ -53,6 +53,7 @@ def autoattack(
   count, process, n = jax.process_count(), jax.process_index(), len(x)
   if n < count:
     raise ValueError(f'x has {n} examples for {count} processes: use at most {n} processes')
+  state_file.check_type(state_path)
   # These are checked as a whole, because a part can be valid where the whole is not: a repeated index, or
   # as many radii as the part has examples.
   bounds, mask = options.pop('bounds', (0., 1.)), options.pop('mask', None)

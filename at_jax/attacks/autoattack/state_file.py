@@ -80,6 +80,12 @@ def load(path: Path) -> dict[str, np.ndarray] | None:
     raise zipfile.BadZipFile(f'{path} is damaged: {error}') from error
 
 
+def check_type(path: object) -> None:
+  """Raises ValueError for what is no path."""
+  if not isinstance(path, (str, os.PathLike, type(None))):
+    raise ValueError(f'state_path = {path!r}: use the path of a file')
+
+
 def check_writable(path: Path | None) -> None:
   """Creates the folder of the file, and checks before the attack that the file can be written.
 
