@@ -184,11 +184,12 @@ def _without_normalization(model: nn.Module, others: dict[str, Any], channels: i
   mean, std = (np.float64(_array(others[name])).ravel() for (name,) in pair)
   if {mean.size, std.size} - {1, channels}:
     return others
-  if mean.max() > 2:  # of pixels up to 255
+  if max(mean.max(), std.max()) > 2:  # of pixels up to 255; a mean of 0 and a std of 255 change no image
     mean, std = mean / 255, std / 255
   ours = (0., 1.) if model.normalize is None else model.normalize
   if not all(np.allclose(each, own, atol=1e-4) for each, own in zip((mean, std), ours, strict=True)):
     inside = tuple(tuple(float(f'{value:.6g}') for value in each) for each in (mean, std))
+    inside = None if inside == ((0.,), (1.,)) else inside
     raise errors.UserError(
         'model.normalize', model.normalize, 'the state dict normalises images by '
         f'{" and ".join(name for (name,) in pair)}: make the model with normalize={inside}')

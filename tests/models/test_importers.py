@@ -124,6 +124,11 @@ def test_normalisation_is_never_ignored():
   x = np.random.default_rng(1).uniform(size=(3, 8, 10, 1)).astype(np.float32)
   expected = forward((x.transpose(0, 3, 1, 2) - .1307) / .3081)
   np.testing.assert_allclose(model.apply(imported(behind, model), x), expected, atol=1e-4)
+  # A network that divides pixels by 255 takes our images as they are.
+  divided = behind | {'0.mean': np.zeros(1), '0.std': np.full(1, 255.)}
+  jax.tree.map(np.testing.assert_array_equal, imported(divided), imported(arrays))
+  with pytest.raises(errors.UserError, match=r'make the model with normalize=None$'):
+    imported(divided, model)
   with pytest.raises(errors.UserError, match='unknown: mean$'):  # a mean without a std
     imported(arrays | {'mean': np.zeros(1)})
 
