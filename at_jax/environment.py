@@ -25,7 +25,7 @@ def local_path(field: str, path: str | os.PathLike) -> pathlib.Path:
     The path on this machine.
 
   Raises:
-    errors.UserError: if it is a URL, such as gs://bucket/run.
+    errors.UserError: if it is no path, or a URL, such as gs://bucket/run.
 
   Example:
     >>> local_path('workdir', 'runs/x')
@@ -33,6 +33,8 @@ def local_path(field: str, path: str | os.PathLike) -> pathlib.Path:
     >>> local_path('workdir', '~/x') == pathlib.Path.home() / 'x'
     True
   """
+  if not isinstance(path, (str, os.PathLike)):
+    raise errors.UserError(field, path, "use a path, such as 'runs/quickstart'")
   text = os.fspath(path)
   if _REMOTE.match(text):
     raise errors.UserError(field, text, 'only local paths can be used: name a local one, and copy what is '

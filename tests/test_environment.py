@@ -35,6 +35,14 @@ def test_local_paths_are_unchanged(path):
   assert environment.local_path('workdir', path) == pathlib.Path(path)
 
 
+@pytest.mark.parametrize('path', [None, 3, b'runs/x'])
+def test_what_is_no_path_is_one_line(path):
+  from at_jax.training import loop
+  for use in (loop.train_and_evaluate, loop.evaluate_only):
+    with pytest.raises(errors.UserError, match=f"workdir = {path!r}: use a path, such as 'runs/quickstart'"):
+      use(default_config(), path, 'command')
+
+
 def test_home_is_expanded_everywhere(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   config = tmp_path / 'mine.py'

@@ -181,9 +181,12 @@ class Checkpoints:
     self._writing: tuple[int, Any] | None = None
 
   def steps(self) -> list[int]:
-    """The steps of the checkpoints on disk, oldest first."""
+    """The steps of the checkpoints on disk, oldest first; UserError if there are some, as `check_path`."""
     found = self._directory.iterdir() if self._directory.is_dir() else ()
-    return sorted(int(path.name) for path in found if path.name.isdecimal())
+    steps = sorted(int(path.name) for path in found if path.name.isdecimal())
+    if steps:  # a folder that was renamed: they would seem damaged
+      check_path(self._directory.parent)
+    return steps
 
   def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
     """Starts to write a checkpoint, after the previous write has finished.

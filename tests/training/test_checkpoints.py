@@ -44,6 +44,11 @@ def test_odd_folder_names_work_or_are_refused(tmp_path, name):
   if ']' in name:
     with pytest.raises(errors.UserError, match=r'with \[ and \] in its name: name another folder'):
       checkpoints.check_path(workdir)
+    # A folder that was renamed: its checkpoints are not taken for damaged ones.
+    (workdir / 'checkpoints' / '00000001').mkdir(parents=True)
+    with pytest.raises(errors.UserError, match=r'with \[ and \] in its name'):
+      checkpoints.Checkpoints(workdir / 'checkpoints', keep=2).newest(state(0))
+    assert [path.name for path in (workdir / 'checkpoints').iterdir()] == ['00000001']
     return
   checkpoints.check_path(workdir)
   store = fill(workdir / 'checkpoints', [.1])

@@ -137,6 +137,14 @@ def test_folder_without_a_run_is_one_line(workdir, tmp_path):
   (tmp_path / 'config.json').write_text((workdir / 'config.json').read_text())
   with pytest.raises(errors.UserError, match='none of its checkpoints can be read'):
     restore.load(tmp_path)
+  renamed = tmp_path / 'lr=[0.1]'
+  renamed.mkdir()
+  for name in ('checkpoints', 'config.json'):
+    (renamed / name).symlink_to(workdir / name)
+  evaluate = lambda folder: loop.evaluate_only(restore.read_config(workdir), folder, 'command')
+  for use in (restore.load, evaluate):
+    with pytest.raises(errors.UserError, match=r'with \[ and \] in its name: name another folder'):
+      use(renamed)
 
 
 def test_wrong_export_is_one_line(workdir, tmp_path):
