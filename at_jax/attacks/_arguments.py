@@ -193,7 +193,7 @@ def check_number(name: str, value: Any) -> None:
 
 def check_count(name: str, number: Any) -> None:
   """Raises ValueError unless a number of steps, restarts or the like is an integer of at least 1."""
-  if not isinstance(number, (int, np.integer)) or number < 1:
+  if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
     raise ValueError(f'{name} = {_shown(number)}: use a whole number above 0')
 
 
@@ -217,8 +217,8 @@ def _shown(value: Any) -> str:
 
 
 def cached(function: Callable) -> Callable:
-  """`functools.cache` for static options, which are given by name; raises ValueError for other values."""
-  made = functools.cache(function)
+  """Caches by static options, which are given by name; raises ValueError for values without a hash."""
+  made = functools.lru_cache(maxsize=None, typed=True)(function)  # 1 == 1. == True, but only 1 is a count
 
   @functools.wraps(function)
   def call(**options):

@@ -10,6 +10,8 @@ import pytest
 
 from at_jax import attacks, errors, models
 from at_jax.attacks import _arguments, losses
+from at_jax.attacks.apgd import stepper as apgd_stepper
+from at_jax.attacks.square import stepper as square_stepper
 from at_jax.models import importers
 from tests.fixtures import small_models
 
@@ -147,11 +149,25 @@ def test_bounds_allow_rounding_of_the_dtype(x, bounds, fine):
     (lambda: attacks.fab(model, X, Y, epsilon=.1, num_steps=1.5), 'num_steps = 1.5'),
     (lambda: attacks.square(model, X, Y, KEY, epsilon=.1, num_queries=True - 1), 'num_queries = 0'),
     (lambda: attacks.autoattack(model, X, Y, KEY, epsilon=.1, batch_size=8.), 'batch_size = 8.0'),
+    (lambda: attacks.autoattack(model, X, Y, KEY, epsilon=.1, batch_size=True), 'batch_size = True'),
+    (lambda: attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=.1, num_steps=1, restarts=np.True_),
+     'restarts = True: use a whole number'),
+    (lambda: attacks.apgd(lambda x, key: x @ W, X, Y, KEY, epsilon=.1, eot=True), 'eot = True'),
     (lambda: attacks._diagnostics.check_model(lambda x: x[:, :1], X, Y), 'one logit z of two classes'),
 ])
 def test_counts_and_step_sizes_are_checked(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+@pytest.mark.parametrize('wrong', [True, np.True_, 1.])
+def test_a_count_equal_to_one_of_an_earlier_call_is_refused(wrong):
+  # Steppers are cached, and 1 == 1. == True.
+  for stepper, name in ((apgd_stepper, 'num_steps'), (square_stepper, 'num_queries')):
+    options = dict(norm='linf')
+    assert stepper(**options, **{name: 1}) is stepper(**options, **{name: 1})
+    with pytest.raises(ValueError, match=f'{name} = .*: use a whole number above 0'):
+      stepper(**options, **{name: wrong})
 
 
 def test_targets_and_classes_of_random_models_are_checked():
