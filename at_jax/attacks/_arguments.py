@@ -44,13 +44,13 @@ def as_start(start: Any, x: Array) -> Array:
   """A starting point in the dtype of x; raises ValueError unless it is numbers of x's shape."""
   check_number('start', start)
   check_shape('start', start, x.shape)
-  return jnp.asarray(start, x.dtype)
+  return keep_known(lambda start: jnp.asarray(start, x.dtype), start)
 
 
 def as_array(name: str, value: Any) -> Array:
   """The value as an array; raises ValueError unless JAX can hold it."""
   try:
-    array = jnp.asarray(value)
+    array = keep_known(jnp.asarray, value)
   except (TypeError, ValueError, RuntimeError, OverflowError) as error:
     reason = str(error).partition('\n')[0]
     raise ValueError(f'{name} is a {type(value).__name__}, {reason}: use an array of numbers') from error
@@ -101,7 +101,7 @@ def check_values(
     num_classes: C, larger than every class, if it is known.
     infinite: whether radii may be infinite.
   """
-  known = lambda value: value if value is not None and is_known(value) else None
+  if_known = lambda value: value if value is not None and is_known(value) else None
   # Of ordered dicts, because jax.tree sorts the names of others, and the first invalid value is reported.
   by_name = [OrderedDict((name, value) for name, value in (values or {}).items() if is_known(value))
              for values in (radii, classes)]
@@ -109,7 +109,7 @@ def check_values(
     # Radii are checked in the attack's precision, in which a float64 number can become infinite.
     with np.errstate(over='ignore'):
       by_name[0] = OrderedDict((name, jnp.asarray(value, float)) for name, value in by_name[0].items())
-    values = *by_name, known(start), tuple(map(known, bounds)), known(x)
+    values = *by_name, if_known(start), tuple(map(if_known, bounds)), if_known(x)
     if not _are_valid(*values, num_classes=num_classes, infinite=infinite):
       values = jax.tree.map(lambda value: np.asarray(jnp.asarray(value), np.float64), values)
       for wrong, message in _checks(*values, num_classes, infinite):
@@ -242,7 +242,7 @@ def check_shape(name: str, array: Any, *shapes: tuple[int, ...]) -> None:
 def bounds_of(bounds: Sequence[Any], mask: Array | None, x: Array) -> tuple[Array, Array]:
   """Both bounds, each a number or f32[B, ...] with the axes of x; both are x where the mask is 0.
 
-  What is known stays so, also under jit: NumPy arrays are not converted.
+  What is known stays so, also under jit.
   Raises ValueError unless there are two bounds that broadcast with x, and a mask of 0 and 1 that does.
   """
   if not isinstance(bounds, (tuple, list)) and not np.ndim(bounds) or len(bounds) != 2:
@@ -255,10 +255,13 @@ def bounds_of(bounds: Sequence[Any], mask: Array | None, x: Array) -> tuple[Arra
   as_array('mask', mask)
   # A mask [H, W] could fit the last axes of images [B, H, W, C], so no axis but the first may be left out.
   mask = _rows('mask', mask, x, 'an array that broadcasts', least=x.ndim - 1)
-  if is_known(mask) and not bool(((mask == 0) | (mask == 1)).all()):
-    raise ValueError(f'mask reaches from {mask.min():g} to {mask.max():g}: use 1 where an entry may change, '
-                     'else 0')
-  return tuple(jnp.where(mask == 0, x, jnp.asarray(bound, x.dtype)) for bound in (low, high))
+  if is_known(mask) and not keep_known(lambda mask: ((mask == 0) | (mask == 1)).all(), mask):
+    values = np.asarray(mask)
+    raise ValueError(f'mask reaches from {values.min():g} to {values.max():g}: use 1 where an entry may '
+                     'change, else 0')
+  check_values(bounds=(low, high))  # before they depend on x, which may be traced
+  hold = lambda mask, x, bound: jnp.where(mask == 0, x, jnp.asarray(bound, x.dtype))
+  return tuple(keep_known(hold, mask, x, bound) for bound in (low, high))
 
 
 def _rows(name: str, array: Any, x: Array, wanted: str, least: int = 0) -> Array:
@@ -271,7 +274,8 @@ def _rows(name: str, array: Any, x: Array, wanted: str, least: int = 0) -> Array
               '[..., None] adds a last axis, [None] a first one')
     raise ValueError(f'{name} of shape {array.shape}: use {wanted} with x, {x.shape}; {remedy}')
   broadcast_to = (jnp if isinstance(array, jax.Array) else np).broadcast_to
-  return broadcast_to(array.reshape(shape), (len(x), *shape[1:])) if array.ndim else array
+  rows = lambda array: broadcast_to(array.reshape(shape), (len(x), *shape[1:]))
+  return keep_known(rows, array) if array.ndim else array
 
 
 def indices(index: Array | None, num_examples: int, once: bool = False) -> Array:
@@ -283,8 +287,10 @@ def indices(index: Array | None, num_examples: int, once: bool = False) -> Array
   if index.shape != (num_examples,) or not jnp.issubdtype(index.dtype, jnp.integer):
     raise ValueError(f'index has shape {index.shape} and dtype {index.dtype}: use one integer per '
                      f'example of x, {(num_examples,)}')
-  if index.dtype.itemsize > 4 and is_known(index) and np.any(index != index.astype(jnp.int32)):
-    raise ValueError(f'index reaches from {index.min()} to {index.max()}: use integers of 32 bits')
+  if index.dtype.itemsize > 4 and is_known(index):
+    numbers = np.asarray(index)
+    if np.any(numbers != numbers.astype(np.int32)):
+      raise ValueError(f'index reaches from {numbers.min()} to {numbers.max()}: use integers of 32 bits')
   if once and is_known(index):
     values, counts = np.unique(np.asarray(index), return_counts=True)
     if counts.max(initial=1) > 1:
@@ -296,3 +302,11 @@ def indices(index: Array | None, num_examples: int, once: bool = False) -> Array
 def is_known(value: Any) -> bool:
   """Whether a value can be read: it is not traced, and it is on this machine."""
   return not isinstance(value, jax.core.Tracer) and getattr(value, 'is_fully_addressable', True)
+
+
+def keep_known(function: Callable[..., Any], *values: Any) -> Any:
+  """The function's result, itself known if all values are: under the caller's jit it would be traced."""
+  if not all(map(is_known, jax.tree.leaves(values))):
+    return function(*values)
+  with jax.ensure_compile_time_eval():
+    return function(*values)

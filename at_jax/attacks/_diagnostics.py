@@ -216,7 +216,7 @@ def check_reach(epsilon: np.ndarray, x: Array, bounds: tuple[Array, Array], norm
     return (f'epsilon = {largest:g} covers the whole input domain {low.min():g}..{high.max():g}: '
             f'give epsilon in units of x, for example {_usual_radius(width, norm)}',)
   if 10 < width < np.inf and not extent.ndim and not any_distance and _arguments.is_known(x):
-    least, most = float(jnp.min(x)), float(jnp.max(x))
+    least, most = map(float, _arguments.keep_known(lambda x: (jnp.min(x), jnp.max(x)), x))
     if 0 < most - least < width / 100 and largest > whole / width * (most - least):
       return (f'epsilon = {largest:g} is larger than what x spans, {least:g}..{most:g}, within bounds '
               f'{low:g}..{high:g}: give all three in the same units',)

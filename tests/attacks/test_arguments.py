@@ -284,6 +284,41 @@ def test_traced_values_are_not_checked():
       assert run(.1).shape == (5,)
 
 
+ROWS = np.ones((5, 4), np.float32)
+
+
+@pytest.mark.parametrize('wrong, message', [
+    (dict(mask=.5 * ROWS), 'mask reaches from 0.5 to 0.5: use 1 where'),
+    (dict(bounds=(ROWS[0], 0 * ROWS[0])), r'bounds = 1\.\.0: use the smallest'),
+    (dict(bounds=(1., 0.), mask=ROWS), r'bounds = 1\.\.0: use the smallest'),
+    (dict(bounds=(.6 * ROWS, ROWS)), r'x reaches from 0\.5 to 0\.5, beyond'),
+    (dict(x=X + np.inf), 'x is infinite in 5 of 5'), (dict(y=Y - 1), 'y reaches from -1'),
+    (dict(start=X * np.nan), 'start is NaN'), (dict(tau=Y - 1), 'tau = -1')])
+@pytest.mark.parametrize('library', [np, jnp])
+def test_arrays_of_known_values_are_checked_under_jit_too(wrong, message, library):
+  given = jax.tree.map(library.asarray, dict(x=X, y=Y) | wrong)
+
+  def run(w, **traced):
+    options = given | traced
+    return attacks.pgd(lambda x: x @ w, options.pop('x'), options.pop('y'), KEY, **PGD, **options).x
+
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(run, W)
+  if 'bounds' in wrong and 'beyond' not in message:  # the bounds alone
+    with pytest.raises(ValueError, match=message):
+      jax.eval_shape(lambda w, x: run(w, x=x), W, X)
+
+
+@pytest.mark.parametrize('attack', [ATTACKS['pgd'], ATTACKS['square']])
+def test_scales_of_known_values_warn_under_jit_too(attack):
+  mask = jnp.zeros(X.shape)
+  # x spans 0..1, but ε and the bounds are in 0..255.
+  with pytest.warns(UserWarning, match='epsilon = 8 is larger than what x spans, 0..1, within bounds 0..255'):
+    jax.eval_shape(lambda w: attack(lambda x: x @ w, EDGES, Y, KEY, epsilon=8, bounds=(0., 255.)).x, W)
+  with pytest.warns(UserWarning, match='no entry may change: the mask is 0'):
+    jax.eval_shape(lambda w: attack(lambda x: x @ w, X, Y, KEY, epsilon=.1, mask=mask).x, W)
+
+
 def test_the_state_folder_is_made_and_checked_first(tmp_path):
   logits_fn, x, y = small_models.network()
   run = lambda path, model=logits_fn: attacks.autoattack(
