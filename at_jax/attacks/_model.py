@@ -14,6 +14,7 @@ import re
 import traceback
 import types
 from typing import Any
+import weakref
 
 import jax
 from jax.extend import core
@@ -27,6 +28,8 @@ _LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')
 # Only their cached eval_shape is used.
 _ANSWER = jax.jit(lambda logits_fn, *args: logits_fn(*args))
 _TRACED = jax.jit(lambda function, *args: function(*args), static_argnums=0)
+# Programs whose logits have a row per example. They are alive as long as an attack is compiled for them.
+_ROWS_ARE_EXAMPLES = weakref.WeakSet()
 
 
 def capture(logits_fn: Callable[..., Array], x: Any, key: Any = None,
@@ -49,10 +52,7 @@ def capture(logits_fn: Callable[..., Array], x: Any, key: Any = None,
   """
   args, names = ((x,), ('x',)) if key is None else ((x, key), ('x', 'key'))
   try:
-    if isinstance(logits_fn, jax.tree_util.Partial) and _is_plain(logits_fn.func):
-      model, answer = logits_fn, _ANSWER.eval_shape(logits_fn, *args)
-    else:
-      model, answer = _trace(logits_fn, args)
+    model, answer = _as_partial(logits_fn, args)
   except Exception as error:
     remedy = ('bind its other arguments, lambda x: model(x, train=False) for example; what differs between '
               'examples can be a part of x that bounds hold fixed; a model that draws from a key is for '
@@ -62,19 +62,29 @@ def capture(logits_fn: Callable[..., Array], x: Any, key: Any = None,
                      remedy=remedy if key is None else 'a random model is given one example and a key')
     raise _failure(name, logits_fn, args, error) from error
   check_answer(answer, x.shape[0], name)
-  if answer.shape[0] == answer.shape[1]:  # logits [C, B] can be detected only with another B
+  # Logits [C, B] can be detected only with another B: once for each program.
+  if answer.shape[0] == answer.shape[1] and model.func not in _ROWS_ARE_EXAMPLES:
     _check_rows_are_examples(logits_fn, x, name)
+    if isinstance(model.func, _Program):
+      _ROWS_ARE_EXAMPLES.add(model.func)
   return model, answer.shape[1]
 
 
 def _check_rows_are_examples(logits_fn: Callable[..., Array], x: Any, name: str) -> None:
   num_examples = x.shape[0] + 1
   try:
-    other = _trace(logits_fn, (jax.ShapeDtypeStruct((num_examples, *x.shape[1:]), x.dtype),))[1]
+    other = _as_partial(logits_fn, (jax.ShapeDtypeStruct((num_examples, *x.shape[1:]), x.dtype),))[1]
   except Exception:  # the model accepts one batch size only, so nothing can be checked
     return
   if getattr(other, 'shape', None) == (x.shape[0], num_examples):
     check_answer(other, num_examples, name)
+
+
+def _as_partial(logits_fn: Callable[..., Array], args: tuple) -> tuple[jax.tree_util.Partial, Any]:
+  """The model with its weights as arguments, and the shape of its output; JAX caches that of a Partial."""
+  if isinstance(logits_fn, jax.tree_util.Partial) and _is_plain(logits_fn.func):
+    return logits_fn, _ANSWER.eval_shape(logits_fn, *args)
+  return _trace(logits_fn, args)
 
 
 def _trace(logits_fn: Callable[..., Array], args: tuple) -> tuple[jax.tree_util.Partial, Any]:

@@ -481,6 +481,39 @@ def test_functions_that_hold_no_weights_are_not_traced():
   assert not _model._is_plain(calls_global)
 
 
+class Counted:
+  """A model without weights that counts its calls and, as a linen module, is equal to one with its fields."""
+  calls = 0
+
+  def __eq__(self, other):
+    return type(self) is type(other)
+
+  def __hash__(self):
+    return 0
+
+  def __call__(self, w, x):
+    Counted.calls += 1
+    return x @ w
+
+
+def test_as_many_examples_as_classes_are_traced_twice_once():
+  # A second trace, with another B, shows whether logits of shape [3, 3] are [B, C] or [C, B].
+  x, apply = X[:3], Counted()
+
+  def num_traces(logits_fn):
+    Counted.calls = 0
+    captured.append(_model.capture(logits_fn, x)[0])  # as an attack that is compiled for it
+    return Counted.calls
+
+  captured = []
+  new_lambda = lambda w: lambda x: apply(w, x)
+  assert [num_traces(new_lambda(w)) for w in (OLD, NEW, NEW)] == [2, 1, 1]
+  assert [num_traces(jax.tree_util.Partial(apply, w)) for w in (OLD, NEW, NEW)] == [2, 0, 0]
+  for _ in range(2):  # what was refused is refused again
+    with pytest.raises(ValueError, match=r'gives shape \(3, 4\) for 4 examples'):
+      _model.capture(lambda x: apply(x.T, OLD.T), x)
+
+
 def test_tied_weights_are_not_shared_with_untied_ones():
   a, b = jnp.array(OLD), jnp.array(NEW)
   for first, second in ((a, a), (a, b), (b, b)):
