@@ -365,6 +365,25 @@ def to_unit(images: Array | np.ndarray) -> Array:
   return pixels * np.float32(257 / 2**16) + pixels * np.float32(1 / (255 * 2**16))
 
 
+def in_unit(images: Array | np.ndarray) -> Array | np.ndarray:
+  """Returns images in [0, 1]: pixels by `to_unit`, floating-point images as they are.
+
+  Args:
+    images: uint8[...] in 0..255, or float[...] in [0, 1].
+
+  Returns:
+    float[...] in [0, 1], of the same shape.
+
+  Raises:
+    TypeError: for another dtype.
+
+  Example:
+    >>> in_unit(np.array([255], np.uint8)).tolist(), in_unit(np.array([.5], np.float32)).tolist()
+    ([1.0], [0.5])
+  """
+  return images if jnp.issubdtype(images.dtype, jnp.floating) else to_unit(images)
+
+
 @functools.partial(jax.jit, static_argnames=('pad', 'flip'))
 def augment(images: Array | np.ndarray, keys: Array, *, pad: int = 4, flip: bool = True) -> Array:
   """Crops each zero-padded image at random, and mirrors it with probability 1/2.

@@ -93,7 +93,7 @@ def run(
   show, close = _shown(title, progress)
   try:
     result = attacks_lib.autoattack(
-        jax.tree_util.Partial(apply, variables), pipeline.to_unit(split.images), split.labels, key,
+        jax.tree_util.Partial(apply, variables), pipeline.in_unit(split.images), split.labels, key,
         epsilon=epsilon, norm=norm, **choice._asdict(), batch_size=batch_size, state_path=path,
         search_fn=None if search is None else jax.tree_util.Partial(search, variables),
         progress=show, warn=warn)

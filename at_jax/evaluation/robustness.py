@@ -10,12 +10,13 @@ import functools
 import os
 import pathlib
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import numpy as np
 
 from at_jax import attacks, devices
-from at_jax.attacks import _stepper
+from at_jax.attacks import _arguments, _diagnostics, _stepper
 from at_jax.datasets import pipeline
 from at_jax.evaluation import attack_names, autoattack_run, metrics
 from at_jax.methods import inner_attacks
@@ -38,6 +39,7 @@ def robust_examples(
     among: np.ndarray,
     batch_size: int,
     progress: Callable[[int, int, float], None] = lambda *_: None,
+    observe: Callable[[np.ndarray], None] = lambda logits: None,
 ) -> np.ndarray:
   """Finds the examples that the deployed model classifies correctly, clean or under an attack.
 
@@ -54,6 +56,7 @@ def robust_examples(
     among: bool[N], the examples to evaluate; the result of the others is False.
     batch_size: number of examples in a batch.
     progress: called with the examples done, their number, and an estimate of the accuracy over all N.
+    observe: called with the deployed logits of each batch, f32[n, C].
 
   Returns:
     bool[N].
@@ -65,20 +68,23 @@ def robust_examples(
   for begin in range(0, len(chosen), batch_size):
     places = chosen[begin:begin + batch_size]
     filled = np.resize(places, batch_size)
-    x = split.images[filled]
-    x = pipeline.to_unit(x) if x.dtype == np.uint8 else x
-    x, y, index = devices.spread((x, split.labels[filled], filled.astype(np.int32)))
+    x, y, index = devices.spread(
+        (pipeline.in_unit(split.images[filled]), split.labels[filled], filled.astype(np.int32)))
     if attack is not None:
       x = attack(jax.tree_util.Partial(attacked_logits, variables), x, y, key, index).x
-    result[places] = np.asarray(_correct(network.deployed, variables, x, y))[:len(places)]
+    correct, logits = _judge(network.deployed, variables, x, y)
+    result[places] = np.asarray(correct)[:len(places)]
+    observe(np.asarray(logits)[:len(places)])
     done = begin + len(places)
     progress(done, len(chosen), float(among.mean() * result.sum() / done))
   return result
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _correct(deployed, variables, x, y):
-  return _stepper.is_correct(deployed(variables, x), y)
+def _judge(deployed, variables, x, y):
+  """Whether each example is classified correctly, and its logits."""
+  logits = deployed(variables, x)
+  return _stepper.is_correct(logits, y), logits
 
 
 class Report(NamedTuple):
@@ -91,7 +97,8 @@ class Report(NamedTuple):
     worst_case: bool[N], classified correctly clean and under every attack above.
     components: `{attack: {component: bool[N]}}`, robust after this component of AutoAttack and the earlier
       ones.
-    warnings: `{attack: messages}`, possible problems of the evaluation.
+    warnings: `{attack: messages}`, possible problems of the evaluation; 'clean' for those of the clean
+      logits, if AutoAttack does not check them.
     states: AutoAttack's state files, to be removed when the report is written.
     labels: i32[N].
     num_classes: C.
@@ -183,19 +190,22 @@ def evaluate(
     A `Report`.
 
   Raises:
-    ValueError: if a name is unknown.
+    ValueError: if a name is unknown, or a label is no class of the network.
 
   Reference: Wang et al., arXiv 2410.12671 (2024), released code (DUCAT's protocol).
   """
   unknown = [name for name in names if not attack_names.known(name)]
   if unknown:
     raise ValueError(f'names = {unknown}: use attacks and sweeps of at_jax.evaluation.attack_names')
-  everything = np.ones(len(split.labels), bool)
+  everything, logits = np.ones(len(split.labels), bool), []
   clean = robust_examples(
       network, variables, split, key, attack=None, attacked_logits=network.deployed, among=everything,
-      batch_size=batch_size, progress=functools.partial(progress, 'clean'))
+      batch_size=batch_size, progress=functools.partial(progress, 'clean'), observe=logits.append)
   options = dict(norm=norm, epsilon=epsilon, batch_size=batch_size, progress=progress)
-  components, warnings, states = {}, {}, []
+  components, states = {}, []
+  num_classes = logits[0].shape[-1]
+  _arguments.check_values(classes={'split.labels': split.labels}, num_classes=num_classes)
+  messages = _check_clean(np.concatenate(logits), split.labels, names, warn)
 
   def under(name: str, attacked_logits: Callable, among: np.ndarray, title: str) -> np.ndarray:
     spec = attack_names.parse(name)
@@ -205,7 +215,7 @@ def evaluate(
     found, state, robust = _under_autoattack(
         network, variables, split, key, spec, attacked_logits, among, title, search=search,
         state_dir=state_dir, warn=warn and functools.partial(warn, title), **options)
-    warnings[title] = found.warnings
+    messages[title] = found.warnings
     states.extend([] if state is None else [state])
     if attacked_logits is network.deployed:
       components[title] = found.components
@@ -224,10 +234,20 @@ def evaluate(
     released = {name: under(name, network.logits, everything, f'{name}, released protocol')
                 for name in names if _is_released(name)}
   worst_case = functools.reduce(np.logical_and, [*robust.values(), *released.values()], clean)
-  one = pipeline.to_unit(split.images[:1])
-  num_classes = jax.eval_shape(network.deployed, variables, one).shape[-1]
-  return Report(clean, robust, released, worst_case, components, warnings, tuple(states),
+  return Report(clean, robust, released, worst_case, components, messages, tuple(states),
                 split.labels, num_classes)
+
+
+def _check_clean(logits: np.ndarray, labels: np.ndarray, names: Sequence[str],
+                 warn: Callable[[str, str], None] | None) -> dict[str, tuple[str, ...]]:
+  """Warns of clean logits on which PGD is not to be trusted; AutoAttack checks them itself."""
+  attacks_run = [attack_names.parse(part) for name in names for part in attack_names.expand(name)]
+  if not attacks_run or any(isinstance(each, autoattack_run.Choice) for each in attacks_run):
+    return {}
+  lines = _diagnostics.check_logits(logits, labels)
+  for line in lines:
+    warnings.warn(f'clean: {line}', stacklevel=3) if warn is None else warn('clean', line)
+  return {'clean': lines} if lines else {}
 
 
 def _under_pgd(network: deployed_lib.Network, variables: Any, split: pipeline.Split, key: Array,

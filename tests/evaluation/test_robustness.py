@@ -9,7 +9,7 @@ import pytest
 
 from at_jax.attacks import _loops
 from at_jax.datasets import pipeline
-from at_jax.evaluation import attack_names, robustness
+from at_jax.evaluation import attack_names, autoattack_run, robustness
 from at_jax.methods import ducat
 from at_jax.models import deployed as deployed_lib
 
@@ -82,6 +82,42 @@ def test_nan_logits_are_not_robust_whatever_the_class():
   assert not report.robust['pgd4'].any() and report.accuracies()['worst_case'] == 0
 
 
+def test_probabilities_are_warned_of_once_and_recorded():
+  # RobustBench's diagnostic of outputs that are no logits, where no AutoAttack makes it.
+  softmax = lambda v, x: jax.nn.softmax(3 * jnp.concatenate([.5 - x, x], axis=1).reshape(len(x), 2))
+  logits = lambda v, x: 2 + jnp.log(softmax(v, x))
+  seen, split = [], one_pixel([7, 20, 99, 140, 250], [0, 0, 0, 1, 1])
+  of_softmax, of_logits = (
+      run(linear_network(False)._replace(deployed=model, logits=model), {}, split, jax.random.key(0),
+          has_dummies=False, names=['fgsm'], warn=lambda *found: seen.append(found))
+      for model in (softmax, logits))
+  line = 'the outputs are probabilities: attack the logits, before the softmax, or add square'
+  assert seen == [('clean', line)] and of_softmax.accuracies()['warnings'] == {'clean': [line]}
+  assert of_logits.warnings == {}
+
+
+def test_float_images_are_evaluated_as_their_pixels_are(monkeypatch):
+  pixels = one_pixel([7, 20, 99, 140, 250], [0, 0, 0, 1, 1])
+  unit = pipeline.Split(np.asarray(pipeline.to_unit(pixels.images)), pixels.labels)
+  deployed = lambda v, x: jnp.concatenate([.5 - x, x], axis=1).reshape(len(x), 2)
+  network = linear_network(False)._replace(deployed=deployed, logits=deployed)
+  found = [run(network, {}, split, jax.random.key(0), has_dummies=False, names=['fgsm']).accuracies()
+           for split in (pixels, unit)]
+  assert found[0] == found[1]
+  monkeypatch.setattr(autoattack_run.attacks_lib, 'autoattack', lambda model, x, *args, **options: x)
+  attacked = [autoattack_run.run(
+      deployed, {}, split, jax.random.key(0), choice=autoattack_run.Choice('standard'), norm='linf',
+      epsilon=.1, batch_size=5, title='autoattack')[0] for split in (pixels, unit)]
+  np.testing.assert_array_equal(*attacked)
+
+
+def test_labels_without_a_logit_are_refused():
+  eye = lambda v, x: jnp.eye(3)[jnp.full(len(x), 2)]
+  with pytest.raises(ValueError, match='split.labels'):
+    run(linear_network(False)._replace(deployed=eye), {}, one_pixel([1], [3]), jax.random.key(0),
+        has_dummies=False, names=[])
+
+
 def dummy_network():
   """Two classes on one pixel x: class 0 up to .5, then its dummy up to .7, then class 1.
 
@@ -123,7 +159,7 @@ def test_misclassified_clean_examples_are_not_robust():
 
 def test_sweep_has_its_parts_and_their_worst_case():
   digits = pipeline.load('digits').test
-  split = pipeline.Split(digits.images[:40], digits.labels[:40])
+  split = pipeline.Split(digits.images[:40], digits.labels[:40] % 5)
   found = functools.partial(
       robustness.evaluate, split=split, key=jax.random.key(0), names=['pgd3', 'dummies_pgd3'],
       norm='linf', epsilon=.05, step_size=.02, batch_size=40)
