@@ -186,6 +186,7 @@ def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
   """The parameters to evaluate: the average or anchor that the optimizer keeps, else the parameters.
 
   For `ema` and `swa` it is the average; for `add_if_fair` too, once an epoch is added to it. For
+  `optax.contrib.schedule_free` it is x, not the y at which gradients are taken. For
   `entropy_sgd` it is the anchor, or what its `outer` keeps in place of it: inside a cycle the parameters are
   a point of the Langevin chain and μ is a mean of few steps; between two cycles the anchor equals the
   parameters.
@@ -210,7 +211,8 @@ def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
     >>> print(eval_params(optax.adam(1e-3).init(jnp.ones(2)), jnp.ones(2)))
     [1. 1.]
   """
-  keeps = lambda node: isinstance(node, (AverageState, FairAverageState, entropy_sgd.EntropySGDState))
+  keeps = lambda node: isinstance(node, (AverageState, FairAverageState, entropy_sgd.EntropySGDState,
+                                         optax.contrib.ScheduleFreeState))
   taken = {}
   for state in filter(keeps, jax.tree.leaves(opt_state, is_leaf=keeps)):
     kept = _kept(state, params)
@@ -225,10 +227,13 @@ def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
   return params
 
 
-def _kept(state: AverageState | FairAverageState | entropy_sgd.EntropySGDState,
-          params: PyTree) -> PyTree:
+def _kept(state: Any, params: PyTree) -> PyTree:
   if isinstance(state, AverageState):
     return state.average
+  if isinstance(state, optax.contrib.ScheduleFreeState):
+    # For a parameter that `masked` hides, z has a MaskedNode, which has no leaves.
+    params = jax.tree.map(lambda z, p: z if _hidden(z) else p, state.z, params, is_leaf=_hidden)
+    return optax.contrib.schedule_free_eval_params(state, params)
   if isinstance(state, FairAverageState):
     return jax.tree.map(lambda a, p: jnp.where(state.count > 0, a, p), state.average,
                         precision.float32_at_least(params))

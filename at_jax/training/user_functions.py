@@ -18,6 +18,7 @@ import optax
 from at_jax import attacks, devices, errors, methods
 from at_jax.config import import_path
 from at_jax.methods import objective as objective_lib
+from at_jax.methods import weight_averaging
 from at_jax.training import epoch_plan, setup
 from at_jax.training import step as step_lib
 
@@ -123,6 +124,7 @@ def _check_step(run: setup.Run, phase: str, epoch: int, own: dict[str, str],
   suspect = next(iter(own))
   with _guard(suspect, own[suspect]):
     state = jax.eval_shape(lambda: setup.init_state(run))
+    jax.eval_shape(weight_averaging.eval_params, state.opt_state, state.params)  # refuses two averages
     recipe = _checked(epoch_plan.recipe(run, phase), run.config, own, warn)
     size, image = _batch_size(run), run.dataset.image_shape
     step = functools.partial(step_lib.train_step, recipe=recipe, axis_name=devices.AXIS)

@@ -85,6 +85,21 @@ def test_entropy_sgd_is_evaluated_at_its_anchor():
   assert np.abs(ours[8] - w[8]).max() > 1e-3
 
 
+@pytest.mark.parametrize('wrap', [
+    lambda inner: inner, lambda inner: optax.masked(inner, {'w': True, 'b': False})], ids=['whole', 'masked'])
+def test_schedule_free_is_evaluated_at_its_mean(wrap):
+  # Defazio et al., 2024: x is the mean of z, here of 3.5, 3 and 2.5, and y = .9 x + .1 z.
+  params = {'w': jnp.array(4.), 'b': jnp.array(7.)}
+  optimizer = wrap(optax.contrib.schedule_free_sgd(.5, b1=.9))
+  state = optimizer.init(params)
+  for _ in range(3):
+    updates, state = optimizer.update({'w': jnp.array(1.), 'b': jnp.array(0.)}, state, params)
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_allclose(params['w'], .9 * 3 + .1 * 2.5, rtol=1e-6)
+  found = weight_averaging.eval_params(state, params)
+  np.testing.assert_allclose((found['w'], found['b']), (3., 7.), rtol=1e-6)
+
+
 def test_average_inside_entropy_sgd_is_of_the_anchors():
   outer = optax.chain(optax.sgd(1.), weight_averaging.swa(0))
   optimizer = entropy_sgd.entropy_sgd(outer, inner_steps=2, key=KEY)

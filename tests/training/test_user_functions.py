@@ -146,6 +146,10 @@ def without_tau(**options):
 def adam(learning_rate, b1=.9):
   return optax.adam(learning_rate, b1)
 
+def free_with_average(learning_rate):
+  from at_jax.methods import weight_averaging
+  return optax.chain(optax.contrib.schedule_free_sgd(learning_rate), weight_averaging.ema(.9))
+
 def no_optimizer(learning_rate):
   return .1
 
@@ -293,6 +297,7 @@ def test_a_wrong_inner_attack_is_one_line(name, changes, parts):
     ('mine.loss', {}, ['it is called as loss(learning_rate=…)']),
     ('mine.adam', dict(b11=.5), ['config.optimizer.options.b11', "did you mean 'b1'?"]),
     ('optax.adamm', {}, ["no attribute 'adamm'"]),
+    ('mine.free_with_average', {}, ['ScheduleFreeState and AverageState both keep a value of params']),
     ('adam', {}, ['known: entropy_sgd, sgd; or use an import path']),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_a_wrong_optimizer_is_one_line(name, options, parts):
