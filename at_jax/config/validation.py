@@ -46,7 +46,7 @@ def check(config: ml_collections.ConfigDict, warn: Callable[[str], None] = warni
   _check_classes(flat)
   _check_finetune(flat)
   _check_dummies(flat)
-  for line in (*_unread(flat), *_wrong_scale(flat), *_never_reached(flat)):
+  for line in (*_unread(flat), *_wrong_scale(flat), *_never_reached(flat), *_rate_of_sgd(flat)):
     warn(line)
 
 
@@ -88,6 +88,15 @@ def _never_reached(flat: dict) -> Iterator[str]:
     if late and flat['epochs'] >= 10 and (when is None or when.holds(flat)):  # fewer are a trial
       yield (f'config.{name} = {tuple(flat[name])!r}: a run of {flat["epochs"]} epochs does not reach '
              f'{", ".join(map(str, late))}: use smaller ones, or more epochs')
+
+
+def _rate_of_sgd(flat: dict) -> Iterator[str]:
+  """A line if an optimizer of the user's own runs with the learning rate that is meant for SGD."""
+  name, rate = flat['optimizer.name'], flat['optimizer.learning_rate']
+  default = fields.FIELDS['optimizer.learning_rate'].default
+  if '.' in name and 'sgd' not in name.lower() and rate == default:
+    yield (f'config.optimizer.learning_rate = {rate:g}: it is the default, for SGD: set that of {name} '
+           '(1e-3 is usual for Adam)')
 
 
 # Smaller radii are unusual, and probably in units of the input: .031 instead of .031 · 255.

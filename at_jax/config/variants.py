@@ -43,7 +43,8 @@ def variant(config: ml_collections.ConfigDict, arg: str,
     c.attack.update(epsilon_255=radius * 255, step_size_255=step * 255, num_steps=40)
     # PGD of 10 or 20 such steps would not reach the edge of the ball.
     c.validate.num_steps, c.evaluate.step_size_255 = 40, radius * 255 / 4
-    c.optimizer.learning_rate /= 10
+    if '.' not in c.optimizer.name:  # the rate of an optimizer of the user's own stays
+      c.optimizer.learning_rate /= 10
   if 'small' in names:
     c = small(c)
   return smoke(c) if 'smoke' in names else c
@@ -88,8 +89,9 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.optimizer.fair_decay = min(c.optimizer.fair_decay, 0.5)
   c.optimizer.weight_decay, c.optimizer.decay_epochs = 5e-4, (5, 7)
   # At .1, the rate of larger networks, this one stays at chance.
-  c.optimizer.learning_rate = 0.01 if c.dataset.name == 'mnist' else 0.03
-  c.optimizer.entropy.inner_learning_rate = c.optimizer.learning_rate
+  if '.' not in c.optimizer.name:
+    c.optimizer.learning_rate = 0.01 if c.dataset.name == 'mnist' else 0.03
+    c.optimizer.entropy.inner_learning_rate = c.optimizer.learning_rate
   if c.optimizer.swa_start_epoch:
     c.optimizer.swa_start_epoch = 6
   c.evaluate.num_examples = 1000

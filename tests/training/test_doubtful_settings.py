@@ -109,6 +109,18 @@ def test_epochs_beyond_the_last_one_warn():
                           '105: use smaller ones, or more epochs']
 
 
+def test_learning_rate_of_sgd_warns_for_another_optimizer():
+  c = config.default()
+  c.optimizer.name = 'optax.adam'
+  assert _warnings(c) == ['config.optimizer.learning_rate = 0.1: it is the default, for SGD: set that of '
+                          'optax.adam (1e-3 is usual for Adam)']
+  for variant in ('small', 'mnist', 'mnist-small-smoke'):  # they change the rate of SGD only
+    assert variants.variant(c, variant).optimizer.learning_rate == .1
+  for name, rate in (('optax.adam', 1e-3), ('optax.sgd', .1), ('sgd', .1)):
+    c.optimizer.update(name=name, learning_rate=rate)
+    assert _warnings(c) == []
+
+
 @pytest.mark.parametrize('height, pad, share', [
     (1, 4, 89),  # of the offsets 0..8, only 4 leaves the row in place
     (3, 4, 44),  # 0, 1, 7 and 8 are beyond three rows
