@@ -1,9 +1,9 @@
 """Tables of several runs: `python -m at_jax.analysis.table DIR [--against=METHOD] [--write=PAGE]`.
 
 DIR holds one folder METHOD-SEED per run, with its results.json and verdicts.npz. There is one table per
-threat model (norm and radius), and one row per method: accuracies of the best checkpoint's deployed model
-in percent, mean ± standard deviation over the seeds, and McNemar's test of its worst-case verdicts against
-those of the reference method, seed by seed.
+threat model (norm and radius), data set and number of examples, and one row per method: accuracies of the
+best checkpoint's deployed model in percent, mean ± standard deviation over the seeds, and McNemar's test of
+its worst-case verdicts against those of the reference method, seed by seed.
 
 --write replaces the text of PAGE between the lines `BEGIN` and `END`.
 """
@@ -58,6 +58,9 @@ def read(directory: str | os.PathLike) -> dict[str, dict[int, Run]]:
 
   Returns:
     `{method: {seed: Run}}`.
+
+  Raises:
+    errors.UserError: if runs of a method in one table attack other examples, or in another way.
   """
   runs: dict[str, dict[int, Run]] = {}
   for path in sorted(environment.local_path('directory', directory).glob('*-*/results.json')):
@@ -70,7 +73,39 @@ def read(directory: str | os.PathLike) -> dict[str, dict[int, Run]]:
     verdicts = np.load(path.parent / 'verdicts.npz')
     run = Run(results, verdicts['best/worst_case'], verdicts['labels'])
     runs.setdefault(method, {})[int(seed)] = run
+  for method, seeds in runs.items():
+    _check_row(method, seeds)
   return runs
+
+
+def _check_row(method: str, seeds: dict[int, Run]) -> None:
+  """Raises UserError for runs of one row whose mean would have no meaning."""
+  first: dict[tuple, int] = {}
+  for seed, run in seeds.items():
+    begun = first.setdefault(_place(run.results), seed)
+    for what, of in (('attacks', _attacks), ('step size', _step_size), ('test examples', _examples)):
+      values = [of(each) for each in (seeds[begun], run)]
+      if values[0] != values[1]:
+        shown = '' if what == 'test examples' else f' ({values[0]}; {values[1]})'
+        raise errors.UserError('directory', f'{method}-{seed}', f'its {what} are not those of '
+                               f'{method}-{begun}{shown}: evaluate both alike, or rename one')
+
+
+def _attacks(run: Run) -> str:
+  return ', '.join([*run.results['robust'], *(f'{name} released' for name in run.results['released'])])
+
+
+def _step_size(run: Run) -> float | None:
+  return run.results['config']['evaluate'].get('step_size_255')
+
+
+def _examples(run: Run) -> bytes:
+  return np.asarray(run.labels, np.int64).tobytes()
+
+
+def _place(results: dict[str, Any]) -> tuple:
+  """Which table a run belongs to: threat model, data set and number of examples."""
+  return threat(results), results.get('dataset'), results.get('n')
 
 
 def threat(results: dict[str, Any]) -> str:
@@ -104,7 +139,8 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
     against: the reference method. If a threat model does not have it, its variant AGAINST-VARIANT is used.
 
   Returns:
-    `{threat: table}`, the table with most methods first.
+    `{title: table}`, the table with most methods first. The title is the threat model, with data set and
+    number of examples if these differ between the tables.
 
   Example:
     >>> results = {'clean': .5, 'robust': {}, 'released': {}, 'worst_case': .5,
@@ -115,14 +151,16 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
     | --- | --- | --- | --- | --- | --- |
     | `plain` | 1 | 50.0 | 50.0 | 50.0 |  |
   """
-  balls: dict[str, dict[str, dict[int, Run]]] = {}
+  places: dict[tuple, dict[str, dict[int, Run]]] = {}
   for method, seeds in runs.items():
     for seed, run in seeds.items():
-      balls.setdefault(threat(run.results), {}).setdefault(method, {})[seed] = run
+      places.setdefault(_place(run.results), {}).setdefault(method, {})[seed] = run
+  one_test_set = len({place[1:] for place in places}) == 1
   found = {}
-  for ball, methods in sorted(balls.items(), key=lambda item: -len(item[1])):
+  for (ball, dataset, n), methods in sorted(places.items(), key=lambda item: -len(item[1])):
     variants = [method for method in sorted(methods) if method.partition('-')[0] == against]
-    found[ball] = _table(methods, (variants or [against])[0])
+    title = ball if one_test_set else f'{ball}, {dataset}, {n} test examples'
+    found[title] = _table(methods, (variants or [against])[0])
   return found
 
 

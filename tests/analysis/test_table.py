@@ -64,6 +64,38 @@ def test_each_threat_model_has_its_table_and_reference(tmp_path):
   assert '| `plain` | 1 |' in found['L∞, 8/255'] and '| `plain` | 1 |' in found['L1, 8/255']
 
 
+def change(directory, **fields):
+  """Changes fields of results.json."""
+  path = directory / 'results.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_other_test_sets_have_tables_of_their_own(tmp_path):
+  for name, fields in (('plain-0', dict(dataset='cifar10', n=4)), ('plain-1', dict(dataset='cifar10', n=2)),
+                       ('other-0', dict(dataset='svhn', n=4))):
+    write(tmp_path / name, [1, 0, 0, 0])
+    change(tmp_path / name, **fields)
+  assert set(table.tables(table.read(tmp_path), against='plain')) == {
+      'L∞, 8/255, cifar10, 4 test examples', 'L∞, 8/255, cifar10, 2 test examples',
+      'L∞, 8/255, svhn, 4 test examples'}
+
+
+@pytest.mark.parametrize('what, fields', [
+    ('attacks', dict(robust={'pgd20': .2, 'fgsm': .5})), ('attacks', dict(released={'pgd20': .2})),
+    ('step size', dict(config={'evaluate': {'norm': 'linf', 'epsilon_255': 8., 'step_size_255': 1.}})),
+    ('test examples', {})])
+def test_a_row_of_runs_that_differ_is_refused(what, fields, tmp_path, capsys):
+  for seed in range(2):
+    write(tmp_path / f'plain-{seed}', [1, 0, 0, 0], pgd20=.25)
+  change(tmp_path / 'plain-1', **fields)
+  if what == 'test examples':
+    np.savez(tmp_path / 'plain-1' / 'verdicts.npz', labels=np.array([1, 0, 1, 1]),
+             **{'best/worst_case': np.array([1, 0, 0, 0], bool)})
+  assert table.main([str(tmp_path), '--against=plain']) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith(f"at_jax: directory = 'plain-1': its {what} are not those of plain-0")
+
+
 def test_key_of_older_results_is_read(tmp_path):
   write(tmp_path / 'plain-0', [1, 0, 0, 0], released='authors')
   assert table.read(tmp_path)['plain'][0].results['released'] == {}
