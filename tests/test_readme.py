@@ -107,7 +107,8 @@ def check_training(names, out):
 
 
 def check_numerics(names, out):
-  assert not code('docs/numerics.md')
+  # Compiled without optimizations here; one of the 397 images is .25 points.
+  np.testing.assert_allclose(np.float64(out.split()), [65.7, 65.7, 65.7, 66.2, 76.6, 70.5], atol=.6)
 
 
 @pytest.mark.parametrize('page', [
