@@ -244,9 +244,9 @@ def _usual_radius(width: float, norm: str) -> str:
 
 
 def check_steps(step_size: np.ndarray, epsilon: np.ndarray, num_steps: int, path: float) -> tuple[str, ...]:
-  """Warns if all steps of any example together are below `path` radii, or if each jumps across its ball.
+  """Warns if every example's steps together are below `path` radii, or if each step jumps across its ball.
 
-  Steps of size 0 are deliberate: they keep the start.
+  Steps of size 0 are deliberate: they keep the start. So is a ball of radius 0. Both are left out.
 
   >>> print(*check_steps(np.array(.1), np.array(8), 10, path=1.))
   step_size = 0.1 takes 10 steps only a part of the way to epsilon = 8: give both in units of x, for example 2
@@ -257,13 +257,20 @@ def check_steps(step_size: np.ndarray, epsilon: np.ndarray, num_steps: int, path
   ratio = step_size[moving] / epsilon[moving]
   if not len(ratio):
     return ()
-  step_size, epsilon = step_size[moving][0], epsilon[moving][0]
   short = ratio.max() * num_steps < .999 * path  # FGSM and MI-FGSM reach the boundary exactly
   if not short and (ratio.min() <= 4 or num_steps == 1):
     return ()
   what = f'takes {num_steps} steps only a part of the way to' if short else 'jumps across the ball of'
-  return (f'step_size = {step_size:g} {what} epsilon = {epsilon:g}: give both in units of x, for example '
-          f'{2.5 / max(num_steps, 3) * epsilon:.2g}',)
+  where = f' on {len(ratio)} of {moving.size} examples' if moving.ndim else ''
+  step_size, epsilon = step_size[moving], epsilon[moving]
+  return (f'step_size = {_span(step_size)} {what} epsilon = {_span(epsilon)}{where}: give both in units of '
+          f'x, for example {_span(2.5 / max(num_steps, 3) * epsilon, ".2g")}',)
+
+
+def _span(numbers: np.ndarray, form: str = 'g') -> str:
+  """The smallest and the largest number, or the only one."""
+  least, most = format(numbers.min(), form), format(numbers.max(), form)
+  return least if least == most else f'{least}..{most}'
 
 
 def warn_of_scale(epsilon: float | Array, x: Array, bounds: tuple[Array, Array], norm: str, *,

@@ -169,6 +169,22 @@ def test_published_radii_are_quiet_and_255ths_are_not(norm, size, epsilon, step_
     assert 'epsilon' in small[0] and 'next to nothing where x is 0..255' in small[0]
 
 
+@pytest.mark.parametrize('step_size, epsilon, line', [
+    (.1, 8., 'step_size = 0.1 takes 10 steps only a part of the way to epsilon = 8: give both in units of x, '
+             'for example 2'),
+    ([0., .1, .1], 8., 'step_size = 0.1 takes 10 steps only a part of the way to epsilon = 8 on 2 of 3 '
+                       'examples: give both in units of x, for example 2'),
+    (.1, [8., 0., 4.], 'step_size = 0.1 takes 10 steps only a part of the way to epsilon = 4..8 on 2 of 3 '
+                       'examples: give both in units of x, for example 1..2'),
+    ([2., 4., 3.], .1, 'step_size = 2..4 jumps across the ball of epsilon = 0.1 on 3 of 3 examples: give '
+                       'both in units of x, for example 0.025')])
+def test_a_line_about_steps_is_true_of_all_examples_it_counts(step_size, epsilon, line):
+  check = lambda step_size: _diagnostics.check_steps(np.array(step_size), np.array(epsilon), 10, path=1.)
+  assert check(step_size) == (line,)
+  if np.ndim(step_size):
+    assert check([*step_size[:-1], np.max(epsilon) / 4]) == ()  # the steps of one example fit
+
+
 def test_a_radius_below_the_rounding_of_x_is_reported():
   # Between 512 and 1024 neighbours in float32 are 2^-14 = 6e-5 apart.
   x = np.linspace(999.999, 1000, 12, dtype=np.float32)[None]
