@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import _arguments, _gradients, _model, losses
+from at_jax.attacks import _arguments, _functions, _gradients, losses
 
 Array = jax.Array
 _SHARE = .01          # fraction of the examples above which a finding is reported
@@ -46,7 +46,7 @@ def check_model(logits_fn: Callable[..., Array], x: Array, y: Array) -> tuple[st
   """
   x, y = _arguments.as_examples(x, y)
   logits = logits_fn(x)
-  _model.check_answer(logits, len(x))
+  _functions.check_answer(logits, len(x))
   _arguments.check_values(x=x, classes={'y': y}, num_classes=logits.shape[1])
   return check_logits(logits, y) + check_determinism(logits_fn, x, y) + _check_slope(logits_fn, x, y, logits)
 

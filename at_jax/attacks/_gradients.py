@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from at_jax.attacks import _loops, _model, _stepper, norms
+from at_jax.attacks import _functions, _loops, _stepper, norms
 
 Array = jax.Array
 
@@ -35,7 +35,7 @@ def of_loss(
 
   def objective(x, keys):
     logits = _stepper.logits_of(logits_fn, x, keys)
-    _model.check_loss(loss, logits, *labels)
+    _functions.check_loss(loss, logits, *labels)
     value = loss(logits, *labels)
     return jnp.sum(value), (value, logits)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import _arguments, _loops, _model, _random
+from at_jax.attacks import _arguments, _functions, _loops, _model, _random
 
 Array = jax.Array
 LogitsFn = Callable[..., Array]
@@ -101,7 +101,7 @@ def logits_of(logits_fn: LogitsFn, x: Array, keys: Array | None = None) -> Array
   if keys is not None:
     return jax.vmap(lambda x, key: logits_of(lambda x: logits_fn(x, key), x[None])[0])(x, keys)
   logits = logits_fn(x)
-  _model.check_answer(logits, len(x))
+  _functions.check_answer(logits, len(x))
   return logits if jnp.finfo(logits.dtype).bits >= 32 else logits.astype(jnp.float32)
 
 

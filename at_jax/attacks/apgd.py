@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import _arguments, _diagnostics, _gradients, _model, _stepper, losses, norms
+from at_jax.attacks import _arguments, _diagnostics, _functions, _gradients, _stepper, losses, norms
 from at_jax.attacks.pgd import AttackResult
 
 Array = jax.Array
@@ -157,7 +157,7 @@ def apgd(
   Parameter-free Attacks, 2020, section 3. L1: Croce and Hein, Mind the Box, 2021, section 3.
   """
   targeted = target is not None
-  _model.check_function('loss', loss, 'logits', 'y', *['target'] * targeted, like='losses.dlr')
+  _functions.check_function('loss', loss, 'logits', 'y', *['target'] * targeted, like='losses.dlr')
   attack = stepper(norm=norm, num_steps=num_steps, loss=loss, targeted=targeted, large_start=large_start,
                    eot=eot)
   problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, mask=mask, target=target,

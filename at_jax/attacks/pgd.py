@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import _arguments, _diagnostics, _loops, _model, _random, _stepper, losses, norms
+from at_jax.attacks import (
+  _arguments,
+  _diagnostics,
+  _functions,
+  _loops,
+  _model,
+  _random,
+  _stepper,
+  losses,
+  norms,
+)
 
 Array = jax.Array
 
@@ -119,7 +129,7 @@ def pgd(
   index, key = _arguments.indices(index, len(x)), _random.threefry(key)
   bounds = _arguments.bounds_of(bounds, mask, x)
   logits_fn, num_classes = _model.capture(logits_fn, x)
-  num_classes = _model.num_decided(decide, jax.ShapeDtypeStruct((len(x), num_classes), x.dtype))
+  num_classes = _functions.num_decided(decide, jax.ShapeDtypeStruct((len(x), num_classes), x.dtype))
   radii = {'epsilon': epsilon, 'step_size': step_size, 'momentum': momentum}
   _arguments.check_values(x=x, bounds=bounds, classes={'y': y}, num_classes=num_classes, start=start,
                           radii=radii if tau is None else radii | {'tau': tau})
@@ -154,9 +164,9 @@ def _check(x, y, epsilon, step_size, num_steps, norm, loss, loss_args, decide, t
   if not isinstance(loss_args, (tuple, list)):
     raise ValueError(f'loss_args is a {type(loss_args).__name__}: use a tuple, (clean_logits,) for example')
   names = [f'loss_args[{i}]' for i in range(len(loss_args))]
-  _model.check_function('loss', loss, 'logits', 'y', *names, like='losses.dlr')
+  _functions.check_function('loss', loss, 'logits', 'y', *names, like='losses.dlr')
   if decide is not None:
-    _model.check_function('decide', decide, 'logits', like='ducat.fold')
+    _functions.check_function('decide', decide, 'logits', like='ducat.fold')
 
   _arguments.check_radius(epsilon, len(x))
   _arguments.check_radius(step_size, len(x), 'step_size')
@@ -255,7 +265,7 @@ def _advance(logits_fn, state, x, y, epsilon, step_size, bounds, loss_args, mome
              loss, decide, targeted) -> _State:
   def objective(x):
     logits = _stepper.logits_of(logits_fn, x)
-    _model.check_loss(loss, logits, y, *loss_args)
+    _functions.check_loss(loss, logits, y, *loss_args)
     return (-1 if targeted else 1) * jnp.sum(loss(logits, y, *loss_args)), logits
 
   def step(state: _State) -> _State:

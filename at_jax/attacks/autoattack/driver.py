@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import _arguments, _diagnostics, _model, _random, _stepper, norms
+from at_jax.attacks import _arguments, _diagnostics, _functions, _random, _stepper, norms
 from at_jax.attacks.autoattack import batching, state_file
 from at_jax.attacks.autoattack import components as components_lib
 from at_jax.attacks.autoattack import devices as devices_lib
@@ -212,9 +212,9 @@ def _check_options(batch_size, cascade, state_path, save_every, progress, warn) 
   _arguments.check_number('save_every', save_every)
   state_file.check_type(state_path)
   if progress is not None:
-    _model.check_function('progress', progress, 'progress', like='print')
+    _functions.check_function('progress', progress, 'progress', like='print')
   if warn is not None:
-    _model.check_function('warn', warn, 'line', like='print')
+    _functions.check_function('warn', warn, 'line', like='print')
 
 
 def _prepare(logits_fn, search_fn, work, *, attacks, random, cascade, batch_size, devices) -> _Evaluation:
