@@ -18,6 +18,7 @@ Array = jax.Array
 _SHARE = .01          # fraction of the examples above which a finding is reported
 _SQUARE_MARGIN = .002
 _MAX_CHANNELS = 4     # of an image; a feature map has more
+_ORDER = {'linf': np.inf, 'l2': 2, 'l1': 1}
 
 
 def check_model(logits_fn: Callable[..., Array], x: Array, y: Array) -> tuple[str, ...]:
@@ -206,34 +207,80 @@ def check_reach(epsilon: np.ndarray, x: Array, bounds: tuple[Array, Array], norm
   if extent.ndim == x.ndim:  # bounds that differ between examples: the widest are used
     extent = extent.max(0)
   diagonal = np.broadcast_to(extent, x.shape[1:])
-  order = {'linf': np.inf, 'l2': 2, 'l1': 1}[norm]
-  largest, width = float(np.max(epsilon)), float(diagonal[diagonal > 0].min(initial=np.inf))
-  whole = np.linalg.norm(diagonal.ravel(), order)
-  if whole == 0:
-    return ('no entry may change: the mask is 0, or both bounds are equal, everywhere',)
-  # Where only a part may change, ε is often the whole range on purpose.
-  if (largest > whole or largest == whole and not np.any(low == high)) and not any_distance:
-    return (f'epsilon = {largest:g} covers the whole input domain {low.min():g}..{high.max():g}: '
-            f'give epsilon in units of x, for example {_usual_radius(width, norm)}',)
-  if 10 < width < np.inf and not extent.ndim and not any_distance and _arguments.is_known(x):
-    least, most = map(float, _arguments.keep_known(lambda x: (jnp.min(x), jnp.max(x)), x))
-    if 0 < most - least < width / 100 and largest > whole / width * (most - least):
-      return (f'epsilon = {largest:g} is larger than what x spans, {least:g}..{most:g}, within bounds '
-              f'{low:g}..{high:g}: give all three in the same units',)
-  tiny = min(np.count_nonzero(diagonal) ** (1 / order) / 2550, .1)
-  spacing = float(jnp.finfo(x.dtype).eps)
-  size = max(np.abs(low).max(), np.abs(high).max())
-  if not 0 < largest < max(tiny * width, spacing * size) or not _arguments.is_known(x):
+  largest = float(np.max(epsilon))
+  found = _check_free(diagonal)
+  if not any_distance:
+    found = found or _check_domain(largest, low, high, diagonal, norm)
+    found = found or _check_units(largest, low, high, diagonal, x, norm)
+  return found or _check_effect(largest, diagonal, x, norm) or _check_rounding(largest, low, high, x)
+
+
+def _check_free(diagonal: np.ndarray) -> tuple[str, ...]:
+  """Warns if no entry may change."""
+  if diagonal.any():
     return ()
-  x = np.asarray(x)
-  low, high = float(x.min()), float(x.max())  # wide bounds say little
-  if largest < tiny * min(width, high - low):
-    return (f'epsilon = {largest:g} changes next to nothing where x is {low:g}..{high:g}: '
-            f'give epsilon in units of x, for example {_usual_radius(high - low, norm)}',)
-  if largest < spacing / 2 * max(abs(low), abs(high)):
-    return (f'epsilon = {largest:g} is lost to rounding where x is {low:g}..{high:g} in {x.dtype}: '
-            'subtract an offset and add it in logits_fn, or use float64',)
-  return ()
+  return ('no entry may change: the mask is 0, or both bounds are equal, everywhere',)
+
+
+def _check_domain(largest: float, low, high, diagonal: np.ndarray, norm: str) -> tuple[str, ...]:
+  """Warns if a ball covers all that is within the bounds."""
+  whole = _length(diagonal, norm)
+  # Where only a part may change, ε is often the whole range on purpose.
+  if largest < whole or largest == whole and np.any(low == high):
+    return ()
+  return (f'epsilon = {largest:g} covers the whole input domain {low.min():g}..{high.max():g}: '
+          f'give epsilon in units of x, for example {_usual_radius(_width(diagonal), norm)}',)
+
+
+def _check_units(largest: float, low, high, diagonal: np.ndarray, x: Array, norm: str) -> tuple[str, ...]:
+  """Warns if a radius exceeds the range of x, which is below a hundredth of the bounds'."""
+  width = _width(diagonal)
+  if not 10 < width < np.inf or (high - low).ndim or not _arguments.is_known(x):
+    return ()
+  least, most = _range(x)
+  if not 0 < most - least < width / 100 or largest <= _length(diagonal, norm) / width * (most - least):
+    return ()
+  return (f'epsilon = {largest:g} is larger than what x spans, {least:g}..{most:g}, within bounds '
+          f'{low:g}..{high:g}: give all three in the same units',)
+
+
+def _check_effect(largest: float, diagonal: np.ndarray, x: Array, norm: str) -> tuple[str, ...]:
+  """Warns if all radii are too small to be in units of x."""
+  tiny = min(np.count_nonzero(diagonal) ** (1 / _ORDER[norm]) / 2550, .1)
+  width = _width(diagonal)
+  if not 0 < largest < tiny * width or not _arguments.is_known(x):
+    return ()
+  least, most = _range(x)  # wide bounds say little
+  if largest >= tiny * min(width, most - least):
+    return ()
+  return (f'epsilon = {largest:g} changes next to nothing where x is {least:g}..{most:g}: '
+          f'give epsilon in units of x, for example {_usual_radius(most - least, norm)}',)
+
+
+def _check_rounding(largest: float, low, high, x: Array) -> tuple[str, ...]:
+  """Warns if all radii are below the rounding of x."""
+  spacing = float(jnp.finfo(x.dtype).eps)
+  if not 0 < largest < spacing * max(np.abs(low).max(), np.abs(high).max()) or not _arguments.is_known(x):
+    return ()
+  least, most = _range(x)
+  if largest >= spacing / 2 * max(abs(least), abs(most)):
+    return ()
+  return (f'epsilon = {largest:g} is lost to rounding where x is {least:g}..{most:g} in {x.dtype}: '
+          'subtract an offset and add it in logits_fn, or use float64',)
+
+
+def _length(diagonal: np.ndarray, norm: str) -> float:
+  return np.linalg.norm(diagonal.ravel(), _ORDER[norm])
+
+
+def _width(diagonal: np.ndarray) -> float:
+  """The narrowest range of an entry that may change."""
+  return float(diagonal[diagonal > 0].min(initial=np.inf))
+
+
+def _range(x: Array) -> tuple[float, float]:
+  least, most = _arguments.keep_known(lambda x: (jnp.min(x), jnp.max(x)), x)
+  return float(least), float(most)
 
 
 def _usual_radius(width: float, norm: str) -> str:
