@@ -17,6 +17,7 @@ from at_jax.attacks import _arguments, _functions, _gradients, losses
 Array = jax.Array
 _SHARE = .01          # fraction of the examples above which a finding is reported
 _SQUARE_MARGIN = .002
+_SCALE_FREE = ('apgd-dlr', 'apgd-t', 'apgd-soft', 'apgd-near')
 _MAX_CHANNELS = 4     # of an image; a feature map has more
 _ORDER = {'linf': np.inf, 'l2': 2, 'l1': 1}
 
@@ -93,7 +94,7 @@ def _logit_warnings(logits: np.ndarray, y: np.ndarray, attacks: Sequence[str], s
   # A few such inputs are normal, and attacks with a scale-free loss find their adversarial examples. If most
   # inputs are such, the scale of the model is the cause.
   no_true_class_gradient = np.mean(gaps > 24 * np.log(2))
-  scale_free = [name for name in ('apgd-dlr', 'apgd-t') if name in attacks]
+  scale_free = [name for name in _SCALE_FREE if name in attacks]
   advice = f'trust {" and ".join(scale_free)}' if scale_free else 'add apgd-dlr or apgd-t'
   if no_gradient > _SHARE:
     yield (f'logits lead by more than 88 on {100 * no_gradient:.1f} % of inputs: cross-entropy has no '
@@ -184,7 +185,8 @@ def check_classes(num_classes: int, attacks: Sequence[str]) -> tuple[str, ...]:
   3 classes: apgd-t maximises z_t - z_y, because targeted DLR needs 4
   """
   changes = (('apgd-dlr', 3, 'the margin, because DLR needs 3'),
-             ('apgd-t', 4, 'z_t - z_y, because targeted DLR needs 4'))
+             ('apgd-t', 4, 'z_t - z_y, because targeted DLR needs 4'),
+             ('apgd-soft', 3, 'the margin, because soft DLR needs 3'))
   return tuple(f'{num_classes} classes: {name} maximises {change}' for name, needed, change in changes
                if num_classes < needed and name in attacks)
 
@@ -354,7 +356,7 @@ def check_gradients(
   """
   # If cross-entropy has no gradient, a scale-free loss may have one. If that has none either, the model hides
   # its gradient, and only an attack without gradients is left.
-  scale_free = [other for other in ('apgd-dlr', 'apgd-t') if name == 'apgd-ce' and other in attacks]
+  scale_free = [other for other in _SCALE_FREE if name == 'apgd-ce' and other in attacks]
   wanted = ('apgd-t',) if name == 'apgd-ce' and not scale_free else ()
   otherwise = ("fix the noise and add square, with version='standard'" if random else
                f'trust {" and ".join((*scale_free, "square"))}, with more num_queries')

@@ -196,6 +196,34 @@ def stepper(
   if large_start and num_steps < 2:
     raise ValueError(f'num_steps = {num_steps}: use at least 2 with large_start, as in '
                      "AutoAttack's L1 version")
+  rule = make_rule(norm, num_steps, large_start)
+
+  def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
+    gradient, zero_gradient, value, logits = _gradients.of_loss(
+        logits_fn, problem, state.x, state.count, loss=loss, targeted=targeted, eot=eot)
+    wrong = ~_stepper.is_correct(logits, problem.y)
+    return rule.follow(problem, state, gradient, zero_gradient, value, wrong)
+
+  return _stepper.Stepper(rule.init, step, rule.length)
+
+
+class Rule(NamedTuple):
+  """APGD without its model: where it takes gradients, and how it follows them.
+
+  Attributes:
+    init: `Problem -> State`.
+    follow: `(Problem, state, gradient, zero_gradient, value, wrong) -> State`, one step, from what the model
+      gave at `state.x`: a gradient f32[B, ...], whether it was zero bool[B], the loss f32[B], and whether
+      the class was wrong bool[B].
+    length: the number of steps.
+  """
+  init: Callable[[_stepper.Problem], State]
+  follow: Callable[..., State]
+  length: int
+
+
+def make_rule(norm: str, num_steps: int, large_start: bool = False) -> Rule:
+  """The `Rule` for options of `apgd`."""
   table = schedule(num_steps, norm, large_start)
   check, move = (_check_l1, _move_l1) if norm == 'l1' else (_check, _move)
 
@@ -203,11 +231,7 @@ def stepper(
     init_one = lambda bounds, x, key, epsilon: _init(x, key, epsilon * float(table.radius[0]), bounds, norm)
     return _stepper.each(init_one, problem, problem.x, problem.key, problem.epsilon)
 
-  def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
-    gradient, zero_gradient, value, logits = _gradients.of_loss(
-        logits_fn, problem, state.x, state.count, loss=loss, targeted=targeted, eot=eot)
-    wrong = ~_stepper.is_correct(logits, problem.y)
-
+  def follow(problem: _stepper.Problem, state: State, gradient, zero_gradient, value, wrong) -> State:
     def update(bounds, state, x, epsilon, gradient, zero_gradient, value, wrong):
       stage = stage_at(table, state.count, x.dtype)
       radius = epsilon * stage.radius
@@ -228,7 +252,7 @@ def stepper(
     return _stepper.each(update, problem, state, problem.x, problem.epsilon, gradient, zero_gradient, value,
                          wrong)
 
-  return _stepper.Stepper(init, step, len(table.first))
+  return Rule(init, follow, len(table.first))
 
 
 def _init(x, key, epsilon, bounds, norm) -> State:

@@ -153,7 +153,7 @@ def _towards_nearest(logits_fn, problem: _stepper.Problem, x: Array, *, norm: st
   logits, pull = jax.vjp(functools.partial(_stepper.logits_of, logits_fn), x)
   b, num_classes = logits.shape
   one_hot = functools.partial(jax.nn.one_hot, num_classes=num_classes, dtype=logits.dtype)
-  dual = functools.partial(norms.length, norm={'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}[norm])
+  dual = functools.partial(norms.length, norm=norms.DUAL[norm])
   width = num_classes if _loops.unrolls() else min(_SIDE_BY_SIDE, num_classes)
 
   def nearest(first: Array) -> tuple[Array, Array, Array]:

@@ -17,6 +17,7 @@ from at_jax.attacks import _hyperplane
 
 Array = jax.Array
 NORMS = ('linf', 'l2', 'l1')
+DUAL = {'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}
 
 
 class Ball(NamedTuple):

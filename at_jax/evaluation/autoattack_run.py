@@ -33,7 +33,7 @@ class Choice(NamedTuple):
 # By the attack's name in an evaluation. Single components are those of the version 'standard'.
 CHOICES = {
     'autoattack': Choice('standard'), 'autoattack_plus': Choice('plus'),
-    'autoattack_rand': Choice('rand'),
+    'autoattack_rand': Choice('rand'), 'autoattack_fast': Choice('fast'),
     **{name: Choice('standard', (name,)) for name in components.NAMES}}
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from at_jax.attacks import _arguments, _stepper, losses, norms
+from at_jax.attacks._nearest import stepper as nearest_stepper
 from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.fab import stepper as fab_stepper
 from at_jax.attacks.square import stepper as square_stepper
@@ -14,8 +15,9 @@ VERSIONS = {
     'standard': ('apgd-ce', 'apgd-t', 'fab-t', 'square'),
     'plus': ('apgd-ce', 'apgd-dlr', 'fab', 'square', 'apgd-t', 'fab-t'),
     'rand': ('apgd-ce', 'apgd-dlr'),
+    'fast': ('apgd-soft', 'apgd-near'),
 }
-NAMES = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
+NAMES = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square', 'apgd-soft', 'apgd-near')
 _EOT = 20
 
 
@@ -43,10 +45,10 @@ def choose(attacks: tuple[str, ...] | None, version: str, norm: str) -> tuple[st
   names = VERSIONS[version] if attacks is None else tuple(attacks) if np.iterable(attacks) else ()
   if not names or not all(map(NAMES.__contains__, names)) or len(set(names)) < len(names):
     raise ValueError(f'attacks = {attacks!r}: use some of {", ".join(NAMES)}, each once')
-  deterministic = [name for name in names if not name.startswith('apgd')]
+  deterministic = [name for name in names if not name.startswith('apgd') or name == 'apgd-near']
   if version == 'rand' and deterministic:
-    raise ValueError(f"attacks = {attacks!r}: with version='rand' use some of apgd-ce, apgd-dlr, apgd-t; "
-                     f"{', '.join(deterministic)} need a deterministic model")
+    raise ValueError(f"attacks = {attacks!r}: with version='rand' use some of apgd-ce, apgd-dlr, apgd-t, "
+                     f"apgd-soft; {', '.join(deterministic)} need a deterministic model")
   return names
 
 
@@ -78,9 +80,9 @@ def plan(
   Args:
     names: attacks, in order.
     norm: 'linf', 'l2' or 'l1'.
-    version: 'standard', 'plus' or 'rand'.
+    version: 'standard', 'plus', 'rand' or 'fast'.
     num_classes: C, at least 2. There are at most C - 1 targets.
-    num_steps: of APGD and FAB.
+    num_steps: of APGD and FAB; apgd-soft of version='fast' takes a fifth.
     num_queries: of Square.
     channel_axis: of Square.
 
@@ -94,8 +96,8 @@ def plan(
   Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
     Parameter-free Attacks, 2020, section 5, and the versions of the released code.
   """
-  large_start = norm == 'l1' and version == 'standard'
-  restarts = 5 if version == 'plus' or large_start else 1
+  large_start = norm == 'l1' and version in ('standard', 'fast')
+  restarts = 5 if version == 'plus' or norm == 'l1' and version == 'standard' else 1
   apgd = functools.partial(apgd_stepper, norm=norm, num_steps=num_steps, large_start=large_start,
                            eot=_EOT if version == 'rand' else 0)
   fab = functools.partial(fab_stepper, norm=norm, num_steps=num_steps)
@@ -104,6 +106,9 @@ def plan(
       'apgd-dlr': lambda: [(apgd(loss=losses.dlr), range(restarts))],
       'apgd-t': lambda: [(apgd(loss=losses.targeted_dlr, targeted=True),
                           range(min(5 if large_start else 9, num_classes - 1)))],
+      'apgd-soft': lambda: [(apgd(loss=losses.soft_dlr, num_steps=_fifth(num_steps, version)), range(1))],
+      'apgd-near': lambda: [(nearest_stepper(norm=norm, num_steps=num_steps, large_start=large_start,
+                                             num_targets=min(9, num_classes - 1)), range(1))],
       'fab': lambda: [(fab(targeted=False), range(1)),
                       (fab(targeted=False, random_start=True), range(1, restarts))],
       'fab-t': lambda: [(fab(targeted=True), range(min(9, num_classes - 1)))],
@@ -112,3 +117,9 @@ def plan(
   }
   return [Part(name, stepper, tuple(runs), targeted=name.endswith('-t'))
           for name in names for stepper, runs in parts[name]() if len(runs)]
+
+
+def _fifth(num_steps: int, version: str) -> int:
+  """The steps of apgd-soft: a fifth, at least 2 if there are 2, for version='fast'; all for others."""
+  _arguments.check_count('num_steps', num_steps)
+  return max(num_steps // 5, min(num_steps, 2)) if version == 'fast' else num_steps

@@ -95,6 +95,11 @@ def autoattack(
   target classes. 'plus' adds APGD on DLR and FAB, and makes 5 restarts. 'rand' is for random models: APGD on
   cross-entropy and on DLR, with 20 passes per gradient; one pass at the end decides.
 
+  'fast' takes 131 gradients of a robust example where 'standard' takes 1,910, and no Square: 20 steps of APGD
+  on the soft DLR loss ('apgd-soft'), then APGD on z_t − z_y for the nearest t of the 9 most likely other
+  classes ('apgd-near'). The distance of a class is that of its boundary linearised at the input. In L1 both
+  start in the ball of 3ε. It can miss examples of a model that hides its gradient, which Square would find.
+
   Each attack starts from the clean inputs of the examples that are still robust. Examples are attacked in
   one batch; a fooled example leaves at once and the next one takes its slot. The random draws of an example
   depend only on `key`, the attack and its index.
@@ -108,9 +113,10 @@ def autoattack(
     key: a PRNG key.
     epsilon: radius, a number or f32[N], in units of x.
     norm: 'linf', 'l2' or 'l1'.
-    version: 'standard', 'plus' or 'rand'.
+    version: 'standard', 'plus', 'rand' or 'fast'.
     attacks: attacks to run instead of those of the version, with the restarts and targets of the version:
-      apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, each at most once; with 'rand' only those of APGD.
+      apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, apgd-soft, apgd-near, each at most once; with 'rand' only
+      apgd-ce, apgd-dlr, apgd-t, apgd-soft.
       (The released code makes 5 restarts for a custom list, as version='plus' does here.)
     batch_size: the largest number of examples attacked at the same time.
     bounds: the smallest and the largest input value, numbers or arrays that broadcast with x.
@@ -118,7 +124,7 @@ def autoattack(
     index: i32[N], distinct integers folded into `key`; by default the positions in x. For a part of a
       larger set, pass the positions there: the draws are then those of the whole set. `multihost.autoattack`
       does this.
-    num_steps: steps of APGD and FAB. Published numbers use 100.
+    num_steps: steps of APGD and FAB; with 'fast', apgd-soft takes a fifth. Published numbers use 100.
     num_queries: queries of Square. Published numbers use 5,000.
     cascade: whether an attack gets only the examples that are robust so far; otherwise it gets all examples
       that are classified correctly.
