@@ -48,11 +48,15 @@ class Stepper(NamedTuple):
     length: number of steps per example.
     differentiates: whether a step takes a gradient of the model. If not, steps are fast in a loop on
       every backend.
+    forward: forward passes of an example in a step.
+    backward: backward passes of an example in a step; None if there is one for each class.
   """
   init: Callable[[Problem], Any]
   step: Callable[[LogitsFn, Problem, Any], Any]
   length: int
   differentiates: bool = True
+  forward: int = 1
+  backward: int | None = 1
 
 
 def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), mask=None, target=None, index=None,

@@ -204,7 +204,8 @@ def stepper(
     wrong = ~_stepper.is_correct(logits, problem.y)
     return rule.follow(problem, state, gradient, zero_gradient, value, wrong)
 
-  return _stepper.Stepper(rule.init, step, rule.length)
+  num_passes = max(eot, 1)
+  return _stepper.Stepper(rule.init, step, rule.length, forward=num_passes, backward=num_passes)
 
 
 class Rule(NamedTuple):

@@ -125,7 +125,8 @@ def stepper(
     x = _stepper.where(wrong, problem.x + (x - problem.x) * _BETA, x)
     return State(state.count + 1, found, x_adv, distance, x, zero_gradient)
 
-  return _stepper.Stepper(init, step, num_steps)
+  # One forward pass at the iterate and one at the next.
+  return _stepper.Stepper(init, step, num_steps, forward=2, backward=1 if targeted else None)
 
 
 def _draw(bounds, x: Array, key: Array, epsilon: Array, *, norm: str) -> Array:

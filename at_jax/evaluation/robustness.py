@@ -99,6 +99,7 @@ class Report(NamedTuple):
       ones.
     warnings: `{attack: messages}`, possible problems of the evaluation; 'clean' for those of the clean
       logits, if AutoAttack does not check them.
+    passes: `{attack: {component: Passes}}` of AutoAttack, as in `attacks.AutoAttackResult`.
     states: AutoAttack's state files, to be removed when the report is written.
     labels: i32[N].
     num_classes: C.
@@ -109,6 +110,7 @@ class Report(NamedTuple):
   worst_case: np.ndarray
   components: dict[str, dict[str, np.ndarray]]
   warnings: dict[str, tuple[str, ...]]
+  passes: dict[str, dict[str, attacks.Passes]]
   states: tuple[pathlib.Path, ...]
   labels: np.ndarray
   num_classes: int
@@ -130,7 +132,9 @@ class Report(NamedTuple):
             'by_class': {'clean': by_class(self.by_class(self.clean)), 'worst_case': by_class(worst_case),
                          'worst': int(np.nanargmin(worst_case))},
             'components': {name: fractions(each) for name, each in self.components.items()},
-            'warnings': {name: list(lines) for name, lines in self.warnings.items()}}
+            'warnings': {name: list(lines) for name, lines in self.warnings.items()},
+            'passes': {name: {part: count._asdict() for part, count in each.items()}
+                       for name, each in self.passes.items()}}
 
   def verdicts(self) -> dict[str, np.ndarray]:
     """Verdicts with the keys of verdicts.npz: bool[N] each."""
@@ -202,7 +206,7 @@ def evaluate(
       network, variables, split, key, attack=None, attacked_logits=network.deployed, among=everything,
       batch_size=batch_size, progress=functools.partial(progress, 'clean'), observe=logits.append)
   options = dict(norm=norm, epsilon=epsilon, batch_size=batch_size, progress=progress)
-  components, states = {}, []
+  components, passes, states = {}, {}, []
   num_classes = logits[0].shape[-1]
   _arguments.check_values(classes={'split.labels': split.labels}, num_classes=num_classes)
   messages = _check_clean(np.concatenate(logits), split.labels, names, warn)
@@ -215,7 +219,7 @@ def evaluate(
     found, state, robust = _under_autoattack(
         network, variables, split, key, spec, attacked_logits, among, title, search=search,
         state_dir=state_dir, warn=warn and functools.partial(warn, title), **options)
-    messages[title] = found.warnings
+    messages[title], passes[title] = found.warnings, found.passes
     states.extend([] if state is None else [state])
     if attacked_logits is network.deployed:
       components[title] = found.components
@@ -234,7 +238,7 @@ def evaluate(
     released = {name: under(name, network.logits, everything, f'{name}, released protocol')
                 for name in names if _is_released(name)}
   worst_case = functools.reduce(np.logical_and, [*robust.values(), *released.values()], clean)
-  return Report(clean, robust, released, worst_case, components, messages, tuple(states),
+  return Report(clean, robust, released, worst_case, components, messages, passes, tuple(states),
                 split.labels, num_classes)
 
 

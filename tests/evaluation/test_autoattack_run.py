@@ -41,6 +41,10 @@ def test_components_are_reported():
   assert list(accuracies['components']['autoattack']) == ['apgd-ce', 'square']
   assert accuracies['components']['autoattack']['square'] == accuracies['robust']['autoattack']
   assert 0 < accuracies['robust']['autoattack'] < accuracies['clean']
+  counts = accuracies['passes']['autoattack']
+  assert list(counts) == ['apgd-ce', 'square', 'checks'] and counts['square'].keys() == {
+      'forward', 'backward', 'empty'}
+  assert counts['apgd-ce']['backward'] > 0 == counts['square']['backward']
   together = found.robust['pgd2'] & found.robust['autoattack']
   np.testing.assert_array_equal(found.worst_case, together)
   json.dumps(accuracies)

@@ -23,6 +23,19 @@ Array = jax.Array
 DIAGNOSTICS = ('attacked', 'zero_gradient', 'rose')
 
 
+class Passes(NamedTuple):
+  """Passes of examples through the networks.
+
+  Attributes:
+    forward: forward passes of examples. A gradient takes one forward and one backward pass.
+    backward: backward passes of examples.
+    empty: forward passes of slots that had no example, or one whose run had ended.
+  """
+  forward: int
+  backward: int
+  empty: int
+
+
 class Work(NamedTuple):
   """All examples of an evaluation.
 
@@ -70,7 +83,7 @@ def empty_slots(items: np.ndarray, batch_size: int, devices: Sequence[jax.Device
 
 def run_batched(
     search_fn: _stepper.LogitsFn, verify_fn: _stepper.LogitsFn, work: Work, slots: Slots,
-    fooled: np.ndarray, x_adv: np.ndarray, diagnostics: np.ndarray, *,
+    fooled: np.ndarray, x_adv: np.ndarray, diagnostics: np.ndarray, passes: np.ndarray, *,
     stepper: _stepper.Stepper, devices: Sequence[jax.Device], random: bool = False,
 ) -> Iterator[Slots]:
   """Attacks every item. An example is fooled if `verify_fn` misclassifies the point that was found.
@@ -86,6 +99,7 @@ def run_batched(
     fooled: bool[N], updated in place. Examples that are already fooled are not attacked.
     x_adv: f32[N, ...], updated in place where an example is fooled.
     diagnostics: bool[3, N], rows as in `DIAGNOSTICS`, updated in place when a run ends.
+    passes: i64[3], the fields of `Passes`, updated in place.
     stepper: the attack.
     devices: the slots are divided among these.
     random: whether the models take one example and a key. The last pass is made at the latest
@@ -102,9 +116,11 @@ def run_batched(
   advance = _advance(stepper.differentiates, tuple(devices))
   slots, problem = _pad(slots, devices), None
   size, key = len(slots.example), work.key if random else None
-  search_fn, _ = _stepper.capture(search_fn, work.x, size // len(devices), key)
+  search_fn, num_classes = _stepper.capture(search_fn, work.x, size // len(devices), key)
   verify_fn, _ = _stepper.capture(verify_fn, work.x, size, key)
   work, search_fn, verify_fn = devices_lib.replicate((work, search_fn, verify_fn), devices)
+  each_step = stepper.forward, num_classes if stepper.backward is None else stepper.backward
+  count = np.zeros(size, int) if slots.state is None else np.asarray(slots.state.count)
   while True:
     was_empty, slots = slots.example < 0, _fill(slots, fooled)
     example, occupied, state = slots.example, slots.example >= 0, slots.state
@@ -115,9 +131,12 @@ def run_batched(
       problem, state = devices_lib.shard(
           _load(work, np.maximum(example, 0), slots.run, is_new, ~occupied, state, stepper=stepper), devices)
     state = advance(search_fn, problem, state, stepper=stepper, num_steps=num_steps)
+    before = np.where(is_new, 0, count)
     found, count = jax.device_get((state.found, state.count))
+    count_passes(passes, each_step, int((count - before)[occupied].sum()), size * num_steps)
     claimed = occupied & (count >= stepper.length if random else found)
     if claimed.any():
+      count_passes(passes, (1, 0), int(claimed.sum()), size)
       draw = stepper.length if random else None  # steps fold in their count, 0..length - 1
       confirmed = claimed & np.asarray(_stepper.is_wrong(verify_fn, state.x_adv, problem, draw=draw))
       if confirmed.any():
@@ -141,6 +160,12 @@ def _advance(differentiates: bool, devices: tuple[jax.Device, ...]):
   # The driver is never traced, so compiler options are allowed here.
   return jax.jit(advance, static_argnames=('stepper', 'num_steps'),
                  compiler_options=_loops.compiler_options(differentiates))
+
+
+def count_passes(passes: np.ndarray, each: tuple[int, int], num_taken: int, num_computed: int) -> None:
+  """Adds to `passes`, i64[3]: `each` (forward, backward), times `num_taken`; the other steps were empty."""
+  forward, backward = each
+  passes += (num_taken * forward, num_taken * backward, (num_computed - num_taken) * forward)
 
 
 def steps_per_call(stepper: _stepper.Stepper) -> int:

@@ -38,6 +38,8 @@ class AutoAttackResult(NamedTuple):
       it alone).
     warnings: reasons to doubt the numbers.
     seconds: for each attack, its time in seconds, including compilation.
+    passes: for each attack, its `Passes`, including those that confirm a point; 'checks' counts those of the
+      clean inputs, of the checks of the model, and of the points that were found, evaluated again.
   """
   x: np.ndarray
   robust: np.ndarray
@@ -45,6 +47,7 @@ class AutoAttackResult(NamedTuple):
   components: dict[str, np.ndarray]
   warnings: tuple[str, ...]
   seconds: dict[str, float]
+  passes: dict[str, batching.Passes]
 
 
 class Progress(NamedTuple):
@@ -65,7 +68,7 @@ class Progress(NamedTuple):
 
 
 class _Evaluation(NamedTuple):
-  """What every phase of an evaluation reads."""
+  """What every phase of an evaluation reads; `checks` counts passes outside the attacks."""
   attacks: tuple[str, ...]
   work: batching.Work
   search_fn: _stepper.LogitsFn
@@ -74,6 +77,7 @@ class _Evaluation(NamedTuple):
   cascade: bool
   batch_size: int
   devices: tuple[jax.Device, ...]
+  checks: np.ndarray                # i64[3], the fields of `Passes`
   logits: np.ndarray | None = None  # f32[N, C], of the clean inputs
   clean: np.ndarray | None = None   # bool[N], classified correctly
 
@@ -200,7 +204,9 @@ def autoattack(
   report(_check_result(run, record, robust))
   return AutoAttackResult(
       record.x, robust, run.clean, dict(zip(attacks, record.robust, strict=True)), tuple(all_warnings),
-      dict(zip(attacks, record.seconds.tolist(), strict=True)))
+      dict(zip(attacks, record.seconds.tolist(), strict=True)),
+      {name: batching.Passes(*row.tolist()) for name, row in
+       zip((*attacks, 'checks'), (*record.passes, run.checks), strict=True)})
 
 
 def _check_examples(x, y, key, epsilon, bounds, mask, index) -> batching.Work:
@@ -230,7 +236,7 @@ def _prepare(logits_fn, search_fn, work, *, attacks, random, cascade, batch_size
   if random and search_fn is not None:
     raise ValueError("search_fn needs a deterministic model: leave it out with version='rand'")
   run = _Evaluation(attacks, work, logits_fn if search_fn is None else search_fn, logits_fn, random, cascade,
-                    batch_size, devices)
+                    batch_size, devices, np.zeros(3, int))
   logits = _in_batches(run, work.x)
   num_classes = logits.shape[1]
   _arguments.check_values(classes={'y': work.y}, num_classes=num_classes)
@@ -251,7 +257,12 @@ def _check_model(run: _Evaluation, norm: str, channel_axis: int) -> Iterator[str
     yield from _diagnostics.check_channels(work.x.shape, channel_axis)
   if not run.random:
     n = max(run.batch_size, 2)  # one example alone cannot show a dependence on the batch
-    yield from _diagnostics.check_determinism(run.verify_fn, work.x[:n], work.y[:n], logits[:n])
+
+    def counted(x):  # called uncompiled
+      batching.count_passes(run.checks, (1, 0), len(x), len(x))
+      return run.verify_fn(x)
+
+    yield from _diagnostics.check_determinism(counted, work.x[:n], work.y[:n], logits[:n])
 
 
 def _run_attacks(run: _Evaluation, parts, record: state_file.Record, slots, write,
@@ -291,7 +302,7 @@ def _run_part(run: _Evaluation, part: components_lib.Part, record: state_file.Re
   began = time.monotonic() - float(record.seconds[row])
   calls = batching.run_batched(
       run.search_fn, run.verify_fn, work, slots, fooled, record.x, record.diagnostics[row],
-      stepper=part.stepper, devices=run.devices, random=run.random)
+      record.passes[row], stepper=part.stepper, devices=run.devices, random=run.random)
   for slots in calls:
     record.seconds[row] = seconds = time.monotonic() - began
     write(record, slots)
@@ -325,6 +336,7 @@ def _in_batches(run: _Evaluation, x: Array) -> np.ndarray:
     row = np.minimum(np.arange(start, start + run.batch_size), len(x) - 1)
     batch = devices_lib.shard((x[row], index[row]), run.devices)
     logits.append(np.asarray(_call(model, *batch, key, random=run.random)))
+    batching.count_passes(run.checks, (1, 0), min(run.batch_size, len(x) - start), run.batch_size)
   return np.concatenate(logits)[:len(x)]
 
 

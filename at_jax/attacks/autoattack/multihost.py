@@ -7,7 +7,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from at_jax.attacks import _arguments, _stepper
-from at_jax.attacks.autoattack import driver, state_file
+from at_jax.attacks.autoattack import batching, driver, state_file
 
 Array = jax.Array
 
@@ -36,7 +36,7 @@ def autoattack(
 
   Returns:
     The `AutoAttackResult` of all N examples, in every process. `seconds` are those of the slowest process,
-    `warnings` those of all processes, each about its part.
+    `passes` the sums over processes, `warnings` those of all processes, each about its part.
 
   Raises:
     ValueError: as in `attacks.autoattack`, and if there are fewer examples than processes.
@@ -80,12 +80,19 @@ def autoattack(
       *(_merge(share, n) for share in (result.x, result.robust, result.clean)),
       {name: _merge(robust, n) for name, robust in result.components.items()},
       _gather_lines(result.warnings),
-      {name: float(_gather(np.float32(seconds)).max()) for name, seconds in result.seconds.items()})
+      {name: float(_gather(np.float32(seconds)).max()) for name, seconds in result.seconds.items()},
+      {name: batching.Passes(*_gather_counts(passes).sum(axis=0).tolist())
+       for name, passes in result.passes.items()})
 
 
 def _gather(array: np.ndarray) -> np.ndarray:
   """[P, ...], the arrays of all processes, which have the same shape."""
   return np.asarray(multihost_utils.process_allgather(array))
+
+
+def _gather_counts(counts: tuple[int, ...]) -> np.ndarray:
+  """i64[P, ...], in halves, because jax may cut integers to 32 bits."""
+  return _gather(np.array(counts, np.int64).view(np.int32)).view(np.int64)
 
 
 def _merge(share: np.ndarray, n: int) -> np.ndarray:

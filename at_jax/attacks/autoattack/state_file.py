@@ -34,6 +34,7 @@ class Record(NamedTuple):
     robust: bool[A, N], robust after each attack (with cascade=False: under that attack).
     diagnostics: bool[A, 3, N], `batching.DIAGNOSTICS` of each attack.
     seconds: f64[A], time spent on each attack.
+    passes: i64[A, 3], the fields of `batching.Passes` for each attack.
     centred_logit: f64[N], first clean logit minus the mean of all; identifies the model.
     targets: i64[N, R], of targeted attacks. They are stored because rounding on another device may rank
       the classes differently.
@@ -44,6 +45,7 @@ class Record(NamedTuple):
   robust: np.ndarray
   diagnostics: np.ndarray
   seconds: np.ndarray
+  passes: np.ndarray
   centred_logit: np.ndarray
   targets: np.ndarray
 
@@ -144,7 +146,7 @@ def new_record(clean: np.ndarray, logits: np.ndarray, x: np.ndarray, num_attacks
   return Record(
       np.zeros(num_parts, bool), ~clean, x.copy(), np.tile(clean, (num_attacks, 1)),
       np.zeros((num_attacks, len(batching.DIAGNOSTICS), len(x)), bool), np.zeros(num_attacks),
-      centred_logit, components.targets(logits))
+      np.zeros((num_attacks, len(batching.Passes._fields)), int), centred_logit, components.targets(logits))
 
 
 def read(
@@ -172,7 +174,8 @@ def read(
   saved = None if path is None else load(path)
   if saved is None:
     return record, None
-  if 'mark' in saved:  # older versions stored one hash under this name
+  # Older versions stored one hash under the name 'mark', or counted no passes.
+  if 'mark' in saved or ('fingerprint' in saved and 'passes' not in saved):
     raise _other_version(path, 'an older format')
   try:
     before = dict(saved['fingerprint'].tolist())

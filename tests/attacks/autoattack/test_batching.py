@@ -22,16 +22,18 @@ STEPPERS = {
 
 
 def run_batched(logits_fn, x, y, stepper, *, batch_size, epsilon=.1):
-  """The slots after every call, and which examples were fooled."""
+  """The slots after every call, which examples were fooled, and the passes."""
   n = len(x)
   work = batching.Work(x, y, y[:, None], jnp.arange(n), KEY, jnp.full(n, epsilon), (0., 1.))
   items = np.array([(i, 0) for i in range(n)])
-  fooled, diagnostics, devices = np.zeros(n, bool), np.zeros((3, n), bool), jax.local_devices()[:1]
+  fooled, diagnostics, passes = np.zeros(n, bool), np.zeros((3, n), bool), np.zeros(3, int)
+  devices = jax.local_devices()[:1]
   slots = batching.empty_slots(items, batch_size, devices)
   calls = list(batching.run_batched(
-      logits_fn, logits_fn, work, slots, fooled, np.array(x), diagnostics, devices=devices, stepper=stepper))
+      logits_fn, logits_fn, work, slots, fooled, np.array(x), diagnostics, passes, devices=devices,
+      stepper=stepper))
   assert diagnostics[0].all() and calls[-1].num_loaded == n and (calls[-1].example == -1).all()
-  return calls, fooled
+  return calls, fooled, batching.Passes(*passes)
 
 
 @pytest.mark.parametrize('name', STEPPERS)
@@ -42,7 +44,8 @@ def test_free_slot_is_refilled_while_the_other_runs(name):
   # Square makes 26 steps in calls of 20, so c is 2.
   stepper = STEPPERS[name]
   logits_fn = lambda x: jnp.stack([jnp.ones(len(x)), jnp.zeros(len(x))], 1) + 0 * x.sum()
-  calls, fooled = run_batched(logits_fn, jnp.full((6, 4), .5), jnp.arange(6) % 2, stepper, batch_size=2)
+  x, y = jnp.full((6, 4), .5), jnp.arange(6) % 2
+  calls, fooled, passes = run_batched(logits_fn, x, y, stepper, batch_size=2)
   np.testing.assert_array_equal(fooled, np.arange(6) % 2 == 1)
   c = -(-stepper.length // batching.steps_per_call(stepper))
   assert c > 1 and len(calls) == 2 * c + 1
@@ -54,6 +57,13 @@ def test_free_slot_is_refilled_while_the_other_runs(name):
   before, after = np.asarray(first.state.count)[0], np.asarray(second.state.count)
   assert 0 < before < stepper.length
   assert after[0] == min(2 * before, stepper.length) and after[1] == before
+  # The steps of three whole runs and of three single steps, and one pass to confirm each of three points.
+  # FAB takes two forward passes in a step, and one backward pass for each of the two classes; Square none.
+  num_taken = 3 * stepper.length + 3
+  forward, backward = {'apgd': (1, 1), 'fab': (2, 2), 'square': (1, 0)}[name]
+  computed = 2 * (len(calls) * batching.steps_per_call(stepper) * forward + 3)
+  assert passes[:2] == (forward * num_taken + 3, backward * num_taken)
+  assert passes.forward + passes.empty == computed
 
 
 def test_refilling_compiles_nothing_and_leaves_no_slot_free():
@@ -61,10 +71,10 @@ def test_refilling_compiles_nothing_and_leaves_no_slot_free():
   advance = batching._advance(True, tuple(jax.local_devices()[:1]))
   num_programs = lambda: (advance._cache_size(), _stepper.is_wrong._cache_size())
   run = lambda n: run_batched(logits_fn, x[:n], y[:n], STEPPERS['apgd'], batch_size=4, epsilon=.05)
-  _, fooled = run(4)  # fills the slots once; some are fooled, so the verifying model is compiled too
+  _, fooled, _ = run(4)  # fills the slots once; some are fooled, so the verifying model is compiled too
   assert fooled.any()
   first = num_programs()
-  calls, fooled = run(24)
+  calls, fooled, _ = run(24)
   assert num_programs() == first and min(first) > 0
   assert 0 < fooled.sum() < 24
   # Each call loads as many examples as there were free slots, or as remain. Some slots were free while
@@ -80,9 +90,9 @@ def test_short_list_gets_no_more_slots_than_it_fills():
   # 7 examples, batch size 32: one eighth is 4, so 8 slots are enough. The draws, and therefore the fooled
   # examples, are those of any other batch size.
   logits_fn, x, y = small_models.network(n=7)
-  calls, fooled = run_batched(logits_fn, x, y, STEPPERS['square'], batch_size=32)
+  calls, fooled, _ = run_batched(logits_fn, x, y, STEPPERS['square'], batch_size=32)
   assert {len(slots.example) for slots in calls} == {8}
-  calls, fooled_in_4 = run_batched(logits_fn, x, y, STEPPERS['square'], batch_size=4)
+  calls, fooled_in_4, _ = run_batched(logits_fn, x, y, STEPPERS['square'], batch_size=4)
   assert {len(slots.example) for slots in calls} == {4}
   np.testing.assert_array_equal(fooled, fooled_in_4)
   assert 0 < fooled.sum() < 7

@@ -1,5 +1,7 @@
 """The AutoAttack driver: unusual inputs, unusual models and invalid arguments."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,9 @@ def test_one_unlucky_pass_does_not_fool_a_random_model(monkeypatch):
   order = np.random.RandomState(0).permutation(200)
   whole, part = at(np.arange(200)), at(order)
   assert .9 < whole.clean.mean() < 1 and .8 < whole.robust.mean() < whole.clean.mean()
+  # 11 gradients of 20 passes each, and the pass that decides.
+  n = whole.clean.sum()
+  assert whole.passes['apgd-ce'][:2] == (n * (11 * 20 + 1), n * 11 * 20)
   # The draws depend on the index of the example, also for the clean input.
   np.testing.assert_array_equal(part.clean, whole.clean[order])
   np.testing.assert_array_equal(part.robust, whole.robust[order])
@@ -48,6 +53,42 @@ def test_one_unlucky_pass_does_not_fool_a_random_model(monkeypatch):
   other = at(np.arange(200), ('apgd-dlr',))
   fooled = [found.clean & ~found.robust for found in (whole, other)]
   assert min(map(np.sum, fooled)) >= 4 and (fooled[0] & fooled[1]).sum() <= 3
+
+
+def counting(logits_fn, counts):
+  """The model, adding the rows of each computed forward and backward pass to counts[0] and counts[1]."""
+  def noted(x, where):
+    def note(x):
+      counts[where] += math.prod(x.shape[:-1])  # its values would wait for the device
+      return np.zeros(x.shape, np.float32)
+    return x + jax.pure_callback(note, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method='broadcast_all')
+
+  @jax.custom_vjp
+  def tap(logits):
+    return noted(logits, 0)
+
+  tap.defvjp(lambda logits: (noted(logits, 0), None), lambda _, g: (noted(g, 1),))
+  return lambda x: tap(logits_fn(x))
+
+
+def test_passes_are_those_that_a_counting_model_sees():
+  logits_fn, x, y = network(n=10)
+  seen = [0, 0]
+  model, names = counting(logits_fn, seen), ('apgd-t', 'fab-t', 'square')
+  robust = run(model, x, y, epsilon=0., batch_size=5, names=names)
+  assert robust.robust.all()
+  # For each of 10 examples and 4 targets, APGD takes 9 gradients, and FAB makes 8 steps of two forward passes
+  # and one backward pass. Square makes 25 queries and the start, in two calls of 20. The checks evaluate all
+  # inputs twice, and one batch of 5 six times.
+  assert robust.passes == {
+      'apgd-t': (360, 360, 0), 'fab-t': (640, 320, 0), 'square': (260, 0, 140), 'checks': (50, 0, 0)}
+  total = lambda result: np.sum(list(result.passes.values()), axis=0)
+  assert seen == [sum(total(robust)[[0, 2]]), total(robust)[1]]
+  # Where some are fooled, slots are empty at the end, and points are confirmed.
+  seen[:] = 0, 0
+  fooled = run(model, x, y, epsilon=.05, batch_size=5, names=names)
+  assert 0 < fooled.robust.sum() < 10 and fooled.passes['apgd-t'].empty
+  assert seen[0] == sum(total(fooled)[[0, 2]]) and seen[1] > total(fooled)[1]
 
 
 def test_invalid_arguments_raise_with_a_remedy():

@@ -92,6 +92,7 @@ def test_evaluation_killed_many_times_resumes_to_same_verdicts(tmp_path):
   np.testing.assert_array_equal(result.x, whole.x)
   for name, robust in result.components.items():
     np.testing.assert_array_equal(robust, whole.components[name])
+  assert result.passes == whole.passes
   same = dict(epsilon=.05, batch_size=5, attacks=('apgd-ce', 'fab-t', 'square'), **QUICK)
   for other, named in ((dict(epsilon=.06), 'epsilon'), (dict(search_fn=logits_fn), 'search_fn'),
                        (dict(batch_size=6, num_steps=9), 'batch_size, num_steps')):
