@@ -37,6 +37,7 @@ def get_config(arg: str = ''):
   c.log_every_steps = 65
   c.validate.every_epochs = 60  # once, so that the last checkpoint is evaluated
   c.evaluate.batch_size, c.evaluate.attacks = 397, ('pgd20', 'margin20x2')
+  c.evaluate.audit = 0
   if arg in ('standard', 'pgd_at'):
     c.loss, c.dummy.enabled = arg, False
   elif arg == 'smoke':

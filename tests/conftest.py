@@ -17,11 +17,12 @@ hypothesis.settings.load_profile('default')
 # compile without most optimizations, which takes a quarter to two thirds of the CPU time. Tests that compare
 # attacks, losses, released code or the training step with a number compile programs as users do.
 _LIGHTLY_COMPILED = tuple(f'{pathlib.Path(__file__).parent}/{name}' for name in (
-    'analysis', 'attacks/autoattack/test_batching', 'attacks/autoattack/test_driver',
-    'attacks/autoattack/test_multihost', 'attacks/autoattack/test_state_file', 'attacks/test_any_model',
-    'attacks/test_arguments', 'attacks/test_composition', 'attacks/test_diagnostics', 'attacks/test_draws',
-    'attacks/test_masks', 'attacks/test_model', 'attacks/test_pgd_friendly', 'attacks/test_pgd_options',
-    'attacks/test_random', 'attacks/test_square_channels', 'config', 'evaluation', 'methods/test_cfa',
+    'analysis', 'attacks/autoattack/test_audit', 'attacks/autoattack/test_batching',
+    'attacks/autoattack/test_driver', 'attacks/autoattack/test_multihost',
+    'attacks/autoattack/test_state_file', 'attacks/test_any_model', 'attacks/test_arguments',
+    'attacks/test_composition', 'attacks/test_diagnostics', 'attacks/test_draws', 'attacks/test_masks',
+    'attacks/test_model', 'attacks/test_pgd_friendly', 'attacks/test_pgd_options', 'attacks/test_random',
+    'attacks/test_square_channels', 'config', 'evaluation', 'methods/test_cfa',
     'methods/test_entropy_sgd_composes', 'methods/test_finetune', 'methods/test_inner_attacks',
     'methods/test_objective', 'models', 'test_readme', 'training/test_batchnorm', 'training/test_checkpoints',
     'training/test_compose', 'training/test_entropy_run', 'training/test_epoch', 'training/test_fair_average',

@@ -30,6 +30,7 @@ _COLUMNS = (
     ('margin PGD-100×5', lambda r: r['robust'].get('margin100x5')),
     ('logit-scaled', lambda r: r['robust'].get('scales_pgd20')),
     ('dummy-aware', lambda r: r['robust'].get('dummies_pgd100')),
+    ('fast AutoAttack', lambda r: r['robust'].get('autoattack_fast')),
     ('AutoAttack', lambda r: r['robust'].get('autoattack')),
     ('worst case', lambda r: r['worst_case']),
     ('released PGD-20', lambda r: r['released'].get('pgd20')),
@@ -130,9 +131,10 @@ def threat(results: dict[str, Any]) -> str:
 def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
   """Formats runs as Markdown tables, one for each threat model.
 
-  A column that no run of a table has is left out. The last column counts the test examples that only the
-  method or only the reference classifies correctly in the worst case, over all seeds that both have, and
-  gives the largest p-value of the seeds.
+  A column that no run of a table has is left out. `audit` has k of m for each seed: of the m examples robust
+  under fast AutoAttack that AutoAttack attacked too, k were fooled. The last column counts the test examples
+  that only the method or only the reference classifies correctly in the worst case, over all seeds that both
+  have, and gives the largest p-value of the seeds.
 
   Args:
     runs: result of `read`.
@@ -185,7 +187,9 @@ def write(page: str | os.PathLike, text: str) -> None:
 def _table(runs: dict[str, dict[int, Run]], against: str) -> str:
   columns = [(name, pick) for name, pick in _COLUMNS if any(
       pick(run.results) is not None for seeds in runs.values() for run in seeds.values())]
-  head = ['method', 'seeds', *(name for name, _ in columns), 'worst class', f'against {against}']
+  audits = {method: _audits(seeds) for method, seeds in runs.items()}
+  audit = ['audit'] if any(audits.values()) else []
+  head = ['method', 'seeds', *(name for name, _ in columns), *audit, 'worst class', f'against {against}']
   lines = [head, ['---'] * len(head)]
   order = lambda item: -np.mean([run.results['worst_case'] for run in item[1].values()])
   for method, seeds in sorted(runs.items(), key=order):
@@ -200,8 +204,14 @@ def _table(runs: dict[str, dict[int, Run]], against: str) -> str:
     if pairs:
       comparison = (f'+{sum(p.gained for p in pairs)} −{sum(p.lost for p in pairs)}, '
                     f'p ≤ {max(p.p for p in pairs):.2g}')
-    lines.append([f'`{method}`', str(len(seeds)), *cells, _percent(worst), comparison])
+    lines.append([f'`{method}`', str(len(seeds)), *cells, *(audits[method] for _ in audit),
+                  _percent(worst), comparison])
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _audits(seeds: dict[int, Run]) -> str:
+  found = [run.results.get('audits', {}).get('autoattack_fast') for run in seeds.values()]
+  return ', '.join(f'{audit["fallen"]} of {audit["sampled"]}' for audit in found if audit)
 
 
 def _percent(values: Sequence[float | None]) -> str:

@@ -191,10 +191,11 @@ def check_number(name: str, value: Any) -> None:
     raise ValueError(f'{name} = {_shown(value)}: use a number{without}')
 
 
-def check_count(name: str, number: Any) -> None:
-  """Raises ValueError unless a number of steps, restarts or the like is an integer of at least 1."""
-  if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
-    raise ValueError(f'{name} = {_shown(number)}: use a whole number above 0')
+def check_count(name: str, number: Any, or_none: bool = False) -> None:
+  """Raises ValueError unless a number of steps, restarts or the like is an integer above 0, or 0 for none."""
+  if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < (0 if or_none else 1):
+    remedy = ', or 0 for none' if or_none else ''
+    raise ValueError(f'{name} = {_shown(number)}: use a whole number above 0{remedy}')
 
 
 def check_name(name: str, value: str, known: Sequence[str]) -> None:

@@ -183,6 +183,9 @@ _SCALED = _both(_FINETUNE, _is_one_of('finetune.regulator', 'radius', 'controlle
 _AUTOATTACK = When('AutoAttack, or a part of it, is one of `evaluate.attacks`', lambda flat: any(
     isinstance(attack_names.parse(name), autoattack_run.Choice) for name in flat['evaluate.attacks']))
 
+_FAST = When('`autoattack_fast` is one of `evaluate.attacks`',
+             lambda flat: 'autoattack_fast' in flat['evaluate.attacks'])
+
 
 def _group(name: str, fields: dict[str, Field], when: When | None = None, free: bool = False
            ) -> dict[str, Field]:
@@ -378,6 +381,9 @@ FIELDS |= _group('inference', {
 FIELDS |= _group('evaluate', {
     'attacks': Field(('pgd20', 'margin100x5', 'scales_pgd20', 'dummies_pgd100'),
                      'Attacks of the final evaluation.', _ATTACK_NAMES),
+    'audit': Field(200, 'The largest number of examples robust under `autoattack_fast` that AutoAttack '
+                   'attacks too, for an interval of the robust accuracy under both; 0 for none, as in '
+                   '`:small` and `:smoke`.', _whole(0), _FAST),
     'search_dtype': Field('', 'Type in which AutoAttack searches; only what the model itself confirms '
                           "counts. '' for the type of the model.", _choice('', 'bfloat16'), _AUTOATTACK),
     'norm': Field(SameAs('attack', 'norm'), 'Norm of the evaluation.', _choice('linf', 'l2', 'l1')),

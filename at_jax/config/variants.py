@@ -94,7 +94,7 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     c.optimizer.entropy.inner_learning_rate = c.optimizer.learning_rate
   if c.optimizer.swa_start_epoch:
     c.optimizer.swa_start_epoch = 6
-  c.evaluate.num_examples = 1000
+  c.evaluate.num_examples, c.evaluate.audit = 1000, 0
   c.evaluate.step_size_255 = c.attack.epsilon_255 / 4
   return c
 
@@ -139,7 +139,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.optimizer.entropy.inner_steps = min(c.optimizer.entropy.inner_steps, 2)
   c.log_every_steps = 1
   c.validate.update(batch_size=16, every_epochs=1)
-  c.evaluate.update(attacks=('pgd1',), num_examples=16, batch_size=16)
+  c.evaluate.update(attacks=('pgd1',), num_examples=16, batch_size=16, audit=0)
   return c
 
 

@@ -48,6 +48,7 @@ def run(
     epsilon: float,
     batch_size: int,
     title: str,
+    audit: int = 0,
     search: Callable[[Any, Array], Array] | None = None,
     state_dir: str | os.PathLike | None = None,
     progress: Callable[[str, int, int, float], None] = lambda *_: None,
@@ -68,6 +69,7 @@ def run(
     epsilon: radius, in units of x.
     batch_size: number of examples attacked at a time.
     title: name for `progress`, which adds the component's.
+    audit: as in `attacks.autoattack`, for the version 'fast'; the others ignore it.
     search: logits to search on instead; a point counts only if `logits` is fooled too.
     state_dir: folder of the state file; None for none.
     progress: called with the name of what runs, runs done, their number, and the accuracy so far, after
@@ -83,7 +85,9 @@ def run(
   """
   if choice.version == 'rand':
     search = None
-  settings = dict(choice=choice, norm=norm, epsilon=epsilon, batch_size=batch_size,
+  if choice.version != 'fast':
+    audit = 0
+  settings = dict(choice=choice, norm=norm, epsilon=epsilon, batch_size=batch_size, audit=audit,
                   searched_apart=search is not None)
   path = None
   if state_dir is not None:
@@ -94,7 +98,7 @@ def run(
   try:
     result = attacks_lib.autoattack(
         jax.tree_util.Partial(apply, variables), pipeline.in_unit(split.images), split.labels, key,
-        epsilon=epsilon, norm=norm, **choice._asdict(), batch_size=batch_size, state_path=path,
+        epsilon=epsilon, norm=norm, **choice._asdict(), audit=audit, batch_size=batch_size, state_path=path,
         search_fn=None if search is None else jax.tree_util.Partial(search, variables),
         progress=show, warn=warn)
   except (state_file.StateMismatch, zipfile.BadZipFile) as error:

@@ -100,6 +100,8 @@ class Report(NamedTuple):
     warnings: `{attack: messages}`, possible problems of the evaluation; 'clean' for those of the clean
       logits, if AutoAttack does not check them.
     passes: `{attack: {component: Passes}}` of AutoAttack, as in `attacks.AutoAttackResult`.
+    audits: `{attack: Audit}`, intervals for the robust accuracy under a fast version and AutoAttack.
+    audited: `{attack: bool[N]}`, the samples of these audits.
     states: AutoAttack's state files, to be removed when the report is written.
     labels: i32[N].
     num_classes: C.
@@ -111,6 +113,8 @@ class Report(NamedTuple):
   components: dict[str, dict[str, np.ndarray]]
   warnings: dict[str, tuple[str, ...]]
   passes: dict[str, dict[str, attacks.Passes]]
+  audits: dict[str, attacks.Audit]
+  audited: dict[str, np.ndarray]
   states: tuple[pathlib.Path, ...]
   labels: np.ndarray
   num_classes: int
@@ -134,13 +138,15 @@ class Report(NamedTuple):
             'components': {name: fractions(each) for name, each in self.components.items()},
             'warnings': {name: list(lines) for name, lines in self.warnings.items()},
             'passes': {name: {part: count._asdict() for part, count in each.items()}
-                       for name, each in self.passes.items()}}
+                       for name, each in self.passes.items()},
+            'audits': {name: audit._asdict() for name, audit in self.audits.items()}}
 
   def verdicts(self) -> dict[str, np.ndarray]:
     """Verdicts with the keys of verdicts.npz: bool[N] each."""
     found = {'clean': self.clean, 'worst_case': self.worst_case}
     found |= {f'robust/{name}': v for name, v in self.robust.items()}
     found |= {f'released/{name}': v for name, v in self.released.items()}
+    found |= {f'audited/{name}': v for name, v in self.audited.items()}
     return found
 
 
@@ -156,6 +162,7 @@ def evaluate(
     step_size: float,
     batch_size: int,
     has_dummies: bool,
+    audit: int = 0,
     search: deployed_lib.Network | None = None,
     state_dir: str | os.PathLike | None = None,
     progress: Progress = lambda *_: None,
@@ -183,6 +190,8 @@ def evaluate(
     step_size: of PGD; FGSM's is epsilon.
     batch_size: number of examples in a batch, over all devices.
     has_dummies: whether the head has dummy classes.
+    audit: the largest number of examples robust under `autoattack_fast`, on the deployed logits, that
+      AutoAttack attacks too; 0 for no audit.
     search: the same network in a lower precision, on which AutoAttack searches. A point counts only if
       `network` misclassifies it too.
     state_dir: where AutoAttack saves its state to resume from; None for nowhere.
@@ -207,6 +216,7 @@ def evaluate(
       batch_size=batch_size, progress=functools.partial(progress, 'clean'), observe=logits.append)
   options = dict(norm=norm, epsilon=epsilon, batch_size=batch_size, progress=progress)
   components, passes, states = {}, {}, []
+  audits, audited = {}, {}
   num_classes = logits[0].shape[-1]
   _arguments.check_values(classes={'split.labels': split.labels}, num_classes=num_classes)
   messages = _check_clean(np.concatenate(logits), split.labels, names, warn)
@@ -217,12 +227,14 @@ def evaluate(
       return _under_pgd(network, variables, split, key, spec, attacked_logits, among, title,
                         step_size=step_size, **options)
     found, state, robust = _under_autoattack(
-        network, variables, split, key, spec, attacked_logits, among, title, search=search,
+        network, variables, split, key, spec, attacked_logits, among, title, search=search, audit=audit,
         state_dir=state_dir, warn=warn and functools.partial(warn, title), **options)
     messages[title], passes[title] = found.warnings, found.passes
     states.extend([] if state is None else [state])
     if attacked_logits is network.deployed:
       components[title] = found.components
+      if found.audit is not None:
+        audits[title], audited[title] = found.audit, found.audited
     return robust
 
   robust = {}
@@ -238,8 +250,8 @@ def evaluate(
     released = {name: under(name, network.logits, everything, f'{name}, released protocol')
                 for name in names if _is_released(name)}
   worst_case = functools.reduce(np.logical_and, [*robust.values(), *released.values()], clean)
-  return Report(clean, robust, released, worst_case, components, messages, passes, tuple(states),
-                split.labels, num_classes)
+  return Report(clean, robust, released, worst_case, components, messages, passes, audits, audited,
+                tuple(states), split.labels, num_classes)
 
 
 def _check_clean(logits: np.ndarray, labels: np.ndarray, names: Sequence[str],
@@ -272,13 +284,14 @@ def _under_pgd(network: deployed_lib.Network, variables: Any, split: pipeline.Sp
 def _under_autoattack(
     network: deployed_lib.Network, variables: Any, split: pipeline.Split, key: Array,
     choice: autoattack_run.Choice, attacked_logits: Callable, among: np.ndarray, title: str, *,
-    search: deployed_lib.Network | None, batch_size: int, **options: Any,
+    search: deployed_lib.Network | None, audit: int, batch_size: int, **options: Any,
 ) -> tuple[attacks.AutoAttackResult, pathlib.Path | None, np.ndarray]:
   """AutoAttack's result, its state file, and the examples that it leaves classified correctly: bool[N]."""
   deployed = attacked_logits is network.deployed
   lower = search and (search.deployed if deployed else search.logits)
   found, state = autoattack_run.run(attacked_logits, variables, split, key, choice=choice, title=title,
-                                    search=lower, batch_size=batch_size, **options)
+                                    search=lower, batch_size=batch_size,
+                                    audit=audit if deployed else 0, **options)
   if deployed:
     return found, state, among & found.robust
   return found, state, robust_examples(

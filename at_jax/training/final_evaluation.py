@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from at_jax import attacks as attacks_lib
 from at_jax import environment, errors
 from at_jax.datasets import pipeline
 from at_jax.evaluation import metrics, robustness
@@ -105,6 +106,13 @@ def summary(results: dict[str, Any], workdir: pathlib.Path) -> str:
     report += ', and not the released protocol, whose attacks use logits that do not decide'
   if attacks and not any(name.startswith('autoattack') for name in attacks):
     report += '; AutoAttack was not run'
+  audits = {name: attacks_lib.Audit(**numbers) for name, numbers in results.get('audits', {}).items()}
+  if 'autoattack_fast' in robust and 'autoattack' not in robust and not audits:
+    report += '; autoattack_fast was not audited'
+  for found in audits.values():
+    report += f'. {found}'
+    if results['examples'] != 'all':
+      report += f'; the sampling of the {results["n"]} test examples is not included'
   return '\n'.join([
       f"{results['dataset']}, {results['n']} test examples, seed {results['seed']}, best checkpoint (step "
       f"{results['step']}); details: {workdir / 'results.json'}",
@@ -159,7 +167,8 @@ def _attacked(run: setup.Run, variables: dict[str, Any], title: str, split: pipe
       norm=c.evaluate.norm, epsilon=c.evaluate.epsilon_255 / 255,
       step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
       search=setup.search_network(run),
-      has_dummies=c.dummy.enabled, state_dir=workdir / 'evaluation', progress=progress,
+      has_dummies=c.dummy.enabled, audit=c.evaluate.audit, state_dir=workdir / 'evaluation',
+      progress=progress,
       warn=lambda name, line: records.warn(f'{title}, {name}: {line}'))
 
 

@@ -11,10 +11,11 @@ from at_jax.analysis import table
 RESULTS = pathlib.Path(__file__).parents[2] / 'results'
 
 
-def write(directory, robust_examples, norm='linf', released='released', **robust):
+def write(directory, robust_examples, norm='linf', released='released', audits=None, **robust):
   """Writes the files of a run with four test examples; `released` is the name of that key."""
   directory.mkdir()
   results = {'clean': .5, 'robust': robust, released: {}, 'worst_case': float(np.mean(robust_examples)),
+             'audits': audits or {},
              'config': {'evaluate': {'norm': norm, 'epsilon_255': 8.}}}
   (directory / 'results.json').write_text(json.dumps(results))
   np.savez(directory / 'verdicts.npz', labels=np.array([0, 0, 1, 1]),
@@ -43,6 +44,19 @@ def test_rows_are_means_and_paired_tests(tmp_path, capsys):
   # An attack that one run lacks is an empty cell; one that all runs lack is no column.
   assert third['against plain'] == third['PGD-20'] == ''
   assert plain['PGD-20'] == '25.0' and 'AutoAttack' not in head
+
+
+def test_audits_state_how_many_examples_fell(tmp_path):
+  audit = lambda k, m: {'autoattack_fast': dict(sampled=m, fallen=k)}
+  write(tmp_path / 'plain-0', [1, 0, 0, 0], autoattack_fast=.25, audits=audit(0, 200))
+  write(tmp_path / 'plain-1', [1, 0, 0, 0], autoattack_fast=.25, audits=audit(2, 180))
+  write(tmp_path / 'other-0', [1, 1, 0, 0], autoattack_fast=.5)
+  text, = table.tables(table.read(tmp_path), against='plain').values()
+  head, _, other, plain = ([cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines())
+  place = head.index('audit')
+  assert head[place - 2:place] == ['fast AutoAttack', 'worst case']
+  assert other[place] == '' and plain[place] == '0 of 200, 2 of 180'
+  assert plain[place - 2] == '25.0 ± 0.0'
 
 
 def test_each_threat_model_has_its_table_and_reference(tmp_path):

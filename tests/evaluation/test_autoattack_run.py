@@ -21,7 +21,7 @@ def short(monkeypatch):
   """Replaces AutoAttack by two of its components with few steps."""
   def brief(*arguments, version, attacks, **options):
     # Two of the four components with few steps: what is tested here is around them.
-    names = attacks or {'standard': ('apgd-ce', 'square')}.get(version)
+    names = attacks or {'standard': ('apgd-ce', 'square'), 'fast': ('square',)}.get(version)
     return full(*arguments, version=version, attacks=names, num_steps=3, num_queries=10, **options)
 
   full = attacks_lib.autoattack
@@ -77,6 +77,23 @@ def test_single_component_equals_that_of_the_ensemble():
   np.testing.assert_array_equal(found.robust['apgd-ce'], after['apgd-ce'])
   np.testing.assert_array_equal(found.robust['apgd-ce'] & found.robust['square'],
                                 found.robust['autoattack'])
+
+
+def test_audit_of_the_deployed_logits_is_reported(monkeypatch):
+  monkeypatch.setitem(components.VERSIONS, 'standard', ('apgd-ce',))
+  found = report(True, names=('autoattack_fast',), audit=5)
+  assert found.audited['autoattack_fast'].sum() == 5 and list(found.audited) == list(found.audits)
+  accuracies = json.loads(json.dumps(found.accuracies()))
+  numbers = accuracies['audits'].pop('autoattack_fast')
+  assert numbers['sampled'] == 5 < numbers['survivors'] and numbers['total'] == len(SPLIT.labels)
+  robust = accuracies['robust']['autoattack_fast']
+  assert robust == (numbers['survivors'] - numbers['fallen']) / numbers['total']
+  assert numbers['low'] < numbers['high'] <= robust
+  assert not accuracies['audits']  # the released protocol has no audit
+  np.testing.assert_array_equal(found.verdicts()['audited/autoattack_fast'], found.audited['autoattack_fast'])
+  # Other versions, and none, are not audited.
+  assert not report(names=('square',), audit=5).audits
+  assert not report(names=('autoattack_fast',)).audits
 
 
 @pytest.mark.parametrize('version', [

@@ -44,6 +44,18 @@ def test_last_line_says_which_number_to_report():
   assert summary(robust={})[-1] == 'No attack was run: report 90.00 % as clean accuracy only.'
 
 
+def test_last_line_has_the_audit_of_a_fast_version():
+  fast = dict(robust={'autoattack_fast': .249}, worst_case=.249)
+  assert summary(**fast)[-1].endswith('within L∞ 8/255; autoattack_fast was not audited.')
+  audited = fast | {'audits': {'autoattack_fast': dict(
+      total=1000, survivors=249, sampled=200, fallen=0, low=.247, high=.249)}}
+  sentence = ('Robust accuracy under fast and AutoAttack is between 24.7 % and 24.9 % (95 %, 200 of 249 '
+              'survivors audited, none fell); fast alone: 24.9 %')
+  assert summary(**audited, examples='all')[-1].endswith(f'within L∞ 8/255. {sentence}.')
+  assert summary(**audited, examples='first')[-1].endswith(
+      f'{sentence}; the sampling of the 400 test examples is not included.')
+
+
 def _test_split(labels, size):
   c = config.default()
   c.evaluate.num_examples = size

@@ -4,7 +4,8 @@
 batch; `state_file` lets a killed evaluation resume; `devices` and `multihost` divide the examples.
 """
 
+from at_jax.attacks.autoattack.audit import Audit
 from at_jax.attacks.autoattack.batching import Passes
 from at_jax.attacks.autoattack.driver import AutoAttackResult, Progress, autoattack
 
-__all__ = ['AutoAttackResult', 'Passes', 'Progress', 'autoattack']
+__all__ = ['Audit', 'AutoAttackResult', 'Passes', 'Progress', 'autoattack']

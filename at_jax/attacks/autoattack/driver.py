@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from at_jax.attacks import _arguments, _diagnostics, _functions, _random, _stepper, norms
+from at_jax.attacks.autoattack import audit as audit_lib
 from at_jax.attacks.autoattack import batching, state_file
 from at_jax.attacks.autoattack import components as components_lib
 from at_jax.attacks.autoattack import devices as devices_lib
@@ -24,6 +25,8 @@ from at_jax.attacks.square import image_shape
 Array = jax.Array
 # Folded into the key of an example for the clean pass of a random model; runs fold in their number.
 _CLEAN = 2**31 - 1
+# Folded into the key of the evaluation to draw the sample of an audit; attacks fold in small numbers.
+_AUDIT = 2**31 - 2
 
 
 class AutoAttackResult(NamedTuple):
@@ -31,15 +34,18 @@ class AutoAttackResult(NamedTuple):
 
   Attributes:
     x: f32[N, ...], a misclassified point within ε if one was found, else the input.
-    robust: bool[N], classified correctly on the clean input and under every attack. Its mean is the robust
-      accuracy.
+    robust: bool[N], classified correctly on the clean input and under every attack, those of an audit
+      included. Its mean is the robust accuracy; with an audit it is an upper bound, see `audit`.
     clean: bool[N], classified correctly on the clean input.
     components: for each attack, in the order they ran, bool[N]: robust after it (with `cascade=False`: under
-      it alone).
+      it alone). The attacks of an audit are named 'audit/apgd-ce' and so on; they attack the sample only.
     warnings: reasons to doubt the numbers.
     seconds: for each attack, its time in seconds, including compilation.
     passes: for each attack, its `Passes`, including those that confirm a point; 'checks' counts those of the
       clean inputs, of the checks of the model, and of the points that were found, evaluated again.
+    audit: the numbers of the audit and its interval; None without one. `print` shows it
+      as a sentence.
+    audited: bool[N], the sample of the audit.
   """
   x: np.ndarray
   robust: np.ndarray
@@ -48,13 +54,15 @@ class AutoAttackResult(NamedTuple):
   warnings: tuple[str, ...]
   seconds: dict[str, float]
   passes: dict[str, batching.Passes]
+  audit: audit_lib.Audit | None
+  audited: np.ndarray
 
 
 class Progress(NamedTuple):
   """Progress of an evaluation.
 
   Attributes:
-    attack: the current attack.
+    attack: the current attack; in an audit 'audit/apgd-ce' and so on.
     done: the number of its runs that are complete, including runs of fooled examples.
     total: the number of its runs.
     accuracy: robust accuracy so far, in 0..1.
@@ -87,7 +95,7 @@ def autoattack(
     epsilon: float | Array, norm: str = 'linf', version: str = 'standard',
     attacks: tuple[str, ...] | None = None, batch_size: int = 250, bounds: tuple[float, float] = (0., 1.),
     mask: Array | None = None, index: Array | None = None, num_steps: int = 100, num_queries: int = 5000,
-    cascade: bool = True, search_fn: _stepper.LogitsFn | None = None,
+    cascade: bool = True, audit: int = 0, search_fn: _stepper.LogitsFn | None = None,
     devices: Sequence[jax.Device] | None = None, state_path: str | os.PathLike | None = None,
     save_every: float = 60., progress: Callable[[Progress], None] | None = None, channel_axis: int = -1,
     warn: Callable[[str], None] | None = None,
@@ -132,6 +140,9 @@ def autoattack(
     num_queries: queries of Square. Published numbers use 5,000.
     cascade: whether an attack gets only the examples that are robust so far; otherwise it gets all examples
       that are classified correctly.
+    audit: with version='fast', the largest number of examples robust under it that are attacked with the
+      whole of 'standard' too. They are a random sample, and `audit` of the result is an interval for the
+      robust accuracy under both. Their verdicts are those of 'standard' run on all examples.
     search_fn: a model to search on instead, for example one that computes in bfloat16. An example counts
       as fooled only if `logits_fn` confirms it.
     devices: the examples of a batch are divided among these; the batch size is rounded up to a multiple of
@@ -170,13 +181,15 @@ def autoattack(
     this implementation.
   """
   attacks = components_lib.choose(attacks, version, norm)
+  audited = _audited(audit, version)
   settings = dict(num_steps=num_steps, num_queries=num_queries, channel_axis=channel_axis)
-  plan = functools.partial(components_lib.plan, attacks, norm, version, **settings)
+  plan = lambda num_classes: [components_lib.plan(names, norm, which, num_classes, **settings)
+                              for names, which in ((attacks, version), (audited, 'standard'))]
   work = _check_examples(x, y, key, epsilon, bounds, mask, index)
   _check_options(batch_size, cascade, state_path, save_every, progress, warn)
-  if 'square' in attacks:
+  if 'square' in (*attacks, *audited):
     image_shape(work.x.shape[1:], channel_axis)
-  plan(num_classes=2)  # invalid settings raise before the model is called
+  plan(2)  # invalid settings raise before the model is called
   state_path = None if state_path is None else os.path.expanduser(state_path)
   state_file.check_writable(state_path)
   run = _prepare(logits_fn, search_fn, work, attacks=attacks, random=version == 'rand', cascade=cascade,
@@ -188,25 +201,47 @@ def autoattack(
       all_warnings.append(line)
       warnings.warn(line, stacklevel=3) if warn is None else warn(line)
 
-  report(_check_model(run, norm, channel_axis))
-  parts = plan(num_classes=run.logits.shape[1])
-  settings |= dict(attacks=attacks, norm=norm, version=version, batch_size=run.batch_size, cascade=cascade,
-                   search_fn=search_fn is not None)
+  report(_check_model(run._replace(attacks=tuple(dict.fromkeys(attacks + audited))), norm, channel_axis))
+  parts, audit_parts = plan(run.logits.shape[1])
+  options = settings | dict(attacks=attacks, norm=norm, version=version, batch_size=run.batch_size,
+                            cascade=cascade, audit=audit, search_fn=search_fn is not None)
   identity = {} if state_path is None else state_file.fingerprint(
-      work, run.clean, (run.search_fn, logits_fn), settings)
-  record = state_file.new_record(run.clean, run.logits, np.asarray(work.x), len(attacks), len(parts))
-  record, slots = state_file.read(state_path, identity, record, work, [part.stepper for part in parts])
+      work, run.clean, (run.search_fn, logits_fn), options)
+  record = state_file.new_record(run.clean, run.logits, np.asarray(work.x), len(attacks + audited),
+                                 len(parts + audit_parts))
+  record, slots = state_file.read(state_path, identity, record, work,
+                                  [part.stepper for part in parts + audit_parts])
   run = run._replace(work=work._replace(targets=jnp.asarray(record.targets)))
-  write = state_file.writer(state_path, identity, save_every)
-  for lines in _run_attacks(run, parts, record, slots, write, progress):
+  write = functools.partial(state_file.writer(state_path, identity, save_every), record)
+  own, others = state_file.divide(record, len(attacks), len(parts))
+  in_audit = own.done.all()
+  for lines in _run_attacks(run, parts, own, None if in_audit else slots, write, progress):
     report(lines)
-  robust = run.clean & record.robust.all(axis=0)
-  report(_check_result(run, record, robust))
+  survivors = run.clean & own.robust.all(axis=0)
+  sample = np.zeros_like(survivors)
+  if audit:
+    sample = audit_lib.choose(jax.random.fold_in(work.key, _AUDIT), work.index, survivors, audit)
+    for lines in _run_audit(run._replace(attacks=audited, clean=sample), audit_parts, others,
+                            slots if in_audit else None, write, progress, survivors & ~sample):
+      report(lines)
+  robust = survivors & others.robust.all(axis=0)
+  report(_check_result(run, own, robust))
+  names = attacks + tuple(f'audit/{name}' for name in audited)
+  counts = (int(each.sum()) for each in (survivors, sample, survivors & ~robust))
   return AutoAttackResult(
-      record.x, robust, run.clean, dict(zip(attacks, record.robust, strict=True)), tuple(all_warnings),
-      dict(zip(attacks, record.seconds.tolist(), strict=True)),
+      record.x, robust, run.clean, dict(zip(names, record.robust, strict=True)), tuple(all_warnings),
+      dict(zip(names, record.seconds.tolist(), strict=True)),
       {name: batching.Passes(*row.tolist()) for name, row in
-       zip((*attacks, 'checks'), (*record.passes, run.checks), strict=True)})
+       zip((*names, 'checks'), (*record.passes, run.checks), strict=True)},
+      audit_lib.summarise(len(robust), *counts) if audit else None, sample)
+
+
+def _audited(audit: int, version: str) -> tuple[str, ...]:
+  """The attacks of the audit; ValueError if it cannot be made."""
+  _arguments.check_count('audit', audit, or_none=True)
+  if audit and version != 'fast':
+    raise ValueError(f"audit = {audit}: leave it out with version = {version!r}; it is for version='fast'")
+  return components_lib.VERSIONS['standard'] if audit else ()
 
 
 def _check_examples(x, y, key, epsilon, bounds, mask, index) -> batching.Work:
@@ -276,11 +311,23 @@ def _run_attacks(run: _Evaluation, parts, record: state_file.Record, slots, writ
       if not record.done[number]:
         _run_part(run, parts[number], record, row, slots, write, progress)
         record.done[number], slots = True, None
-        write(record)
+        write()
     # With ε = 0, or where no entry may change, the loss cannot rise, so these examples are left out.
     attacked, zero_gradient, rose = record.diagnostics[row] & _can_change(run.work)
     yield _diagnostics.check_gradients(name, int(attacked.sum()), int(zero_gradient.sum()),
                                        int((attacked & ~rose).sum()), run.attacks, run.random)
+
+
+def _run_audit(run: _Evaluation, parts, record: state_file.Record, slots, write, progress,
+               others: np.ndarray) -> Iterator[list[str]]:
+  """Runs the attacks of the audit on `run.clean`, the sample; `others` are the survivors outside it."""
+  if slots is None and not record.done.any():  # it begins
+    record.fooled[:] = ~run.clean
+  show = progress and (lambda now: progress(now._replace(
+      attack=f'audit/{now.attack}', accuracy=now.accuracy + float(others.mean()))))
+  for lines in _run_attacks(run, parts, record, slots, write, show):
+    yield [f'audit, {line}' for line in lines]
+  record.robust[:] |= others
 
 
 def _can_change(work: batching.Work) -> np.ndarray:
@@ -305,13 +352,13 @@ def _run_part(run: _Evaluation, part: components_lib.Part, record: state_file.Re
       record.passes[row], stepper=part.stepper, devices=run.devices, random=run.random)
   for slots in calls:
     record.seconds[row] = seconds = time.monotonic() - began
-    write(record, slots)
+    write(slots)
     if progress is not None:
       done = slots.num_loaded - int((slots.example >= 0).sum())
       try:
         progress(Progress(part.name, done, len(slots.items), float(np.mean(~fooled)), seconds))
       except BaseException:  # KeyboardInterrupt too: the evaluation ends, and resumes from this state
-        write(record, slots, now=True)
+        write(slots, now=True)
         raise
   record.robust[row] = ~fooled
 

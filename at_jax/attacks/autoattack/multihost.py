@@ -32,7 +32,7 @@ def autoattack(
     state_path: the states are written to this path with the suffix '.p-of-P'; to resume, use the same number
       of processes.
     **options: of `attacks.autoattack`; `progress` and `warn` are called in each process with the findings on
-      its part.
+      its part. `audit` needs a single process.
 
   Returns:
     The `AutoAttackResult` of all N examples, in every process. `seconds` are those of the slowest process,
@@ -54,6 +54,8 @@ def autoattack(
   if n < count:
     raise ValueError(f'x has {n} examples for {count} processes: use at most {n} processes')
   state_file.check_type(state_path)
+  if options.get('audit') and count > 1:
+    raise ValueError(f'audit = {options["audit"]}: use 0 with {count} processes; audit in one process')
   # These are checked as a whole, because a part can be valid where the whole is not: a repeated index, or
   # as many radii as the part has examples.
   bounds, mask = options.pop('bounds', (0., 1.)), options.pop('mask', None)
@@ -82,7 +84,8 @@ def autoattack(
       _gather_lines(result.warnings),
       {name: float(_gather(np.float32(seconds)).max()) for name, seconds in result.seconds.items()},
       {name: batching.Passes(*_gather_counts(passes).sum(axis=0).tolist())
-       for name, passes in result.passes.items()})
+       for name, passes in result.passes.items()},
+      result.audit, _merge(result.audited, n))
 
 
 def _gather(array: np.ndarray) -> np.ndarray:

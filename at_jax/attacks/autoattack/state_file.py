@@ -20,6 +20,10 @@ Array = jax.Array
 Path = str | os.PathLike
 
 
+# The fields of a `Record` whose first axis is the attacks.
+BY_ATTACK = ('robust', 'diagnostics', 'seconds', 'passes')
+
+
 class StateMismatch(ValueError):
   """The state file belongs to other examples, options or weights, or to another version of this code."""
 
@@ -135,6 +139,13 @@ def fingerprint(work: batching.Work, clean: np.ndarray, models: Sequence[_steppe
             'clean verdicts': [clean]}
   texts = {name: repr(value) for name, value in options.items()}
   return texts | {name: _digest(group) for name, group in arrays.items()}
+
+
+def divide(record: Record, num_attacks: int, num_parts: int) -> tuple[Record, Record]:
+  """The records of the first attacks and of the others; their arrays are views of the given ones."""
+  rows = (slice(num_attacks), slice(num_parts)), (slice(num_attacks, None), slice(num_parts, None))
+  return tuple(record._replace(done=record.done[parts], **{
+      name: getattr(record, name)[attacks] for name in BY_ATTACK}) for attacks, parts in rows)
 
 
 def new_record(clean: np.ndarray, logits: np.ndarray, x: np.ndarray, num_attacks: int,
