@@ -174,7 +174,8 @@ def test_audit_killed_many_times_resumes_to_the_same_interval(tmp_path):
 
 @pytest.mark.parametrize('value', [-1, True, 2., '8', None])
 def test_audit_is_a_number_of_examples(value):
-  with pytest.raises(ValueError, match=f'audit = {value!r}: use a whole number above 0, or 0 for none') as caught:
+  match = f'audit = {value!r}: use a whole number above 0, or 0 for none'
+  with pytest.raises(ValueError, match=match) as caught:
     fast(audit=value)
   assert '\n' not in str(caught.value)
 

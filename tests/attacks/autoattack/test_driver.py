@@ -94,7 +94,7 @@ def test_passes_are_those_that_a_counting_model_sees():
 def test_invalid_arguments_raise_with_a_remedy():
   logits_fn, x, y = network()
   for options, match in (
-      (dict(norm='l0'), 'linf, l2, l1'), (dict(version='fast'), 'standard, plus, rand'),
+      (dict(norm='l0'), 'linf, l2, l1'), (dict(version='quick'), 'standard, plus, rand, fast'),
       (dict(attacks=('apgd',)), 'apgd-ce'), (dict(attacks=('fab', 'fab')), 'each once'),
       (dict(batch_size=0), 'above 0'), (dict(x=3 * x), 'normalise inside'),
       (dict(bounds=(.5, 1.)), 'beyond 0.5..1'), (dict(x=x[..., None]), 'leave it out'),
