@@ -12,7 +12,7 @@
 | `scales_pgd20` | sweep: `scaleS_pgd20` for all S in `SCALES` |
 | `dummies_pgd100` | sweep: `dummyλ_pgd100` for all λ in `WEIGHTS`, and `dummysoft_pgd100` |
 | `autoattack`, `autoattack_plus`, `autoattack_rand` | AutoAttack: versions standard, plus, rand |
-| `autoattack_fast` | version fast: a fourteenth of the gradient passes, and no Square |
+| `autoattack_fast` | version fast: a twelfth of the gradient passes, and no Square |
 | `apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square` | one component, on all clean-correct examples |
 | `apgd-soft`, `apgd-near` | one component of version fast, with 100 steps, on the same examples |
 

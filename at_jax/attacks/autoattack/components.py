@@ -82,7 +82,7 @@ def plan(
     norm: 'linf', 'l2' or 'l1'.
     version: 'standard', 'plus', 'rand' or 'fast'.
     num_classes: C, at least 2. There are at most C - 1 targets.
-    num_steps: of APGD and FAB; apgd-soft of version='fast' takes a fifth.
+    num_steps: of APGD and FAB; apgd-soft of version='fast' takes half.
     num_queries: of Square.
     channel_axis: of Square.
 
@@ -106,7 +106,7 @@ def plan(
       'apgd-dlr': lambda: [(apgd(loss=losses.dlr), range(restarts))],
       'apgd-t': lambda: [(apgd(loss=losses.targeted_dlr, targeted=True),
                           range(min(5 if large_start else 9, num_classes - 1)))],
-      'apgd-soft': lambda: [(apgd(loss=losses.soft_dlr, num_steps=_fifth(num_steps, version)), range(1))],
+      'apgd-soft': lambda: [(apgd(loss=losses.soft_dlr, num_steps=_half(num_steps, version)), range(1))],
       'apgd-near': lambda: [(nearest_stepper(norm=norm, num_steps=num_steps, large_start=large_start,
                                              num_targets=min(9, num_classes - 1)), range(1))],
       'fab': lambda: [(fab(targeted=False), range(1)),
@@ -119,7 +119,7 @@ def plan(
           for name in names for stepper, runs in parts[name]() if len(runs)]
 
 
-def _fifth(num_steps: int, version: str) -> int:
-  """The steps of apgd-soft: a fifth, at least 2 if there are 2, for version='fast'; all for others."""
+def _half(num_steps: int, version: str) -> int:
+  """The steps of apgd-soft: half, at least 2 if there are 2, for version='fast'; all for others."""
   _arguments.check_count('num_steps', num_steps)
-  return max(num_steps // 5, min(num_steps, 2)) if version == 'fast' else num_steps
+  return max(num_steps // 2, min(num_steps, 2)) if version == 'fast' else num_steps

@@ -107,7 +107,7 @@ def autoattack(
   target classes. 'plus' adds APGD on DLR and FAB, and makes 5 restarts. 'rand' is for random models: APGD on
   cross-entropy and on DLR, with 20 passes per gradient; one pass at the end decides.
 
-  'fast' takes 131 gradients of a robust example where 'standard' takes 1,910, and no Square: 20 steps of APGD
+  'fast' takes 161 gradients of a robust example where 'standard' takes 1,910, and no Square: 50 steps of APGD
   on the soft DLR loss ('apgd-soft'), then APGD on z_t − z_y for the nearest t of the 9 most likely other
   classes ('apgd-near'). The distance of a class is that of its boundary linearised at the input. In L1 both
   start in the ball of 3ε. It can miss examples of a model that hides its gradient, which Square would find.
@@ -136,7 +136,7 @@ def autoattack(
     index: i32[N], distinct integers folded into `key`; by default the positions in x. For a part of a
       larger set, pass the positions there: the draws are then those of the whole set. `multihost.autoattack`
       does this.
-    num_steps: steps of APGD and FAB; with 'fast', apgd-soft takes a fifth. Published numbers use 100.
+    num_steps: steps of APGD and FAB; with 'fast', apgd-soft takes half. Published numbers use 100.
     num_queries: queries of Square. Published numbers use 5,000.
     cascade: whether an attack gets only the examples that are robust so far; otherwise it gets all examples
       that are classified correctly.

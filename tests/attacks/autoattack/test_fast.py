@@ -27,8 +27,8 @@ def plan(norm='linf', num_classes=10, num_steps=100):
 
 @pytest.mark.parametrize('norm, num_classes, num_steps, lengths', [
     # n steps take n + 1 gradients, three runs in L1 n + 3, and each of at most 9 other classes one.
-    ('linf', 10, 100, [21, 110]), ('l2', 200, 100, [21, 110]), ('linf', 3, 10, [3, 13]),
-    ('linf', 2, 1, [2, 3]), ('l1', 10, 100, [23, 112]), ('l1', 10, 2, [5, 14])])
+    ('linf', 10, 100, [51, 110]), ('l2', 200, 100, [51, 110]), ('linf', 3, 10, [6, 13]),
+    ('linf', 2, 1, [2, 3]), ('l1', 10, 100, [53, 112]), ('l1', 10, 2, [5, 14])])
 def test_lengths_are_one_gradient_a_step_and_target(norm, num_classes, num_steps, lengths):
   parts = plan(norm, num_classes, num_steps)
   assert [(part.name, part.runs) for part in parts] == [('apgd-soft', (0,)), ('apgd-near', (0,))]
