@@ -16,7 +16,7 @@ TRAIN = [
 DATA = ['tensorflow-datasets>=4.9.10', 'array-record>=0.5', 'pillow>=10', 'scikit-learn>=1.4']
 # The tests attack models of Equinox and Haiku.
 DEV = ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'chex>=0.1.89', 'ruff>=0.9', 'equinox',
-       'dm-haiku']
+       'dm-haiku', 'safetensors>=0.4']
 
 setuptools.setup(
     name='at_jax',
@@ -36,6 +36,7 @@ setuptools.setup(
         'cuda13': ['jax[cuda13]>=0.7.2'],
         'tpu': ['jax[tpu]>=0.7.2'],
         'dev': DEV,
-        'peers': ['torch', 'foolbox'],
+        'torch': ['torch>=2.2', 'flax>=0.11', 'safetensors>=0.4'],
+        'peers': ['torch>=2.2', 'foolbox', 'pyautoattack==0.2.0'],
     },
 )

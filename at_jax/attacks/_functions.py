@@ -101,9 +101,10 @@ def failure(name: str, function: Any, args: tuple, error: Exception) -> ValueErr
   modules = {frame.f_globals.get('__name__', '').partition('.')[0] for frame, _ in
              traceback.walk_tb(error.__traceback__)}
   if re.search('[Tt]race[rd]', text) or modules & _UNTRACEABLE:
-    square = '; for square alone, wrap it in jax.pure_callback' if name == 'logits_fn' else ''
+    others = ('; make a PyTorch model a models.torch_model.TorchModel; for square alone, wrap it in '
+              'jax.pure_callback' if name == 'logits_fn' else '')
     return ValueError(f'{name} = {given} cannot be traced by JAX, {kind}: write it in jax.numpy, without '
-                      f'NumPy, PyTorch or an if on its input{square}')
+                      f'NumPy, PyTorch or an if on its input{others}')
   shapes = ', '.join(f'{a.dtype}{list(a.shape)}' for a in args if hasattr(a, 'shape'))
   text = text if len(text) < 160 else text[:157] + '...'
   return ValueError(f'{name} = {given} fails on {shapes}, {kind}: {text}')

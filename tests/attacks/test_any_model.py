@@ -95,7 +95,17 @@ def equinox():
   return jax.vmap(eqx.tree_at(weights, net, tuple(map(jnp.asarray, (W1.T, B1, W2.T, B2)))))
 
 
-MODELS = [init_apply_pair, haiku, linen, nnx, equinox]
+def pytorch():
+  torch = pytest.importorskip('torch')
+  from at_jax.models import torch_model
+  net = torch.nn.Sequential(
+      torch.nn.Flatten(), torch.nn.Linear(16, 12), torch.nn.ReLU(), torch.nn.Linear(12, 5))
+  net.load_state_dict({name: torch.from_numpy(value.T.copy()) for name, value in (
+      ('1.weight', W1), ('1.bias', B1), ('3.weight', W2), ('3.bias', B2))})
+  return torch_model.TorchModel(net.eval())
+
+
+MODELS = [init_apply_pair, haiku, linen, nnx, equinox, pytorch]
 
 
 def attacked(logits_fn):

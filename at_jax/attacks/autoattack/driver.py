@@ -150,8 +150,8 @@ def autoattack(
     state_path: local file for the state; its folder is created. If the file exists, the evaluation resumes
       from it. The rounded batch size must be the same; the number of devices may change. The file is verified
       against the inputs, the options, the clean logits, and the weights where they are arguments of a
-      `jax.tree_util.Partial`. It is not verified against gradients: use another path for a model with
-      another derivative.
+      `jax.tree_util.Partial` or those of a `models.torch_model.TorchModel`. It is not verified against
+      gradients: use another path for a model with another derivative.
     save_every: seconds between writes.
     progress: called with a `Progress` after every compiled call. If it raises, the state is written first.
     channel_axis: the axis on which Square finds the channels: -1 if last or if there are none, 1 for

@@ -115,10 +115,10 @@ def fingerprint(work: batching.Work, clean: np.ndarray, models: Sequence[_steppe
                 options: dict[str, object]) -> dict[str, str]:
   """Fingerprint of an evaluation, used to verify a state file on resume.
 
-  A model is identified by its weights, where they are arguments of a `jax.tree_util.Partial`, and by the
-  clean inputs it classifies correctly. Its exact logits and its ranking of the other classes are left out,
-  because another device rounds them differently; `read` compares the logits with a tolerance. The
-  gradients of the model are not part of the fingerprint.
+  A model is identified by its weights, where they are arguments of a `jax.tree_util.Partial` or what its
+  method `fingerprint_arrays` returns, and by the clean inputs it classifies correctly. Its exact logits and
+  its ranking of the other classes are left out, because another device rounds them differently; `read`
+  compares the logits with a tolerance. The gradients of the model are not part of the fingerprint.
 
   Args:
     work: the examples.
@@ -129,8 +129,9 @@ def fingerprint(work: batching.Work, clean: np.ndarray, models: Sequence[_steppe
   Returns:
     A string for each name.
   """
+  held = [getattr(model, 'fingerprint_arrays', lambda model=model: model)() for model in models]
   # Keys and single integers (counters) may have advanced since the file was written.
-  weights = [leaf for leaf in jax.tree.leaves(models)
+  weights = [leaf for leaf in jax.tree.leaves(held)
              if isinstance(leaf, (jax.Array, np.ndarray, float))
              and not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
              and (np.ndim(leaf) or jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))]
