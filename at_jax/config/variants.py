@@ -122,7 +122,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   sizes = {'SmallCNN': dict(features=(4, 4), hidden=(8,), padding='SAME'),
            'WideResNet': dict(depth=10, widen_factor=1),
            'PreActResNet18': dict(width=4, stage_sizes=(1, 1)),
-           'DucatResNet18': dict(width=4, stage_sizes=(1, 1))}
+           'DucatResNet18': dict(width=4, stage_sizes=(1, 1)),
+           'ResNet18': dict(width=4, stage_sizes=(1, 1))}
   c.model.update(sizes.get(c.model.name, {}))
   if 'normalize' in c.model and not _is_own(c.model):
     del c.model.normalize

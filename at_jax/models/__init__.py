@@ -5,11 +5,19 @@
 
 from at_jax.models.deployed import Network, deploy
 from at_jax.models.importers import from_torch
-from at_jax.models.resnet import DucatResNet18, PreActResNet18, WideResNet, WideResNet28_10, WideResNet34_10
+from at_jax.models.resnet import (
+  DucatResNet18,
+  PreActResNet18,
+  ResNet18,
+  WideResNet,
+  WideResNet28_10,
+  WideResNet34_10,
+)
 from at_jax.models.small_cnn import SmallCNN
 
-NETWORKS = ('DucatResNet18', 'PreActResNet18', 'SmallCNN', 'WideResNet', 'WideResNet28_10', 'WideResNet34_10')
+NETWORKS = ('DucatResNet18', 'PreActResNet18', 'ResNet18', 'SmallCNN', 'WideResNet', 'WideResNet28_10',
+            'WideResNet34_10')
 
 __all__ = [
-    'NETWORKS', 'DucatResNet18', 'Network', 'PreActResNet18', 'SmallCNN', 'WideResNet', 'WideResNet28_10',
-    'WideResNet34_10', 'deploy', 'from_torch']
+    'NETWORKS', 'DucatResNet18', 'Network', 'PreActResNet18', 'ResNet18', 'SmallCNN', 'WideResNet',
+    'WideResNet28_10', 'WideResNet34_10', 'deploy', 'from_torch']

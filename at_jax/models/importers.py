@@ -1,6 +1,8 @@
 """Imports the weights of PyTorch models from published state dicts, without PyTorch."""
 
 from collections.abc import Iterator, Mapping
+import os
+import pathlib
 import re
 from typing import Any, NamedTuple
 
@@ -26,26 +28,28 @@ _WEIGHT_NORM = (('weight_g', 'weight_v'),
 _LEAVES = {('params', 'kernel'): 'weight', ('params', 'scale'): 'weight',
            ('params', 'bias'): 'bias', ('batch_stats', 'mean'): 'running_mean',
            ('batch_stats', 'var'): 'running_var'}
+_WITH_LAYERS = (resnet.PreActResNet18, resnet.ResNet18)  # whose blocks are layer1.0, …
 _LISTED = 4  # number of names of each kind in an error message
 
 
 def from_torch(
-    model: nn.Module, state_dict: Mapping[str, Any], image_shape: tuple[int, int, int]
+    model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLike, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
   """Converts the PyTorch state dict of a network to the variables of the same linen network.
 
   Layers must have the names of the TRADES, AWP and RobustBench code for `SmallCNN`, `PreActResNet18` and
-  `WideResNet`. Kernels [out, in, h, w] and [out, in] are transposed, and the rows of `SmallCNN`'s first
-  dense layer are reordered from channels first to channels last. Pairs of weight normalisation become
-  weights. The names do not determine where the shortcuts of a PreActResNet-18 start, and most files do not
-  have the normalisation of the images: set the model's `raw_shortcut` and `normalize`, and compare the clean
-  accuracy with the published one. If the file has a mean and a std, `normalize` must equal them.
+  `WideResNet`, and those of kuangliu's code for `ResNet18`. Kernels [out, in, h, w] and [out, in] are
+  transposed, and the rows of `SmallCNN`'s first dense layer are reordered from channels first to channels
+  last. Pairs of weight normalisation become weights. The names do not determine where the shortcuts of a
+  PreActResNet-18 start, and most files do not have the normalisation of the images: set the model's
+  `raw_shortcut` and `normalize`, and compare the clean accuracy with the published one. If the file has a
+  mean and a std, `normalize` must equal them.
 
   Args:
-    model: a `SmallCNN`, `PreActResNet18` or `WideResNet` with the sizes of the weights.
-    state_dict: mapping from names to arrays or tensors of any floating-point dtype and device; or what
-      `torch.load` returns, in which one nested mapping fits the model. Names may have a common prefix, such
-      as 'module.' or '1.'.
+    model: a `SmallCNN`, `PreActResNet18`, `ResNet18` or `WideResNet` with the sizes of the weights.
+    state_dict: mapping from names to arrays or tensors of any floating-point dtype and device; what
+      `torch.load` returns, in which one nested mapping fits the model; or the path of a .safetensors file.
+      Names may have a common prefix, such as 'module.' or '1.'.
     image_shape: (H, W, C) of one input.
 
   Returns:
@@ -54,7 +58,8 @@ def from_torch(
   Raises:
     errors.UserError: if the model is of another class, if `image_shape` or the stem's stride does not fit, if
       names are missing, unknown or have another shape (the message lists the first four of each kind), if
-      several mappings fit, or if the file normalises images in another way than the model.
+      several mappings fit, if the file normalises images in another way than the model, or if it cannot be
+      read.
 
   Example:
     >>> from at_jax import models
@@ -70,10 +75,12 @@ def from_torch(
     >>> print(model.apply(variables, jnp.zeros((1, 8, 8, 1))))  # 16 · (4 · 9 · 3 + 3) + 3
     [[1779. 1779.]]
 
-  Reference: github.com/yaodongyu/TRADES, github.com/csdongxian/AWP and github.com/RobustBench/robustbench
-  (the names).
+  Reference: github.com/yaodongyu/TRADES, github.com/csdongxian/AWP, github.com/RobustBench/robustbench and
+  github.com/kuangliu/pytorch-cifar (the names).
   """
   _check(model, image_shape)
+  if isinstance(state_dict, (str, os.PathLike)):
+    state_dict = _read(state_dict)
   template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
   wanted = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
   keys = {path: tuple(key.key for key in path) for path in wanted}
@@ -102,14 +109,31 @@ def from_torch(
 
 
 def _check(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-  if not isinstance(model, (small_cnn.SmallCNN, resnet.PreActResNet18, resnet.WideResNet)):
-    raise errors.UserError('model', type(model).__name__,
-                           'weights can be read for SmallCNN, PreActResNet18 and WideResNet')
+  if not isinstance(model, (small_cnn.SmallCNN, *_WITH_LAYERS, resnet.WideResNet)):
+    raise errors.UserError(
+        'model', type(model).__name__, 'weights can be read for SmallCNN, PreActResNet18, ResNet18 and '
+        'WideResNet; to attack any other PyTorch model, use torch_model.TorchModel')
   if isinstance(model, small_cnn.SmallCNN) and model.stem_stride != 1:
     raise errors.UserError('model.stem_stride', model.stem_stride,
                            'published weights have stride 1, and the rows of fc1 are ordered for it: use 1')
   if len(image_shape) != 3:
     raise errors.UserError('image_shape', image_shape, 'use (H, W, C) of one input, such as (28, 28, 1)')
+
+
+def _read(path: str | os.PathLike) -> Mapping[str, Any]:
+  """The arrays of a .safetensors file."""
+  path = os.path.expanduser(os.fspath(path))
+  if pathlib.Path(path).suffix != '.safetensors':
+    raise errors.UserError('state_dict', path, "use a .safetensors file, or torch.load(path, 'cpu')")
+  try:
+    import safetensors
+    from safetensors import flax  # the one for NumPy has no bfloat16
+  except ImportError:
+    raise errors.UserError('state_dict', path, 'to read it, pip install safetensors') from None
+  try:
+    return flax.load_file(path)
+  except (OSError, safetensors.SafetensorError) as error:
+    raise errors.UserError('state_dict', path, f'cannot be read: {error}') from error
 
 
 class _Found(NamedTuple):
@@ -212,8 +236,9 @@ def _layer(model: nn.Module, layer: str) -> str:
   """The PyTorch name of a linen layer."""
   if isinstance(model, small_cnn.SmallCNN):
     return f'{"classifier" if layer.startswith("fc") else "feature_extractor"}.{layer}'
-  if isinstance(model, resnet.PreActResNet18):
+  if isinstance(model, _WITH_LAYERS):
     layer = re.sub(r'^layer(\d+)_(\d+)_', r'layer\1.\2.', layer)
+    layer = re.sub(r'\.shortcut_bn$', '.shortcut.1', layer)
     return re.sub(r'\.shortcut$', '.shortcut.0', layer)
   layer = re.sub(r'^block(\d+)_(\d+)_', r'block\1.layer.\2.', layer)
   return re.sub(r'\.shortcut$', '.convShortcut', layer)

@@ -26,6 +26,23 @@ def _pre_activation_block(
   return x + conv(features, (3, 3), name=f'{name}_conv2')(out)
 
 
+def _basic_block(
+    x: jax.Array, features: int, stride: int, conv: Callable, norm: Callable, name: str) -> jax.Array:
+  """Two 3×3 convolutions, each before BatchNorm; ReLU between them and after the sum."""
+  out = nn.relu(norm(name=f'{name}_bn1')(conv(features, (3, 3), strides=stride, name=f'{name}_conv1')(x)))
+  out = norm(name=f'{name}_bn2')(conv(features, (3, 3), name=f'{name}_conv2')(out))
+  return nn.relu(_projection(x, features, stride, conv, norm, name) + out)
+
+
+def _projection(
+    x: jax.Array, features: int, stride: int, conv: Callable, norm: Callable, name: str) -> jax.Array:
+  """The shortcut after which a sum is taken: a 1×1 convolution and BatchNorm if the shape changes."""
+  if stride == 1 and x.shape[-1] == features:
+    return x
+  x = conv(features, (1, 1), strides=stride, padding=0, name=f'{name}_shortcut')(x)
+  return norm(name=f'{name}_shortcut_bn')(x)
+
+
 def _bottleneck_block(
     x: jax.Array, features: int, stride: int, conv: Callable, norm: Callable, name: str) -> jax.Array:
   """1×1, 3×3 (with the stride) and 1×1 convolutions to 4·features channels; ReLU after the sum."""
@@ -34,10 +51,7 @@ def _bottleneck_block(
   out = conv(features, (3, 3), strides=stride, name=f'{name}_conv2')(out)
   out = nn.relu(norm(name=f'{name}_bn2')(out))
   out = norm(name=f'{name}_bn3')(point(4 * features, name=f'{name}_conv3')(out))
-  if stride != 1 or x.shape[-1] != 4 * features:
-    x = point(4 * features, strides=stride, name=f'{name}_shortcut')(x)
-    x = norm(name=f'{name}_shortcut_bn')(x)
-  return nn.relu(x + out)
+  return nn.relu(_projection(x, 4 * features, stride, conv, norm, name) + out)
 
 
 def _builders(module: nn.Module, train: bool, kernel_init: Callable) -> tuple[Callable, Callable]:
@@ -108,6 +122,57 @@ class PreActResNet18(nn.Module):
     return x.astype(layers.param_dtype(self.dtype))
 
 
+def _apply_stages(
+    module: nn.Module, x: jax.Array, train: bool, block_fn: Callable[..., jax.Array]) -> jax.Array:
+  """A ResNet for small images, whose blocks end with a ReLU."""
+  conv, norm = _builders(module, train, layers.torch_default)
+  x = layers.prepare(x, module.normalize, module.dtype)
+  x = conv(module.width, (3, 3), strides=module.stem_stride, name='conv1')(x)
+  x = nn.relu(norm(name='bn1')(x))
+  for stage, size in enumerate(module.stage_sizes):
+    for block in range(size):
+      stride = 2 if stage > 0 and block == 0 else 1
+      x = block_fn(x, module.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{block}')
+  x = layers.dense(module.num_outputs, x.mean(axis=(1, 2)), dtype=module.dtype, name='linear')
+  return x.astype(layers.param_dtype(module.dtype))
+
+
+class ResNet18(nn.Module):
+  """ResNet-18 with basic blocks for small images: 11,173,962 parameters with 10 outputs.
+
+  Initialisation: PyTorch's default, U(±1/√fan_in), for convolutions and the head.
+
+  Attributes:
+    num_outputs: number of logits.
+    width: channels of the first stage; each further stage doubles them.
+    stage_sizes: number of blocks in each stage.
+    stem_stride: stride of the first convolution; 2 for 64×64 images.
+    normalize, axis_name, dtype: as in `PreActResNet18`.
+
+  Example:
+    >>> model = ResNet18(num_outputs=10)
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    >>> sum(x.size for x in jax.tree.leaves(variables['params']))
+    11173962
+
+  Reference: K. He et al., Deep Residual Learning for Image Recognition, 2016; with the layout of
+  github.com/kuangliu/pytorch-cifar (models/resnet.py).
+  """
+
+  num_outputs: int
+  width: int = 64
+  stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
+  stem_stride: int = 1
+  normalize: tuple | None = None
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps images float[B, H, W, C] in [0, 1] to logits float32[B, num_outputs]."""
+    return _apply_stages(self, x, train, _basic_block)
+
+
 class DucatResNet18(nn.Module):
   """The 'resnet18' of DUCAT's released code: 13,958,986 parameters with 10 outputs.
 
@@ -144,17 +209,7 @@ class DucatResNet18(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps images float[B, H, W, C] in [0, 1] to logits float32[B, num_outputs]."""
-    conv, norm = _builders(self, train, layers.torch_default)
-    x = layers.prepare(x, self.normalize, self.dtype)
-    x = conv(self.width, (3, 3), strides=self.stem_stride, name='conv1')(x)
-    x = nn.relu(norm(name='bn1')(x))
-    for stage, size in enumerate(self.stage_sizes):
-      for block in range(size):
-        stride = 2 if stage > 0 and block == 0 else 1
-        x = _bottleneck_block(
-            x, self.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{block}')
-    x = layers.dense(self.num_outputs, x.mean(axis=(1, 2)), dtype=self.dtype, name='linear')
-    return x.astype(layers.param_dtype(self.dtype))
+    return _apply_stages(self, x, train, _bottleneck_block)
 
 
 class WideResNet(nn.Module):

@@ -1,6 +1,8 @@
 """Imported PyTorch weights: logits against PyTorch, and against NumPy."""
 
 import collections
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ RESIDUAL = {
     'preact no bn': models.PreActResNet18(num_outputs=5, width=4, stage_sizes=(2, 1),
                                           final_norm=False),
     'wide': models.WideResNet(num_outputs=5, depth=16, widen_factor=2),
+    'resnet': models.ResNet18(num_outputs=5, width=4, stage_sizes=(2, 1)),
 }
 # With the published sizes.
 WHOLE = {'preact whole': models.PreActResNet18(num_outputs=10),
@@ -81,7 +84,7 @@ def test_names_and_shapes_that_differ_are_listed():
   with pytest.raises(errors.UserError, match=r'another shape for inputs \(8, 12, 1\), which is '
                      r'\(H, W, C\): classifier.fc1.weight \(5, 24\)$'):
     importers.from_torch(SMALL, arrays, (8, 12, 1))
-  with pytest.raises(errors.UserError, match='SmallCNN, PreActResNet18 and WideResNet'):
+  with pytest.raises(errors.UserError, match='SmallCNN, PreActResNet18, ResNet18 and WideResNet'):
     importers.from_torch(models.DucatResNet18(num_outputs=5, width=4), {}, (8, 8, 3))
 
 
@@ -131,6 +134,20 @@ def test_normalisation_is_never_ignored():
     imported(divided, model)
   with pytest.raises(errors.UserError, match='unknown: mean$'):  # a mean without a std
     imported(arrays | {'mean': np.zeros(1)})
+
+
+def test_safetensors_files_are_read(tmp_path):
+  safetensors = pytest.importorskip('safetensors.flax')
+  arrays, _ = small_arrays()
+  for dtype in (jnp.float32, jnp.float16, jnp.bfloat16):
+    rounded = {f'model.{name}': jnp.asarray(value, dtype) for name, value in arrays.items()}
+    safetensors.save_file(rounded, tmp_path / 'weights.safetensors')
+    jax.tree.map(np.testing.assert_array_equal, imported(tmp_path / 'weights.safetensors'), imported(rounded))
+  (tmp_path / 'damaged.safetensors').write_bytes(b'damaged')
+  for name, message in (('damaged.safetensors', 'cannot be read: '), ('none.safetensors', 'cannot be read: '),
+                        ('weights.pt', r"or torch.load\(path, 'cpu'\)$")):
+    with pytest.raises(errors.UserError, match=f'state_dict = .*{name}.: .*{message}'):
+      imported(str(tmp_path / name))
 
 
 def test_quantised_weights_are_refused():
@@ -201,10 +218,10 @@ LEAVES = {('params', 'kernel'): 'weight', ('params', 'scale'): 'weight', ('param
 
 
 # Number of arrays: 10 per block, 1 per shortcut convolution, 1 for the stem, 4 for the last BatchNorm, and 2
-# for the head; 3 and 6 blocks.
+# for the head; 3 and 6 blocks. A ResNet has BatchNorm after the shortcut and the stem, but not at the end.
 @pytest.mark.parametrize('name, layer, count', [
     ('preact', 'layer2.0.shortcut.0.weight', 38), ('preact no bn', 'layer1.1.bn2.running_var', 34),
-    ('wide', 'block2.layer.0.convShortcut.weight', 70)])
+    ('wide', 'block2.layer.0.convShortcut.weight', 70), ('resnet', 'layer2.0.shortcut.1.running_var', 42)])
 def test_every_array_of_a_residual_network_is_placed(name, layer, count):
   model = RESIDUAL[name]
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
@@ -340,7 +357,24 @@ def test_small_cnn_equals_pytorch():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', RESIDUAL | WHOLE)
+def test_published_resnet_equals_pytorch():
+  # The network and the weights that AutoAttack's authors ship with their package.
+  torch, package = pytest.importorskip('torch'), pytest.importorskip('pyautoattack')
+  folder = pathlib.Path(package.__file__).parent / 'examples'
+  state_dict = torch.load(folder / 'model_test.pt', 'cpu')
+  net = runpy.run_path(str(folder / 'resnet.py'))['ResNet18']()
+  net.load_state_dict(state_dict)
+  x = torch.rand(16, 3, 32, 32, generator=torch.manual_seed(0))
+  with torch.no_grad():
+    expected = net.eval()(x).numpy()
+  model = models.ResNet18(num_outputs=10)
+  variables = importers.from_torch(model, state_dict, (32, 32, 3))
+  logits = jax.jit(model.apply)(variables, x.numpy().transpose(0, 2, 3, 1))
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', [name for name in RESIDUAL | WHOLE if name != 'resnet'])
 def test_residual_networks_equal_pytorch(name):
   torch = pytest.importorskip('torch')
   torch.manual_seed(0)

@@ -18,6 +18,7 @@ SMALL = {
     'SmallCNN': dict(features=(4, 4), hidden=(8,), padding='SAME', batch_norm=True),
     'PreActResNet18': dict(width=4, stage_sizes=(1, 1)),
     'DucatResNet18': dict(width=4, stage_sizes=(1, 1)),
+    'ResNet18': dict(width=4, stage_sizes=(1, 1)),
     'WideResNet': dict(depth=10, widen_factor=1),
 }
 
@@ -55,6 +56,7 @@ def train(model, variables, x):
     ('PreActResNet18', {'final_norm': False}, CIFAR, 11_171_146),  # kuangliu/pytorch-cifar
     ('PreActResNet18', {'stem_stride': 2}, TINY, 11_172_170),
     ('DucatResNet18', {}, CIFAR, 13_958_986),  # 13.96 M
+    ('ResNet18', {}, CIFAR, 11_173_962),  # 9,600 of BatchNorm, 5,130 head, the rest convolutions
     ('WideResNet28_10', {}, CIFAR, 36_479_194),  # 36.5 M in Zagoruyko and Komodakis, table 4
     ('WideResNet34_10', {}, CIFAR, 46_160_474),  # without the block that TRADES never calls
 ])
