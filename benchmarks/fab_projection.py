@@ -1,17 +1,15 @@
 """Times FAB-T's projections: alone, as a share of a step, and against the reference projections.
 
-  python benchmarks/fab_projection.py --reference=PATH \
-    --workdir=results/small_cifar10/pgd_at_cifar10-0 --output=results/fab_projection/pgd_at_cifar10-0.json
+  python benchmarks/fab_projection.py --workdir=results/small_cifar10/pgd_at_cifar10-0 \
+    --output=results/fab_projection/pgd_at_cifar10-0.json
 
 A step of FAB-T projects the iterate and the clean input onto the linearised decision boundary. Three
 things are timed on one batch of test images and the best checkpoint of the run: a step; its two
-projections alone, on the planes of the first step; and the same projections of PATH, a checkout of
-github.com/fra31/auto-attack, commit a392200, in PyTorch. The repeats alternate, and the medians are
-compared. Needs the packages of at_jax[peers].
+projections alone, on the planes of the first step; and the same projections of the reference, in PyTorch.
+The repeats alternate, and the medians are compared. Needs the packages of at_jax[peers].
 """
 
 import argparse
-import importlib
 import os
 import pathlib
 import statistics
@@ -21,6 +19,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pyautoattack import fab_projections
 import torch
 
 from at_jax import errors, xla_flags
@@ -40,7 +39,7 @@ def seconds(call) -> float:
   return time.perf_counter() - begun
 
 
-def calls(logits_fn, x, y, norm: str, module) -> dict[str, object]:
+def calls(logits_fn, x, y, norm: str) -> dict[str, object]:
   """The functions to time, by name."""
   stepper = fab_stepper(norm=norm)
   target = jnp.argsort(-jnp.where(jax.nn.one_hot(y, 10, dtype=bool), -jnp.inf, logits_fn(x)))[:, 0]
@@ -55,7 +54,7 @@ def calls(logits_fn, x, y, norm: str, module) -> dict[str, object]:
     return plane(x, gap), plane(clean, gap + jnp.sum(normal * (clean - x)))
 
   ours = jax.jit(jax.vmap(both))
-  project = getattr(module, f'projection_{norm}')
+  project = getattr(fab_projections, f'projection_{norm}')
   flat = lambda a: torch.from_numpy(np.array(a).reshape(len(y), -1))
   points, planes = flat(x).repeat(2, 1), flat(normal).repeat(2, 1)
   offset = (points * planes).sum(1) - flat(gap)[:, 0].repeat(2)
@@ -66,14 +65,11 @@ def calls(logits_fn, x, y, norm: str, module) -> dict[str, object]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--reference', required=True, help='checkout of the reference AutoAttack')
   parser.add_argument('--workdir', required=True, help='work directory of a run')
   parser.add_argument('--batch_size', type=int, default=250)
   parser.add_argument('--repeats', type=int, default=15)
   parser.add_argument('--output', help='JSON file of the results')
   arguments = parser.parse_args()
-  sys.path.insert(0, arguments.reference)
-  module = importlib.import_module('autoattack.fab_projections')
   try:
     run, logits_fn = restore.load(arguments.workdir)
   except errors.UserError as mistake:
@@ -87,7 +83,7 @@ def main() -> None:
   print(f'batch {arguments.batch_size}, load {os.getloadavg()[0]:.1f}, milliseconds')
   print(f'{"":6s}{"step":>8s}{"projections":>13s}{"share":>8s}{"reference":>11s}{"at_jax / reference":>20s}')
   for norm in ('linf', 'l2', 'l1'):
-    timed = calls(logits_fn, x, y, norm, module)
+    timed = calls(logits_fn, x, y, norm)
     for call in timed.values():
       seconds(call)
     each = [{name: seconds(call) for name, call in timed.items()} for _ in range(arguments.repeats)]

@@ -1,11 +1,10 @@
 """Runs AutoAttack on TRADES' MNIST model, ours and the reference, in slices of 1,000 test images.
 
   python benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0-9
-  python benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0 --reference=PATH
+  python benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0 --reference
 
 The weights are those of TRADES' released model. The published accuracies on all 10,000 images at L∞
-ε = 0.3 are 99.48 % (clean) and 92.81 % (AutoAttack). PATH is a checkout of
-github.com/fra31/auto-attack, commit a392200. Needs the packages of at_jax[peers].
+ε = 0.3 are 99.48 % (clean) and 92.81 % (AutoAttack). Needs the packages of at_jax[peers].
 
 Each slice has a file of verdicts in --output: the images that each component fooled and its seconds,
 for ours and, with --reference, for the reference. An interrupted command continues where it stopped;
@@ -94,7 +93,7 @@ def run_slice(arguments, number: int, variables, net, split: pipeline.Split, sam
     names = tuple(name for name in verdicts.COMPONENTS if name not in fooled)
     robust = verdicts.robust_after(fooled, begin, len(y))[verdicts.COMPONENTS[-1]]
     for name, after, seconds in verdicts.reference(
-        arguments.reference, net, x, y, epsilon=arguments.epsilon, batch_size=arguments.batch_size,
+        net, x, y, epsilon=arguments.epsilon, batch_size=arguments.batch_size,
         seed=arguments.seed, robust=robust, names=names):
       fooled[name], theirs['seconds'][name] = verdicts.indices(robust & ~after, begin), round(seconds, 1)
       robust = after
@@ -139,7 +138,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--weights', required=True)
   parser.add_argument('--slices', type=numbers, default=[0], help='slices of 1,000 images, such as 0,3-5')
-  parser.add_argument('--reference', help='checkout of the reference AutoAttack')
+  parser.add_argument('--reference', action='store_true', help='run the reference AutoAttack too')
   parser.add_argument('--images', default='mnist', help='data set of at_jax.datasets, or .npz file')
   parser.add_argument('--output', default='results/trades_mnist', help='folder of the verdicts')
   parser.add_argument('--states', default='runs/trades_mnist', help='folder of state files')

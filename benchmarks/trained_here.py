@@ -1,13 +1,11 @@
 """Compares AutoAttack with the reference implementation on a small network trained with at_jax.
 
-  python benchmarks/trained_here.py --reference=PATH \
-    --workdir=results/small_cifar10/pgd_at_cifar10-0
+  python benchmarks/trained_here.py --workdir=results/small_cifar10/pgd_at_cifar10-0
   the same with --norm=l2 --epsilon_255=128, and with --alone
 
-Both attack the best checkpoint of the run on the first --n test images. PATH is a checkout of
-github.com/fra31/auto-attack, commit a392200, which attacks the same weights in PyTorch. The logits of
-the two networks must agree to 1e-4. Needs the packages of at_jax[peers]. The command prints, and writes
-to --output, robust accuracy after each component and the seconds, as trades_mnist.py does. With
+Both attack the best checkpoint of the run on the first --n test images, the reference in PyTorch. The
+logits of the two networks must agree to 1e-4. Needs the packages of at_jax[peers]. The command prints, and
+writes to --output, robust accuracy after each component and the seconds, as trades_mnist.py does. With
 --alone, every component attacks all correctly classified images.
 """
 
@@ -71,7 +69,6 @@ def _fooled_alone(robust: dict[str, np.ndarray], begin: int) -> dict[str, list[i
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--reference', required=True, help='checkout of the reference AutoAttack')
   parser.add_argument('--workdir', required=True, help='work directory of a run')
   parser.add_argument('--norm', choices=tuple(_NORMS), default='linf')
   parser.add_argument('--epsilon_255', type=float, default=8.)
@@ -107,7 +104,7 @@ def main() -> None:
   calls = [(name,) for name in verdicts.COMPONENTS]
   for names in calls if arguments.alone else [verdicts.COMPONENTS]:
     for name, robust, spent in verdicts.reference(
-        arguments.reference, net, x, y, epsilon=epsilon, batch_size=arguments.batch_size,
+        net, x, y, epsilon=epsilon, batch_size=arguments.batch_size,
         seed=arguments.seed, robust=theirs['clean'], names=names, norm=_NORMS[arguments.norm]):
       theirs[name], seconds[name] = robust, round(spent, 1)
   ours = {'clean': result.clean, **result.components}

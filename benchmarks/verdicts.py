@@ -1,19 +1,20 @@
 """Runs the reference AutoAttack, and stores and prints its verdicts next to those of at_jax.
 
-Used by trades_mnist.py and trained_here.py. They store a slice of a test set as a dict: 'first' is the
-index of its first image and 'n' its size. Its entries 'ours' and 'reference' hold 'fooled', the test
-set indices of the images that each component fooled first ('fell' in older files), and 'seconds' per
-component.
+Used by trades_mnist.py, trained_here.py and torch_model.py. The reference is pyautoattack, the package of
+AutoAttack's authors; its attacks are those of commit a392200 of github.com/fra31/auto-attack. The first two
+store a slice of a test set as a dict: 'first' is the index of its first image and 'n' its size. Its entries
+'ours' and 'reference' hold 'fooled', the test set indices of the images that each component fooled first
+('fell' in older files), and 'seconds' per component.
 """
 
 from collections.abc import Iterator
 import os
-import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
+import pyautoattack
 import torch
 
 from at_jax import attacks
@@ -21,13 +22,12 @@ from at_jax import attacks
 COMPONENTS = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
 
 
-def reference(path: str, net, x, y, *, epsilon: float, batch_size: int, seed: int,
+def reference(net, x, y, *, epsilon: float, batch_size: int, seed: int,
               robust: np.ndarray, names: tuple[str, ...], norm: str = 'Linf'
               ) -> Iterator[tuple[str, np.ndarray, float]]:
   """Runs the components of the reference implementation one after another, as it does itself.
 
   Args:
-    path: a checkout of github.com/fra31/auto-attack.
     net: the PyTorch network.
     x: f32[N, H, W, C] images in [0, 1].
     y: i32[N] labels.
@@ -42,10 +42,7 @@ def reference(path: str, net, x, y, *, epsilon: float, batch_size: int, seed: in
     The component's name, bool[N] images that are robust after it, and its seconds. The seconds include
     the reference's checks of the model, which are a few forward passes.
   """
-  sys.path.insert(0, path)
-  from autoattack import AutoAttack
-  attack = AutoAttack(net, norm=norm, eps=epsilon, seed=seed, version='standard', verbose=False,
-                      device='cpu')
+  attack = pyautoattack.AutoAttack(net, norm=norm, eps=epsilon, seed=seed, version='standard')
   x, y = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(y).long()
   robust = torch.from_numpy(robust.copy())
   for name in names:
@@ -53,8 +50,7 @@ def reference(path: str, net, x, y, *, epsilon: float, batch_size: int, seed: in
     attack.attacks_to_run = [name]
     if robust.any():
       places = robust.nonzero().flatten()
-      _, labels = attack.run_standard_evaluation(x[places], y[places], bs=batch_size,
-                                                 return_labels=True)
+      _, labels = attack.run_standard_evaluation(x[places], y[places], batch_size=batch_size)
       robust[places] = labels == y[places]
     yield name, robust.numpy().copy(), time.perf_counter() - begun
 

@@ -83,6 +83,7 @@ def check_attacks(names, out):
   assert names['strong'].success.any()
   assert np.all(np.diff(names['curve']) <= 0)
   assert 'probabilities' in names['warnings'][0]
+  assert names['found'].clean.all()  # the PyTorch model, on the classes that it predicts
   np.testing.assert_array_equal(names['imported'](np.zeros((1, 28, 28, 1))), np.full((1, 10), 7.))
 
 

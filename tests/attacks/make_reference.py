@@ -1,26 +1,21 @@
 """Writes reference.json: numbers that the released code of AutoAttack computes.
 
-  python tests/attacks/make_reference.py --reference=PATH
+  python tests/attacks/make_reference.py
 
-PATH is a checkout of github.com/fra31/auto-attack, commit a392200; torch is needed too. The model of
-most is a two-layer network with weights that `small_network` in test_reference.py draws again.
-Nothing but numbers is kept, and the options with which the reference calls its attacks.
+It runs the package pyautoattack of the authors; at_jax[peers] has it and torch. The model of most is a
+two-layer network with weights that `small_network` in test_reference.py draws again. Nothing but numbers
+is kept, and the options with which the reference calls its attacks.
 """
 
-import argparse
 import itertools
 import json
 import pathlib
-import sys
 
 import numpy as np
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--reference', required=True)
-  sys.path.insert(0, parser.parse_args().reference)
-  from autoattack import autopgd_base, fab_projections, fab_pt
+  from pyautoattack import autopgd_base, fab_projections, fab_pt
   import torch
 
   torch.manual_seed(0)
@@ -100,7 +95,7 @@ def main() -> None:
 
 def _square(torch, norm, epsilon, size=11, channels=2, queries=30):
   """What is drawn in some queries of Square, each of which is accepted, and where they end."""
-  from autoattack import square
+  from pyautoattack import square
   random, places, draws = np.random.RandomState(2), [], []
   x = random.uniform(size=(size, size, channels))
   attack = square.SquareAttack(
@@ -137,7 +132,7 @@ def _square(torch, norm, epsilon, size=11, channels=2, queries=30):
 
 def _keeps(torch, norm):
   """Which of its points Square holds for the best after each query, and the margins it is told."""
-  from autoattack import square
+  from pyautoattack import square
   margins = [3., 3., 2.5, 2.7, 2.5, 1., 1.5, .25, .5, -.5, -1.]
   image, best = torch.full((1, 3, 28, 28), .5), []
   for queries in range(len(margins)):
@@ -160,8 +155,8 @@ def _keeps(torch, norm):
 
 def _sides(torch, norm, size):
   """The sides of the squares in 5,000 queries, as [query, side] wherever they change."""
-  from autoattack import AutoAttack
-  attack, highest = AutoAttack(None, norm=norm, eps=1., device='cpu', verbose=False).square, []
+  from pyautoattack import AutoAttack
+  attack, highest = AutoAttack(None, norm=norm, eps=1., device='cpu').square, []
   attack.random_int = lambda low, high: highest.append(high) or torch.tensor([0])
   attack.margin_and_loss = lambda *_: (torch.ones(1), torch.ones(1))
   torch.rand = torch.zeros
@@ -176,7 +171,7 @@ def _sides(torch, norm, size):
 
 def _starts(torch):
   """What is drawn for the random starts of APGD and FAB, and where these begin."""
-  from autoattack import autopgd_base, fab_pt
+  from pyautoattack import autopgd_base, fab_pt
   random = np.random.RandomState(4)
   x, uniform = (random.uniform(size=(4, 1, 3, 4)) for _ in range(2))
   normal = random.randn(*x.shape)
@@ -210,10 +205,10 @@ def _starts(torch):
 
 def _targets(torch):
   """Logits of 12 classes, and the classes that the targeted attacks go to one after the other."""
-  from autoattack import AutoAttack
+  from pyautoattack import AutoAttack
   logits, targets = torch.tensor(np.random.RandomState(3).randn(20, 12)), []
   # The images are the logits; nothing is moved, so that all are attacked every time.
-  attack = AutoAttack(lambda x: x, norm='Linf', eps=1., device='cpu', seed=0, verbose=False)
+  attack = AutoAttack(lambda x: x, norm='Linf', eps=1., device='cpu', seed=0)
   attack = attack.apgd_targeted
   attack.attack_single_run = lambda x, y: targets.append(attack.y_target.tolist()) or (
       x, torch.ones(len(x)), None, x)
@@ -223,7 +218,7 @@ def _targets(torch):
 
 def _dlr(torch):
   """Both DLR losses where the prediction is right and wrong, close and far, and with ties."""
-  from autoattack import autopgd_base
+  from pyautoattack import autopgd_base
   random = np.random.RandomState(5)
   logits = random.randn(30, 12) * 10. ** random.uniform(-3, 3, size=(30, 1))
   logits[:3, 1] = logits[:3, 0]  # two alike, mostly amid the others
@@ -241,9 +236,9 @@ def _dlr(torch):
 
 def _runs(torch, version, norm):
   """The runs that a version makes: [attack, how, how often in a row]."""
-  from autoattack import AutoAttack
+  from pyautoattack import AutoAttack
   whole = AutoAttack(lambda x: x.reshape(len(x), -1), norm=norm, eps=1., device='cpu', seed=0,
-                     version=version, verbose=False)
+                     version=version)
   runs, x = [], torch.tensor(np.random.RandomState(3).randn(2, 1, 3, 4))
   stays = lambda x: (x, torch.ones(len(x)), None, x)
 

@@ -1,7 +1,7 @@
 """The numbers of the released code of AutoAttack, in float64, where rounding decides nothing.
 
-They were written by `python tests/attacks/make_reference.py --reference=PATH`, PATH being a checkout
-of github.com/fra31/auto-attack at a392200, with torch 2.13.0.
+They were written by `python tests/attacks/make_reference.py` with pyautoattack 0.2.0, which the authors
+publish, and torch 2.13.0. Commit a392200 of github.com/fra31/auto-attack gives the same numbers.
 """
 
 
