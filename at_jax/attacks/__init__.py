@@ -18,8 +18,10 @@ from at_jax.attacks._stepper import LogitsFn
 from at_jax.attacks.apgd import apgd
 from at_jax.attacks.autoattack import Audit, AutoAttackResult, Passes, Progress, autoattack
 from at_jax.attacks.fab import fab
+from at_jax.attacks.fmn import MinimumNormResult, fmn, robust_accuracy
 from at_jax.attacks.pgd import AttackResult, fgsm, gaussian_start, pgd
 from at_jax.attacks.square import square
 
-__all__ = ['AttackResult', 'Audit', 'AutoAttackResult', 'LogitsFn', 'Passes', 'Progress', 'apgd',
-           'autoattack', 'check_model', 'fab', 'fgsm', 'gaussian_start', 'losses', 'norms', 'pgd', 'square']
+__all__ = ['AttackResult', 'Audit', 'AutoAttackResult', 'LogitsFn', 'MinimumNormResult', 'Passes', 'Progress',
+           'apgd', 'autoattack', 'check_model', 'fab', 'fgsm', 'fmn', 'gaussian_start', 'losses', 'norms', 'pgd',
+           'robust_accuracy', 'square']

@@ -26,8 +26,9 @@ CHANNELS_FIRST, VOLUME = SHAPES[4:6]
 # 11 and 13, so that they meet all norms (3), forms of bounds (4), models (5) and shapes (7).
 DTYPES = ['float64' if n % 4 == 1 else 'float32' for n in range(11)]
 LABELS = [('int32', 'int64', 'uint8')[n % 3] for n in range(13)]
-# 2,000 calls, of which those of AutoAttack take longest.
-EXAMPLES = {'pgd': 400, 'fgsm': 400, 'apgd': 360, 'fab': 360, 'square': 360, 'autoattack': 120}
+# 2,200 calls, of which those of AutoAttack take longest.
+EXAMPLES = {'pgd': 400, 'fgsm': 400, 'apgd': 360, 'fab': 360, 'square': 360, 'autoattack': 120, 'fmn': 200}
+WITHOUT_KEY = 'fgsm', 'fmn'
 # Static options of each attack, and the names of further arguments that are drawn.
 OPTIONS = {
     'pgd': [(dict(num_steps=STEPS), ()), (dict(num_steps=STEPS, random_start=False), ('tau', 'momentum')),
@@ -43,6 +44,7 @@ OPTIONS = {
                (dict(num_queries=QUERIES, p_init=.1), ())],
     'autoattack': [(dict(attacks=('apgd-ce', 'fab-t'), batch_size=2, num_steps=2), ()),
                    (dict(attacks=('square', 'apgd-t'), num_steps=2, num_queries=5, cascade=False), ())],
+    'fmn': [(dict(num_steps=STEPS), ()), (dict(num_steps=5), ('step_size',))],
 }
 
 
@@ -94,7 +96,7 @@ class Signature(NamedTuple):
 
 
 def signatures():
-  """54: each attack with each of its options and each norm; the shape, the model and the rest take turns."""
+  """60: each attack with each of its options and each norm; the shape, the model and the rest take turns."""
   turns = [itertools.cycle(row) for row in (MODELS, ('numbers', 'rows', 'columns', 'rows'), DTYPES, LABELS)]
   shapes = itertools.cycle(SHAPES)
   for attack, rows in OPTIONS.items():
@@ -135,15 +137,20 @@ def draw_call(draw, signature: Signature) -> Call:
     limits = tuple(np.where(mask, limit, x) for limit in limits)
     arguments['mask'] = mask.astype(pick(bool, np.float32, np.int32))
   scale = width * {'linf': 1, 'l2': d ** .5, 'l1': d}[norm]
-  arguments['epsilon'], epsilon = _draw_radius(draw, pick, scale, b, dtype, infinite=attack == 'fab')
+  if attack == 'fmn':
+    epsilon = np.full(b, np.inf)  # it has no radius
+  else:
+    arguments['epsilon'], epsilon = _draw_radius(draw, pick, scale, b, dtype, infinite=attack == 'fab')
   w = random.normal(size=(d, 3 * C)) * pick(1., 1., 1e-3, 30.) / (1 if model == 'steps' else width)
   w[0, -1] = random.uniform(low, low + width)  # from where on `sometimes_nan` is NaN
   arguments['logits_fn'] = Model(model, (np.clip(w, -3, 3) if model == 'steps' else w).astype(dtype))
   arguments['y'] = random.integers(0, C, b).astype(labels)
-  if attack != 'fgsm':
+  if attack not in WITHOUT_KEY:
     arguments['key'] = jax.random.key(pick(0, 1, 2))
     if pick(True, False):
       arguments['index'] = random.choice(pick(b, 1000, 2**31 - 1), b, replace=False)
+  if 'step_size' in drawn:
+    arguments['step_size'] = _draw_radius(draw, pick, width, b, dtype)[0]
   if attack == 'pgd':
     arguments['step_size'] = _draw_radius(draw, pick, min(float(epsilon.max()), scale), b, dtype)[0]
   if 'tau' in drawn:
@@ -214,6 +221,12 @@ def check_result(signature: Signature, call: Call, result) -> None:
     assert (result.robust <= result.clean).all() and list(result.components) == list(options['attacks'])
     np.testing.assert_array_equal(found[unmoved], x[unmoved])
     check_verdicts(call.arguments, x, ~result.clean)
+  elif attack == 'fmn':
+    success = np.isfinite(result.radius)
+    assert result.radius.shape == shape[:1] and result.radius.dtype == dtype and (result.radius >= 0).all()
+    np.testing.assert_array_equal(found[~success], x[~success])
+    distance = np.linalg.norm((found.astype(float) - x).reshape(len(x), -1), rounding.ORDER[norm], axis=1)
+    np.testing.assert_allclose(result.radius[success], distance[success], rtol=1e-4)
   else:
     success = np.asarray(result.success)
     count = options.get('num_steps', options.get('num_queries', 1))
@@ -250,7 +263,7 @@ def check_order(signature: Signature, call: Call, result, order: np.ndarray) -> 
                 if name in arguments}
   if 'bounds' in arguments:
     arguments['bounds'] = tuple(moved(bound, len(shape)) for bound in arguments['bounds'])
-  if signature.attack != 'fgsm':
+  if signature.attack not in WITHOUT_KEY:
     arguments['index'] = index[order]
   np.testing.assert_array_equal(run(signature.attack, arguments).x, np.asarray(result.x)[order])
 

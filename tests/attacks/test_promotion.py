@@ -29,6 +29,8 @@ TRACED = {
                                           random_start=True, bounds=BOUNDS),
     'targeted fab': lambda x, y, norm: attacks.fab(model, x, y, norm=norm, epsilon=.1, num_steps=2,
                                                    target=(y + 1) % 3),
+    'fmn': lambda x, y, norm: attacks.fmn(model, x, y, norm=norm, num_steps=2, step_size=jnp.ones(4),
+                                          bounds=BOUNDS),
     'square': lambda x, y, norm: attacks.square(model, x, y, KEY, norm=norm, epsilon=.1, num_queries=3,
                                                 bounds=BOUNDS),
     'gaussian_start': lambda x, y, norm: attacks.gaussian_start(x, KEY),
