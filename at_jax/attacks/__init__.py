@@ -23,5 +23,5 @@ from at_jax.attacks.pgd import AttackResult, fgsm, gaussian_start, pgd
 from at_jax.attacks.square import square
 
 __all__ = ['AttackResult', 'Audit', 'AutoAttackResult', 'LogitsFn', 'MinimumNormResult', 'Passes', 'Progress',
-           'apgd', 'autoattack', 'check_model', 'fab', 'fgsm', 'fmn', 'gaussian_start', 'losses', 'norms', 'pgd',
-           'robust_accuracy', 'square']
+           'apgd', 'autoattack', 'check_model', 'fab', 'fgsm', 'fmn', 'gaussian_start', 'losses', 'norms',
+           'pgd', 'robust_accuracy', 'square']

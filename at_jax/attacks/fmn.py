@@ -154,7 +154,7 @@ def stepper(*, norm: str, num_steps: int = 100) -> _stepper.Stepper:
       shrunk = jnp.maximum(jnp.minimum(state.epsilon - 1, jnp.floor(shrunk)), 0)
       grown = jnp.maximum(state.epsilon + 1, jnp.floor(grown))
     else:
-      dual = jax.vmap(functools.partial(norms.length, norm={'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}[norm]))
+      dual = jax.vmap(functools.partial(norms.length, norm=norms.DUAL[norm]))
       # The paper's ‖δ‖ + |margin| / ‖g‖_* stops growing where the bounds cut δ off, where rounding keeps a
       # point just before the boundary, and where two logits of the input tie.
       reached = jnp.maximum(size, jnp.where(jnp.isfinite(state.epsilon), state.epsilon, 0))

@@ -291,7 +291,8 @@ def soft_dummy_margin(logits: Array, y: Array) -> Array:
   """Margin of s_c = logsumexp(z_c, z_{c+C}), which gives a gradient to both halves of the head.
 
   The deployed decision takes the larger logit of a class and its dummy, and a gradient through that maximum
-  reaches only one of them.
+  reaches only one of them. This gradient weighs z_y by σ(z_y − z_{y+C}) and z_{y+C} by the rest: the weights
+  adapt to the logits at each step, where those of `weighted_dummy_margin` are fixed.
 
   Args:
     logits: f32[B, 2C], C ≥ 2.
@@ -303,6 +304,9 @@ def soft_dummy_margin(logits: Array, y: Array) -> Array:
   Example:
     >>> print(soft_dummy_margin(jnp.array([[3., 1., 3., 1.]]), jnp.array([0])))
     [-2.]
+
+  Reference: this loss is ours. That an attack should lower both logits with adaptive weights: Dummy-Aware
+  Weighted Attack (DAWA), arXiv 2603.29182, 2026, abstract; its formula of the weights is not known here.
   """
   return margin(jnp.logaddexp(*jnp.split(logits, 2, axis=-1)), y)
 
