@@ -1,9 +1,9 @@
 """Repeats attack steps, as a loop or unrolled, depending on the backend.
 
-XLA's CPU backend computes the gradient of a convolution 20 to 100 times slower inside a loop (jax issue
-12868). So on the CPU the steps are unrolled, and a long attack is split into compiled calls of at most
-`UNROLLED` steps, which bounds the compile time. On other backends it is one scan. Both give the same
-result.
+Inside a loop, XLA's CPU backend computes the gradient of a convolution 20 to 100 times slower (jax issue
+12868), and a convolution of channels-first images 8 to 10 times slower. So on the CPU the steps are
+unrolled, and a long attack is split into compiled calls of at most `UNROLLED` steps, which bounds the
+compile time. On other backends it is one scan. Both give the same result.
 """
 
 from collections.abc import Callable
@@ -22,21 +22,21 @@ def unrolls() -> bool:
   return jax.default_backend() == 'cpu'
 
 
-def calls(num_steps: int, differentiates: bool = True, at_once: int = UNROLLED) -> list[int]:
+def calls(num_steps: int, at_once: int = UNROLLED) -> list[int]:
   """Splits an attack of `num_steps` into compiled calls: the number of steps in each.
 
   At most two numbers differ, so at most two programs are compiled. `at_once` is the number of unrolled
-  steps per call; without gradients (`differentiates=False`) a loop is fast on every backend.
+  steps per call.
   """
-  if not (differentiates and unrolls()):
+  if not unrolls():
     return [num_steps]
   whole, rest = divmod(num_steps, at_once)
   return [at_once] * whole + [rest] * (rest > 0)
 
 
-def scan(body: Callable, carry: Any, xs: Any, *, length: int, differentiates: bool = True) -> tuple[Any, Any]:
+def scan(body: Callable, carry: Any, xs: Any, *, length: int) -> tuple[Any, Any]:
   """`jax.lax.scan`, unrolled where a loop is slow."""
-  if not (differentiates and unrolls()):
+  if not unrolls():
     return jax.lax.scan(body, carry, xs, length=length)
   if length == 1:  # which stays a loop even with unroll=True
     carry, y = body(carry, jax.tree.map(lambda leaf: leaf[0], xs))
@@ -44,9 +44,9 @@ def scan(body: Callable, carry: Any, xs: Any, *, length: int, differentiates: bo
   return jax.lax.scan(body, carry, xs, length=length, unroll=True)
 
 
-def repeat(step: Callable[[_T], _T], carry: _T, num_steps: int, differentiates: bool = True) -> _T:
+def repeat(step: Callable[[_T], _T], carry: _T, num_steps: int) -> _T:
   """Applies `step` to `carry` `num_steps` times, unrolled where a loop is slow."""
-  return scan(lambda c, _: (step(c), None), carry, None, length=num_steps, differentiates=differentiates)[0]
+  return scan(lambda c, _: (step(c), None), carry, None, length=num_steps)[0]
 
 
 @functools.cache

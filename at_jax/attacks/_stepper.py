@@ -46,8 +46,8 @@ class Stepper(NamedTuple):
       adversarial example within ε is known; and `x_adv` f32[B, ...], that example.
     step: `(logits_fn, Problem, state) -> state`. `take_steps` discards its result for finished examples.
     length: number of steps per example.
-    differentiates: whether a step takes a gradient of the model. If not, steps are fast in a loop on
-      every backend.
+    differentiates: whether a step takes a gradient of the model. If not, there are many short steps: a
+      caller's program loops over them on every backend, and the driver refills its slots less often.
     forward: forward passes of an example in a step.
     backward: backward passes of an example in a step; None if there is one for each class.
   """
@@ -147,7 +147,7 @@ def take_steps(logits_fn: LogitsFn, problem: Problem, state: Any, *, stepper: St
   """Takes `num_steps` steps; finished examples do not change. Not compiled: see `advance`."""
   def step(state):
     return where(state.count < stepper.length, stepper.step(logits_fn, problem, state), state)
-  return _loops.repeat(step, state, num_steps, differentiates=stepper.differentiates)
+  return _loops.repeat(step, state, num_steps)
 
 
 advance = functools.partial(jax.jit, static_argnames=('stepper', 'num_steps'))(take_steps)
@@ -161,8 +161,12 @@ def run(logits_fn: LogitsFn, problem: Problem, *, stepper: Stepper, random: bool
   """
   state = begin(problem, stepper=stepper)._replace(**changes)
   model = prepare(logits_fn, problem, random)
+  step = functools.partial(advance, model, problem, stepper=stepper)
+  traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((model, state)))
+  if traced and not stepper.differentiates:  # too many steps to unroll in the caller's program
+    return model, jax.lax.fori_loop(0, stepper.length, lambda _, state: step(state, num_steps=1), state)
   # One step per call where steps are unrolled: a call is cheap compared with a step, and a program of one
   # step compiles several times faster than one of ten.
-  for n in _loops.calls(stepper.length, stepper.differentiates, at_once=1):
-    state = advance(model, problem, state, stepper=stepper, num_steps=n)
+  for n in _loops.calls(stepper.length, at_once=1):
+    state = step(state, num_steps=n)
   return model, state

@@ -106,13 +106,13 @@ def run_batched(
       misclassified iterate, or at the input if there is none.
 
   Yields:
-    The `Slots` after each call of the compiled program, when the arrays above are up to date.
+    The `Slots` before each refill, when the arrays above are up to date.
 
   Reference: the verification of random models follows the released code of AutoAttack.
   """
   # With a separate search model, points are verified after each step: a later point could replace one.
   verify_each_step = search_fn is not verify_fn and stepper.differentiates
-  num_steps = 1 if verify_each_step else steps_per_call(stepper)
+  num_steps = 1 if verify_each_step else steps_per_refill(stepper)
   advance = _advance(stepper.differentiates, tuple(devices))
   slots, problem = _pad(slots, devices), None
   size, key = len(slots.example), work.key if random else None
@@ -130,7 +130,8 @@ def run_batched(
     if problem is None or is_new.any():
       problem, state = devices_lib.shard(
           _load(work, np.maximum(example, 0), slots.run, is_new, ~occupied, state, stepper=stepper), devices)
-    state = advance(search_fn, problem, state, stepper=stepper, num_steps=num_steps)
+    for n in _loops.calls(num_steps, at_once=1):
+      state = advance(search_fn, problem, state, stepper=stepper, num_steps=n)
     before = np.where(is_new, 0, count)
     found, count = jax.device_get((state.found, state.count))
     count_passes(passes, each_step, int((count - before)[occupied].sum()), size * num_steps)
@@ -168,12 +169,12 @@ def count_passes(passes: np.ndarray, each: tuple[int, int], num_taken: int, num_
   passes += (num_taken * forward, num_taken * backward, (num_computed - num_taken) * forward)
 
 
-def steps_per_call(stepper: _stepper.Stepper) -> int:
-  """The number of steps in one compiled call, between two refills.
+def steps_per_refill(stepper: _stepper.Stepper) -> int:
+  """The number of steps between two refills of the slots.
 
-  It is 1 where steps are unrolled, because that keeps the program small, and larger where they are looped.
+  Reading what was found costs time, which matters where a step is short.
 
-  >>> steps_per_call(_stepper.Stepper(None, None, 100, differentiates=False))
+  >>> steps_per_refill(_stepper.Stepper(None, None, 100, differentiates=False))
   20
   """
   if not stepper.differentiates:

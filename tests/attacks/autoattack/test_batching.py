@@ -47,7 +47,7 @@ def test_free_slot_is_refilled_while_the_other_runs(name):
   x, y = jnp.full((6, 4), .5), jnp.arange(6) % 2
   calls, fooled, passes = run_batched(logits_fn, x, y, stepper, batch_size=2)
   np.testing.assert_array_equal(fooled, np.arange(6) % 2 == 1)
-  c = -(-stepper.length // batching.steps_per_call(stepper))
+  c = -(-stepper.length // batching.steps_per_refill(stepper))
   assert c > 1 and len(calls) == 2 * c + 1
   # After the first call slot B is free and 0 has not ended; after the second, slot B holds 2, and 0 has
   # continued from its own state.
@@ -61,7 +61,7 @@ def test_free_slot_is_refilled_while_the_other_runs(name):
   # FAB takes two forward passes in a step, and one backward pass for each of the two classes; Square none.
   num_taken = 3 * stepper.length + 3
   forward, backward = {'apgd': (1, 1), 'fab': (2, 2), 'square': (1, 0)}[name]
-  computed = 2 * (len(calls) * batching.steps_per_call(stepper) * forward + 3)
+  computed = 2 * (len(calls) * batching.steps_per_refill(stepper) * forward + 3)
   assert passes[:2] == (forward * num_taken + 3, backward * num_taken)
   assert passes.forward + passes.empty == computed
 
