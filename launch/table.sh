@@ -49,4 +49,4 @@ for row in "${rows[@]}"; do
   python -m at_jax.main --mode=evaluate --config="$config" --config.seed="$seed" --workdir="$kept" \
     --config.evaluate.attacks="$attacks"
 done
-python -m at_jax.analysis.table results/small_cifar10 --write=results/README.md
+python -m at_jax.analysis table results/small_cifar10 --write=results/README.md

@@ -1,4 +1,4 @@
-"""Tables of several runs: `python -m at_jax.analysis.table DIR [--against=METHOD] [--write=PAGE]`.
+"""Tables of several runs: `python -m at_jax.analysis table DIR [--against=METHOD] [--write=PAGE]`.
 
 DIR holds one folder METHOD-SEED per run, with its results.json and verdicts.npz. There is one table per
 threat model (norm and radius), data set and number of examples, and one row per method: accuracies of the
@@ -21,7 +21,7 @@ from at_jax import environment, errors
 from at_jax.analysis import mcnemar
 from at_jax.evaluation import metrics
 
-BEGIN = '<!-- begin of the output of python -m at_jax.analysis.table -->'
+BEGIN = '<!-- begin of the output of python -m at_jax.analysis table -->'
 END = '<!-- end of the output -->'
 # Header of each column, and its value in results.json.
 _COLUMNS = (
@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
   Returns:
     The exit code: 0, or 2 if there is no run.
   """
-  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis.table',
+  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis table',
                                    description=environment.printable(__doc__))
   parser.add_argument('directory')
   parser.add_argument('--against', default='pgd_at_cifar10', help='the reference method')
@@ -252,7 +252,3 @@ def main(arguments: list[str] | None = None) -> int:
     write(page, text)
   print(environment.printable(text))
   return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main())

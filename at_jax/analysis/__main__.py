@@ -1,0 +1,34 @@
+"""The command `python -m at_jax.analysis NAME …`: each analysis is a module with a function `main`."""
+
+from collections.abc import Sequence
+import importlib
+import sys
+
+from at_jax import environment, errors, xla_flags
+
+_ANALYSES = {'table': 'accuracies of several runs, with paired tests'}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one analysis.
+
+  Args:
+    argv: the command line without the program; None for that of this process.
+
+  Returns:
+    The exit code: 0, or 2 after a line on stderr with the error and the remedy.
+  """
+  name, *arguments = (sys.argv[1:] if argv is None else argv) or ['--help']
+  if name in ('--help', '-h'):
+    print('usage: python -m at_jax.analysis NAME ..., and NAME --help for its arguments')
+    print('\n'.join(f'  {each:10}{text}' for each, text in _ANALYSES.items()))
+    return 0
+  if name not in _ANALYSES:
+    environment.log(f'at_jax: {errors.UserError("NAME", name, errors.nearest(name, _ANALYSES))}')
+    return 2
+  xla_flags.tune()  # before jax is imported
+  return importlib.import_module(f'at_jax.analysis.{name}').main(arguments)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

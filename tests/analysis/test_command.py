@@ -1,0 +1,27 @@
+"""The command `python -m at_jax.analysis`: it finds an analysis by its name."""
+
+import pathlib
+
+import pytest
+
+from at_jax.analysis import __main__ as command
+
+RESULTS = pathlib.Path(__file__).parents[2] / 'results'
+
+
+def test_analysis_gets_the_other_arguments(capsys):
+  assert command.main(['table', str(RESULTS / 'small_cifar10')]) == 0
+  assert '| method |' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('arguments', [[], ['--help']])
+def test_help_names_every_analysis(arguments, capsys):
+  assert command.main(arguments) == 0
+  out = capsys.readouterr().out
+  assert all(f'  {name} ' in out for name in command._ANALYSES)
+
+
+def test_unknown_analysis_is_one_line(capsys):
+  assert command.main(['tabel']) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith("at_jax: NAME = 'tabel': did you mean 'table'?")
