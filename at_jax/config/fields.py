@@ -214,7 +214,9 @@ FIELDS = {
 FIELDS |= _group('dataset', {
     'name': Field('cifar10', 'A name of `at_jax.datasets`, the path of an .npz file, or the import path '
                   '`module.function` of a loader.'),
-    'num_classes': Field(10, 'Number of classes.', _whole(2)),
+    'num_classes': Field(10, 'Number of classes, without `dataset.drop_class`.', _whole(2)),
+    'drop_class': Field(-1, 'Class whose examples are left out of all splits; higher labels move down by '
+                            'one. −1 for none.', _whole(-1)),
     'data_dir': Field('', "Folder of the prepared TFDS data; '' for the default folder of TFDS.", free=True),
     'validation_size': Field(1000, 'Examples held out to select the best checkpoint.', _whole(0)),
     'pad': Field(4, 'Pixels of zero padding before the random crop.', _whole(0)),

@@ -110,7 +110,7 @@ class DeferredDataset:
 
 
 def load(name: str | os.PathLike, *, validation_size: int = 0,
-         data_dir: str | os.PathLike | None = None) -> Dataset:
+         data_dir: str | os.PathLike | None = None, drop_class: int | None = None) -> Dataset:
   """Reads a data set, and downloads it first if needed.
 
   Validation examples are taken by `hold_out` from the validation split that the data set has, otherwise from
@@ -123,13 +123,15 @@ def load(name: str | os.PathLike, *, validation_size: int = 0,
       `TFDS_SETS`, 'kmnist' or 'emnist/letters'), or a path that ends in '.npz' (format: `local.check`).
     validation_size: number of validation examples.
     data_dir: folder of the prepared TFDS data sets; None for the default of TFDS. `~` is the home directory.
+    drop_class: label of a class whose examples are left out of all splits; higher labels move down by one,
+      and validation examples are held out of the rest. None for no class.
 
   Returns:
     A `Dataset`.
 
   Raises:
     UserError: if `name` is unknown or the data set cannot be read or downloaded (field 'dataset'), or if
-      `validation_size` is out of range.
+      `validation_size` or `drop_class` is out of range.
 
   Warns:
     UserWarning: if more examples are held out than remain, or classes have no training example.
@@ -151,7 +153,7 @@ def load(name: str | os.PathLike, *, validation_size: int = 0,
     hint = '' if name in SIZES else f'{errors.nearest(name, SIZES)}; another data set of TFDS '
     remedy = f"{hint}needs a package that is missing ({error}): pip install 'at_jax[data]'"
     raise errors.UserError('dataset', name, remedy) from error
-  return _split(name, arrays, validation_size)
+  return _split(name, arrays, validation_size, drop_class)
 
 
 def _read_tfds(name: str, data_dir: str | None) -> local.Arrays:
@@ -164,14 +166,15 @@ def _read_tfds(name: str, data_dir: str | None) -> local.Arrays:
     raise errors.UserError('dataset', name, remedy) from error
 
 
-def from_arrays(name: str, arrays: Mapping[str, np.ndarray] | Dataset, *, validation_size: int = 0
-                ) -> Dataset:
+def from_arrays(name: str, arrays: Mapping[str, np.ndarray] | Dataset, *, validation_size: int = 0,
+                drop_class: int | None = None) -> Dataset:
   """Makes a data set of arrays in memory, which a loader function gives.
 
   Args:
     name: name of the data set.
     arrays: the arrays by the keys of a .npz file (`local.check`), or a `Dataset`.
     validation_size: as in `load`.
+    drop_class: as in `load`.
 
   Returns:
     A `Dataset`.
@@ -202,10 +205,12 @@ def from_arrays(name: str, arrays: Mapping[str, np.ndarray] | Dataset, *, valida
   except ValueError as error:  # lists of lists of different lengths
     remedy = f'returns lists that are not arrays ({error}): return NumPy arrays'
     raise errors.UserError('dataset', name, remedy) from error
-  return _split(name, local.check(name, arrays), validation_size)
+  return _split(name, local.check(name, arrays), validation_size, drop_class)
 
 
-def _split(name: str, arrays: local.Arrays, validation_size: int) -> Dataset:
+def _split(name: str, arrays: local.Arrays, validation_size: int, drop_class: int | None) -> Dataset:
+  if drop_class is not None:
+    arrays = _without_class(arrays, drop_class)
   train, test = Split(*arrays.train), Split(*arrays.test)
   if arrays.validation is None:
     train, validation = hold_out(train, validation_size)
@@ -229,6 +234,24 @@ def _split(name: str, arrays: local.Arrays, validation_size: int) -> Dataset:
                   f'(labels {local.listed(absent)}), and {tested} test examples are of these '
                   'classes', stacklevel=3)
   return Dataset(name, train, validation, test, num_classes, arrays.class_names)
+
+
+def _without_class(arrays: local.Arrays, label: int) -> local.Arrays:
+  names = arrays.class_names
+  is_integer = isinstance(label, (int, np.integer)) and not isinstance(label, bool)
+  if not is_integer or not 0 <= label < len(names) or len(names) < 3:
+    remedy = f'use a class from 0 to {len(names) - 1}' if len(names) > 2 else 'two classes must remain'
+    raise errors.UserError('drop_class', label, remedy)
+
+  def rest(examples: local.Examples) -> local.Examples:
+    images, labels = examples
+    kept = labels != label
+    if not kept.any():
+      raise errors.UserError('drop_class', label, 'a split has no other class: use another one')
+    return images[kept], labels[kept] - (labels[kept] > label).astype(labels.dtype)
+
+  return local.Arrays(rest(arrays.train), arrays.validation and rest(arrays.validation), rest(arrays.test),
+                      names[:label] + names[label + 1:])
 
 
 def hold_out(split: Split, size: int) -> tuple[Split, Split]:

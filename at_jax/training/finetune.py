@@ -16,7 +16,8 @@ from at_jax.training import epoch_plan, restore, setup
 from at_jax.training import step as step_lib
 
 # Fields that a run must share with its source, besides those of the model other than dtype.
-_SHARED = ('dataset.name', 'dataset.num_classes', 'dataset.validation_size', 'dummy.enabled')
+_SHARED = ('dataset.name', 'dataset.num_classes', 'dataset.drop_class', 'dataset.validation_size',
+           'dummy.enabled')
 
 
 class Point(NamedTuple):

@@ -99,7 +99,8 @@ def read_data(config: ml_collections.ConfigDict) -> pipeline.Dataset:
   Raises:
     errors.UserError: if it cannot be read.
   """
-  name, size = config.dataset.name, config.dataset.validation_size
+  name, drop = config.dataset.name, config.dataset.drop_class
+  options = dict(validation_size=config.dataset.validation_size, drop_class=None if drop < 0 else drop)
   is_loader = _IMPORT_PATH.fullmatch(name) and not name.endswith('.npz')
   if not name.endswith('.npz') and os.path.isfile(os.path.expanduser(name)):
     raise errors.UserError('config.dataset.name', name, 'files cannot be read, except .npz files: store '
@@ -114,10 +115,11 @@ def read_data(config: ml_collections.ConfigDict) -> pipeline.Dataset:
       except Exception as error:  # a function of the user's own may raise anything
         raise errors.UserError('dataset', name, f'{import_path.reason(error)}: it is called with '
                                'config.dataset, and returns the arrays') from error
-      return pipeline.from_arrays(name, arrays, validation_size=size)
-    return pipeline.load(name, validation_size=size, data_dir=config.dataset.data_dir or None)
+      return pipeline.from_arrays(name, arrays, **options)
+    return pipeline.load(name, data_dir=config.dataset.data_dir or None, **options)
   except errors.UserError as error:
-    field = {'dataset': 'dataset.name', 'validation_size': 'dataset.validation_size'}.get(error.field)
+    field = {'dataset': 'dataset.name', 'validation_size': 'dataset.validation_size',
+             'drop_class': 'dataset.drop_class'}.get(error.field)
     raise errors.UserError(f'config.{field}', error.value, error.remedy) if field else error from error
 
 

@@ -61,6 +61,36 @@ def test_hold_out_is_stratified_and_nested(size, seed):
   assert set(smaller.images.ravel()) <= set(held_out.images.ravel())
 
 
+def test_dropped_class_is_in_no_split():
+  whole, rest = pipeline.load('digits'), pipeline.load('digits', validation_size=100, drop_class=3)
+  assert rest.num_classes == 9 and rest.class_names == tuple('012456789')
+  assert len(rest.validation.labels) == 100
+  both = pipeline.Split(*map(np.concatenate, zip(rest.train, rest.validation, strict=True)))
+  for split, before in ((both, whole.train), (rest.test, whole.test)):
+    # By its name every other example keeps its class.
+    named = pipeline.Split(split.images, np.array(rest.class_names, int)[split.labels])
+    kept = pipeline.Split(before.images[before.labels != 3], before.labels[before.labels != 3])
+    assert data_sets.sorted_examples(named) == data_sets.sorted_examples(kept)
+    assert split.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize('label', [-1, 10, 1.5, True, '3'])
+def test_dropped_class_out_of_range_is_rejected(label):
+  with pytest.raises(errors.UserError, match='use a class from 0 to 9') as caught:
+    pipeline.load('digits', drop_class=label)
+  assert caught.value.field == 'drop_class'
+
+
+def test_two_classes_and_an_image_remain():
+  x, labels = np.full((3, 2, 2), 255, np.uint8), np.array([0, 1, 2])
+  arrays = dict(train_images=x, train_label=labels, test_images=x, test_label=labels * 0 + 2)
+  with pytest.raises(errors.UserError, match='a split has no other class'):
+    pipeline.from_arrays('mine', arrays, drop_class=2)
+  two = arrays | dict(train_label=np.array([0, 1, 1]), test_label=np.array([0, 1, 0]))
+  with pytest.raises(errors.UserError, match='two classes must remain'):
+    pipeline.from_arrays('mine', two, drop_class=0)
+
+
 @pytest.mark.parametrize('size', [-1, 1400, 10**9, 0.5, True, None, '10'])
 def test_validation_size_out_of_range_is_rejected(size):
   with pytest.raises(errors.UserError, match='whole number from 0 to 1399') as caught:

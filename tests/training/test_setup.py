@@ -70,3 +70,16 @@ def test_loader_that_gives_no_data_is_one_line(load, name, pattern):
   with pytest.raises(errors.UserError, match=rf"config\.dataset\.name = '{name}': .*{pattern}") as caught:
     load(name)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', ['digits', 'mine_loaders.whole'])
+def test_dropped_class_needs_one_class_fewer(name, load):
+  c = config.default()
+  c.dataset.update(name=name, drop_class=3, validation_size=100)
+  found = setup.read_data(c)
+  data_sets.assert_same(found.test, pipeline.load('digits', drop_class=3).test)
+  with pytest.raises(errors.UserError, match='config.dataset.num_classes = 10: .* has 9 classes: use that'):
+    setup.assemble(c, found)
+  c.dataset.drop_class = 10
+  with pytest.raises(errors.UserError, match='config.dataset.drop_class = 10: use a class from 0 to 9'):
+    setup.read_data(c)
