@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from at_jax import attacks, devices
-from at_jax.attacks import _arguments, _diagnostics, _stepper
+from at_jax.attacks import _arguments, _diagnostics
 from at_jax.datasets import pipeline
 from at_jax.evaluation import attack_names, autoattack_run, metrics
 from at_jax.methods import inner_attacks
@@ -28,7 +29,7 @@ Array = jax.Array
 Progress = Callable[[str, int, int, float], None]
 
 
-def robust_examples(
+def predictions(
     network: deployed_lib.Network,
     variables: Any,
     split: pipeline.Split,
@@ -41,7 +42,7 @@ def robust_examples(
     progress: Callable[[int, int, float], None] = lambda *_: None,
     observe: Callable[[np.ndarray], None] = lambda logits: None,
 ) -> np.ndarray:
-  """Finds the examples that the deployed model classifies correctly, clean or under an attack.
+  """Finds the class that the deployed model predicts for each example, clean or under an attack.
 
   All batches have the same size, so each program compiles once: the last one is filled with repeated
   examples, which are not counted. Batches are spread over the local devices.
@@ -53,15 +54,15 @@ def robust_examples(
     key: PRNG key; the draws of an example depend on its index in `split`.
     attack: `(logits_fn, x, y, key, index) -> AttackResult`, or None for clean examples.
     attacked_logits: `(variables, x) -> logits` that the attack uses: `network.deployed` or `network.logits`.
-    among: bool[N], the examples to evaluate; the result of the others is False.
+    among: bool[N], the examples to evaluate.
     batch_size: number of examples in a batch.
     progress: called with the examples done, their number, and an estimate of the accuracy over all N.
     observe: called with the deployed logits of each batch, f32[n, C].
 
   Returns:
-    bool[N].
+    i32[N]; −1 for the examples that are not evaluated, and for logits of NaN or +∞, which decide nothing.
   """
-  result = np.zeros(len(split.labels), bool)
+  result = np.full(len(split.labels), -1, np.int32)
   chosen = np.flatnonzero(among)
   variables = devices.spread(variables, replicated=True)
   progress(0, len(chosen), 0.)
@@ -72,19 +73,36 @@ def robust_examples(
         (pipeline.in_unit(split.images[filled]), split.labels[filled], filled.astype(np.int32)))
     if attack is not None:
       x = attack(jax.tree_util.Partial(attacked_logits, variables), x, y, key, index).x
-    correct, logits = _judge(network.deployed, variables, x, y)
-    result[places] = np.asarray(correct)[:len(places)]
+    predicted, logits = _predicted(network.deployed, variables, x)
+    result[places] = np.asarray(predicted)[:len(places)]
     observe(np.asarray(logits)[:len(places)])
     done = begin + len(places)
-    progress(done, len(chosen), float(among.mean() * result.sum() / done))
+    progress(done, len(chosen), float(among.mean() * (result == split.labels).sum() / done))
   return result
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _judge(deployed, variables, x, y):
-  """Whether each example is classified correctly, and its logits."""
+def _predicted(deployed, variables, x):
+  """The class of each example, -1 where NaN or +inf decide nothing, and its logits."""
   logits = deployed(variables, x)
-  return _stepper.is_correct(logits, y), logits
+  return jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), jnp.argmax(logits, axis=-1), -1), logits
+
+
+def robust_examples(network: deployed_lib.Network, variables: Any, split: pipeline.Split, key: Array,
+                    **options: Any) -> np.ndarray:
+  """Finds the examples that the deployed model classifies correctly, clean or under an attack.
+
+  Args:
+    network: the network.
+    variables: its variables.
+    split: the examples; images are uint8, or f32 in [0, 1].
+    key: PRNG key; the draws of an example depend on its index in `split`.
+    **options: as for `predictions`.
+
+  Returns:
+    bool[N]; False for the examples that are not among those to evaluate.
+  """
+  return predictions(network, variables, split, key, **options) == split.labels
 
 
 class Report(NamedTuple):
