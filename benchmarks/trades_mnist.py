@@ -2,6 +2,7 @@
 
   python benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0-9
   python benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0 --reference
+  python benchmarks/trades_mnist.py --weights=trades_mnist.pt --slices=0-9 --run=runs/trades_mnist
 
 The weights are those of TRADES' released model. The published accuracies on all 10,000 images at L∞
 ε = 0.3 are 99.48 % (clean) and 92.81 % (AutoAttack). Needs the packages of at_jax[peers].
@@ -11,6 +12,9 @@ for ours and, with --reference, for the reference. An interrupted command contin
 a finished slice is not run again. The printed tables cover all files with the same weights, images and
 options. --images is a data set name or an .npz file of at_jax.datasets. TFDS orders MNIST differently
 from the original files; published indices refer to the latter.
+
+--run writes the network and our verdicts on all finished slices as the folder of a run, which
+`python -m at_jax.analysis` and `restore.load` read.
 
 Both use the same ε, batch size and CPUs. The seconds of the reference include its checks of the model
 before each component; the compilation time of ours is shown separately. The random numbers differ, so
@@ -34,9 +38,10 @@ import torch
 import verdicts
 
 from at_jax import attacks, models
+from at_jax.config import fields, variants
 from at_jax.datasets import pipeline
 from at_jax.models import importers
-from at_jax.training import records
+from at_jax.training import checkpoints, records
 
 SLICE = 1000
 
@@ -128,6 +133,34 @@ def _ours(arguments, number: int, variables, x, y, begin: int) -> dict[str, Any]
   return found if resumed else found | {'compiling': compiling.by_attack()}
 
 
+def write_run(arguments, variables, data: pipeline.Dataset, slices: list[dict[str, Any]]) -> None:
+  """Writes the files of an evaluated run, whose attacks are APGD-CE and AutoAttack."""
+  folder = pathlib.Path(arguments.run)
+  folder.mkdir(parents=True, exist_ok=True)
+  config = variants.variant(fields.default(), 'mnist')
+  config.loss = 'trades'
+  slices = sorted(slices, key=lambda s: s['first'])
+  n = sum(s['n'] for s in slices)
+  if [s['first'] for s in slices] != list(range(0, n, SLICE)):
+    sys.exit(f'--run needs slices from 0 without a gap: run those that are missing in {arguments.output}')
+  config.dataset.update(name=arguments.images, validation_size=0)
+  config.evaluate.update(attacks=('apgd-ce', 'autoattack'), num_examples=n,
+                         epsilon_255=255 * arguments.epsilon)
+  after = [verdicts.robust_after(verdicts.fooled_of(s['ours']), s['first'], s['n']) for s in slices]
+  clean, first, robust = (np.concatenate([each[name] for each in after])
+                          for name in ('clean', 'apgd-ce', verdicts.COMPONENTS[-1]))
+  records.write_json(folder / 'config.json', config.to_dict())
+  checkpoints.write_weights(folder / checkpoints.WEIGHTS, checkpoints.Weights(
+      0, {'params': variables['params'], 'batch_stats': {}},
+      {'data': {'image_shape': list(data.image_shape), 'train_size': data.train_size}}))
+  records.write_verdicts(folder, data.test.labels[:n], {'best': {
+      'clean': clean, 'worst_case': robust, 'robust/apgd-ce': first, 'robust/autoattack': robust}})
+  records.write_json(folder / 'results.json', {
+      'config': config.to_dict(), 'dataset': arguments.images, 'n': n, 'clean': float(clean.mean()),
+      'robust': {'apgd-ce': float(first.mean()), 'autoattack': float(robust.mean())}, 'released': {},
+      'worst_case': float(robust.mean())})
+
+
 def numbers(text: str) -> list[int]:
   """'0,3-5' as [0, 3, 4, 5]."""
   ends = [part.split('-') for part in text.split(',')]
@@ -142,6 +175,7 @@ def main() -> None:
   parser.add_argument('--images', default='mnist', help='data set of at_jax.datasets, or .npz file')
   parser.add_argument('--output', default='results/trades_mnist', help='folder of the verdicts')
   parser.add_argument('--states', default='runs/trades_mnist', help='folder of state files')
+  parser.add_argument('--run', help='folder to write, for python -m at_jax.analysis')
   parser.add_argument('--epsilon', type=float, default=.3)
   parser.add_argument('--batch_size', type=int, default=250)
   parser.add_argument('--seed', type=int, default=0)
@@ -151,7 +185,8 @@ def main() -> None:
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:arguments.threads])
   torch.set_num_threads(arguments.threads)
   variables, net = load_networks(arguments.weights)
-  split = pipeline.load(arguments.images).test
+  data = pipeline.load(arguments.images)
+  split = data.test
   same = identity(arguments, variables, split)
   for number in arguments.slices:
     run_slice(arguments, number, variables, net, split, same)
@@ -160,6 +195,8 @@ def main() -> None:
   slices = [s for s in slices if all(s[name] == value for name, value in same.items())]
   verdicts.show(slices)
   verdicts.show_times(slices)
+  if arguments.run:
+    write_run(arguments, variables, data, slices)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,8 @@ import sys
 
 from at_jax import environment, errors, xla_flags
 
-_ANALYSES = {'table': 'accuracies of several runs, with paired tests'}
+_ANALYSES = {'classwise': 'robustness of each class, and what it is confused with',
+             'table': 'accuracies of several runs, with paired tests'}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

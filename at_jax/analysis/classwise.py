@@ -1,0 +1,497 @@
+"""Class-wise robustness of runs: `python -m at_jax.analysis classwise RUN... [--output=FILE]`.
+
+RUN is the folder of an evaluated run. Its verdicts come from verdicts.npz, of the best checkpoint's deployed
+model. Predictions are not stored: --attack is run again with the keys of the evaluation, for the confusion
+matrices, and the data of the run are read. --attack=none reads files only.
+
+Robust means the worst case over all attacks of the evaluation. An example that is misclassified clean is not
+attacked; in a confusion matrix it counts by its clean prediction. Tables are in Markdown, shares in percent.
+--output writes all numbers as JSON, shares as fractions.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+import json
+import math
+import pathlib
+import re
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from at_jax import devices, environment, errors
+from at_jax.analysis import class_statistics, mcnemar, superclasses, table
+from at_jax.datasets import pipeline
+from at_jax.evaluation import attack_names, metrics, robustness
+from at_jax.models import deployed as deployed_lib
+from at_jax.training import records, restore, setup
+
+_SCALED = re.compile(r'scale([\d.]+)_pgd(\d+)')
+_NO_ORDER = .05  # p from which classes may be equal
+_MAX_COLUMNS = 20  # of a confusion matrix that is printed
+
+
+class Run(NamedTuple):
+  """What is known of a run.
+
+  Attributes:
+    name: its name in tables.
+    threat: data set, norm and radius.
+    class_names: C names.
+    labels: i32[N].
+    clean: bool[N], classified correctly without an attack.
+    worst_case: bool[N], and under every attack.
+    robust: `{attack: bool[N]}`, by the attacks that the evaluation names.
+    scales: `{steps: {1/T: bool[N]}}`, robust to Temperature-PGD.
+    confusion: i64[C, C], of predictions under attack; None if no attack was run again.
+    norms: f64[C], norms of the classes' weights in the last layer; None if they are not known.
+  """
+  name: str
+  threat: str
+  class_names: tuple[str, ...]
+  labels: np.ndarray
+  clean: np.ndarray
+  worst_case: np.ndarray
+  robust: dict[str, np.ndarray]
+  scales: dict[int, dict[float, np.ndarray]]
+  confusion: np.ndarray | None = None
+  norms: np.ndarray | None = None
+
+  def by_class(self, verdicts: np.ndarray) -> np.ndarray:
+    """Accuracy of each class: f64[C], NaN for a class without examples."""
+    return metrics.accuracy_by_class(verdicts, self.labels, len(self.class_names))
+
+
+def read(path: pathlib.Path) -> tuple[Run, dict[str, Any]]:
+  """Reads the files of a run. Its classes are named by their labels.
+
+  Args:
+    path: its folder.
+
+  Returns:
+    The run, without confusion matrix and norms, and the content of its results.json.
+
+  Raises:
+    errors.UserError: if the folder has no results.
+  """
+  results = records.read_json(path / 'results.json')
+  if results is None or not (path / 'verdicts.npz').exists():
+    raise errors.UserError('RUN', str(path), 'there are no results.json and verdicts.npz in it: name the '
+                           'folder of a run that was evaluated')
+  with np.load(path / 'verdicts.npz') as stored:
+    verdicts = {key.removeprefix('best/'): stored[key] for key in stored.files}
+  config, scales = results['config'], {}
+  robust = {name: verdicts[f'robust/{name}'] for name in config['evaluate']['attacks']
+            if f'robust/{name}' in verdicts}
+  for key, found in verdicts.items():
+    if match := _SCALED.fullmatch(key.removeprefix('robust/')):
+      scales.setdefault(int(match[2]), {})[float(match[1])] = found
+  class_names = tuple(map(str, range(config['dataset']['num_classes'])))
+  left_out = config['dataset'].get('drop_class', -1)  # older runs have no such field
+  data = config['dataset']['name'] + (f' without class {left_out}' if left_out >= 0 else '')
+  return Run(path.name, f'{data}, {table.threat(results)}', class_names,
+             verdicts['labels'], verdicts['clean'], verdicts['worst_case'], robust, scales), results
+
+
+def attacked(run: Run, results: dict[str, Any], path: pathlib.Path, spec: attack_names.Spec,
+             data: dict[str, Any]) -> Run:
+  """Attacks the model of a run again, on the examples and with the keys of its evaluation.
+
+  Args:
+    run: result of `read`.
+    results: result of `read`.
+    path: folder of the run.
+    spec: the attack.
+    data: the data that other runs have read, to which those of this run are added.
+
+  Returns:
+    The run with its confusion matrix, its norms and the names of its classes.
+
+  Raises:
+    errors.UserError: if model or data cannot be read, or the data are not those of the evaluation.
+  """
+  parts, model = restore.load(path)
+  c = parts.config.evaluate.to_dict() | results['config']['evaluate']
+  devices.check_batch_size('config.evaluate.batch_size', c['batch_size'])
+  split, class_names = _test_data(parts, c['num_examples'], data)
+  if not np.array_equal(split.labels, run.labels):
+    raise errors.UserError('RUN', str(path), 'the test examples are not those of its verdicts: use the data '
+                           'set that it was evaluated on, or evaluate it again with --mode=evaluate')
+  variables, = model.args
+  predicted = _predictions(parts, variables, split, spec, c)
+  norms = class_weight_norms(parts.network, variables, pipeline.to_unit(split.images[:8]), len(class_names))
+  confusion = class_statistics.confusion_matrix(split.labels, predicted, len(class_names))
+  return run._replace(class_names=class_names, confusion=confusion, norms=norms)
+
+
+def _test_data(parts: setup.Run, num_examples: int, data: dict[str, Any]
+               ) -> tuple[pipeline.Split, tuple[str, ...]]:
+  """The examples that are attacked and the names of the classes; runs with the same data read them once."""
+  key = json.dumps([parts.config.dataset.to_dict(), num_examples], sort_keys=True)
+  if key not in data:
+    try:
+      data[key] = pipeline.subset(parts.dataset.test, num_examples)[0], parts.dataset.class_names
+    except errors.UserError as error:
+      raise errors.UserError(error.field, error.value, f'{error.remedy}. Confusion matrices need the data; '
+                             '--attack=none does not') from error
+  return data[key]
+
+
+def _predictions(parts: setup.Run, variables: Any, split: pipeline.Split, spec: attack_names.Spec,
+                 c: dict[str, Any]) -> np.ndarray:
+  """i32[N], the predictions under the attack; after the first restart that fools an example it stays so."""
+  predict = lambda attack, among, key: robustness.predictions(
+      parts.network, variables, split, key, attack=attack, attacked_logits=parts.network.deployed,
+      among=among, batch_size=c['batch_size'])
+  attack = attack_names.attack(spec, norm=c['norm'], epsilon=c['epsilon_255'] / 255,
+                               step_size=c['step_size_255'] / 255)
+  key = parts.keys['evaluate']
+  found = predict(None, np.ones(len(split.labels), bool), key)
+  for restart in range(spec.restarts):
+    robust = found == split.labels
+    found = np.where(robust, predict(attack, robust, jax.random.fold_in(key, restart)), found)
+  return found
+
+
+def class_weight_norms(network: deployed_lib.Network, variables: Any, x: jax.Array, num_classes: int
+                       ) -> np.ndarray | None:
+  """Computes the norm ‖w_c‖ of each class's weights in the last layer.
+
+  The last layer is the kernel of which a column changes one logit only. Dummy classes are left out.
+
+  Args:
+    network: the network.
+    variables: its variables.
+    x: f32[B, ...], some inputs.
+    num_classes: C.
+
+  Returns:
+    f64[C]; None if there is no such kernel.
+  """
+  logits = network.logits(variables, x)
+  leaves, tree = jax.tree.flatten(variables['params'])
+  for i, leaf in enumerate(leaves):
+    if leaf.ndim == 2 and leaf.shape[1] == logits.shape[1]:
+      moved = jax.tree.unflatten(tree, [*leaves[:i], leaf.at[:, 0].add(1), *leaves[i + 1:]])
+      changed = np.asarray(network.logits({**variables, 'params': moved}, x) != logits).any(axis=0)
+      if changed[0] and not changed[1:].any():
+        return np.linalg.norm(np.asarray(leaf, np.float64)[:, :num_classes], axis=0)
+  return None
+
+
+def statistics(run: Run) -> dict[str, Any]:
+  """Computes the class-wise statistics of a run.
+
+  Args:
+    run: the run.
+
+  Returns:
+    A JSON object; numbers that are not defined are NaN.
+  """
+  clean, robust = run.by_class(run.clean), run.by_class(run.worst_case)
+  spread = class_statistics.spread(robust)
+  found = {
+      'n': len(run.labels), 'clean': float(run.clean.mean()), 'robust': float(run.worst_case.mean()),
+      'class_names': list(run.class_names), 'class_sizes': _counts(run), 'clean_by_class': clean.tolist(),
+      'robust_by_class': robust.tolist(),
+      'attacks_by_class': {name: run.by_class(v).tolist() for name, v in run.robust.items()},
+      'clean_spread': class_statistics.spread(clean)._asdict(),
+      'robust_spread': spread._asdict() | {'p': class_statistics.equality_p(run.worst_case, run.labels)},
+      'order_over_attacks': class_statistics.concordance(
+          np.array([run.by_class(v) for v in run.robust.values()] or [robust]))._asdict(),
+      'temperature': [_temperature(run, steps, spread.worst) for steps in sorted(run.scales)
+                      if f'pgd{steps}' in run.robust]}
+  if run.robust:
+    weak = max(run.robust, key=lambda name: run.robust[name].mean())
+    found['stronger_attack'] = {'from': weak} | _gain(run, run.robust[weak], run.worst_case)
+  if run.norms is not None:
+    found['weight_norms'] = {'norms': run.norms.tolist()} | class_statistics.rank_correlation(
+        run.norms, robust)._asdict()
+  if run.confusion is not None:
+    found['confusion'] = run.confusion.tolist()
+  found['superclasses'] = {name: _superclass(run, labels)
+                           for name, labels in superclasses.members(run.class_names).items()}
+  return found
+
+
+def _counts(run: Run) -> list[int]:
+  return np.bincount(run.labels, minlength=len(run.class_names)).tolist()
+
+
+def _gain(run: Run, weak: np.ndarray, strong: np.ndarray) -> dict[str, Any]:
+  gain = class_statistics.gain(weak, strong, run.labels, len(run.class_names))
+  return {'points': gain.points.tolist(), 'share': gain.share.tolist(),
+          'of_points': gain.of_points._asdict(), 'of_share': gain.of_share._asdict()}
+
+
+def _superclass(run: Run, labels: Sequence[int]) -> dict[str, Any]:
+  among = np.isin(run.labels, labels)
+  found = {'n': int(among.sum()), 'clean': _mean(run.clean[among]), 'robust': _mean(run.worst_case[among])}
+  if run.confusion is not None:
+    found['within'], found['within_by_chance'] = class_statistics.within(run.confusion, labels)
+  return found
+
+
+def _temperature(run: Run, steps: int, worst: int) -> dict[str, Any]:
+  """Attack rates, of correctly classified examples, of PGD and of Temperature-PGD at each 1/T."""
+  plain, scales = run.robust[f'pgd{steps}'], run.scales[steps]
+  of_worst = run.labels == worst
+  rate = lambda robust, among: 1 - _mean(robust[among & run.clean])
+  everything = np.ones(len(run.labels), bool)
+  best = min(scales, key=lambda scale: scales[scale].mean())
+  worst_of_all = np.logical_and.reduce(list(scales.values()))
+
+  def compared(among: np.ndarray) -> dict[str, Any]:
+    test = mcnemar.mcnemar(plain[among], scales[best][among])
+    return {'correct': int((among & run.clean).sum()), 'pgd': rate(plain, among),
+            'by_scale': {f'{scale:g}': rate(scales[scale], among) for scale in sorted(scales)},
+            'best': rate(scales[best], among), 'all_scales': rate(worst_of_all, among),
+            'only_best_fools': test.gained, 'only_pgd_fools': test.lost,
+            'p': min(1., test.p * len(scales))}  # Bonferroni: the best of several is chosen
+
+  return {'steps': steps, 'best_scale': best, 'all': compared(everything),
+          'worst_class': {'class': worst} | compared(of_worst), 'gain': _gain(run, plain, scales[best])}
+
+
+def _mean(verdicts: np.ndarray) -> float:
+  return float(verdicts.mean()) if len(verdicts) else math.nan
+
+
+def method_order(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+  """Measures how far methods agree on the order of the classes by robust accuracy.
+
+  Args:
+    runs: `{name: result of statistics}`, of the same classes. Runs METHOD-SEED of one method are averaged. A
+      run whose classes do not differ (p ≥ .05) has no order and is left out.
+
+  Returns:
+    A `class_statistics.Concordance` as a dictionary.
+  """
+  methods: dict[str, list] = {}
+  for name, found in runs.items():
+    if found['robust_spread']['p'] >= _NO_ORDER:
+      continue
+    methods.setdefault(re.sub(r'-\d+$', '', name), []).append(found['robust_by_class'])
+  means = [np.mean(each, axis=0) for each in methods.values()]
+  classes = len(next(iter(runs.values()))['class_names'])
+  return class_statistics.concordance(np.reshape(means, (-1, classes)))._asdict()
+
+
+def report(runs: dict[str, dict[str, Any]], title: str) -> str:
+  """Formats the statistics of runs of one threat model and the same classes.
+
+  Args:
+    runs: `{name: result of statistics}`.
+    title: their data set and threat model.
+
+  Returns:
+    Tables in Markdown.
+  """
+  parts = [f'## {title}', _runs_table(runs)]
+  order = method_order(runs)
+  if len(runs) > 1:
+    parts.append(f'Order of the classes by robust accuracy, {order["orders"]} methods whose classes differ '
+                 f'(p < {_NO_ORDER}; runs of one are averaged): mean ρ {order["mean_rho"]:.2f}, lowest '
+                 f'{order["lowest_rho"]:.2f}, Kendall W {order["w"]:.2f}, p = {order["p"]:.1g}.')
+  parts += [_classes_table(runs), _confusion_table(runs), _superclass_table(runs), _gain_table(runs),
+            _temperature_table(runs)]
+  return '\n\n'.join(part for part in parts if part)
+
+
+def _runs_table(runs: dict[str, dict[str, Any]]) -> str:
+  head = ['run', 'n', 'clean', 'robust', 'worst class clean', 'worst class', 'its accuracy', 'max − min',
+          'variance (points²)', 'p of equal classes', 'order over attacks: mean ρ, lowest']
+  rows = []
+  for name, found in runs.items():
+    spread, order = found['robust_spread'], found['order_over_attacks']
+    rows.append([f'`{name}`', str(found['n']), _percent(found['clean']), _percent(found['robust']),
+                 _worst(found, 'clean'), _worst(found, 'robust'), _percent(spread['lowest']),
+                 _percent(spread['gap']), f'{1e4 * spread["variance"]:.0f}', f'{spread["p"]:.1g}',
+                 '' if math.isnan(order['mean_rho']) else
+                 f'{order["mean_rho"]:.2f}, {order["lowest_rho"]:.2f}'])
+  return _markdown(head, rows)
+
+
+def _worst(found: dict[str, Any], kind: str) -> str:
+  """The class of lowest accuracy, and how many others have the same."""
+  accuracy, spread = np.array(found[f'{kind}_by_class']), found[f'{kind}_spread']
+  others = int((accuracy == spread['lowest']).sum()) - 1
+  return found['class_names'][spread['worst']] + (f' and {others} more' if others else '')
+
+
+def _classes_table(runs: dict[str, dict[str, Any]]) -> str:
+  first = next(iter(runs.values()))
+  names, several = first['class_names'], len(runs) > 1
+  clean, robust = (np.array([found[f'{kind}_by_class'] for found in runs.values()])
+                   for kind in ('clean', 'robust'))
+  lowest = robust == np.nanmin(robust, axis=1, keepdims=True)
+  head = ['class', 'clean', 'robust', *(
+      ['runs whose worst class it is'] if several else ['n', '95 % interval of robust'])]
+  rows = [[name, _percent(*clean[:, c]), _percent(*robust[:, c]), *(
+      [str(lowest[:, c].sum())] if several else
+      [str(first['class_sizes'][c]), _interval(robust[0, c], first['class_sizes'][c])])]
+          for c, name in enumerate(names)]
+  confusion = _confusion(runs)
+  if confusion is not None:
+    head += ['most often taken for', 'share of its mistakes']
+    for row, c, share in zip(rows, *class_statistics.top_confounders(confusion), strict=True):
+      row += [names[c] if c >= 0 else '', _percent(share)]
+  norms = [found['weight_norms']['norms'] for found in runs.values() if 'weight_norms' in found]
+  if len(norms) == len(runs):
+    head.append('weight norm')
+    for row, norm in zip(rows, np.mean(norms, axis=0), strict=True):
+      row.append(f'{norm:.3g}')
+  return _markdown(head, rows)
+
+
+def _interval(share: float, n: int) -> str:
+  if not n:
+    return ''
+  return '{:.1f} to {:.1f}'.format(*(100 * end for end in class_statistics.interval(round(share * n), n)))
+
+
+def _confusion(runs: dict[str, dict[str, Any]]) -> np.ndarray | None:
+  """The sum of the confusion matrices; None unless all runs have one."""
+  if all('confusion' in found for found in runs.values()):
+    return np.sum([found['confusion'] for found in runs.values()], axis=0)
+  return None
+
+
+def _confusion_table(runs: dict[str, dict[str, Any]]) -> str:
+  names, confusion = next(iter(runs.values()))['class_names'], _confusion(runs)
+  if confusion is None or len(names) > _MAX_COLUMNS:
+    return ''
+  rows = [[name, *('0' if not count else f'{100 * count / row.sum():.1f}' for count in row)]
+          for name, row in zip(names, confusion, strict=True)]
+  return 'Predictions under attack, rows are classes:\n\n' + _markdown(['', *names], rows)
+
+
+def _superclass_table(runs: dict[str, dict[str, Any]]) -> str:
+  every = [found['superclasses'] for found in runs.values()]
+  if not every[0]:
+    return ''
+  rows = [[name, str(every[0][name]['n']), *(_percent(*(each[name][kind] for each in every))
+                                             for kind in ('clean', 'robust'))] for name in every[0]]
+  head = ['superclass', 'n', 'clean', 'robust']
+  if all('within' in each[name] for each in every for name in each):
+    head += ['mistakes within it', 'by chance']
+    for row in rows:
+      row += [_percent(*(each[row[0]][kind] for each in every)) for kind in ('within', 'within_by_chance')]
+      row[-1] = row[-1].partition(' ')[0]  # the same in all runs
+  return _markdown(head, rows)
+
+
+def _gain_table(runs: dict[str, dict[str, Any]]) -> str:
+  rows = []
+  for name, found in runs.items():
+    stronger, norms = found.get('stronger_attack'), found.get('weight_norms')
+    if stronger:
+      most = found['class_names'][int(np.argmax(np.nan_to_num(stronger['points'])))]
+      rows.append([f'`{name}`', stronger['from'], most, _correlation(stronger['of_points']),
+                   _correlation(stronger['of_share']), _correlation(norms) if norms else ''])
+  head = ['run', 'weakest attack', 'the worst case gains most points on', 'ρ(robustness, points gained)',
+          'ρ(robustness, share gained)', 'ρ(robustness, weight norm)']
+  return _markdown(head, rows) if rows else ''
+
+
+def _temperature_table(runs: dict[str, dict[str, Any]]) -> str:
+  head = ['run', 'attack rate of', 'PGD', 'Temperature-PGD, best 1/T', '1/T', 'gain, loss, p',
+          'all 1/T', 'worst class', 'PGD ', 'best 1/T', 'gain, loss, p ', 'ρ(robustness, share gained)']
+  rows = []
+  for name, found in runs.items():
+    for each in found['temperature']:
+      overall, worst = each['all'], each['worst_class']
+      rows.append([f'`{name}`', f'PGD-{each["steps"]}', _percent(overall['pgd']), _percent(overall['best']),
+                   f'{each["best_scale"]:g}', _test(overall), _percent(overall['all_scales']),
+                   f'{found["class_names"][worst["class"]]} ({worst["correct"]})', _percent(worst['pgd']),
+                   _percent(worst['best']), _test(worst), _correlation(each['gain']['of_share'])])
+  text = ('Attack rate: share of the correctly classified examples that is fooled. PGD and Temperature-PGD '
+          'at one 1/T have equal passes. p is times the number of 1/T.\n\n')
+  return text + _markdown(head, rows) if rows else ''
+
+
+def _test(found: dict[str, Any]) -> str:
+  return f'+{found["only_best_fools"]} −{found["only_pgd_fools"]}, {found["p"]:.1g}'
+
+
+def _correlation(found: dict[str, float]) -> str:
+  if math.isnan(found['rho']):
+    return ''
+  return f'{found["rho"]:+.2f}'.replace('-', '−') + f', p = {found["p"]:.1g}'
+
+
+def _percent(*shares: float) -> str:
+  """The mean in percent, ± the standard deviation of several; '' for NaN."""
+  if np.isnan(shares).any():
+    return ''
+  spread = f' ± {100 * np.std(shares, ddof=1):.1f}' if len(shares) > 1 else ''
+  return f'{100 * np.mean(shares):.1f}{spread}'
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  lines = [[cell.strip() for cell in line] for line in (head, ['---'] * len(head), *rows)]
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _without_nan(value: Any) -> Any:
+  """JSON has no NaN: it is null."""
+  if isinstance(value, dict):
+    return {key: _without_nan(each) for key, each in value.items()}
+  if isinstance(value, list):
+    return [_without_nan(each) for each in value]
+  return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _groups(paths: Sequence[pathlib.Path], attack: str) -> dict[str, dict[str, dict[str, Any]]]:
+  """`{title: {name: statistics}}`; the files of all runs are read before the first attack."""
+  spec = None if attack == 'none' else attack_names.parse(attack)
+  if attack != 'none' and (not isinstance(spec, attack_names.Spec) or spec.knows_dummies):
+    raise errors.UserError('--attack', attack, 'use PGD on the deployed logits, such as pgd20, margin100x5 '
+                           'or scale5_pgd20, or none')
+  found = [(path, *read(path)) for path in paths]
+  names = [path.name for path in paths]
+  groups, data = {}, {}
+  for i, (path, run, results) in enumerate(found):
+    if spec:
+      environment.log(f'{i + 1} of {len(found)}: {path}')
+      run = attacked(run, results, path, spec, data)
+    classes = groups.setdefault(run.threat, {}).setdefault(run.class_names, {})
+    classes[path.name if names.count(path.name) == 1 else str(path)] = statistics(run)
+  return {threat if len(by_classes) == 1 else f'{threat}, classes {", ".join(class_names)}': runs
+          for threat, by_classes in groups.items() for class_names, runs in by_classes.items()}
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Prints the tables, and writes all numbers to a file if there is one.
+
+  Args:
+    arguments: the command line without `python -m at_jax.analysis classwise`; None for that of this process.
+
+  Returns:
+    The exit code: 0, or 2 after a line on stderr with the error and the remedy.
+  """
+  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis classwise',
+                                   description=environment.printable(__doc__),
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('runs', nargs='+', metavar='RUN')
+  parser.add_argument('--attack', default='pgd20',
+                      help='attack of the confusion matrices; none for no attack')
+  parser.add_argument('--output', metavar='FILE', help='a JSON file for all numbers')
+  asked = parser.parse_args(arguments)
+  try:
+    output = asked.output and environment.local_path('--output', asked.output)
+    if output and not output.parent.is_dir():
+      raise errors.UserError('--output', asked.output, 'there is no such folder: make it first')
+    groups = _groups([environment.local_path('RUN', path) for path in asked.runs], asked.attack)
+    if output:
+      found = {title: {'runs': runs, 'order_over_methods': method_order(runs)}
+               for title, runs in groups.items()}
+      records.write_json(output, _without_nan({'attack': asked.attack, 'versions': records.versions(),
+                                               'groups': found}))
+  except errors.UserError as error:
+    environment.log(f'at_jax: {error}', sys.stderr)
+    return 2
+  print(environment.printable('\n\n'.join(report(runs, title) for title, runs in groups.items())))
+  return 0
