@@ -37,6 +37,6 @@ setuptools.setup(
         'tpu': ['jax[tpu]>=0.7.2'],
         'dev': DEV,
         'torch': ['torch>=2.2', 'flax>=0.11', 'safetensors>=0.4'],
-        'peers': ['torch>=2.2', 'foolbox', 'pyautoattack==0.2.0', 'adv-lib==0.2.8'],
+        'peers': ['torch>=2.2', 'foolbox', 'pyautoattack==0.2.0'],
     },
 )

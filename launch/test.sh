@@ -14,6 +14,8 @@ case "${1:-}" in
     (source launch/environment.sh .venv-oldest all-cpu,dev 'jax==0.7.2' 'jaxlib==0.7.2' 'flax==0.11.2'
      "${suite[@]}" -m oldest tests)
     source launch/environment.sh .venv-peers all-cpu,dev,peers
+    # The one module of adv-lib that a test compares with needs neither torchvision nor visdom.
+    python -m pip install --quiet --disable-pip-version-check --no-deps adv-lib==0.2.8
     ruff check .
     exec "${suite[@]}" --doctest-modules tests at_jax "$@" ;;
   --newest)

@@ -13,10 +13,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 
 @pytest.fixture(autouse=True)
 def handlers():
-  """The handlers before a test, which are those after it."""
+  """The handlers before a test, which are those after it; no signal is ignored, also under nohup."""
+  inherited = {number: signal.getsignal(number) for number in SIGNALS}
+  for number, handler in inherited.items():
+    if handler is signal.SIG_IGN:
+      signal.signal(number, signal.SIG_DFL)
   before = {number: signal.getsignal(number) for number in SIGNALS}
   yield before
   assert {number: signal.getsignal(number) for number in SIGNALS} == before
+  for number, handler in inherited.items():
+    signal.signal(number, handler)
 
 
 @pytest.mark.parametrize('number', SIGNALS, ids=lambda number: number.name)
