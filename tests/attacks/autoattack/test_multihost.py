@@ -96,6 +96,7 @@ def test_one_process_gives_the_result_and_warnings_of_the_driver():
     (dict(epsilon=np.full(2, .1)), r'epsilon has shape \(2,\)'),
     (dict(epsilon=.1, index=np.array([0, 0, 1, 1])), 'index has 0 more than once'),
     (dict(epsilon=.1, y=np.zeros(5, int)), r'y has shape \(5,\)'),
+    (dict(epsilon=.1, version='fast', audit=2), 'audit = 2: use 0 with 2 processes'),
     (dict(epsilon=.1, state_path=3), 'state_path = 3: use the path of a file'),
     (dict(epsilon=.1, x=np.zeros((1, 2), np.float32)), '1 examples for 2 processes')])
 def test_arguments_are_checked_before_they_are_divided(wrong, message, monkeypatch):
