@@ -13,7 +13,7 @@ case "${1:-}" in
     shift
     (source launch/environment.sh .venv-oldest all-cpu,dev 'jax==0.7.2' 'jaxlib==0.7.2' 'flax==0.11.2'
      "${suite[@]}" -m oldest tests)
-    source launch/environment.sh .venv-peers all-cpu,dev,peers
+    source launch/environment.sh .venv-peers all-cpu,dev,peers torch==2.13.0  # that of the recorded numbers
     # The one module of adv-lib that a test compares with needs neither torchvision nor visdom.
     python -m pip install --quiet --disable-pip-version-check --no-deps adv-lib==0.2.8
     ruff check .

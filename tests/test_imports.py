@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -86,6 +87,13 @@ def test_public_names_of_subpackages():
       assert getattr(package, public) is not None
   with pytest.raises(AttributeError, match="no attribute 'pgd'"):
     at_jax.pgd  # noqa: B018
+
+
+def test_torch_model_names_its_extra(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)  # as if it was not installed
+  monkeypatch.delitem(sys.modules, 'at_jax.models.torch_model', raising=False)
+  with pytest.raises(ImportError, match=r"needs PyTorch: pip install 'at_jax\[torch\]'"):
+    importlib.import_module('at_jax.models.torch_model')
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

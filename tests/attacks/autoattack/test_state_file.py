@@ -138,6 +138,19 @@ def test_state_of_another_masked_model_is_refused(tmp_path):
     run(.05)
 
 
+def test_arrays_that_a_model_names_are_in_its_fingerprint():
+  class Model:
+
+    def __init__(self, weight):
+      self.fingerprint_arrays = lambda: [np.float32([weight])]
+
+  one = np.ones(1)
+  work = batching.Work(one, one, one, one, KEY, one, (0., 1.))
+  found = lambda *weights: state_file.fingerprint(work, one, [Model(w) for w in weights], {})['weights']
+  assert found(1., 2.) == found(1., 2.)
+  assert len({found(1., 2.), found(1., 3.), found(2., 1.)}) == 3
+
+
 def test_state_of_an_older_format_is_refused(tmp_path):
   state_file.save(tmp_path / 'state.npz', {'mark': np.array('1f')})
   with pytest.raises(state_file.StateMismatch, match='another version of the attack'):
