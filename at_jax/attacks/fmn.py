@@ -13,6 +13,7 @@ NORMS = (*norms.NORMS, 'l0')
 # Both decay with a cosine: the step size to this share of its first value, γ between these values.
 _LAST_STEP = .01
 _GAMMA = .05, .001
+_LEAST_GROWTH = .001  # of ε, as long as no misclassified point is known
 
 
 class MinimumNormResult(NamedTuple):
@@ -158,7 +159,7 @@ def stepper(*, norm: str, num_steps: int = 100) -> _stepper.Stepper:
       # The paper's ‖δ‖ + |margin| / ‖g‖_* stops growing where the bounds cut δ off, where rounding keeps a
       # point just before the boundary, and where two logits of the input tie.
       reached = jnp.maximum(size, jnp.where(jnp.isfinite(state.epsilon), state.epsilon, 0))
-      least = _GAMMA[1] * jnp.where(reached > 0, reached, state.step_size)
+      least = _LEAST_GROWTH * jnp.where(reached > 0, reached, state.step_size)
       ahead = jnp.maximum(jnp.abs(margin) / jnp.maximum(dual(gradient), 1e-12), least)
       grown = jnp.where(jnp.isfinite(distance), grown, reached + ahead)
     epsilon = jnp.where(wrong, jnp.minimum(shrunk, distance), grown)

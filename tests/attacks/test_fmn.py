@@ -74,7 +74,8 @@ def test_the_fewest_entries_that_cross_a_plane_are_found():
   np.testing.assert_array_equal((result.x != x).sum(1), result.radius)
 
 
-@pytest.mark.parametrize('norm', ORDER)
+@pytest.mark.parametrize('norm', ['linf', *(pytest.param(norm, marks=pytest.mark.long)
+                                            for norm in ('l2', 'l1', 'l0'))])
 def test_radius_is_that_of_a_misclassified_point(norm):
   run = lambda x, y, **options: attacks.fmn(network, x, y, norm=norm, num_steps=30, **options)
   result = run(INPUTS, LABELS)
@@ -96,25 +97,27 @@ def test_radius_is_that_of_a_misclassified_point(norm):
 
 
 def test_fmn_composes_inside_jit_and_vmap():
-  run = lambda step_size: attacks.fmn(network, INPUTS, LABELS, num_steps=3, step_size=step_size)
+  run = lambda step_size: attacks.fmn(network, INPUTS, LABELS, num_steps=2, step_size=step_size)
   sizes = jnp.array([.3, 1.])
   curve = jax.jit(jax.vmap(run))(sizes).radius
   np.testing.assert_allclose(curve, [run(size).radius for size in sizes], rtol=1e-5)
+  assert np.isfinite(curve).sum() > 2  # more than the input that is misclassified
 
 
 def test_ties_and_broken_models_have_the_right_radius():
-  x, y = np.full((3, 4), .5, np.float32), np.zeros(3, int)
-  flat = attacks.fmn(lambda x: jnp.ones((len(x), 2)), x, y, num_steps=2)
-  assert np.isinf(flat.radius).all()  # argmax takes the first of equal logits, which is y
-  np.testing.assert_array_equal(flat.x, x)
-  nan = attacks.fmn(lambda x: x * jnp.nan, x, y, num_steps=2)
-  assert (nan.radius == 0).all()
-  # The boundary goes through the input.
-  tie = attacks.fmn(lambda x: jnp.stack([x[:, 1] - x[:, 0], x[:, 0] - x[:, 1]], axis=1), x, y)
-  assert (tie.radius < 1e-4).all()
-  # A class with a logit of −∞ is never predicted.
-  only = attacks.fmn(lambda x: jnp.stack([x[:, 0], jnp.full(len(x), -jnp.inf)], axis=1), x, y, num_steps=2)
-  assert np.isinf(only.radius).all() and np.isfinite(only.x).all()
+  def logits_fn(x):
+    zero, slope = jnp.zeros(len(x)), x[:, 2] - x[:, 1]
+    kind = [[zero, zero], [zero, zero * jnp.nan], [slope, -slope], [zero, zero - jnp.inf]]
+    return sum(jnp.where(x[:, :1] == i, jnp.stack(pair, axis=1), 0) for i, pair in enumerate(kind))
+
+  x, y = np.array([[i, .5, .5] for i in range(4)], np.float32), np.zeros(4, int)
+  found = attacks.fmn(logits_fn, x, y, mask=np.array([0, 1, 1]), bounds=(0., 4.), step_size=1.)
+  # Equal logits everywhere, of which argmax takes the first, which is y; NaN, which is always wrong; a
+  # boundary through the input; and a class with a logit of −∞, which is never predicted.
+  np.testing.assert_array_equal(found.radius[jnp.array([0, 1, 3])], [np.inf, 0, np.inf])
+  assert 0 < found.radius[2] < 1e-4
+  np.testing.assert_array_equal(np.isfinite(found.x), True)
+  np.testing.assert_array_equal(found.x[jnp.array([0, 1, 3])], x[[0, 1, 3]])
 
 
 def test_the_default_step_size_is_the_range_of_the_inputs():
@@ -156,28 +159,37 @@ def adv_lib_fmn(monkeypatch):
   return importlib.import_module('adv_lib.attacks.fast_minimum_norm')
 
 
-# adv-lib 0.2.8. The inputs are far from the bounds, where both agree; in float64 rounding decides nothing.
+# adv-lib 0.2.8, in float64. In L∞, L2 and L1 the inputs are far from the bounds, where both agree but for the
+# least growth of ε. Without that, rounding decides whether a point just before the boundary crosses it.
 @pytest.mark.long
 @pytest.mark.parametrize('norm', ORDER)
-def test_fmn_equals_adv_lib_step_by_step(norm, adv_lib_fmn):
+def test_fmn_equals_adv_lib_step_by_step(norm, adv_lib_fmn, monkeypatch):
   torch = pytest.importorskip('torch')
   random = np.random.RandomState(0)
-  w1, w2 = 3 * random.randn(60, 24), random.randn(24, 5) / 2
-  x = random.uniform(.45, .55, size=(40, 60))
+  w1, w2 = (.25 if norm == 'l0' else 3) * random.randn(60, 24), random.randn(24, 5) / 2
+  x = .5 + (.2 if norm == 'l0' else .05) * random.uniform(-1, 1, size=(40, 60))
   t1, t2 = torch.tensor(w1), torch.tensor(w2)
-  theirs = lambda x: torch.tanh((x - .5) @ t1) @ t2
+  monkeypatch.setattr(sys.modules['at_jax.attacks.fmn'], '_LEAST_GROWTH', 0.)
   with jax.enable_x64(True):
-    ours = lambda x: jnp.tanh((x - .5) @ w1) @ w2
-    y = np.array(ours(x).argmax(1))
+    logits_fn = lambda x: jnp.tanh((x - .5) @ w1) @ w2
+    y = np.array(logits_fn(x).argmax(1))
     y[0] = (y[0] + 1) % 5
+
+    def compare(num_steps):
+      """Both radii, and the largest difference between points that both found."""
+      ours = attacks.fmn(logits_fn, x, y, norm=norm, num_steps=num_steps)
+      theirs = adv_lib_fmn.fmn(lambda x: torch.tanh((x - .5) @ t1) @ t2, torch.tensor(x), torch.tensor(y),
+                               norm=ORDER[norm], steps=num_steps).numpy()
+      found = np.asarray(logits_fn(theirs).argmax(1)) != y
+      radius = np.where(found, np.linalg.norm(theirs - x, ORDER[norm], axis=1), np.inf)
+      return np.asarray(ours.radius), radius, np.abs(ours.x - theirs)[found].max()
+
     for num_steps in (1, 2, 3, 5, 10, 40):
-      result = attacks.fmn(ours, x, y, norm=norm, num_steps=num_steps)
-      expected = adv_lib_fmn.fmn(theirs, torch.tensor(x), torch.tensor(y), norm=ORDER[norm], steps=num_steps)
-      expected = expected.numpy()
-      found = np.asarray(ours(expected).argmax(1)) != y
-      np.testing.assert_array_equal(np.isfinite(result.radius), found)
-      size = np.linalg.norm(expected - x, ORDER[norm], axis=1)
-      np.testing.assert_allclose(result.radius[found], size[found], rtol=1e-9)
-      if num_steps <= 5:  # later, two iterates may have the same distance but for rounding
-        np.testing.assert_allclose(result.x, expected, rtol=0, atol=1e-9)
-  assert found.all()
+      ours, theirs, difference = compare(num_steps)
+      found = np.isfinite(theirs)
+      np.testing.assert_allclose(ours[found], theirs[found], rtol=1e-9, atol=1e-12)
+      assert difference < 1e-9 or num_steps > 5  # later, two iterates may differ in distance by rounding only
+    assert found.mean() > .8
+    monkeypatch.undo()
+    ours, theirs, _ = compare(80)
+    assert np.isfinite(ours).all() and np.median(ours) <= 1.001 * np.median(theirs)
