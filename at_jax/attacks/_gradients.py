@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from at_jax.attacks import _convolutions, _functions, _loops, _stepper, norms
+from at_jax.attacks import _functions, _loops, _stepper, norms
 
 Array = jax.Array
 
@@ -32,7 +32,6 @@ def of_loss(
     as in the released code.
   """
   labels = (problem.y, problem.target) if targeted else (problem.y,)
-  logits_fn = _convolutions.fast(logits_fn)
 
   def objective(x, keys):
     logits = _stepper.logits_of(logits_fn, x, keys)

@@ -97,7 +97,7 @@ def _trace(logits_fn: Callable[..., Array], args: tuple) -> tuple[jax.tree_util.
 
   closed, answer = jax.make_jaxpr(apply, return_shape=True)(arrays, *args)
   if _hides_constants(closed.jaxpr):
-    closed = jax.make_jaxpr(inline(closed))(*arrays, *args)
+    closed = jax.make_jaxpr(_inline(closed))(*arrays, *args)
   # Copied, because what NumPy holds may be written to while the attack still runs.
   weights = [a if isinstance(a, jax.Array) else jnp.array(np.asarray(a)) for a in (*closed.consts, *arrays)]
   return jax.tree_util.Partial(_Program(closed.jaxpr), weights), answer
@@ -162,7 +162,7 @@ def _with_rule(eqn: core.JaxprEqn, rules: bool) -> dict[str, Any]:
   n = params.get('num_consts', 0)  # the arrays that the function closes over have no gradient
 
   def pull(args, cotangents):
-    return jax.vjp(functools.partial(bind, eqn, *args[:n]), *args[n:])[1](cotangents)
+    return jax.vjp(functools.partial(_bind, eqn, *args[:n]), *args[n:])[1](cotangents)
 
   spec = lambda variables: [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
   try:
@@ -197,7 +197,7 @@ def _hides_constants(jaxpr: core.Jaxpr) -> bool:
   return any(closed.consts or _hides_constants(closed.jaxpr) for closed in inner)
 
 
-def bind(eqn: core.JaxprEqn, *args: Array) -> list[Array]:
+def _bind(eqn: core.JaxprEqn, *args: Array) -> list[Array]:
   """The outputs of one equation."""
   params = eqn.primitive.get_bind_params(eqn.params)
   functions, params = params if isinstance(params, tuple) else ((), params)  # jax < 0.8 gives both
@@ -206,19 +206,15 @@ def bind(eqn: core.JaxprEqn, *args: Array) -> list[Array]:
   return outputs if eqn.primitive.multiple_results else [outputs]
 
 
-def inline(closed: core.ClosedJaxpr, bind: Callable[..., list[Array]] = bind) -> Callable[..., list[Array]]:
-  """The same function without inner jits: traced again, it shows the constants that they hold.
-
-  `bind` gives the outputs of an equation, from the equation and its inputs.
-  """
+def _inline(closed: core.ClosedJaxpr) -> Callable[..., list[Array]]:
+  """The same function without inner jits: traced again, it shows the constants that they hold."""
   jaxpr = closed.jaxpr
 
   def run(*args):
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
     read = lambda v: jnp.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else values[v]
     for eqn in jaxpr.eqns:
-      is_jit = eqn.primitive.name == 'jit'
-      step = inline(eqn.params['jaxpr'], bind) if is_jit else functools.partial(bind, eqn)
+      step = _inline(eqn.params['jaxpr']) if eqn.primitive.name == 'jit' else functools.partial(_bind, eqn)
       values |= zip(eqn.outvars, step(*map(read, eqn.invars)), strict=True)
     return list(map(read, jaxpr.outvars))
 
