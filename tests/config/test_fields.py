@@ -45,7 +45,7 @@ def test_every_condition_can_hold_and_fail():
                'calibration.radius': True, 'calibration.temperature': True, 'optimizer.fair_decay': .5,
                'dataset.augment': 'autoaugment', 'dataset.validation_size': 9, 'inference.kind': 'bias',
                'finetune.regulator': 'radius', 'finetune.batch_norm': 'dual', 'finetune.source': 'run',
-               'evaluate.attacks': ['autoattack']}
+               'evaluate.attacks': ['autoattack_fast']}
   others = [flat | {'loss': 'consistency', 'weights.kind': 'margin', 'optimizer.name': 'mine.adam'},
             flat | {'loss': 'standard', 'weights.kind': 'class_wise', 'optimizer.schedule': 'cosine'},
             on | {'finetune.regulator': 'boundary'}]
