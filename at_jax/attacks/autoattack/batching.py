@@ -128,8 +128,10 @@ def run_batched(
     if not occupied.any():
       return
     if problem is None or is_new.any():
-      problem, state = devices_lib.shard(
-          _load(work, np.maximum(example, 0), slots.run, is_new, ~occupied, state, stepper=stepper), devices)
+      problem = devices_lib.shard(problem_at(work, np.maximum(example, 0), slots.run), devices)
+      loads = is_new | (state is None)
+      state = _any_state(problem, stepper, devices) if state is None else state
+      state = devices_lib.shard(_load(problem, loads, ~occupied, state, stepper=stepper), devices)
     for n in _loops.calls(num_steps, at_once=1):
       state = advance(search_fn, problem, state, stepper=stepper, num_steps=n)
     before = np.where(is_new, 0, count)
@@ -182,6 +184,7 @@ def steps_per_refill(stepper: _stepper.Stepper) -> int:
   return 1 if _loops.unrolls() else min(5, stepper.length)
 
 
+@jax.jit  # apart from `_load`, because all attacks share this program
 def problem_at(work: Work, example: Array, run: Array) -> _stepper.Problem:
   """The problem of some examples and their runs, both i64[B]."""
   fold = jax.vmap(lambda index, run: jax.random.fold_in(jax.random.fold_in(work.key, index), run))
@@ -216,13 +219,17 @@ def _fill(slots: Slots, fooled: np.ndarray) -> Slots:
   return slots._replace(example=example, run=run, num_loaded=num_loaded)
 
 
+def _any_state(problem, stepper, devices) -> Any:
+  """A state of the right shapes, so that one program loads the first examples and later ones."""
+  shapes = jax.eval_shape(stepper.init, problem)
+  return devices_lib.shard(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), devices)
+
+
 @functools.partial(jax.jit, static_argnames='stepper')
-def _load(work: Work, example, run, is_new, is_empty, state, *, stepper):
-  problem = problem_at(work, example, run)
-  first = stepper.init(problem)
-  state = first if state is None else _stepper.where(is_new, first, state)
+def _load(problem: _stepper.Problem, is_new, is_empty, state, *, stepper):
+  state = _stepper.where(is_new, stepper.init(problem), state)
   # An empty slot counts as finished, so its steps change nothing.
-  return problem, state._replace(count=jnp.where(is_empty, stepper.length, state.count))
+  return state._replace(count=jnp.where(is_empty, stepper.length, state.count))
 
 
 def _reject(state: Any, rejected: np.ndarray) -> Any:
