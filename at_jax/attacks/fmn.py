@@ -80,9 +80,9 @@ def fmn(
   Example:
     >>> w = jnp.array([[1., -1.], [-1., 1.]])
     >>> x, y = jnp.array([[.5, .4], [.2, .9], [.2, .9]]), jnp.array([0, 1, 0])
-    >>> result = fmn(lambda x: x @ w, x, y, num_steps=200)
-    >>> print(result.radius.round(3))
-    [0.05 0.35 0.  ]
+    >>> result = fmn(lambda x: x @ w, x, y)
+    >>> print((100 * result.radius).round(1))
+    [ 5. 35.  0.]
 
   Reference: Pintor et al., Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints, 2021,
   algorithm 1.

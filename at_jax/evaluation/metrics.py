@@ -44,8 +44,8 @@ def expected_robustness(epsilons: np.ndarray, robust: np.ndarray) -> float:
     ValueError: if the radii do not begin at 0 and increase, or an array has another shape.
 
   Example:
-    >>> expected_robustness([0, 4 / 255, 8 / 255], [.8, .6, .2])
-    0.55
+    >>> expected_robustness([0, .02, .04], [.75, .5, .25])
+    0.5
 
   Reference: Ngnawé et al., Robust Fine-Tuning from Non-Robust Pretrained Models: Mitigating Suboptimal
   Transfer with Epsilon-Scheduling, arXiv 2509.23325, 2025. Nested verdicts are ours.

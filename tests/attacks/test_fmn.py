@@ -97,7 +97,7 @@ def test_radius_is_that_of_a_misclassified_point(norm):
 
 
 def test_fmn_composes_inside_jit_and_vmap():
-  run = lambda step_size: attacks.fmn(network, INPUTS, LABELS, num_steps=2, step_size=step_size)
+  run = lambda step_size: attacks.fmn(network, INPUTS, LABELS, num_steps=3, step_size=step_size)
   sizes = jnp.array([.3, 1.])
   curve = jax.jit(jax.vmap(run))(sizes).radius
   np.testing.assert_allclose(curve, [run(size).radius for size in sizes], rtol=1e-5)
