@@ -13,7 +13,6 @@ The other methods are held out, with all their seeds and variants.
 import argparse
 import pathlib
 import sys
-import time
 from typing import Any
 
 import jax
@@ -38,13 +37,11 @@ def run_row(workdir: pathlib.Path, seed: int, batch_size: int, state: pathlib.Pa
   split, _ = pipeline.subset(run.dataset.test, len(verdicts['labels']))
   if not np.array_equal(split.labels, verdicts['labels']):
     sys.exit(f'{workdir}: the verdicts are of other images than those of {run.dataset.name}')
-  resumed, begun = state.exists(), time.perf_counter()
   state.parent.mkdir(parents=True, exist_ok=True)
   found = attacks.autoattack(
       model, pipeline.to_unit(split.images), split.labels, jax.random.key(seed), epsilon=epsilon / 255,
       norm=norm, version='fast', batch_size=batch_size, state_path=state,
       warn=lambda line: print(f'{workdir.name}: {line}', file=sys.stderr, flush=True))
-  seconds = time.perf_counter() - begun
   standard = of_best['robust/autoattack']
   plan = components.plan(components.VERSIONS['fast'], norm, 'fast', run.dataset.num_classes, 100, 5000)
   state.unlink()
@@ -56,8 +53,7 @@ def run_row(workdir: pathlib.Path, seed: int, batch_size: int, state: pathlib.Pa
       'gained': np.flatnonzero(standard & ~found.robust).tolist(),
       'gradients_of_a_survivor': sum(part.stepper.length * len(part.runs) for part in plan),
       'passes': {name: count._asdict() for name, count in found.passes.items()},
-      'seconds': None if resumed else round(seconds, 1), 'warnings': list(found.warnings),
-      'versions': records.versions()}
+      'warnings': list(found.warnings), 'versions': records.versions()}
 
 
 def is_held_out(row: dict[str, Any]) -> bool:
@@ -121,7 +117,7 @@ def main() -> None:
                   pathlib.Path(arguments.states) / f'{workdir.name}-{arguments.seed}.npz')
     output.mkdir(parents=True, exist_ok=True)
     records.write_json(path, row)
-    print(f'{workdir.name}: {len(row["missed"])} missed, {row["seconds"]} s', file=sys.stderr, flush=True)
+    print(f'{workdir.name}: {len(row["missed"])} missed', file=sys.stderr, flush=True)
   show([records.read_json(path) for path in sorted(output.glob('*.json'))])
 
 
