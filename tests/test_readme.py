@@ -78,6 +78,10 @@ def check_readme(names, out):
   assert out.count('True') + out.count('False') == 16  # the last example prints bool[16]
 
 
+def check_analysis(names, out):
+  assert out == '[ 1  0 -1]\n0\n'
+
+
 def check_attacks(names, out):
   assert out.startswith('robust accuracy') and 'apgd-ce' in out and 'square' in out
   assert names['strong'].success.any()
