@@ -100,9 +100,9 @@ def test_methods_are_averaged_over_seeds():
            for name, accuracy, p in (('x-0', [.1, .2, .3, .4], 0), ('x-1', [.3, .2, .3, .4], 0),
                                      ('y-0', [.1, .3, .2, .4], 0), ('z-0', [.4, .3, .2, .1], .5))}
   # x has the mean .2, .2, .3, .4 and the ranks 1.5, 1.5, 3, 4, of variance 4.5/4; y has the ranks 1, 3, 2, 4,
-  # of variance 5/4. Their covariance is 3.5/4. z has no order.
+  # of variance 5/4. Their covariance is 3/4. z has no order.
   order = classwise.method_order(found)
-  assert order['orders'] == 2 and order['mean_rho'] == pytest.approx(3.5 / np.sqrt(4.5 * 5))
+  assert order['orders'] == 2 and order['mean_rho'] == pytest.approx(3 / np.sqrt(4.5 * 5))
 
 
 @pytest.mark.parametrize('arguments, expected', [
