@@ -123,7 +123,7 @@ def choose(key: Array, index: Array, robust: np.ndarray, sampled: int) -> np.nda
     >>> print(choose(jax.random.key(0), np.arange(4), np.array([True, False, True, True]), 2).sum())
     2
   """
-  draw = lambda i: jax.random.bits(jax.random.fold_in(key, i), (2,))
+  draw = lambda i: jax.random.bits(jax.random.fold_in(key, i), (2,), 'uint32')  # the same under x64
   high, low = np.asarray(jax.vmap(draw)(index)).T
   order = np.lexsort((low, high))
   sample = np.zeros(len(robust), bool)

@@ -80,6 +80,9 @@ def test_sample_is_uniform_and_follows_the_index():
   np.testing.assert_array_equal(again, draw(0)[order])
   np.testing.assert_array_equal(draw(0, 3) & ~draw(0), draw(0, 3) ^ draw(0))  # a larger sample adds examples
   np.testing.assert_array_equal(draw(0, 9), robust)
+  sample = draw(0)
+  with jax.enable_x64(True):
+    np.testing.assert_array_equal(draw(0), sample)
   assert not audit.choose(jax.random.key(0), index, np.zeros(12, bool), 2).any()
 
 
