@@ -141,7 +141,7 @@ def _test_data(parts: setup.Run, num_examples: int, data: dict[str, Any]
 
 def _predictions(parts: setup.Run, variables: Any, split: pipeline.Split, spec: attack_names.Spec,
                  c: dict[str, Any]) -> np.ndarray:
-  """i32[N], the predictions under the attack; after the first restart that fools an example it stays so."""
+  """i32[N], predictions under the attack; that of a fooled example is of the first restart that fools it."""
   predict = lambda attack, among, key: robustness.predictions(
       parts.network, variables, split, key, attack=attack, attacked_logits=parts.network.deployed,
       among=among, batch_size=c['batch_size'])
@@ -291,9 +291,9 @@ def report(runs: dict[str, dict[str, Any]], title: str) -> str:
   """
   parts = [f'## {title}', _runs_table(runs)]
   order = method_order(runs)
-  if len(runs) > 1:
+  if not math.isnan(order['w']):  # at least two methods
     parts.append(f'Order of the classes by robust accuracy, {order["orders"]} methods whose classes differ '
-                 f'(p < {_NO_ORDER}; runs of one are averaged): mean ρ {order["mean_rho"]:.2f}, lowest '
+                 f'(p < {_NO_ORDER}; seeds are averaged): mean ρ {order["mean_rho"]:.2f}, lowest '
                  f'{order["lowest_rho"]:.2f}, Kendall W {order["w"]:.2f}, p = {order["p"]:.1g}.')
   parts += [_classes_table(runs), _confusion_table(runs), _superclass_table(runs), _gain_table(runs),
             _temperature_table(runs)]
@@ -388,7 +388,8 @@ def _gain_table(runs: dict[str, dict[str, Any]]) -> str:
   for name, found in runs.items():
     stronger, norms = found.get('stronger_attack'), found.get('weight_norms')
     if stronger:
-      most = found['class_names'][int(np.argmax(np.nan_to_num(stronger['points'])))]
+      points = np.nan_to_num(stronger['points'])
+      most = found['class_names'][int(points.argmax())] if points.any() else ''
       rows.append([f'`{name}`', stronger['from'], most, _correlation(stronger['of_points']),
                    _correlation(stronger['of_share']), _correlation(norms) if norms else ''])
   head = ['run', 'weakest attack', 'the worst case gains most points on', 'ρ(robustness, points gained)',

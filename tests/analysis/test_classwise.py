@@ -95,6 +95,17 @@ def test_committed_runs_are_compared(capsys):
   assert '2 methods whose classes differ' in out  # two runs are of one method
 
 
+def test_comparisons_without_two_sides_are_left_out(capsys):
+  # Two seeds are one method, which has no other to agree with.
+  assert analyse('--attack=none', *(RESULTS / f'pgd_at_cifar10-{seed}' for seed in range(2))) == 0
+  assert 'nan' not in (out := capsys.readouterr().out) and 'Order of the classes' not in out
+  # The only attack is the worst case, which gains nothing on it.
+  labels = np.arange(12) % 3
+  robust = np.arange(12) > labels * 3
+  run = classwise.Run('x', 'L2', tuple('abc'), labels, robust, robust, {'pgd2': robust}, {})
+  assert '| `x` | pgd2 |  |  |' in classwise.report({'x': classwise.statistics(run)}, 'L2')
+
+
 def test_methods_are_averaged_over_seeds():
   found = {name: {'robust_by_class': accuracy, 'class_names': list('abcd'), 'robust_spread': {'p': p}}
            for name, accuracy, p in (('x-0', [.1, .2, .3, .4], 0), ('x-1', [.3, .2, .3, .4], 0),
