@@ -1,9 +1,9 @@
 """Measures AutoAttack's version 'fast'.
 
-  python benchmarks/fast.py rows
+  python benchmarks/fast.py
 
-`rows` runs it on the first 1,000 test images of the rows of --results, and compares with the verdicts of the
-version 'standard' that are recorded there. A row has a file in --output; a row that has one is not run again,
+'fast' attacks the first 1,000 test images of the rows of --results. Its verdicts are compared with those of
+the version 'standard' that are recorded there. A row has a file in --output; a row that has one is not run again,
 and an interrupted row continues from its state file. The printed table covers all files.
 
 The losses, targets and steps of 'fast' were chosen on the images of even index of the rows of `CHOSEN_ON`.
@@ -24,7 +24,7 @@ from at_jax.datasets import pipeline
 from at_jax.training import records, restore
 
 xla_flags.tune()  # before the first array starts XLA
-CHOSEN_ON = ('awp', 'consistency', 'entropy_sgd', 'finetune', 'mail', 'pgd_at')  # begins of names of rows
+CHOSEN_ON = ('awp', 'consistency', 'entropy_sgd', 'finetune', 'mail', 'pgd_at')  # prefixes of rows
 
 
 def run_row(workdir: pathlib.Path, seed: int, batch_size: int, state: pathlib.Path) -> dict[str, Any]:
@@ -99,7 +99,6 @@ def line(*cells: Any) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('part', choices=['rows'])
   parser.add_argument('--results', default='results/small_cifar10', help='folder of the rows')
   parser.add_argument('--rows', default='', help='names of rows to run, with commas; all by default')
   parser.add_argument('--output', default='results/fast', help='folder of the files')

@@ -1,11 +1,10 @@
-"""Robust accuracy of the ResNet-18 that pyautoattack ships, by radius: a network of real size for benchmarks.
+"""Measures the robust accuracy of the ResNet-18 that pyautoattack ships, by radius.
 
   python benchmarks/shipped_resnet.py --n=100 --radii_255 0.125 0.25 0.5
 
 The network was trained without attacks on CIFAR-10, so it is robust at small radii only. The command prints
 the clean accuracy of the first --n test images and their robust accuracy under PGD-20 with steps of ε/4 at
-each L∞ radius. `load` gives the network to other benchmarks; it is read from the installed package. Needs
-the packages of at_jax[peers].
+each L∞ radius. The network is read from the installed package. Needs the packages of at_jax[peers].
 """
 
 import argparse

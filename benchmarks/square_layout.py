@@ -1,6 +1,6 @@
 """Measures what Square gains on the CPU by calling its model outside of compiled loops, in both layouts.
 
-  python -m benchmarks.square_layout
+  python benchmarks/square_layout.py
 
 The network has two 4×4 convolutions of stride 2, with 16 and 32 filters, and two dense layers, with random
 weights. It attacks 250 random images of 28×28, once with channels last (NHWC) and once with channels first
@@ -19,6 +19,7 @@ import numpy as np
 
 from at_jax import attacks, xla_flags
 
+xla_flags.tune()  # before the first array starts XLA
 _LAYOUTS = {'NHWC': ('NHWC', 'HWIO', 'NHWC'), 'NCHW': ('NCHW', 'HWIO', 'NCHW')}
 
 
@@ -66,5 +67,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  xla_flags.tune()
   main()
