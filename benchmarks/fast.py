@@ -3,8 +3,8 @@
   python benchmarks/fast.py
 
 'fast' attacks the first 1,000 test images of the rows of --results. Its verdicts are compared with those of
-the version 'standard' that are recorded there. A row has a file in --output; a row that has one is not run again,
-and an interrupted row continues from its state file. The printed table covers all files.
+the version 'standard' that are recorded there. A row has a file in --output. A row that has one is not run
+again, and an interrupted row continues from its state file. The printed table covers all files.
 
 The losses, targets and steps of 'fast' were chosen on the images of even index of the rows of `CHOSEN_ON`.
 The other methods are held out, with all their seeds and variants.

@@ -19,7 +19,7 @@ class State(NamedTuple):
   x_adv: Array
   target: Array         # the nearest class so far
   nearest: Array        # its distance
-  search: ApgdState   # begins when the classes are ranked
+  search: ApgdState     # begins when the classes are ranked
   zero_gradient: Array  # of the search, as in `ApgdState`
   rose: Array
 

@@ -66,7 +66,7 @@ class TorchModel:
   def __call__(self, x: Array) -> Array:
     """Maps f32[B, ...] to f32[B, C]; to float64 if JAX and the model compute in float64."""
     self._check_mode()
-    x = jnp.asarray(x)
+    x = jnp.asarray(x)  # narrow floats become float32: NumPy has no bfloat16
     return self._apply(x if x.dtype.itemsize >= 4 else x.astype(jnp.float32))
 
   def fingerprint_arrays(self) -> list[np.ndarray]:
