@@ -9,6 +9,8 @@ from scipy import stats
 
 from at_jax.evaluation import metrics
 
+LEVEL = .05  # of significance: classes whose p is not below it may be equal
+
 
 class Spread(NamedTuple):
   """Result of `spread`. Classes without examples are left out.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from at_jax import config
-from at_jax.analysis import classwise
+from at_jax.analysis import class_tables, classwise
 from at_jax.datasets import pipeline
 from at_jax.training import checkpoints, loop, records, restore, setup
 from tests.fixtures import data_sets, tiny_data
@@ -103,7 +103,8 @@ def test_comparisons_without_two_sides_are_left_out(capsys):
   labels = np.arange(12) % 3
   robust = np.arange(12) > labels * 3
   run = classwise.Run('x', 'L2', tuple('abc'), labels, robust, robust, {'pgd2': robust}, {})
-  assert '| `x` | pgd2 |  |  |' in classwise.report({'x': classwise.statistics(run)}, 'L2')
+  runs = {'x': classwise.statistics(run)}
+  assert '| `x` | pgd2 |  |  |' in class_tables.report(runs, 'L2', classwise.method_order(runs))
 
 
 def test_methods_are_averaged_over_seeds():
