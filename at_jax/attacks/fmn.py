@@ -114,11 +114,19 @@ def robust_accuracy(radius: Array, epsilon: float | Array) -> Array:
   Returns:
     f32[...], one share for each radius.
 
+  Raises:
+    ValueError: if there is no radius, or a radius or ε is negative or NaN.
+
   Example:
     >>> print(robust_accuracy(jnp.array([0., .02, .05, jnp.inf]), jnp.array([0., .03, .1])))
     [0.75 0.5  0.25]
   """
+  if isinstance(radius, MinimumNormResult):
+    raise ValueError('radius is a MinimumNormResult: give its field radius')
   radius, epsilon = _arguments.as_array('radius', radius), _arguments.as_array('epsilon', epsilon)
+  if not radius.size:
+    raise ValueError(f'radius has shape {radius.shape}: give at least one example')
+  _arguments.check_values(radii={'radius': radius, 'epsilon': epsilon}, infinite=True)
   epsilon = epsilon.astype(radius.dtype)[..., None]
   return jnp.mean(radius.reshape((1,) * (epsilon.ndim - 1) + (-1,)) > epsilon, axis=-1)
 

@@ -146,6 +146,21 @@ def test_robust_accuracy_counts_larger_radii():
   np.testing.assert_allclose(curve, [.8, .8, .4, .4, .2, .2])
   assert attacks.robust_accuracy(radius, .2) == np.float32(.4)
   assert attacks.robust_accuracy(radius, np.ones((2, 3))).shape == (2, 3)
+  assert attacks.robust_accuracy(radius, np.inf) == 0
+  np.testing.assert_allclose(jax.jit(attacks.robust_accuracy)(radius, .2), .4)
+
+
+@pytest.mark.parametrize('radius, epsilon, message', [
+    ([.1, np.nan], .1, 'radius = nan: use a number of at least 0'),
+    ([-.1], .1, 'radius = -0.1: use a number of at least 0'),
+    ([.1], [.1, np.nan], 'epsilon = nan: use a number of at least 0'),
+    ([.1], -.1, 'epsilon = -0.1: use a number of at least 0'),
+    ([], .1, r'radius has shape \(0,\): give at least one example'),
+    (attacks.MinimumNormResult(INPUTS, LABELS), .1, 'radius is a MinimumNormResult: give its field radius')])
+def test_invalid_radii_of_a_curve_are_named(radius, epsilon, message):
+  with pytest.raises(ValueError, match=f'^{message}') as error:
+    attacks.robust_accuracy(radius, epsilon)
+  assert '\n' not in str(error.value)
 
 
 @pytest.fixture
