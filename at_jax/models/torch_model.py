@@ -1,6 +1,6 @@
 """PyTorch models as functions from JAX inputs to logits, for every attack; needs PyTorch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import itertools
 import threading
 from typing import Any, NamedTuple
@@ -55,7 +55,8 @@ class TorchModel:
   def __init__(self, model: torch.nn.Module | Callable[[torch.Tensor], torch.Tensor], *,
                channels_last: bool = False):
     if not callable(model):
-      raise errors.UserError('model', model, 'use a torch.nn.Module or a function of tensors')
+      shown = type(model) if isinstance(model, Mapping) else model  # a state dict is pages long
+      raise errors.UserError('model', shown, 'use a torch.nn.Module or a function of tensors')
     self._model, self._channels_last = model, channels_last
     # Forward passes whose backward pass is still to come, by number.
     self._kept, self._lock, self._numbers = {}, threading.Lock(), itertools.count()
@@ -103,10 +104,13 @@ class TorchModel:
         logits = self._model(self._input(np.zeros((count, *x.shape[1:]), x.dtype)))
     except Exception as error:
       kind, line = type(error).__name__, str(error).strip().partition('\n')[0]
-      raise ValueError(f'PyTorch fails on {x.dtype}{list(x.shape)}, {kind}: {line}') from error
+      # The remedy comes first, because an attack shortens the line.
+      raise ValueError(f'PyTorch fails on {x.dtype}{list(x.shape)} with channels_last={self._channels_last}: '
+                       f'check both; {kind}: {line}') from error
     if not isinstance(logits, torch.Tensor):
-      raise ValueError(f'the PyTorch model returns a {type(logits).__name__}: return the logits alone, '
-                       'TorchModel(lambda x: model(x)[0]) for example')
+      part = repr(next(iter(logits), 0)) if isinstance(logits, Mapping) else 0
+      raise ValueError(f'the PyTorch model returns a {type(logits).__name__}: return the logits alone, a '
+                       f'tensor, TorchModel(lambda x: model(x)[{part}]) for example')
     batch = (len(x),) if logits.shape[:1] == (count,) else logits.shape[:1]
     dtype = jax.dtypes.canonicalize_dtype(_to_numpy(logits).dtype)
     return jax.ShapeDtypeStruct((*batch, *logits.shape[1:]), dtype)

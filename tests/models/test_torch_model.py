@@ -159,7 +159,9 @@ def test_a_model_without_gradient_has_gradient_zero():
 
 @pytest.mark.parametrize('model, message', [
     (lambda x: (x.flatten(1), 0), 'returns a tuple: return the logits alone'),
-    (lambda x: x.flatten(1) @ torch.ones(3, 2), r'fails on float32\[5, 6, 7, 2\], RuntimeError: mat1'),
+    (lambda x: {'logits': x.flatten(1)}, r"returns a dict: .* model\(x\)\['logits'\]"),
+    (lambda x: x.flatten(1) @ torch.ones(3, 2),
+     r'fails on float32\[5, 6, 7, 2\] with channels_last=False: check both; RuntimeError: mat1'),
     (lambda x: x.flatten(1).argmax(1), 'gives dtype int'),
     (lambda x: x.flatten(1)[:, 0], 'of two classes return stack'),
     (lambda x: x.sum(), 'one row per example'),
@@ -173,6 +175,8 @@ def test_wrong_outputs_are_named_in_one_line(model, message):
 def test_mistakes_name_torch_model():
   with pytest.raises(errors.UserError, match='model = 3: use a torch.nn.Module or a function'):
     torch_model.TorchModel(3)
+  with pytest.raises(errors.UserError, match="^model = <class 'collections.OrderedDict'>: use a torch"):
+    torch_model.TorchModel(network().state_dict())
   with pytest.raises(ValueError, match='logits_fn = Sequential .* models.torch_model.TorchModel'):
     attacked(network())
 
