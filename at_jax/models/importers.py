@@ -133,7 +133,8 @@ def _read(path: str | os.PathLike) -> Mapping[str, Any]:
   try:
     return flax.load_file(path)
   except (OSError, safetensors.SafetensorError) as error:
-    raise errors.UserError('state_dict', path, f'cannot be read: {error}') from error
+    remedy = f'cannot be read: name a complete .safetensors file; {error}'
+    raise errors.UserError('state_dict', path, remedy) from error
 
 
 class _Found(NamedTuple):

@@ -144,7 +144,8 @@ def test_safetensors_files_are_read(tmp_path):
     safetensors.save_file(rounded, tmp_path / 'weights.safetensors')
     jax.tree.map(np.testing.assert_array_equal, imported(tmp_path / 'weights.safetensors'), imported(rounded))
   (tmp_path / 'damaged.safetensors').write_bytes(b'damaged')
-  for name, message in (('damaged.safetensors', 'cannot be read: '), ('none.safetensors', 'cannot be read: '),
+  unread = 'cannot be read: name a complete .safetensors file; '
+  for name, message in (('damaged.safetensors', unread), ('none.safetensors', unread),
                         ('weights.pt', r"or torch.load\(path, 'cpu'\)$")):
     with pytest.raises(errors.UserError, match=f'state_dict = .*{name}.: .*{message}'):
       imported(str(tmp_path / name))
