@@ -83,7 +83,7 @@ def expected_robustness_of_radii(radius: np.ndarray, epsilon: float) -> float:
   Reference: see `expected_robustness`.
   """
   radius = np.ravel(np.asarray(radius, np.float64))
-  if not 0 < epsilon < np.inf:
+  if np.ndim(epsilon) or not 0 < epsilon < np.inf:
     raise ValueError(f'epsilon = {epsilon}: use a finite number above 0')
   if not radius.size or not (radius >= 0).all():
     raise ValueError(f'radius = {radius[~(radius >= 0)][:1].tolist()}: use one number of at least 0 for each '

@@ -48,6 +48,7 @@ def test_radii_that_make_no_curve_are_refused(arguments, message):
 
 @pytest.mark.parametrize('radius, epsilon, message', [
     ([.1], 0., 'epsilon = 0.0: use a finite number above 0'), ([.1], np.inf, 'epsilon = inf'),
+    ([.1], [.1, .2], r'epsilon = \[0.1, 0.2\]: use a finite number above 0'),
     ([.1, -.2], .1, r'radius = \[-0.2\]: use one number of at least 0'), ([np.nan], .1, r'radius = \[nan\]'),
     ([], .1, r'radius = \[\]')])
 def test_invalid_radii_are_refused(radius, epsilon, message):
