@@ -71,6 +71,9 @@ def read(directory: str | os.PathLike) -> dict[str, dict[int, Run]]:
     results = json.loads(path.read_text(encoding='utf-8'))
     if 'released' not in results:  # older runs have another name for it
       results['released'] = results.pop('authors')
+    if not (path.parent / 'verdicts.npz').exists():
+      raise errors.UserError('RUN', str(path.parent), 'there is no verdicts.npz in it: evaluate the run '
+                             'again, or move it away')
     verdicts = np.load(path.parent / 'verdicts.npz')
     run = Run(results, verdicts['best/worst_case'], verdicts['labels'])
     runs.setdefault(method, {})[int(seed)] = run

@@ -120,6 +120,13 @@ def test_folder_without_runs_is_one_line(tmp_path, capsys):
   assert 'name the folder' in capsys.readouterr().err
 
 
+def test_a_run_without_verdicts_is_one_line(tmp_path, capsys):
+  (tmp_path / 'm-0').mkdir()
+  (tmp_path / 'm-0' / 'results.json').write_text('{"released": {}}')
+  assert table.main([str(tmp_path)]) == 2
+  assert f"RUN = '{tmp_path / 'm-0'}': there is no verdicts.npz in it: " in capsys.readouterr().err
+
+
 def test_write_replaces_what_is_between_the_two_lines(tmp_path, capsys):
   write(tmp_path / 'plain-0', [1, 0, 0, 0])
   page = tmp_path / 'page.md'
