@@ -19,6 +19,7 @@ from at_jax.methods import inner_attacks
 from at_jax.training import setup, user_functions
 
 ROOT = pathlib.Path(__file__).parent.parent
+_LONG = 'docs/attacks.md', 'docs/numerics.md'
 PAGES = ['README.md', *(f'docs/{path.name}' for path in sorted(ROOT.glob('docs/*.md')))]
 TEXT = {page: (ROOT / page).read_text(encoding='utf-8') for page in PAGES}
 # A block whose first line is '# name.py' is a file of the reader's; the others run in their order.
@@ -115,7 +116,7 @@ def check_numerics(names, out):
 
 
 @pytest.mark.parametrize('page', [
-    pytest.param(page, marks=[pytest.mark.long] * (page == 'docs/attacks.md')) for page in PAGES])
+    pytest.param(page, marks=[pytest.mark.long] * (page in _LONG)) for page in PAGES])
 def test_examples_run(page, folder, monkeypatch, capsys, request):
   if 'runs/quickstart' in code(page):
     shutil.copytree(request.getfixturevalue('quickstart'), folder / 'runs' / 'quickstart')

@@ -181,8 +181,8 @@ class _Fill(NamedTuple):
 def _on_host(function: Callable[..., Any], answer: Any, *args: Any, vmap_method: str) -> Any:
   """Calls a bound method on the host. It equals itself in the next trace, so attacks compile once.
 
-  On the CPU, `jax.pure_callback` copies arrays above 100 KiB in XLA's thread pool, and the callback waits
-  for the copy. If callbacks occupy all threads of the pool, they wait forever. Buffers are not copied.
+  On the CPU, `jax.pure_callback` copies large arrays in XLA's thread pool, and the callback waits for the
+  copy, which can deadlock (jax issue 24255). Buffers are not copied.
   """
   if jax.default_backend() != 'cpu':
     return jax.pure_callback(function, answer, *args, vmap_method=vmap_method)

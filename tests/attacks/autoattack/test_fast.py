@@ -60,7 +60,8 @@ def test_exactly_the_flips_of_a_linear_model_are_found(norm):
   np.testing.assert_array_equal(result.robust, nearest > epsilon)
 
 
-@pytest.mark.parametrize('norm, num_targets', [('linf', 4), ('l2', 5), ('l1', 4)])
+@pytest.mark.parametrize('norm, num_targets', [
+    ('linf', 4), *(pytest.param(*each, marks=pytest.mark.long) for each in (('l2', 5), ('l1', 4)))])
 def test_target_is_the_nearest_class_and_not_the_likeliest(norm, num_targets):
   logits_fn, x, y, distance = linear(norm)
   # A class of logit -inf is none; the fifth target for 5 other classes is such a class.
