@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -122,22 +122,35 @@ class PreActResNet18(nn.Module):
     return x.astype(layers.param_dtype(self.dtype))
 
 
-def _apply_stages(
-    module: nn.Module, x: jax.Array, train: bool, block_fn: Callable[..., jax.Array]) -> jax.Array:
-  """A ResNet for small images, whose blocks end with a ReLU."""
-  conv, norm = _builders(module, train, layers.torch_default)
-  x = layers.prepare(x, module.normalize, module.dtype)
-  x = conv(module.width, (3, 3), strides=module.stem_stride, name='conv1')(x)
-  x = nn.relu(norm(name='bn1')(x))
-  for stage, size in enumerate(module.stage_sizes):
-    for block in range(size):
-      stride = 2 if stage > 0 and block == 0 else 1
-      x = block_fn(x, module.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{block}')
-  x = layers.dense(module.num_outputs, x.mean(axis=(1, 2)), dtype=module.dtype, name='linear')
-  return x.astype(layers.param_dtype(module.dtype))
+class _PostActivationResNet(nn.Module):
+  """A ResNet for small images, whose blocks end with a ReLU; a subclass names its `block`."""
+
+  block: ClassVar[Callable[..., jax.Array]]
+
+  num_outputs: int
+  width: int = 64
+  stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
+  stem_stride: int = 1
+  normalize: tuple | None = None
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps images float[B, H, W, C] in [0, 1] to logits float32[B, num_outputs]."""
+    conv, norm = _builders(self, train, layers.torch_default)
+    x = layers.prepare(x, self.normalize, self.dtype)
+    x = conv(self.width, (3, 3), strides=self.stem_stride, name='conv1')(x)
+    x = nn.relu(norm(name='bn1')(x))
+    for stage, size in enumerate(self.stage_sizes):
+      for block in range(size):
+        stride = 2 if stage > 0 and block == 0 else 1
+        x = self.block(x, self.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{block}')
+    x = layers.dense(self.num_outputs, x.mean(axis=(1, 2)), dtype=self.dtype, name='linear')
+    return x.astype(layers.param_dtype(self.dtype))
 
 
-class ResNet18(nn.Module):
+class ResNet18(_PostActivationResNet):
   """ResNet-18 with basic blocks for small images: 11,173,962 parameters with 10 outputs.
 
   Initialisation: PyTorch's default, U(±1/√fan_in), for convolutions and the head.
@@ -159,21 +172,10 @@ class ResNet18(nn.Module):
   github.com/kuangliu/pytorch-cifar (models/resnet.py).
   """
 
-  num_outputs: int
-  width: int = 64
-  stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
-  stem_stride: int = 1
-  normalize: tuple | None = None
-  axis_name: str | None = None
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Maps images float[B, H, W, C] in [0, 1] to logits float32[B, num_outputs]."""
-    return _apply_stages(self, x, train, _basic_block)
+  block = staticmethod(_basic_block)
 
 
-class DucatResNet18(nn.Module):
+class DucatResNet18(_PostActivationResNet):
   """The 'resnet18' of DUCAT's released code: 13,958,986 parameters with 10 outputs.
 
   It has bottleneck blocks. A ResNet-18 has basic blocks and 11.17 M parameters, but the paper's results are
@@ -198,18 +200,7 @@ class DucatResNet18(nn.Module):
   Accuracy and Robustness via Dummy Classes, 2024 (models/resnet.py of github.com/FlaAI/DUCAT).
   """
 
-  num_outputs: int
-  width: int = 64
-  stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
-  stem_stride: int = 1
-  normalize: tuple | None = None
-  axis_name: str | None = None
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Maps images float[B, H, W, C] in [0, 1] to logits float32[B, num_outputs]."""
-    return _apply_stages(self, x, train, _bottleneck_block)
+  block = staticmethod(_bottleneck_block)
 
 
 class WideResNet(nn.Module):
