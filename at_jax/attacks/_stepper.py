@@ -46,17 +46,23 @@ class Stepper(NamedTuple):
       adversarial example within ε is known; and `x_adv` f32[B, ...], that example.
     step: `(logits_fn, Problem, state) -> state`. `take_steps` discards its result for finished examples.
     length: number of steps per example.
-    differentiates: whether a step takes a gradient of the model. If not, there are many short steps: a
-      caller's program loops over them on every backend, and the driver refills its slots less often.
     forward: forward passes of an example in a step.
     backward: backward passes of an example in a step; None if there is one for each class.
   """
   init: Callable[[Problem], Any]
   step: Callable[[LogitsFn, Problem, Any], Any]
   length: int
-  differentiates: bool = True
   forward: int = 1
   backward: int | None = 1
+
+  @property
+  def differentiates(self) -> bool:
+    """Whether a step takes a gradient of the model.
+
+    If not, there are many short steps: a caller's program loops over them on every backend, and the driver
+    refills its slots less often.
+    """
+    return self.backward != 0
 
 
 def make_problem(x, y, key, *, epsilon, bounds=(0., 1.), mask=None, target=None, index=None,

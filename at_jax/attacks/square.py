@@ -131,7 +131,7 @@ def stepper(
     x_adv, margin = _stepper.where(better, (x, margin), (state.x_adv, state.margin))
     return _stepper.where(state.found, state, State(state.count + 1, wrong & better, x_adv, margin))
 
-  return _stepper.Stepper(init, step, num_queries + 1, differentiates=False, backward=0)
+  return _stepper.Stepper(init, step, num_queries + 1, backward=0)
 
 
 def sides(num_queries: int, p_init: float, num_pixels: int) -> list[int]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from at_jax import attacks, devices
-from at_jax.attacks import _arguments, _diagnostics
+from at_jax.attacks import _arguments, _diagnostics, _stepper
 from at_jax.datasets import pipeline
 from at_jax.evaluation import attack_names, autoattack_run, metrics
 from at_jax.methods import inner_attacks
@@ -85,7 +85,8 @@ def predictions(
 def _predicted(deployed, variables, x):
   """The class of each example, -1 where NaN or +inf decide nothing, and its logits."""
   logits = deployed(variables, x)
-  return jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), jnp.argmax(logits, axis=-1), -1), logits
+  largest = jnp.argmax(logits, axis=-1)
+  return jnp.where(_stepper.is_correct(logits, largest), largest, -1), logits
 
 
 def robust_examples(network: deployed_lib.Network, variables: Any, split: pipeline.Split, key: Array,

@@ -176,7 +176,7 @@ def steps_per_refill(stepper: _stepper.Stepper) -> int:
 
   Reading what was found costs time, which matters where a step is short.
 
-  >>> steps_per_refill(_stepper.Stepper(None, None, 100, differentiates=False))
+  >>> steps_per_refill(_stepper.Stepper(None, None, 100, backward=0))
   20
   """
   if not stepper.differentiates:
