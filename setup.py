@@ -13,6 +13,7 @@ TRAIN = [
     'tensorboardX>=2.6',
     'tqdm>=4.60',
 ]
+ANALYSIS = ['matplotlib>=3.8']  # a part of the extra `train`, so that every run can be reported
 DATA = ['tensorflow-datasets>=4.9.10', 'array-record>=0.5', 'pillow>=10', 'scikit-learn>=1.4']
 # The tests attack models of Equinox and Haiku.
 DEV = ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'chex>=0.1.89', 'ruff>=0.9', 'equinox',
@@ -29,13 +30,14 @@ setuptools.setup(
     packages=setuptools.find_packages(include=['at_jax', 'at_jax.*']),
     install_requires=['jax>=0.7.2', 'numpy>=1.26'],
     extras_require={
-        'train': TRAIN,
+        'train': TRAIN + ANALYSIS,
         'data': DATA,
-        'all-cpu': TRAIN + DATA,
+        'analysis': ANALYSIS,
+        'all-cpu': TRAIN + ANALYSIS + DATA,
         'cuda12': ['jax[cuda12]>=0.7.2'],
         'cuda13': ['jax[cuda13]>=0.7.2'],
         'tpu': ['jax[tpu]>=0.7.2'],
-        'dev': DEV,
+        'dev': DEV + ANALYSIS,
         'torch': ['torch>=2.2', 'flax>=0.11', 'safetensors>=0.4'],
         'peers': ['torch>=2.2', 'foolbox', 'pyautoattack==0.2.0'],
     },

@@ -77,13 +77,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
   return f'{hint}known: {", ".join(known)}'
 
 
-def unwritable(directory: pathlib.Path, error: Exception, failed: str = 'cannot write there') -> UserError:
+def unwritable(directory: pathlib.Path, error: Exception, failed: str = 'cannot write there',
+               field: str = 'workdir') -> UserError:
   """Makes the error for a folder in which something cannot be written.
 
   Args:
     directory: the folder.
     error: the error of the operating system, or of a library that repeats its reason.
     failed: what failed, as a clause.
+    field: name of the argument or field with the folder.
 
   Returns:
     The exception to raise; its remedy fits the reason.
@@ -96,4 +98,4 @@ def unwritable(directory: pathlib.Path, error: Exception, failed: str = 'cannot 
   text = getattr(error, 'strerror', None) or ' '.join(str(error).split())
   reason, remedy = next(((known, remedy) for known, remedy in _REMEDIES.items() if known in text),
                         (text.rpartition(': ')[2].rstrip(']') or type(error).__name__, 'name another folder'))
-  return UserError('workdir', str(directory), f'{failed} ({reason}): {remedy}')
+  return UserError(field, str(directory), f'{failed} ({reason}): {remedy}')

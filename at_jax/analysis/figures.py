@@ -1,0 +1,117 @@
+"""Figures of the analyses: colours, captions, and files or data URIs of them.
+
+matplotlib is imported when the first figure is made, because most commands draw none. Figures are made
+without pyplot, which keeps every figure of a process in memory.
+"""
+
+import base64
+import io
+import os
+import pathlib
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from at_jax import environment, errors
+
+# Colours that readers with any colour vision tell apart, of Okabe and Ito, Color Universal Design, 2008. The
+# yellow is last, because it is faint on white. A line also has a marker of its own, for print in grey.
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442')
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
+SEQUENTIAL = 'cividis'  # name of a colour map for shares and losses
+DIVERGING = 'PuOr'  # name of a colour map for differences, white at zero
+
+_DPI = 160  # of PNG files: a figure 4.6 inches wide is sharp in a column of 400 pixels on a fine screen
+
+
+class Captioned(NamedTuple):
+  """A figure, and what is written about it.
+
+  Attributes:
+    name: name of its file, without a suffix; letters, digits, '-' and '_'.
+    title: its heading.
+    figure: a `matplotlib.figure.Figure`.
+    caption: one sentence that says what to see.
+    alt: text for readers who do not see the figure: what it shows, with the main numbers.
+  """
+  name: str
+  title: str
+  figure: Any
+  caption: str
+  alt: str
+
+
+def _matplotlib() -> ModuleType:
+  """The package with its module of figures."""
+  try:
+    import matplotlib.figure
+  except ImportError as error:
+    raise errors.UserError('matplotlib', 'missing', "it draws the figures: pip install 'at_jax[analysis]'"
+                           ) from error
+  return matplotlib
+
+
+def new(width: float = 4.6, height: float = 3.2) -> Any:
+  """Makes an empty figure, of which `figure.subplots(rows, columns)` makes the axes.
+
+  Args:
+    width: in inches. Text of 10 points is readable on a screen of 400 pixels if it is at most 4.6.
+    height: in inches.
+
+  Returns:
+    A `matplotlib.figure.Figure` whose layout fits its labels.
+
+  Raises:
+    errors.UserError: if matplotlib is not installed.
+
+  Example:
+    >>> axes = new().subplots()
+    >>> axes.plot([0, 8], [.5, .25], color=COLORS[0], marker=MARKERS[0])[0].get_color()
+    '#0072B2'
+  """
+  return _matplotlib().figure.Figure((width, height), layout='constrained')
+
+
+def _drawn(figure: Any, kind: str) -> bytes:
+  """Content of an image file, without the date and with reproducible identifiers."""
+  file = io.BytesIO()
+  metadata = {'Date': None} if kind == 'svg' else {'Software': None}
+  with _matplotlib().rc_context({'svg.hashsalt': 'at_jax'}):
+    figure.savefig(file, format=kind, dpi=_DPI, metadata=metadata)
+  return file.getvalue()
+
+
+def write(captioned: Captioned, folder: str | os.PathLike) -> pathlib.Path:
+  """Writes a figure as a PNG file. A missing folder is made.
+
+  Args:
+    captioned: the figure.
+    folder: where to write NAME.png.
+
+  Returns:
+    The path of the file.
+
+  Raises:
+    errors.UserError: if the folder is full or not writable.
+  """
+  folder = environment.local_path('folder', folder)
+  path = folder / f'{captioned.name}.png'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_drawn(captioned.figure, 'png'))
+  except OSError as error:
+    raise errors.unwritable(folder, error, field='folder') from error
+  return path
+
+
+def data_uri(captioned: Captioned) -> str:
+  """Encodes a figure as the source of an HTML image: SVG or PNG, whichever is shorter.
+
+  Args:
+    captioned: the figure.
+
+  Returns:
+    A URI that begins with 'data:image/'.
+  """
+  drawn = {'svg+xml': _drawn(captioned.figure, 'svg'), 'png': _drawn(captioned.figure, 'png')}
+  kind = min(drawn, key=lambda each: len(drawn[each]))
+  return f'data:image/{kind};base64,{base64.b64encode(drawn[kind]).decode("ascii")}'
