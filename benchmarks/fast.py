@@ -4,7 +4,8 @@
 
 'fast' attacks the first 1,000 test images of the rows of --results. Its verdicts are compared with those of
 the version 'standard' that are recorded there. A row has a file in --output. A row that has one is not run
-again, and an interrupted row continues from its state file. The printed table covers all files.
+again, and an interrupted row continues from its state file. The printed tables cover all files, and those in
+which `speed.py` timed the reference code, 'standard' and 'fast' in one sitting.
 
 The losses, targets and steps of 'fast' were chosen on the images of even index of the rows of `CHOSEN_ON`.
 The other methods are held out, with all their seeds and variants.
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from sittings import head, line, show_sittings
 
 from at_jax import attacks, xla_flags
 from at_jax.attacks.autoattack import components
@@ -88,20 +90,12 @@ def show(rows: list[dict[str, Any]]) -> None:
              f'{(np.abs(missed - gained) / sizes).max():.1%}')
 
 
-def head(*cells: str) -> None:
-  line(*cells)
-  line(*['---'] * len(cells))
-
-
-def line(*cells: Any) -> None:
-  print('|', ' | '.join(map(str, cells)), '|')
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--results', default='results/small_cifar10', help='folder of the rows')
   parser.add_argument('--rows', default='', help='names of rows to run, with commas; all by default')
   parser.add_argument('--output', default='results/fast', help='folder of the files')
+  parser.add_argument('--sittings', default='results/speed', help='folder of the files of speed.py')
   parser.add_argument('--states', default='runs/fast', help='folder of state files')
   parser.add_argument('--batch_size', type=int, default=250)
   parser.add_argument('--seed', type=int, default=0)
@@ -118,6 +112,8 @@ def main() -> None:
     records.write_json(path, row)
     print(f'{workdir.name}: {len(row["missed"])} missed', file=sys.stderr, flush=True)
   show([records.read_json(path) for path in sorted(output.glob('*.json'))])
+  print()
+  show_sittings(arguments.sittings)
 
 
 if __name__ == '__main__':

@@ -3,14 +3,12 @@
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from at_jax.training import records
 
 COMPONENTS = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
 
 
-def show(folder: str) -> None:
+def show_sittings(folder: str) -> None:
   """Prints a table of all networks, one of the components, and the sentences of the audits."""
   found = [records.read_json(path) for path in sorted(pathlib.Path(folder).glob('*.json'))]
   head('network', 'images', 'version', 'seconds', 'of it compiling', 'of the reference', 'gradient passes',
@@ -32,10 +30,6 @@ def show(folder: str) -> None:
   print()
   for sitting in found:
     print(f'- `{sitting["network"]}`: {sitting["audit"]}')
-
-
-def indices(robust: np.ndarray) -> list[int]:
-  return np.flatnonzero(robust).tolist()
 
 
 def head(*cells: str) -> None:

@@ -153,7 +153,7 @@ def run_reference(case: Case, x, y, batch_size: int) -> dict[str, Any]:
 
 
 def run(case: Case, arguments) -> dict[str, Any]:
-  """All versions on one network, as `sittings.show` prints them."""
+  """All versions on one network, as `sittings.show_sittings` prints them."""
   x, y = np.asarray(pipeline.to_unit(case.test.images[:arguments.n])), case.test.labels[:arguments.n]
   with torch.no_grad():
     apart = np.abs(case.net(torch.from_numpy(x[:16].transpose(0, 3, 1, 2).copy())).numpy()
@@ -201,7 +201,7 @@ def main() -> None:
     found = run(makers[arguments.network](arguments), arguments)
     path.parent.mkdir(parents=True, exist_ok=True)
     records.write_json(path, {'network': name} | found)
-  sittings.show(arguments.output)
+  sittings.show_sittings(arguments.output)
 
 
 if __name__ == '__main__':
