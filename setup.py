@@ -11,6 +11,7 @@ TRAIN = [
     'absl-py>=2.1',
     'ml-collections>=1.0',
     'tensorboardX>=2.6',
+    'pillow>=10',  # draws the images of tensorboardX
     'tqdm>=4.60',
 ]
 ANALYSIS = ['matplotlib>=3.8']  # a part of the extra `train`, so that every run can be reported

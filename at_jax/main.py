@@ -8,7 +8,7 @@ import warnings
 
 from at_jax import environment, errors
 
-_NEEDED = ('absl', 'ml_collections', 'flax', 'optax', 'orbax.checkpoint', 'tensorboardX', 'tqdm')
+_NEEDED = ('absl', 'ml_collections', 'flax', 'optax', 'orbax.checkpoint', 'tensorboardX', 'PIL', 'tqdm')
 
 
 def main(arguments: list[str] | None = None) -> int:

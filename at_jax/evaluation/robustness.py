@@ -27,6 +27,9 @@ from at_jax.models import logit_adjustment
 Array = jax.Array
 # (name of what runs, examples done, number of examples, accuracy so far) -> None
 Progress = Callable[[str, int, int, float], None]
+# (i32[n] indices in the split, f32[batch size, ...] points whose first n are theirs, still on the devices,
+# f32[n, C] deployed logits) -> None
+Observer = Callable[[np.ndarray, Array, np.ndarray], None]
 
 
 def predictions(
@@ -40,7 +43,7 @@ def predictions(
     among: np.ndarray,
     batch_size: int,
     progress: Callable[[int, int, float], None] = lambda *_: None,
-    observe: Callable[[np.ndarray], None] = lambda logits: None,
+    observe: Observer = lambda index, x, logits: None,
 ) -> np.ndarray:
   """Finds the class that the deployed model predicts for each example, clean or under an attack.
 
@@ -57,7 +60,7 @@ def predictions(
     among: bool[N], the examples to evaluate.
     batch_size: number of examples in a batch.
     progress: called with the examples done, their number, and an estimate of the accuracy over all N.
-    observe: called with the deployed logits of each batch, f32[n, C].
+    observe: an `Observer`, called after each batch.
 
   Returns:
     i32[N]; −1 for the examples that are not evaluated, and for logits of NaN or +∞, which decide nothing.
@@ -75,7 +78,7 @@ def predictions(
       x = attack(jax.tree_util.Partial(attacked_logits, variables), x, y, key, index).x
     predicted, logits = _predicted(network.deployed, variables, x)
     result[places] = np.asarray(predicted)[:len(places)]
-    observe(np.asarray(logits)[:len(places)])
+    observe(places, x, np.asarray(logits)[:len(places)])
     done = begin + len(places)
     progress(done, len(chosen), float(among.mean() * (result == split.labels).sum() / done))
   return result
@@ -185,6 +188,7 @@ def evaluate(
     search: deployed_lib.Network | None = None,
     state_dir: str | os.PathLike | None = None,
     progress: Progress = lambda *_: None,
+    observe: Observer = lambda index, x, logits: None,
     warn: Callable[[str, str], None] | None = None,
 ) -> Report:
   """Attacks the deployed model and, if it has dummy classes, follows the released protocol too.
@@ -215,6 +219,7 @@ def evaluate(
       `network` misclassifies it too.
     state_dir: where AutoAttack saves its state to resume from; None for nowhere.
     progress: called with the name of what runs, the examples done, their number, and the accuracy so far.
+    observe: an `Observer` of the attacked batches of PGD and FGSM.
     warn: called with the name of what runs and each possible problem of the evaluation, as soon as it is
       found; default `warnings.warn`.
 
@@ -232,7 +237,8 @@ def evaluate(
   everything, logits = np.ones(len(split.labels), bool), []
   clean = robust_examples(
       network, variables, split, key, attack=None, attacked_logits=network.deployed, among=everything,
-      batch_size=batch_size, progress=functools.partial(progress, 'clean'), observe=logits.append)
+      batch_size=batch_size, progress=functools.partial(progress, 'clean'),
+      observe=lambda index, x, z: logits.append(z))
   options = dict(norm=norm, epsilon=epsilon, batch_size=batch_size, progress=progress)
   components, passes, states = {}, {}, []
   audits, audited = {}, {}
@@ -244,7 +250,7 @@ def evaluate(
     spec = attack_names.parse(name)
     if isinstance(spec, attack_names.Spec):
       return _under_pgd(network, variables, split, key, spec, attacked_logits, among, title,
-                        step_size=step_size, **options)
+                        step_size=step_size, observe=observe, **options)
     found, state, robust = _under_autoattack(
         network, variables, split, key, spec, attacked_logits, among, title, search=search, audit=audit,
         state_dir=state_dir, warn=warn and functools.partial(warn, title), **options)
@@ -287,8 +293,8 @@ def _check_clean(logits: np.ndarray, labels: np.ndarray, names: Sequence[str],
 
 def _under_pgd(network: deployed_lib.Network, variables: Any, split: pipeline.Split, key: Array,
                spec: attack_names.Spec, attacked_logits: Callable, among: np.ndarray, title: str, *,
-               norm: str, epsilon: float, step_size: float, batch_size: int, progress: Progress
-               ) -> np.ndarray:
+               norm: str, epsilon: float, step_size: float, batch_size: int, progress: Progress,
+               observe: Observer) -> np.ndarray:
   """The examples that every restart leaves classified correctly: bool[N]."""
   attack = attack_names.attack(spec, norm=norm, epsilon=epsilon, step_size=step_size)
   logits = _both_halves(network) if spec.knows_dummies else attacked_logits
@@ -296,7 +302,8 @@ def _under_pgd(network: deployed_lib.Network, variables: Any, split: pipeline.Sp
     running = title if spec.restarts == 1 else f'{title} ({restart + 1} of {spec.restarts})'
     among = robust_examples(
         network, variables, split, jax.random.fold_in(key, restart), attack=attack, among=among,
-        attacked_logits=logits, batch_size=batch_size, progress=functools.partial(progress, running))
+        attacked_logits=logits, batch_size=batch_size, progress=functools.partial(progress, running),
+        observe=observe)
   return among
 
 

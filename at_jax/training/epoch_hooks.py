@@ -5,14 +5,18 @@ A hook at an epoch's start is `(run, state, epoch) -> state`. A hook at an epoch
 Hooks get the state on the host. A new feature that acts between epochs is one more function here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any, NamedTuple
 
-from at_jax.training import epoch_plan, finetune, model_selection, setup
+import numpy as np
+
+from at_jax.datasets import pipeline
+from at_jax.training import epoch_plan, finetune, model_selection, pictures, setup
 from at_jax.training import step as step_lib
 
 EvalVariables = Callable[[step_lib.TrainState], dict[str, Any]]
+_DRAWN = 8  # examples of a picture
 
 
 class EpochEnd(NamedTuple):
@@ -25,6 +29,7 @@ class EpochEnd(NamedTuple):
     score: the checkpoint with the highest score is the best; None for one that cannot be the best.
     info: JSON object stored with the checkpoint.
     note: shown with the progress.
+    images: uint8[H, W, C] by name, for TensorBoard.
   """
   state: step_lib.TrainState
   numbers: dict[str, Any] = {}
@@ -32,6 +37,7 @@ class EpochEnd(NamedTuple):
   score: float | None = None
   info: dict[str, Any] = {}
   note: str = ''
+  images: dict[str, np.ndarray] = {}
 
 
 StartHook = Callable[[setup.Run, step_lib.TrainState, int], step_lib.TrainState]
@@ -140,17 +146,33 @@ def validate(run: setup.Run, end: EpochEnd, epoch: int, *, eval_variables: EvalV
     eval_variables: from a state to the variables that are evaluated, of `batchnorm`.
 
   Returns:
-    The end with validation accuracies, a score, and the robust accuracy as info of the checkpoint.
+    The end with validation accuracies, a score, the robust accuracy as info of the checkpoint, and a picture
+    of the first examples that were attacked.
   """
-  found = model_selection.report(run, eval_variables(end.state)).accuracies()
+  images = {}
+
+  def draw(index: np.ndarray, x_adv: Any, logits: np.ndarray) -> None:
+    if not images:  # the first batch
+      x = pipeline.in_unit(run.dataset.validation.images[index[:_DRAWN]])
+      images['validation_attacked'] = pictures.attacked(x, np.asarray(x_adv)[:len(x)])
+
+  found = model_selection.report(run, eval_variables(end.state), observe=draw).accuracies()
   clean, robust, worst = (found[name] for name in ('clean', 'worst_case', 'worst_class'))
-  numbers = {'validation_clean': clean, 'validation_robust': robust, 'validation_worst_class': worst}
+  numbers = {'validation_clean': clean, 'validation_robust': robust, 'validation_worst_class': worst,
+             'validation_robust_by_class': dict(zip(_class_labels(run.dataset.class_names),
+                                                    found['by_class']['worst_case'], strict=True))}
   # A model from before the method began, such as plain PGD-AT before DUCAT, must not become the best.
   score = model_selection.score(found, run.config.validate.choose_by)
   return end._replace(
       numbers=end.numbers | numbers, save=True, info=end.info | {'validation_robust': robust},
       score=score if epoch_plan.method_started(run.config, epoch) else None,
-      note=f'validation clean {clean:.3f}, robust {robust:.3f}, worst class {worst:.3f}')
+      note=f'validation clean {clean:.3f}, robust {robust:.3f}, worst class {worst:.3f}',
+      images=end.images | images)
+
+
+def _class_labels(names: Sequence[str]) -> list[str]:
+  """Labels of the classes, such as '3_cat': in order, and different also for classes of equal names."""
+  return [name if name == str(i) else f'{i}_{name}' for i, name in enumerate(names)]
 
 
 def regulate(run: setup.Run, end: EpochEnd, epoch: int) -> EpochEnd:

@@ -161,7 +161,6 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
       state, numbers = take_steps(state, call)
       _check_finite(numbers.finite, before, workdir)
       step += len(call.order)
-      progress.show(step * c.batch_size, note)
       if _passed(c.log_every_steps, before, step):
         now = time.monotonic()
         speed = (step - logged[0]) * c.batch_size / (now - logged[1])
@@ -172,7 +171,10 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
       end, state = _walk(hooks, run, state, call.epoch)
       if end.numbers:
         metrics.write(step, **end.numbers)
+      if end.images:
+        metrics.draw(step, end.images)
       note = end.note or note
+      progress.show(step * c.batch_size, note)
       due = _passed(c.checkpoint.every_steps or run.steps_per_epoch, before, step)
       stop = received and step < total
       if end.save or due or stop or step == total:

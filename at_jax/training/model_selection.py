@@ -16,12 +16,13 @@ from at_jax.training import step as step_lib
 Variables = dict[str, Any]
 
 
-def report(run: setup.Run, variables: Variables) -> robustness.Report:
+def report(run: setup.Run, variables: Variables, **options: Any) -> robustness.Report:
   """Attacks the validation split.
 
   Args:
     run: the run.
     variables: the deployed variables.
+    **options: further options of `robustness.evaluate`, such as `observe`.
 
   Returns:
     A `robustness.Report`.
@@ -32,7 +33,8 @@ def report(run: setup.Run, variables: Variables) -> robustness.Report:
       names=[f'pgd{c.validate.num_steps}'], norm=c.attack.norm,
       epsilon=c.attack.epsilon_255 / 255, step_size=c.attack.step_size_255 / 255,
       batch_size=c.validate.batch_size, has_dummies=False,
-      warn=lambda name, line: None)  # the final evaluation warns; logits of early epochs may be unusual
+      warn=lambda name, line: None,  # the final evaluation warns; logits of early epochs may be unusual
+      **options)
 
 
 def accuracies(run: setup.Run, variables: Variables) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Files that a run writes, and its progress on the terminal."""
 
+from collections.abc import Iterator, Mapping
 import contextlib
 from importlib import metadata
 import json
@@ -13,11 +14,13 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 import tensorboardX
-import tqdm
+from tqdm import auto
 
 from at_jax import environment, errors
 
 _PACKAGES = ('at_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+# The accuracies come first: a narrow terminal cuts the time and the rate off.
+_BAR = '{desc} {percentage:3.0f}%{postfix} |{bar}| {remaining} left, {rate_noinv_fmt}'
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -140,20 +143,40 @@ class Metrics:
       raise errors.unwritable(workdir, error) from error
 
   def write(self, step: int, **numbers: Any) -> None:
-    """Appends one line; floats also become TensorBoard scalars."""
-    try:
+    """Appends one line; floats, also those of a dictionary, become TensorBoard scalars."""
+    with self._writing():
       with self._path.open('a', encoding='utf-8') as file:
         file.write(json.dumps({'step': step} | numbers) + '\n')
-      for name, value in numbers.items():
-        if isinstance(value, float):
-          self._events.add_scalar(name, value, step)
+      for name, value in _scalars(numbers):
+        self._events.add_scalar(name, value, step)
       self._events.flush()
+
+  def draw(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """Adds images to TensorBoard: uint8[H, W, C] by name."""
+    with self._writing():
+      for name, image in images.items():
+        self._events.add_image(name, image, step, dataformats='HWC')
+      self._events.flush()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
     except OSError as error:
       raise errors.unwritable(self._workdir, error) from error
 
   def close(self) -> None:
     """Closes the TensorBoard file."""
     self._events.close()
+
+
+def _scalars(numbers: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+  """The floats of a line; one in a dictionary is named 'name/key'."""
+  for name, value in numbers.items():
+    each = value if isinstance(value, dict) else {None: value}
+    for key, number in each.items():
+      if isinstance(number, float):
+        yield (name if key is None else f'{name}/{key}'), number
 
 
 def _lines_until(path: pathlib.Path, step: int) -> list[str]:
@@ -172,21 +195,21 @@ def warn(line: str) -> None:
   Args:
     line: the message.
   """
-  with tqdm.tqdm.external_write_mode(sys.stderr):
+  with auto.tqdm.external_write_mode(sys.stderr):
     environment.log(f'warning: {line}')
 
 
 class Progress:
-  """Progress of long work: a bar on a terminal, otherwise one line every `every` seconds.
+  """Progress of long work: a bar on a terminal or in a notebook, otherwise one line every `every` seconds.
 
-  Without a terminal, work that takes less than `every` seconds prints nothing: an evaluation may have a
+  Without a bar, work that takes less than `every` seconds prints nothing: an evaluation may have a
   hundred such parts.
 
   Args:
     title: what is being done.
     total: number of examples.
     done: number of examples done before.
-    every: seconds between lines without a terminal.
+    every: seconds between lines without a bar.
     file: where to print; default stderr.
   """
 
@@ -197,12 +220,12 @@ class Progress:
     self._file, self._begin, self._before = file, time.monotonic(), done
     self._shown = self._begin
     self._bar = None
-    if file is not None and file.isatty():  # None in a process without a stderr
-      self._bar = tqdm.tqdm(total=total, initial=done, desc=title, unit=' examples',
-                            unit_scale=True, dynamic_ncols=True, file=file)
+    if _overwrites(file):
+      self._bar = auto.tqdm(total=total, initial=done, desc=title, unit='', unit_scale=True,
+                            dynamic_ncols=True, bar_format=_BAR, file=file)
 
   def show(self, done: int, note: str = '') -> None:
-    """Updates the number of examples done; the note follows the rate and the time left."""
+    """Updates the number of examples done, and the note, such as accuracies."""
     if self._bar is not None:
       self._bar.set_postfix_str(note, refresh=False)
       self._bar.update(done - self._done)
@@ -223,3 +246,10 @@ class Progress:
     """Stops updating the bar."""
     if self._bar is not None:
       self._bar.close()
+
+
+def _overwrites(file: TextIO | None) -> bool:
+  """Whether a line of a stream can be written again: on a terminal, and below a cell of a notebook."""
+  if file is None:  # in a process without a stderr
+    return False
+  return file.isatty() or type(file).__module__.startswith('ipykernel.')

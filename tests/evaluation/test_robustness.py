@@ -63,6 +63,23 @@ def test_class_without_examples_is_null():
   assert found['worst_class'] == 0
 
 
+def test_observed_points_are_those_that_were_judged():
+  # 1 is predicted above .5, so a point's pixel alone says whether it is misclassified.
+  deployed = lambda v, x: jnp.concatenate([.5 - x, x - .5], axis=1).reshape(len(x), 2)
+  network = linear_network(False)._replace(deployed=deployed, logits=deployed)
+  split, seen = one_pixel([10, 90, 110, 120, 135, 150, 250, 140], [0, 0, 0, 0, 1, 1, 1, 0]), {}
+
+  def observe(index, x, logits):
+    pixels = np.asarray(x)[:len(index)].ravel()
+    np.testing.assert_array_equal(logits[:, 1] > logits[:, 0], pixels > .5)
+    seen.update(zip(index.tolist(), pixels))
+
+  report = run(network, {}, split, jax.random.key(0), has_dummies=False, names=['pgd4'], observe=observe)
+  assert sorted(seen) == np.flatnonzero(report.clean).tolist() == list(range(7))  # two batches of 4
+  for i, pixel in seen.items():
+    assert report.robust['pgd4'][i] == ((pixel > .5) == split.labels[i])
+
+
 def test_unknown_attacks_are_refused_before_the_model_runs():
   with pytest.raises(ValueError, match=r"names = \['pgd'\]: use attacks and sweeps"):
     run(None, {}, one_pixel([7], [0]), jax.random.key(0), has_dummies=False, names=['fgsm', 'pgd'])

@@ -37,15 +37,18 @@ def test_hooks_of_a_run_with_a_fair_average():
 
 @pytest.mark.parametrize('epoch, score', [(0, None), (1, .5)])
 def test_no_score_before_the_method_has_started(epoch, score, monkeypatch):
-  found = {'clean': .75, 'worst_case': .5, 'worst_class': .25}
+  found = {'clean': .75, 'worst_case': .5, 'worst_class': .25,
+           'by_class': {'worst_case': [.25, .75, None]}}  # no example of the last class
   monkeypatch.setattr(epoch_hooks.model_selection, 'report',
-                      lambda run, variables: types.SimpleNamespace(accuracies=lambda: found))
-  run = types.SimpleNamespace(config=finetune_runs.config_of())  # one epoch of clean training
+                      lambda run, variables, observe: types.SimpleNamespace(accuracies=lambda: found))
+  run = types.SimpleNamespace(config=finetune_runs.config_of(),  # one epoch of clean training
+                              dataset=types.SimpleNamespace(class_names=('crane', 'crane', '2')))
   end = epoch_hooks.validate(run, epoch_hooks.EpochEnd('state', {'other': 1}), epoch,
                              eval_variables=lambda state: {'params': state})
   assert end.score == score and end.state == 'state'
   assert end.numbers == {'other': 1, 'validation_clean': .75, 'validation_robust': .5,
-                         'validation_worst_class': .25}
+                         'validation_worst_class': .25,
+                         'validation_robust_by_class': {'0_crane': .25, '1_crane': .75, '2': None}}
   assert end.save and end.info == {'validation_robust': .5}
   assert end.note == 'validation clean 0.750, robust 0.500, worst class 0.250'
 
