@@ -38,6 +38,8 @@ setuptools.setup(
         'cuda12': ['jax[cuda12]>=0.7.2'],
         'cuda13': ['jax[cuda13]>=0.7.2'],
         'tpu': ['jax[tpu]>=0.7.2'],
+        # A pair tested together, for an environment of its own: libtpu changes what jax starts.
+        'plan': TRAIN + ['jax[tpu]==0.12.0.1', 'libtpu==0.0.50.1'],
         'dev': DEV + ANALYSIS,
         'torch': ['torch>=2.2', 'flax>=0.11', 'safetensors>=0.4'],
         'peers': ['torch>=2.2', 'foolbox', 'pyautoattack==0.2.0'],

@@ -11,17 +11,18 @@ from at_jax import errors
 AXIS = 'batch'
 
 
-def check_batch_size(field: str, batch_size: int) -> None:
+def check_batch_size(field: str, batch_size: int, devices: int | None = None) -> None:
   """Checks that a batch divides evenly over the devices.
 
   Args:
     field: name of the field that sets the batch size, for the error message.
     batch_size: number of examples, over all devices.
+    devices: number of devices; None for those of JAX's default backend.
 
   Raises:
     errors.UserError: if it does not divide.
   """
-  devices = jax.device_count()
+  devices = devices or jax.device_count()
   if batch_size % devices:
     nearest = max(devices, round(batch_size / devices) * devices)
     raise errors.UserError(field, batch_size,

@@ -23,7 +23,7 @@ def tune() -> None:
     command that runs again does not compile again. `AT_JAX_CACHE=off` turns this off.
     `JAX_COMPILATION_CACHE_DIR` names another folder. No cache is kept if the folder is not writable.
   """
-  folder = _cache_folder()
+  folder = cache_folder()
   if folder and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     # XLA:CPU compiles for the processor at hand, which is not part of JAX's cache key.
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder / f'programs-{_processor():08x}')
@@ -36,8 +36,8 @@ def tune() -> None:
     os.environ['XLA_FLAGS'] = f'{flags} {_OPTION}'.strip()
 
 
-def _cache_folder() -> pathlib.Path | None:
-  """The user's cache folder for at_jax, created; None if it is switched off or not writable."""
+def cache_folder() -> pathlib.Path | None:
+  """Returns the user's cache folder for at_jax, created; None if it is switched off or not writable."""
   if os.environ.get('AT_JAX_CACHE') == 'off':
     return None
   try:

@@ -23,9 +23,9 @@ LAYERS = (
     {'config'},
     {'training'},
     {'analysis'},
-    {'main'},
+    {'main', 'plan'},
 )
-COMMANDS = {'main.py'}
+COMMANDS = {'main.py', 'plan.py'}
 HEAVY = ('flax', 'optax', 'absl', 'orbax', 'ml_collections', 'tensorflow', 'tensorflow_datasets',
          'chex', 'sklearn')
 FILES = sorted(PACKAGE.rglob('*.py'))

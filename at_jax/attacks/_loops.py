@@ -6,7 +6,8 @@ unrolled, and a long attack is split into compiled calls of at most `UNROLLED` s
 compile time. On other backends it is one scan. Both give the same result.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import functools
 from typing import Any, TypeVar
 
@@ -15,11 +16,25 @@ import jax.numpy as jnp
 
 UNROLLED = 10
 _T = TypeVar('_T')
+_target: str | None = None
+
+
+@contextlib.contextmanager
+def tracing_for(platform: str) -> Iterator[None]:
+  """Traces for another platform than the default backend, to compile for devices that are not there."""
+  global _target
+  before, _target = _target, platform
+  jax.clear_caches()  # they hold what was traced for another platform
+  try:
+    yield
+  finally:
+    _target = before
+    jax.clear_caches()
 
 
 def unrolls() -> bool:
-  """Whether steps are unrolled on the default backend."""
-  return jax.default_backend() == 'cpu'
+  """Whether steps are unrolled on the default backend, or on the platform of `tracing_for`."""
+  return (_target or jax.default_backend()) == 'cpu'
 
 
 def calls(num_steps: int, at_once: int = UNROLLED) -> list[int]:

@@ -14,7 +14,6 @@ import numpy as np
 
 from at_jax import environment, errors
 from at_jax.config import fields
-from at_jax.datasets import pipeline
 from at_jax.evaluation import metrics
 from at_jax.models import logit_adjustment
 from at_jax.training import batchnorm, checkpoints, model_selection, records, setup
@@ -49,7 +48,7 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
 
   Example:
     >>> run, model = load('runs/quickstart')  # doctest: +SKIP
-    >>> model(pipeline.to_unit(run.dataset.test.images[:2])).shape  # doctest: +SKIP
+    >>> model(datasets.to_unit(run.dataset.test.images[:2])).shape  # doctest: +SKIP
     (2, 10)
   """
   if checkpoint not in ('best', 'last'):
@@ -284,22 +283,11 @@ def _open(workdir: pathlib.Path) -> setup.Run:
                            'directory of a run')
   if not has_weights(workdir):
     raise _no_checkpoint(workdir)
-  sizes = _sizes(workdir, config)
+  # An older folder stores no sizes; some data sets have sizes that are known by name.
+  sizes = _stored_sizes(workdir) or setup.known_sizes(config)
   if sizes is None:
     return setup.build(config)
-  read = functools.partial(setup.read_data, config)
-  return setup.assemble(config, pipeline.DeferredDataset(
-      config.dataset.name, config.dataset.num_classes, sizes['image_shape'], sizes['train_size'], read))
-
-
-def _sizes(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, Any] | None:
-  """Sizes of the data of a run: stored with its weights, or in an older folder known by name."""
-  stored = _stored_sizes(workdir)
-  name, held_out = config.dataset.name, config.dataset.validation_size
-  if stored or name not in pipeline.SIZES:
-    return stored
-  shape, whole = pipeline.SIZES[name]
-  return {'image_shape': shape, 'train_size': whole - held_out}
+  return setup.assemble(config, setup.deferred_data(config, sizes))
 
 
 def _stored_sizes(workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -74,17 +74,18 @@ def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None
   return run
 
 
-def check_devices(config: ml_collections.ConfigDict) -> None:
-  """Checks that batches divide over the devices of this machine.
+def check_devices(config: ml_collections.ConfigDict, count: int | None = None) -> None:
+  """Checks that batches divide over the devices.
 
   Args:
     config: the configuration.
+    count: number of devices; None for those of JAX's default backend.
 
   Raises:
     errors.UserError: if a batch size does not.
   """
   for field in ('batch_size', 'evaluate.batch_size', 'validate.batch_size'):
-    devices.check_batch_size(f'config.{field}', functools.reduce(getattr, field.split('.'), config))
+    devices.check_batch_size(f'config.{field}', functools.reduce(getattr, field.split('.'), config), count)
 
 
 def read_data(config: ml_collections.ConfigDict) -> pipeline.Dataset:
@@ -137,6 +138,42 @@ def sizes(dataset: pipeline.Dataset | pipeline.DeferredDataset) -> dict[str, Any
     {'image_shape': [8, 8, 1], 'train_size': 1400}
   """
   return {'image_shape': list(dataset.image_shape), 'train_size': dataset.train_size}
+
+
+def known_sizes(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
+  """Returns the sizes of a data set that are known by its name, without reading it.
+
+  Args:
+    config: the configuration.
+
+  Returns:
+    As `sizes`; None if the sizes are not known by name, or if a class is left out.
+
+  Example:
+    >>> from at_jax import config
+    >>> known_sizes(config.default())
+    {'image_shape': (32, 32, 3), 'train_size': 49000}
+  """
+  name, held_out = config.dataset.name, config.dataset.validation_size
+  if name not in pipeline.SIZES or config.dataset.drop_class >= 0:
+    return None
+  shape, whole = pipeline.SIZES[name]
+  return {'image_shape': shape, 'train_size': whole - held_out}
+
+
+def deferred_data(config: ml_collections.ConfigDict, known: dict[str, Any]) -> pipeline.DeferredDataset:
+  """Makes a data set of known sizes, which is read when its examples are first used.
+
+  Args:
+    config: the configuration.
+    known: its sizes, as `sizes` returns them.
+
+  Returns:
+    The data set.
+  """
+  return pipeline.DeferredDataset(
+      config.dataset.name, config.dataset.num_classes, known['image_shape'], known['train_size'],
+      functools.partial(read_data, config))
 
 
 def assemble(config: ml_collections.ConfigDict, dataset: pipeline.Dataset | pipeline.DeferredDataset) -> Run:

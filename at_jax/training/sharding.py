@@ -1,6 +1,6 @@
 """Runs the training step of one device on all devices, with `jax.pmap`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
@@ -71,14 +71,30 @@ def batchnorm_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.Tra
   return _over_devices(step_lib.batchnorm_steps, recipe)
 
 
-def _over_devices(steps: Callable, recipe: step_lib.Recipe) -> Callable:
+def mapped(steps: Callable, recipe: step_lib.Recipe, devices: Sequence[jax.Device] | None = None) -> Callable:
+  """Maps steps of one device over devices, as they are compiled.
+
+  Args:
+    steps: `step.train_steps` or `step.batchnorm_steps`.
+    recipe: what a step does.
+    devices: the devices, which need not be of this machine to lower and compile; None for all local ones.
+
+  Returns:
+    `(state, images, labels, order i32[devices, S, b], key, values) -> (state, metrics)`, by `jax.pmap`; all
+    but key and values have a leading axis of devices. The state is donated.
+  """
   per_device = functools.partial(steps, recipe=recipe, axis_name=devices_lib.AXIS)
-  mapped = jax.pmap(per_device, devices_lib.AXIS, in_axes=(0, 0, 0, 0, None, None), donate_argnums=0)
+  return jax.pmap(per_device, devices_lib.AXIS, in_axes=(0, 0, 0, 0, None, None), devices=devices,
+                  donate_argnums=0)
+
+
+def _over_devices(steps: Callable, recipe: step_lib.Recipe) -> Callable:
+  run = mapped(steps, recipe)
 
   def call(state, images, labels, order, key, values=step_lib.DEFAULT_VALUES):
     devices = jax.local_device_count()
     shares = np.asarray(order).reshape(len(order), devices, -1).swapaxes(0, 1)
-    state, metrics = mapped(state, images, labels, shares, key, values)
+    state, metrics = run(state, images, labels, shares, key, values)
     if devices > 1 and jax.default_backend() == 'cpu':
       # CPU devices are threads; those of two steps in flight can deadlock in their collectives.
       jax.block_until_ready(state)

@@ -141,17 +141,26 @@ def init(network: deployed_lib.Network, optimizer: optax.GradientTransformation,
                     weight_averaging.init_fair_average(params) if averaged else ())
 
 
-class _Examples(NamedTuple):
-  """The examples of a step, one per view: the first views of all, then the second."""
+class Examples(NamedTuple):
+  """The examples of a step, one per view: the first views of all, then the second.
+
+  Attributes:
+    x: f32[V·b, H, W, C], augmented, in 0..1.
+    x_adv: f32[V·b, H, W, C], attacked; twice as many for an attack of two points per example.
+    y: i32[V·b].
+    kappa: i32[V·b], κ of the attack; None without an attack.
+    robust: bool[V·b], still classified correctly at x', in inference mode; None without an attack.
+    reference: logits of the teacher at x, or None.
+  """
   x: Array
   x_adv: Array
   y: Array
   kappa: Array | None
-  robust: Array | None = None  # still classified correctly at x', in inference mode
-  reference: Array | None = None  # logits of the teacher at x
+  robust: Array | None = None
+  reference: Array | None = None
 
 
-def _examples(state, images, labels, index, key, values, recipe, by_class) -> _Examples:
+def _examples(state, images, labels, index, key, values, recipe, by_class) -> Examples:
   """Augments and attacks. It has no collective and no gradient."""
   augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
   keys = jax.vmap(lambda i: jax.random.fold_in(augment_key, i))(index)
@@ -167,7 +176,7 @@ def _examples(state, images, labels, index, key, values, recipe, by_class) -> _E
                           images, keys)
   x = pipeline.to_unit(images)
   if recipe.attack is None:
-    return _Examples(x, x, y, None)
+    return Examples(x, x, y, None)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   logits = recipe.network.deployed if recipe.attack_folded else recipe.network.logits
   scale = finetune.attack_scale(state.tuning, index) if state.tuning else None
@@ -177,7 +186,7 @@ def _examples(state, images, labels, index, key, values, recipe, by_class) -> _E
   logits = jax.tree_util.Partial(logits, variables)
   found = jax.lax.stop_gradient(recipe.attack(logits, x, y, attack_key, index, **options))
   reference = recipe.network.logits(state.tuning.teacher, x) if recipe.uses_teacher else None
-  return _Examples(x, found.x, y, found.kappa, ~found.success, reference)
+  return Examples(x, found.x, y, found.kappa, ~found.success, reference)
 
 
 def train_step(
@@ -203,9 +212,51 @@ def train_step(
   Returns:
     The state after the step, and its `Metrics`.
   """
+  examples = attacked(state, images, labels, index, key, values, recipe=recipe)
+  return update(state, examples, index, values, recipe=recipe, axis_name=axis_name)
+
+
+def attacked(state: TrainState, images: Array, labels: Array, index: Array, key: Array,
+             values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe) -> Examples:
+  """Augments and attacks the examples of a step: the first half of `train_step`, without a collective.
+
+  Args:
+    state: the state before the step.
+    images: uint8[b, H, W, C], the share of the batch of this device.
+    labels: i32[b].
+    index: i32[b], positions of the examples in the training set.
+    key: PRNG key of training.
+    values: values of the epoch.
+    recipe: what a step does.
+
+  Returns:
+    The `Examples` of this device.
+  """
+  return _examples(state, images, labels, index, key, values, recipe, _by_class(state, values, recipe)[1])
+
+
+def _by_class(state: TrainState, values: EpochValues, recipe: Recipe) -> tuple[Any, cfa.ByClass]:
+  """The counts at the start of a step, and the factors that they give."""
   counts = cfa.begin_epoch(state.class_counts, state.step % recipe.steps_per_epoch == 0)
-  by_class = cfa.by_class(recipe.calibration, counts, values.calibrated)
-  examples = _examples(state, images, labels, index, key, values, recipe, by_class)
+  return counts, cfa.by_class(recipe.calibration, counts, values.calibrated)
+
+
+def update(state: TrainState, examples: Examples, index: Array, values: EpochValues = DEFAULT_VALUES, *,
+           recipe: Recipe, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+  """Updates the state with attacked examples: the second half of `train_step`, with its collectives.
+
+  Args:
+    state: the state before the step.
+    examples: what `attacked` returned.
+    index: i32[b], positions of the examples in the training set.
+    values: values of the epoch.
+    recipe: what a step does.
+    axis_name: axis over devices, or None.
+
+  Returns:
+    The state after the step, and its `Metrics`.
+  """
+  counts, by_class = _by_class(state, values, recipe)
 
   def mean_loss(params: Any) -> tuple[Array, objective_lib.Outcome]:
     outcome = _outcome(state._replace(params=params), examples, recipe, by_class)
@@ -242,7 +293,7 @@ def train_step(
   return state, Metrics(loss, accuracy, finite)
 
 
-def _outcome(state: TrainState, examples: _Examples, recipe: Recipe,
+def _outcome(state: TrainState, examples: Examples, recipe: Recipe,
              by_class: cfa.ByClass) -> objective_lib.Outcome:
   y, temperature = examples.y, by_class.temperature
 

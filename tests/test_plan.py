@@ -1,0 +1,120 @@
+"""The command `python -m at_jax.plan`: errors, arithmetic, cache, and libtpu where it is installed."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from at_jax import plan
+from at_jax.training import ahead_of_time
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMOKE = f'--config={ROOT}/configs/pgd_at_cifar10.py:mnist-smoke'
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+  """An empty cache folder; what the command sets for libtpu is undone."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  for name in ('JAX_PLATFORMS', 'AT_JAX_CACHE', *plan._NO_TPU):
+    monkeypatch.setenv(name, '')
+    monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize('arguments, expected', [
+    (['--topology=v5e:2x4'], "--config = '': use python -m at_jax.plan"),
+    ([SMOKE], "--topology = '': use a chip and the layout of the chips of one host; known: v5e:1x1, "),
+    ([SMOKE, '--topology=v5e2x4'], "--topology = 'v5e2x4': use a chip"),
+    ([SMOKE, '--topology=v5e2x4'], "did you mean 'v5e:2x4'? known: v5e:1x1, v5e:2x2, v5e:2x4, v5p:2x2x1, "),
+    ([SMOKE, '--topology=v5e:2x4', '--workdir=x'], "command line = '--workdir=x': not a flag"),
+])
+def test_errors_are_one_line(arguments, expected, capsys):
+  assert plan.main(arguments) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith('at_jax: ') and expected in line
+
+
+def test_without_libtpu_the_line_says_how_to_get_it(monkeypatch, capsys):
+  monkeypatch.setattr(plan, '_NEEDED', ('no_such_package',))
+  assert plan.main([SMOKE, '--topology=v5e:2x4']) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert "missing packages = 'no_such_package': pip install 'at_jax[plan]'" in line
+
+
+@pytest.mark.parametrize('flops, accessed, seconds, bound', [(600, 10, 6, 'FLOPs'), (100, 80, 8, 'bytes')])
+def test_roofline_by_hand(flops, accessed, seconds, bound):
+  # 100 FLOPs and 10 bytes a second.
+  found = plan.roofline(flops, accessed, plan.Chip(100., 10., 1.))
+  assert found.seconds == seconds and found.bound == bound
+
+
+@pytest.fixture
+def reports(monkeypatch):
+  """Reports that stand in for those of libtpu, and the programs that were compiled."""
+  attack = {'flops': 2e12, 'bytes': 1e9, 'collectives': {}, 'memory': {'total': 2**20}}
+  found = {'run': {'flops': -1., 'bytes': -1., 'collectives': {'all-reduce': 35},
+                   'memory': {'argument': 2**30, 'temp': 2**29, 'total': 3 * 2**29}},
+           'update': attack | {'flops': 4e12, 'collectives': {'all-reduce': 35}}, 'attack of 1': attack,
+           'attack of 2': attack | {'flops': 3.5e12, 'bytes': 2e9}}
+  compiled = []
+
+  def report(lowered):
+    compiled.append(lowered)
+    return found[list(found)[(len(compiled) - 1) % len(found)]]
+
+  monkeypatch.setattr(plan, '_NEEDED', ())
+  monkeypatch.setattr(plan, '_versions', lambda: {'libtpu': '1'})
+  monkeypatch.setattr(plan, '_devices', lambda topology: jax.devices()[:1])
+  monkeypatch.setattr(ahead_of_time, 'report', report)
+  return found, compiled
+
+
+def test_the_command_prints_the_estimate_of_the_run(reports, capsys, monkeypatch):
+  # A step has 4 + 2 + 2 · 1.5 = 9 TFLOP, 45.69 ms at 197 TFLOP/s, and 1 + 1 + 2 · 1 = 4 GB, 4.88 ms at
+  # 819 GB/s.
+  # There are 2 epochs of 43 steps of 32 of 1,384 digits: 86 · 45.69 ms = 3.93 s.
+  _, compiled = reports
+  arguments = [SMOKE, '--topology=v5e:1x1', '--config.batch_size=32', '--config.attack.num_steps=3']
+  assert plan.main(arguments) == 0
+  out = capsys.readouterr().out
+  for line in ('v5e:1x1: 1 chip, batch 32 (32 a chip), float32, digits',
+               'phase pgd_at: 86 steps, each with an attack of 3 steps',
+               '1,536.0 MiB (MiB: argument 1024.0, temp 512.0)', '9,000.0 GFLOP, 4.00 GB',
+               '35 all-reduce; in the attack: none',
+               '45.69 ms, bound by FLOPs (FLOPs 45.69 ms, bytes 4.88 ms)', 'estimate of the run: 3.93 s',
+               'fits: 1.50 GiB of the 15.75 GiB of a chip'):
+    assert line in out
+  assert len(compiled) == 4
+  assert plan.main(arguments) == 0
+  second = capsys.readouterr()
+  assert second.out == out and len(compiled) == 4 and second.err.count('compiled before') == 4
+  monkeypatch.setattr(plan, '_versions', lambda: {'libtpu': '2'})
+  assert plan.main(arguments) == 0 and len(compiled) == 8
+
+
+@pytest.mark.parametrize('memory, expected', [
+    ({'total': 20 * 2**30}, 'needs 20.00 GiB of the 15.75 GiB'),
+    ({'total': 20 * 2**30, 'limit': 15 * 2**30}, 'needs 20.00 GiB of the 15.00 GiB')])
+def test_a_run_that_does_not_fit_is_said_to(reports, memory, expected, capsys):
+  found, compiled = reports
+  found['run'] = {'memory': memory}
+  assert plan.main([SMOKE, '--topology=v5e:1x1']) == 1
+  assert capsys.readouterr().out.splitlines()[-1] == f'does not fit: phase pgd_at {expected} of a chip'
+  assert len(compiled) == 1  # the parts of a step are not compiled
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None,
+                    reason="needs libtpu: pip install 'at_jax[plan]'")
+def test_libtpu_compiles_a_small_run(tmp_path):
+  def command(*arguments):
+    return subprocess.run([sys.executable, '-m', 'at_jax.plan', *arguments], cwd=ROOT, text=True, check=False,
+                          capture_output=True, env=os.environ | {'XDG_CACHE_HOME': str(tmp_path)})
+
+  fits = command(SMOKE, '--topology=v5e:2x4', '--config.attack.num_steps=3')
+  assert fits.returncode == 0, fits.stderr
+  assert 'all-reduce; in the attack: none' in fits.stdout and '\nfits: ' in fits.stdout
