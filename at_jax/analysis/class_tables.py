@@ -1,12 +1,11 @@
 """Markdown tables of class-wise robustness: `report` formats what `classwise` computes."""
 
-from collections.abc import Iterable, Sequence
 import math
 from typing import Any
 
 import numpy as np
 
-from at_jax.analysis import class_statistics
+from at_jax.analysis import class_statistics, markdown
 
 _MAX_COLUMNS = 20  # of a confusion matrix that is printed
 
@@ -39,12 +38,13 @@ def _runs_table(runs: dict[str, dict[str, Any]]) -> str:
   rows = []
   for name, found in runs.items():
     spread, order = found['robust_spread'], found['order_over_attacks']
-    rows.append([f'`{name}`', str(found['n']), _percent(found['clean']), _percent(found['robust']),
-                 _worst(found, 'clean'), _worst(found, 'robust'), _percent(spread['lowest']),
-                 _percent(spread['gap']), f'{1e4 * spread["variance"]:.0f}', f'{spread["p"]:.1g}',
+    clean, robust, lowest, gap = (markdown.percent(share) for share in (
+        found['clean'], found['robust'], spread['lowest'], spread['gap']))
+    rows.append([f'`{name}`', str(found['n']), clean, robust, _worst(found, 'clean'), _worst(found, 'robust'),
+                 lowest, gap, f'{1e4 * spread["variance"]:.0f}', f'{spread["p"]:.1g}',
                  '' if math.isnan(order['mean_rho']) else
                  f'{order["mean_rho"]:.2f}, {order["lowest_rho"]:.2f}'])
-  return _markdown(head, rows)
+  return markdown.table(head, rows)
 
 
 def _worst(found: dict[str, Any], kind: str) -> str:
@@ -62,7 +62,7 @@ def _classes_table(runs: dict[str, dict[str, Any]]) -> str:
   lowest = robust == np.nanmin(robust, axis=1, keepdims=True)
   head = ['class', 'clean', 'robust', *(
       ['runs whose worst class it is'] if several else ['n', '95 % interval of robust'])]
-  rows = [[name, _percent(*clean[:, c]), _percent(*robust[:, c]), *(
+  rows = [[name, markdown.percent(*clean[:, c]), markdown.percent(*robust[:, c]), *(
       [str(lowest[:, c].sum())] if several else
       [str(first['class_sizes'][c]), _interval(robust[0, c], first['class_sizes'][c])])]
           for c, name in enumerate(names)]
@@ -70,13 +70,13 @@ def _classes_table(runs: dict[str, dict[str, Any]]) -> str:
   if confusion is not None:
     head += ['most often taken for', 'share of its mistakes']
     for row, c, share in zip(rows, *class_statistics.top_confounders(confusion), strict=True):
-      row += [names[c] if c >= 0 else '', _percent(share)]
+      row += [names[c] if c >= 0 else '', markdown.percent(share)]
   norms = [found['weight_norms']['norms'] for found in runs.values() if 'weight_norms' in found]
   if len(norms) == len(runs):
     head.append('weight norm')
     for row, norm in zip(rows, np.mean(norms, axis=0), strict=True):
       row.append(f'{norm:.3g}')
-  return _markdown(head, rows)
+  return markdown.table(head, rows)
 
 
 def _interval(share: float, n: int) -> str:
@@ -98,22 +98,23 @@ def _confusion_table(runs: dict[str, dict[str, Any]]) -> str:
     return ''
   rows = [[name, *('0' if not count else f'{100 * count / row.sum():.1f}' for count in row)]
           for name, row in zip(names, confusion, strict=True)]
-  return 'Predictions under attack, rows are classes:\n\n' + _markdown(['', *names], rows)
+  return 'Predictions under attack, rows are classes:\n\n' + markdown.table(['', *names], rows)
 
 
 def _superclass_table(runs: dict[str, dict[str, Any]]) -> str:
   every = [found['superclasses'] for found in runs.values()]
   if not every[0]:
     return ''
-  rows = [[name, str(every[0][name]['n']), *(_percent(*(each[name][kind] for each in every))
+  rows = [[name, str(every[0][name]['n']), *(markdown.percent(*(each[name][kind] for each in every))
                                              for kind in ('clean', 'robust'))] for name in every[0]]
   head = ['superclass', 'n', 'clean', 'robust']
   if all('within' in each[name] for each in every for name in each):
     head += ['mistakes within it', 'by chance']
     for row in rows:
-      row += [_percent(*(each[row[0]][kind] for each in every)) for kind in ('within', 'within_by_chance')]
+      row += [markdown.percent(*(each[row[0]][kind] for each in every))
+              for kind in ('within', 'within_by_chance')]
       row[-1] = row[-1].partition(' ')[0]  # the same in all runs
-  return _markdown(head, rows)
+  return markdown.table(head, rows)
 
 
 def _gain_table(runs: dict[str, dict[str, Any]]) -> str:
@@ -127,7 +128,7 @@ def _gain_table(runs: dict[str, dict[str, Any]]) -> str:
                    _correlation(stronger['of_share']), _correlation(norms) if norms else ''])
   head = ['run', 'weakest attack', 'the worst case gains most points on', 'ρ(robustness, points gained)',
           'ρ(robustness, share gained)', 'ρ(robustness, weight norm)']
-  return _markdown(head, rows) if rows else ''
+  return markdown.table(head, rows) if rows else ''
 
 
 def _temperature_table(runs: dict[str, dict[str, Any]]) -> str:
@@ -137,13 +138,14 @@ def _temperature_table(runs: dict[str, dict[str, Any]]) -> str:
   for name, found in runs.items():
     for each in found['temperature']:
       overall, worst = each['all'], each['worst_class']
-      rows.append([f'`{name}`', f'PGD-{each["steps"]}', _percent(overall['pgd']), _percent(overall['best']),
-                   f'{each["best_scale"]:g}', _test(overall), _percent(overall['all_scales']),
-                   f'{found["class_names"][worst["class"]]} ({worst["correct"]})', _percent(worst['pgd']),
-                   _percent(worst['best']), _test(worst), _correlation(each['gain']['of_share'])])
+      of_all, of_worst = ([markdown.percent(rates[kind]) for kind in ('pgd', 'best', 'all_scales')]
+                          for rates in (overall, worst))
+      rows.append([f'`{name}`', f'PGD-{each["steps"]}', *of_all[:2], f'{each["best_scale"]:g}',
+                   _test(overall), of_all[2], f'{found["class_names"][worst["class"]]} ({worst["correct"]})',
+                   *of_worst[:2], _test(worst), _correlation(each['gain']['of_share'])])
   text = ('Attack rate: share of the correctly classified examples that is fooled. PGD and Temperature-PGD '
           'at one 1/T have equal passes. p is times the number of 1/T.\n\n')
-  return text + _markdown(head, rows) if rows else ''
+  return text + markdown.table(head, rows) if rows else ''
 
 
 def _test(found: dict[str, Any]) -> str:
@@ -154,16 +156,3 @@ def _correlation(found: dict[str, float]) -> str:
   if math.isnan(found['rho']):
     return ''
   return f'{found["rho"]:+.2f}'.replace('-', '−') + f', p = {found["p"]:.1g}'
-
-
-def _percent(*shares: float) -> str:
-  """The mean in percent, ± the standard deviation of several; '' for NaN."""
-  if np.isnan(shares).any():
-    return ''
-  spread = f' ± {100 * np.std(shares, ddof=1):.1f}' if len(shares) > 1 else ''
-  return f'{100 * np.mean(shares):.1f}{spread}'
-
-
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  lines = [[cell.strip() for cell in line] for line in (head, ['---'] * len(head), *rows)]
-  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

@@ -11,7 +11,6 @@ attacked; in a confusion matrix it counts by its clean prediction. Tables are in
 
 import argparse
 from collections.abc import Sequence
-import json
 import math
 import pathlib
 import re
@@ -21,12 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from at_jax import devices, environment, errors
-from at_jax.analysis import class_statistics, class_tables, mcnemar, superclasses, table
+from at_jax import environment, errors
+from at_jax.analysis import class_statistics, class_tables, mcnemar, runs, superclasses
 from at_jax.datasets import pipeline
-from at_jax.evaluation import attack_names, metrics, robustness
+from at_jax.evaluation import attack_names, metrics
 from at_jax.models import deployed as deployed_lib
-from at_jax.training import records, restore, setup
 
 _SCALED = re.compile(r'scale([\d.]+)_pgd(\d+)')
 
@@ -62,95 +60,43 @@ class Run(NamedTuple):
     return metrics.accuracy_by_class(verdicts, self.labels, len(self.class_names))
 
 
-def read(path: pathlib.Path) -> tuple[Run, dict[str, Any]]:
-  """Reads the files of a run. Its classes are named by their labels.
+def of_files(found: runs.Evaluation) -> Run:
+  """Makes a run of its files. Its classes are named by their labels.
 
   Args:
-    path: its folder.
+    found: result of `runs.read`.
 
   Returns:
-    The run, without confusion matrix and norms, and the content of its results.json.
-
-  Raises:
-    errors.UserError: if the folder has no results.
+    The run, without confusion matrix and norms.
   """
-  results = records.read_json(path / 'results.json')
-  if results is None or not (path / 'verdicts.npz').exists():
-    raise errors.UserError('RUN', str(path), 'there are no results.json and verdicts.npz in it: name the '
-                           'folder of a run that was evaluated')
-  with np.load(path / 'verdicts.npz') as stored:
-    verdicts = {key.removeprefix('best/'): stored[key] for key in stored.files}
-  config, scales = results['config'], {}
-  robust = {name: verdicts[f'robust/{name}'] for name in config['evaluate']['attacks']
-            if f'robust/{name}' in verdicts}
-  for key, found in verdicts.items():
+  verdicts, scales = found.verdicts['best'], {}
+  for key, robust in verdicts.items():
     if match := _SCALED.fullmatch(key.removeprefix('robust/')):
-      scales.setdefault(int(match[2]), {})[float(match[1])] = found
-  class_names = tuple(map(str, range(config['dataset']['num_classes'])))
-  left_out = config['dataset'].get('drop_class', -1)  # older runs have no such field
-  data = config['dataset']['name'] + (f' without class {left_out}' if left_out >= 0 else '')
-  return Run(path.name, f'{data}, {table.threat(results)}', class_names,
-             verdicts['labels'], verdicts['clean'], verdicts['worst_case'], robust, scales), results
+      scales.setdefault(int(match[2]), {})[float(match[1])] = robust
+  class_names = tuple(map(str, range(found.results['config']['dataset']['num_classes'])))
+  return Run(found.path.name, found.threat, class_names, found.labels, verdicts['clean'],
+             verdicts['worst_case'], found.robust(), scales)
 
 
-def attacked(run: Run, results: dict[str, Any], path: pathlib.Path, spec: attack_names.Spec,
-             data: dict[str, Any]) -> Run:
+def attacked(run: Run, model: runs.Model, spec: attack_names.Spec) -> Run:
   """Attacks the model of a run again, on the examples and with the keys of its evaluation.
 
   Args:
-    run: result of `read`.
-    results: result of `read`.
-    path: folder of the run.
+    run: result of `of_files`.
+    model: its model.
     spec: the attack.
-    data: the data that other runs have read, to which those of this run are added.
 
   Returns:
     The run with its confusion matrix, its norms and the names of its classes.
-
-  Raises:
-    errors.UserError: if model or data cannot be read, or the data are not those of the evaluation.
   """
-  parts, model = restore.load(path)
-  c = parts.config.evaluate.to_dict() | results['config']['evaluate']
-  devices.check_batch_size('config.evaluate.batch_size', c['batch_size'])
-  split, class_names = _test_data(parts, c['num_examples'], data)
-  if not np.array_equal(split.labels, run.labels):
-    raise errors.UserError('RUN', str(path), 'the test examples are not those of its verdicts: use the data '
-                           'set that it was evaluated on, or evaluate it again with --mode=evaluate')
-  variables, = model.args
-  predicted = _predictions(parts, variables, split, spec, c)
-  norms = class_weight_norms(parts.network, variables, pipeline.to_unit(split.images[:8]), len(class_names))
+  split, class_names = model.split, model.class_names
+  predicted = runs.clean(model)
+  correct = predicted == split.labels
+  predicted = np.where(correct, runs.attack(model, spec, correct).predictions, predicted)
+  norms = class_weight_norms(model.parts.network, model.variables, pipeline.in_unit(split.images[:8]),
+                             len(class_names))
   confusion = class_statistics.confusion_matrix(split.labels, predicted, len(class_names))
   return run._replace(class_names=class_names, confusion=confusion, norms=norms)
-
-
-def _test_data(parts: setup.Run, num_examples: int, data: dict[str, Any]
-               ) -> tuple[pipeline.Split, tuple[str, ...]]:
-  """The examples that are attacked and the names of the classes; runs with the same data read them once."""
-  key = json.dumps([parts.config.dataset.to_dict(), num_examples], sort_keys=True)
-  if key not in data:
-    try:
-      data[key] = pipeline.subset(parts.dataset.test, num_examples)[0], parts.dataset.class_names
-    except errors.UserError as error:
-      raise errors.UserError(error.field, error.value, f'{error.remedy}. Confusion matrices need the data; '
-                             '--attack=none does not') from error
-  return data[key]
-
-
-def _predictions(parts: setup.Run, variables: Any, split: pipeline.Split, spec: attack_names.Spec,
-                 c: dict[str, Any]) -> np.ndarray:
-  """i32[N], predictions under the attack; that of a fooled example is of the first restart that fools it."""
-  predict = lambda attack, among, key: robustness.predictions(
-      parts.network, variables, split, key, attack=attack, attacked_logits=parts.network.deployed,
-      among=among, batch_size=c['batch_size'])
-  attack = attack_names.attack(spec, norm=c['norm'], epsilon=c['epsilon_255'] / 255,
-                               step_size=c['step_size_255'] / 255)
-  key = parts.keys['evaluate']
-  found = predict(None, np.ones(len(split.labels), bool), key)
-  for restart in range(spec.restarts):
-    robust = found == split.labels
-    found = np.where(robust, predict(attack, robust, jax.random.fold_in(key, restart)), found)
-  return found
 
 
 def class_weight_norms(network: deployed_lib.Network, variables: Any, x: jax.Array, num_classes: int
@@ -257,52 +203,38 @@ def _mean(verdicts: np.ndarray) -> float:
   return float(verdicts.mean()) if len(verdicts) else math.nan
 
 
-def method_order(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def method_order(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
   """Measures how far methods agree on the order of the classes by robust accuracy.
 
   Args:
-    runs: `{name: result of statistics}`, of the same classes. Runs METHOD-SEED of one method are averaged. A
+    found: `{name: result of statistics}`, of the same classes. Runs METHOD-SEED of one method are averaged. A
       run whose classes do not differ (p ≥ .05) has no order and is left out.
 
   Returns:
     A `class_statistics.Concordance` as a dictionary.
   """
   methods: dict[str, list] = {}
-  for name, found in runs.items():
-    if found['robust_spread']['p'] >= class_statistics.LEVEL:
-      continue
-    methods.setdefault(re.sub(r'-\d+$', '', name), []).append(found['robust_by_class'])
+  for name, each in found.items():
+    if each['robust_spread']['p'] < class_statistics.LEVEL:
+      methods.setdefault(runs.method(name), []).append(each['robust_by_class'])
   means = [np.mean(each, axis=0) for each in methods.values()]
-  classes = len(next(iter(runs.values()))['class_names'])
+  classes = len(next(iter(found.values()))['class_names'])
   return class_statistics.concordance(np.reshape(means, (-1, classes)))._asdict()
-
-
-def _without_nan(value: Any) -> Any:
-  """JSON has no NaN: it is null."""
-  if isinstance(value, dict):
-    return {key: _without_nan(each) for key, each in value.items()}
-  if isinstance(value, list):
-    return [_without_nan(each) for each in value]
-  return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _groups(paths: Sequence[pathlib.Path], attack: str) -> dict[str, dict[str, dict[str, Any]]]:
   """`{title: {name: statistics}}`; the files of all runs are read before the first attack."""
-  spec = None if attack == 'none' else attack_names.parse(attack)
-  if attack != 'none' and (not isinstance(spec, attack_names.Spec) or spec.knows_dummies):
-    raise errors.UserError('--attack', attack, 'use PGD on the deployed logits, such as pgd20, margin100x5 '
-                           'or scale5_pgd20, or none')
-  found = [(path, *read(path)) for path in paths]
-  names = [path.name for path in paths]
+  spec = runs.pgd(attack)
+  found = [runs.read(path) for path in paths]
   groups, data = {}, {}
-  for i, (path, run, results) in enumerate(found):
+  for i, (name, each) in enumerate(zip(runs.names(paths), found, strict=True)):
+    run = of_files(each)
     if spec:
-      environment.log(f'{i + 1} of {len(found)}: {path}')
-      run = attacked(run, results, path, spec, data)
-    classes = groups.setdefault(run.threat, {}).setdefault(run.class_names, {})
-    classes[path.name if names.count(path.name) == 1 else str(path)] = statistics(run)
-  return {threat if len(by_classes) == 1 else f'{threat}, classes {", ".join(class_names)}': runs
-          for threat, by_classes in groups.items() for class_names, runs in by_classes.items()}
+      environment.log(f'{i + 1} of {len(found)}: {each.path}')
+      run = attacked(run, runs.load(each, data), spec)
+    groups.setdefault(run.threat, {}).setdefault(run.class_names, {})[name] = statistics(run)
+  return {threat if len(by_classes) == 1 else f'{threat}, classes {", ".join(class_names)}': each
+          for threat, by_classes in groups.items() for class_names, each in by_classes.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -323,18 +255,15 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--output', metavar='FILE', help='a JSON file for all numbers')
   asked = parser.parse_args(arguments)
   try:
-    output = asked.output and environment.local_path('--output', asked.output)
-    if output and not output.parent.is_dir():
-      raise errors.UserError('--output', asked.output, 'there is no such folder: make it first')
+    output = runs.output_path('--output', asked.output)
     groups = _groups([environment.local_path('RUN', path) for path in asked.runs], asked.attack)
-    orders = {title: method_order(runs) for title, runs in groups.items()}
+    orders = {title: method_order(each) for title, each in groups.items()}
     if output:
-      found = {title: {'runs': runs, 'order_over_methods': orders[title]} for title, runs in groups.items()}
-      records.write_json(output, _without_nan({'attack': asked.attack, 'versions': records.versions(),
-                                               'groups': found}))
+      runs.write(output, {'attack': asked.attack, 'groups': {
+          title: {'runs': each, 'order_over_methods': orders[title]} for title, each in groups.items()}})
   except errors.UserError as error:
     environment.log(f'at_jax: {error}', sys.stderr)
     return 2
   print(environment.printable('\n\n'.join(
-      class_tables.report(runs, title, orders[title]) for title, runs in groups.items())))
+      class_tables.report(each, title, orders[title]) for title, each in groups.items())))
   return 0

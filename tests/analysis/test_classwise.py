@@ -7,37 +7,19 @@ import shutil
 import numpy as np
 import pytest
 
-from at_jax import config
 from at_jax.analysis import class_tables, classwise
 from at_jax.datasets import pipeline
-from at_jax.training import checkpoints, loop, records, restore, setup
-from tests.fixtures import data_sets, tiny_data
+from at_jax.training import records, restore
+from tests.fixtures import data_sets, evaluated_runs, tiny_data
 
 RESULTS = pathlib.Path(__file__).parents[2] / 'results' / 'small_cifar10'
-
-
-def evaluated(path, *attacks, **dataset):
-  """The folder of an evaluated run: an untrained network on a data set."""
-  c = config.default()
-  c.dataset.update(validation_size=0, **dataset)
-  c.model.update(name='SmallCNN', features=(2, 2), hidden=(), padding='SAME', stem_stride=2, batch_norm=True)
-  c.batch_size, c.evaluate.batch_size, c.evaluate.attacks = 2, 20, attacks
-  c.evaluate.epsilon_255 = c.evaluate.step_size_255 = 40.
-  run = setup.build(c)
-  state = setup.init_state(run)
-  path.mkdir()
-  records.write_json(path / 'config.json', c.to_dict())
-  checkpoints.write_weights(path / checkpoints.WEIGHTS, checkpoints.Weights(
-      0, {'params': state.params, 'batch_stats': state.batch_stats}, {'data': setup.sizes(run.dataset)}))
-  loop.evaluate_only(c, path, '')
-  return path
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   attacks = 'pgd2', 'margin2', 'scale2_pgd2', 'scale5_pgd2'
   folder = tmp_path_factory.mktemp('runs')
-  return evaluated(folder / 'tiny-0', *attacks, name=tiny_data.path(60), num_classes=3)
+  return evaluated_runs.evaluated(folder / 'tiny-0', *attacks, name=tiny_data.path(60), num_classes=3)
 
 
 def analyse(*arguments):
@@ -152,7 +134,8 @@ def test_absent_data_are_named_with_the_way_without_them(run, tmp_path, capsys):
 def test_every_published_format_is_analysed(name, tmp_path, monkeypatch, capsys):
   with data_sets.serve(monkeypatch, data_sets.ARCHIVES[name]()[0]):
     data = pipeline.load(name, data_dir=tmp_path)
-  run = evaluated(tmp_path / 'run', 'pgd2', name=name, num_classes=data.num_classes, data_dir=str(tmp_path))
+  run = evaluated_runs.evaluated(tmp_path / 'run', 'pgd2', name=name, num_classes=data.num_classes,
+                                 data_dir=str(tmp_path))
   capsys.readouterr()
   assert analyse(run, '--attack=pgd2') == 0
   out = capsys.readouterr().out
