@@ -7,6 +7,7 @@ import sys
 from at_jax import environment, errors, xla_flags
 
 _ANALYSES = {'classwise': 'robustness of each class, and what it is confused with',
+             'hard_examples': 'examples on which all runs fail, and whether runs fail on the same ones',
              'table': 'accuracies of several runs, with paired tests'}
 
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   name, *arguments = (sys.argv[1:] if argv is None else argv) or ['--help']
   if name in ('--help', '-h'):
     print('usage: python -m at_jax.analysis NAME ..., and NAME --help for its arguments')
-    print('\n'.join(f'  {each:10}{text}' for each, text in _ANALYSES.items()))
+    print('\n'.join(f'  {each:15}{text}' for each, text in _ANALYSES.items()))
     return 0
   if name not in _ANALYSES:
     environment.log(f'at_jax: {errors.UserError("NAME", name, errors.nearest(name, _ANALYSES))}')
