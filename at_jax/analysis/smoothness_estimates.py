@@ -91,7 +91,7 @@ def adversarial(logits_fn: jax.tree_util.Partial, params: PyTree, x: Array, y: A
     >>> f = jax.tree_util.Partial(lambda w, x: jnp.concatenate([0 * x @ w, x @ w], axis=1))
     >>> x, y = jnp.array([[.5, .5]]), jnp.array([1])
     >>> found = adversarial(f, jnp.array([[3.], [-4.]]), x, y, .1, norm='l2')
-    >>> print(found.delta.round(3))  # −ε w/‖w‖
+    >>> print(np.asarray(found.delta).round(3))  # −ε w/‖w‖
     [[-0.06  0.08]]
   """
   attacked = jax.tree_util.Partial(_logits, logits_fn, params)
