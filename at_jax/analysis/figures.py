@@ -5,9 +5,11 @@ without pyplot, which keeps every figure of a process in memory.
 """
 
 import base64
+import contextlib
 import io
 import os
 import pathlib
+import re
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
 SEQUENTIAL = 'cividis'  # name of a colour map for shares and losses
 DIVERGING = 'PuOr'  # name of a colour map for differences, white at zero
 
+_TEXTS = {'Title': 'title', 'Description': 'caption', 'Comment': 'alt'}  # keywords of PNG, and their fields
 _DPI = 160  # of PNG files: a figure 4.6 inches wide is sharp in a column of 400 pixels on a fine screen
 
 
@@ -29,7 +32,7 @@ class Captioned(NamedTuple):
   Attributes:
     name: name of its file, without a suffix; letters, digits, '-' and '_'.
     title: its heading.
-    figure: a `matplotlib.figure.Figure`.
+    figure: a `matplotlib.figure.Figure`, or the content of a PNG file.
     caption: one sentence that says what to see.
     alt: text for readers who do not see the figure: what it shows, with the main numbers.
   """
@@ -71,17 +74,41 @@ def new(width: float = 4.6, height: float = 3.2) -> Any:
   return _matplotlib().figure.Figure((width, height), layout='constrained')
 
 
-def _drawn(figure: Any, kind: str) -> bytes:
-  """Content of an image file, without the date and with reproducible identifiers."""
+def label(text: str) -> str:
+  """Writes a text of a user for a figure, in which matplotlib would read `$…$` as a formula.
+
+  Args:
+    text: the text.
+
+  Returns:
+    The text with escaped dollars.
+
+  Example:
+    >>> label('cost $5')
+    'cost \\\\$5'
+  """
+  return text.replace('$', r'\$')
+
+
+def _svg(captioned: Captioned) -> bytes:
+  """Content of an SVG file, without the date and with reproducible identifiers."""
   file = io.BytesIO()
-  metadata = {'Date': None} if kind == 'svg' else {'Software': None}
   with _matplotlib().rc_context({'svg.hashsalt': 'at_jax'}):
-    figure.savefig(file, format=kind, dpi=_DPI, metadata=metadata)
+    captioned.figure.savefig(file, format='svg', dpi=_DPI, metadata={'Date': None})
+  return file.getvalue()
+
+
+def _png(captioned: Captioned) -> bytes:
+  """Content of a PNG file, which has title, caption and alt text too."""
+  if isinstance(captioned.figure, bytes):
+    return captioned.figure
+  file, texts = io.BytesIO(), {key: getattr(captioned, name) for key, name in _TEXTS.items()}
+  captioned.figure.savefig(file, format='png', dpi=_DPI, metadata={'Software': None, **texts})
   return file.getvalue()
 
 
 def write(captioned: Captioned, folder: str | os.PathLike) -> pathlib.Path:
-  """Writes a figure as a PNG file. A missing folder is made.
+  """Writes a figure as a PNG file with its texts, for `read`. A missing folder is made.
 
   Args:
     captioned: the figure.
@@ -97,10 +124,37 @@ def write(captioned: Captioned, folder: str | os.PathLike) -> pathlib.Path:
   path = folder / f'{captioned.name}.png'
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_drawn(captioned.figure, 'png'))
+    path.write_bytes(_png(captioned))
   except OSError as error:
     raise errors.unwritable(folder, error, field='folder') from error
   return path
+
+
+def read(field: str, folder: str | os.PathLike) -> list[Captioned]:
+  """Reads the figures that `write` has written into a folder, in the order of their names.
+
+  Args:
+    field: name of the argument, for the error message.
+    folder: the folder. Its other files are left out.
+
+  Returns:
+    The figures, as PNG.
+
+  Raises:
+    errors.UserError: if there is none, or matplotlib is not installed.
+  """
+  _matplotlib()  # which installs Pillow
+  from PIL import Image
+  found = []
+  for path in sorted(environment.local_path(field, folder).glob('*.png')):
+    with contextlib.suppress(OSError), Image.open(path) as image:  # another file of that name
+      if image.text.keys() >= _TEXTS.keys():
+        fields = {name: image.text[key] for key, name in _TEXTS.items()}
+        found.append(Captioned(name=re.sub(r'[^\w-]+', '-', path.stem), figure=path.read_bytes(), **fields))
+  if not found:
+    raise errors.UserError(field, str(folder), 'it has no figure of an analysis: name the folder of its '
+                           'PNG files')
+  return found
 
 
 def data_uri(captioned: Captioned) -> str:
@@ -112,6 +166,8 @@ def data_uri(captioned: Captioned) -> str:
   Returns:
     A URI that begins with 'data:image/'.
   """
-  drawn = {'svg+xml': _drawn(captioned.figure, 'svg'), 'png': _drawn(captioned.figure, 'png')}
+  drawn = {'png': _png(captioned)}
+  if not isinstance(captioned.figure, bytes):
+    drawn['svg+xml'] = _svg(captioned)
   kind = min(drawn, key=lambda each: len(drawn[each]))
   return f'data:image/{kind};base64,{base64.b64encode(drawn[kind]).decode("ascii")}'

@@ -9,9 +9,10 @@ its worst-case verdicts against those of the reference method, seed by seed.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import json
 import os
+import pathlib
 import sys
 from typing import Any, NamedTuple
 
@@ -23,19 +24,10 @@ from at_jax.evaluation import metrics
 
 BEGIN = '<!-- begin of the output of python -m at_jax.analysis table -->'
 END = '<!-- end of the output -->'
-# Header of each column, and its value in results.json.
-_COLUMNS = (
-    ('clean', lambda r: r['clean']),
-    ('PGD-20', lambda r: r['robust'].get('pgd20')),
-    ('margin PGD-100×5', lambda r: r['robust'].get('margin100x5')),
-    ('logit-scaled', lambda r: r['robust'].get('scales_pgd20')),
-    ('dummy-aware', lambda r: r['robust'].get('dummies_pgd100')),
-    ('fast AutoAttack', lambda r: r['robust'].get('autoattack_fast')),
-    ('AutoAttack', lambda r: r['robust'].get('autoattack')),
-    ('worst case', lambda r: r['worst_case']),
-    ('released PGD-20', lambda r: r['released'].get('pgd20')),
-    ('released AutoAttack', lambda r: r['released'].get('autoattack')),
-)
+# Headers of attacks; another attack has its own name as header.
+_ROBUST = {'pgd20': 'PGD-20', 'margin100x5': 'margin PGD-100×5', 'scales_pgd20': 'logit-scaled',
+           'dummies_pgd100': 'dummy-aware', 'autoattack_fast': 'fast AutoAttack', 'autoattack': 'AutoAttack'}
+_RELEASED = {'pgd20': 'released PGD-20', 'autoattack': 'released AutoAttack'}
 
 
 class Run(NamedTuple):
@@ -49,6 +41,67 @@ class Run(NamedTuple):
   results: dict[str, Any]
   worst_case: np.ndarray
   labels: np.ndarray
+
+
+class Row(NamedTuple):
+  """One method of a table.
+
+  Attributes:
+    method: its name.
+    runs: its runs by seed.
+    values: `{column: one share for each run}`, None where the run has no such attack.
+    worst_class: f64[number of runs], worst-case accuracy of each run's worst class.
+    tests: McNemar's test of the worst case against the reference, by the seeds that both have.
+  """
+  method: str
+  runs: dict[int, Run]
+  values: dict[str, list[float | None]]
+  worst_class: list[float]
+  tests: dict[int, mcnemar.McNemar]
+
+
+class Table(NamedTuple):
+  """Runs of one threat model, data set and number of examples.
+
+  Attributes:
+    against: the reference method.
+    columns: names of the accuracies that at least one run has.
+    rows: one for each method, the most robust first.
+  """
+  against: str
+  columns: tuple[str, ...]
+  rows: list[Row]
+
+
+def read_run(path: pathlib.Path) -> Run:
+  """Reads an evaluated run.
+
+  Args:
+    path: its folder, with results.json.
+
+  Returns:
+    A `Run`.
+
+  Raises:
+    errors.UserError: if results.json cannot be read or is not of a run, or there are no verdicts.
+  """
+  if not (path / 'verdicts.npz').exists():
+    raise errors.UserError('RUN', str(path), 'there is no verdicts.npz in it: evaluate the run '
+                           'again, or move it away')
+  try:
+    results = json.loads((path / 'results.json').read_text(encoding='utf-8'))
+    evaluate, _ = results['config']['evaluate'], results['worst_case']
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.UserError('RUN', str(path), f'its results.json is not that of a run ({error!r}): evaluate '
+                           'the run again, or move it away') from error
+  if 'released' not in results:  # older runs have another name for it
+    results['released'] = results.pop('authors')
+    results['warnings'] = {name.replace("authors' protocol", 'released protocol'): lines
+                           for name, lines in results.get('warnings', {}).items()}
+  if not evaluate.get('norm'):  # in older runs it was that of the training attack
+    evaluate['norm'] = results['config']['attack']['norm']
+  verdicts = np.load(path / 'verdicts.npz')
+  return Run(results, verdicts['best/worst_case'], verdicts['labels'])
 
 
 def read(directory: str | os.PathLike) -> dict[str, dict[int, Run]]:
@@ -68,22 +121,22 @@ def read(directory: str | os.PathLike) -> dict[str, dict[int, Run]]:
     method, _, seed = path.parent.name.rpartition('-')
     if not seed.isdecimal():  # such as X-small, the default work directory of a variant
       continue
-    results = json.loads(path.read_text(encoding='utf-8'))
-    if 'released' not in results:  # older runs have another name for it
-      results['released'] = results.pop('authors')
-    if not (path.parent / 'verdicts.npz').exists():
-      raise errors.UserError('RUN', str(path.parent), 'there is no verdicts.npz in it: evaluate the run '
-                             'again, or move it away')
-    verdicts = np.load(path.parent / 'verdicts.npz')
-    run = Run(results, verdicts['best/worst_case'], verdicts['labels'])
-    runs.setdefault(method, {})[int(seed)] = run
+    runs.setdefault(method, {})[int(seed)] = read_run(path.parent)
   for method, seeds in runs.items():
-    _check_row(method, seeds)
+    check_row(method, seeds)
   return runs
 
 
-def _check_row(method: str, seeds: dict[int, Run]) -> None:
-  """Raises UserError for runs of one row whose mean would have no meaning."""
+def check_row(method: str, seeds: dict[int, Run]) -> None:
+  """Checks that the mean of the runs of one row has a meaning.
+
+  Args:
+    method: the method.
+    seeds: its runs by seed.
+
+  Raises:
+    errors.UserError: if runs of one table attack other examples, or in another way.
+  """
   first: dict[tuple, int] = {}
   for seed, run in seeds.items():
     begun = first.setdefault(_place(run.results), seed)
@@ -141,11 +194,10 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
 
   Args:
     runs: result of `read`.
-    against: the reference method. If a threat model does not have it, its variant AGAINST-VARIANT is used.
+    against: the reference method, as for `compare`.
 
   Returns:
-    `{title: table}`, the table with most methods first. The title is the threat model, with data set and
-    number of examples if these differ between the tables.
+    `{title: table}`, as `compare`.
 
   Example:
     >>> results = {'clean': .5, 'robust': {}, 'released': {}, 'worst_case': .5,
@@ -155,6 +207,28 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
     | method | seeds | clean | worst case | worst class | against plain |
     | --- | --- | --- | --- | --- | --- |
     | `plain` | 1 | 50.0 | 50.0 | 50.0 |  |
+  """
+  return {title: _markdown(table) for title, table in compare(runs, against=against).items()}
+
+
+def compare(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, Table]:
+  """Compares runs of the same threat model, data set and number of examples.
+
+  Args:
+    runs: result of `read`.
+    against: the reference method. If a threat model does not have it, its variant AGAINST-VARIANT is used.
+
+  Returns:
+    `{title: Table}`, the table with most methods first. The title is the threat model, with data set and
+    number of examples if these differ between the tables.
+
+  Example:
+    >>> results = {'clean': .5, 'robust': {}, 'released': {}, 'worst_case': .5,
+    ...            'config': {'evaluate': {'norm': 'linf', 'epsilon_255': 8.}}}
+    >>> seeds = {0: Run(results, np.array([True, False]), np.array([0, 0]))}
+    >>> found = compare({'plain': seeds, 'other': seeds}, against='plain')['L∞, 8/255']
+    >>> found.rows[1].method, found.rows[1].tests
+    ('other', {0: McNemar(gained=0, lost=0, p=1.0)})
   """
   places: dict[tuple, dict[str, dict[int, Run]]] = {}
   for method, seeds in runs.items():
@@ -187,37 +261,90 @@ def write(page: str | os.PathLike, text: str) -> None:
   page.write_text(f'{before}{begin}\n\n{text}\n\n{end}{after}', encoding='utf-8')
 
 
-def _table(runs: dict[str, dict[int, Run]], against: str) -> str:
-  columns = [(name, pick) for name, pick in _COLUMNS if any(
-      pick(run.results) is not None for seeds in runs.values() for run in seeds.values())]
-  audits = {method: _audits(seeds) for method, seeds in runs.items()}
-  audit = ['audit'] if any(audits.values()) else []
-  head = ['method', 'seeds', *(name for name, _ in columns), *audit, 'worst class', f'against {against}']
-  lines = [head, ['---'] * len(head)]
+def _table(runs: dict[str, dict[int, Run]], against: str) -> Table:
+  columns = _columns([run.results for seeds in runs.values() for run in seeds.values()])
+  rows = []
   order = lambda item: -np.mean([run.results['worst_case'] for run in item[1].values()])
   for method, seeds in sorted(runs.items(), key=order):
-    cells = [_percent([pick(run.results) for run in seeds.values()]) for _, pick in columns]
+    values = {name: [pick(run.results) for run in seeds.values()] for name, pick in columns.items()}
     worst = [np.nanmin(metrics.accuracy_by_class(run.worst_case, run.labels, run.labels.max() + 1))
              for run in seeds.values()]
     references = {} if method == against else runs.get(against, {})
-    pairs = [mcnemar.mcnemar(run.worst_case, references[seed].worst_case)
+    tests = {seed: mcnemar.mcnemar(run.worst_case, references[seed].worst_case)
              for seed, run in seeds.items() if seed in references
-             and np.array_equal(run.labels, references[seed].labels)]  # the same test examples
-    comparison = ''
-    if pairs:
-      comparison = (f'+{sum(p.gained for p in pairs)} −{sum(p.lost for p in pairs)}, '
-                    f'p ≤ {max(p.p for p in pairs):.2g}')
-    lines.append([f'`{method}`', str(len(seeds)), *cells, *(audits[method] for _ in audit),
-                  _percent(worst), comparison])
+             and np.array_equal(run.labels, references[seed].labels)}  # the same test examples
+    rows.append(Row(method, seeds, values, worst, tests))
+  return Table(against, tuple(columns), rows)
+
+
+def _columns(results: list[dict[str, Any]]) -> dict[str, Callable[[dict[str, Any]], float | None]]:
+  """Header of each column that some results have, and its value in results.json."""
+  named = [name for each in results for name in each['config']['evaluate'].get('attacks', ())]
+  columns = {'clean': lambda r: r['clean']}
+  for name, header in (_ROBUST | {name: name for name in named if name not in _ROBUST}).items():
+    columns[header] = lambda r, name=name: r['robust'].get(name)
+  columns['worst case'] = lambda r: r['worst_case']
+  for name, header in (_RELEASED | {name: f'released {name}' for each in results for name in each['released']
+                                    if name not in _RELEASED}).items():
+    columns[header] = lambda r, name=name: r['released'].get(name)
+  return {header: pick for header, pick in columns.items() if any(pick(r) is not None for r in results)}
+
+
+def _markdown(table: Table) -> str:
+  audit = ['audit'] if any(audits(row) for row in table.rows) else []
+  lines = [['method', 'seeds', *table.columns, *audit, 'worst class', f'against {table.against}']]
+  lines.append(['---'] * len(lines[0]))
+  for row in table.rows:
+    lines.append([f'`{row.method}`', str(len(row.runs)), *map(percent, row.values.values()),
+                  *(audits(row) for _ in audit), percent(row.worst_class), comparison(row.tests)])
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def _audits(seeds: dict[int, Run]) -> str:
-  found = [run.results.get('audits', {}).get('autoattack_fast') for run in seeds.values()]
+def audits(row: Row) -> str:
+  """Formats the audits of a row's runs.
+
+  Args:
+    row: the row.
+
+  Returns:
+    k of m for each run that has an audit; '' if none has.
+  """
+  found = [run.results.get('audits', {}).get('autoattack_fast') for run in row.runs.values()]
   return ', '.join(f'{audit["fallen"]} of {audit["sampled"]}' for audit in found if audit)
 
 
-def _percent(values: Sequence[float | None]) -> str:
+def comparison(tests: dict[int, mcnemar.McNemar]) -> str:
+  """Formats the tests of several seeds.
+
+  Args:
+    tests: the tests by seed.
+
+  Returns:
+    The sums of both counts and the largest p-value; '' without a test.
+
+  Example:
+    >>> comparison({0: mcnemar.McNemar(3, 0, .25), 1: mcnemar.McNemar(2, 1, 1.)})
+    '+5 −1, p ≤ 1'
+  """
+  if not tests:
+    return ''
+  gained, lost, p = zip(*tests.values(), strict=True)
+  return f'+{sum(gained)} −{sum(lost)}, p ≤ {max(p):.2g}'
+
+
+def percent(values: Sequence[float | None]) -> str:
+  """Formats the shares of several runs.
+
+  Args:
+    values: one share in 0..1 for each run.
+
+  Returns:
+    Their mean in percent, ± the standard deviation of several; '' if a run has none.
+
+  Example:
+    >>> percent([.25]), percent([.25, .75]), percent([None])
+    ('25.0', '50.0 ± 35.4', '')
+  """
   if None in values:
     return ''
   spread = f' ± {100 * np.std(values, ddof=1):.1f}' if len(values) > 1 else ''

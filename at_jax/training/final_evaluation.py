@@ -81,15 +81,14 @@ def summary(results: dict[str, Any], workdir: pathlib.Path) -> str:
   Returns:
     Lines of text.
   """
-  percent = lambda share: f'{100 * share:.2f} %'
-  of = lambda found: ', '.join(f'{name} {percent(share)}' for name, share in found.items())
-  robust, released, worst = results['robust'], results['released'], percent(results['worst_case'])
+  of = lambda found: ', '.join(f'{name} {_percent(share)}' for name, share in found.items())
+  robust, released, worst = results['robust'], results['released'], _percent(results['worst_case'])
   attacks = robust | {f'{name}, released protocol': share for name, share in released.items()}
   strongest = min(attacks, key=attacks.get, default=None)
-  rows = {'clean': percent(results['clean']), 'released protocol': of(released),
+  rows = {'clean': _percent(results['clean']), 'released protocol': of(released),
           'deployed worst case': worst}
   if strongest:
-    rows['deployed worst case'] += f'; strongest attack: {strongest}, {percent(attacks[strongest])} alone'
+    rows['deployed worst case'] += f'; strongest attack: {strongest}, {_percent(attacks[strongest])} alone'
   if 'inference' in results:
     plain = results['inference']['as_trained']
     rows['as trained'] = of({name: plain[name] for name in ('clean', 'worst_case')})
@@ -97,11 +96,27 @@ def summary(results: dict[str, Any], workdir: pathlib.Path) -> str:
     rows['operating point'] = finetune_lib.summary(results['finetune'])
   warnings = {name: len(lines) for name, lines in results['warnings'].items() if lines}
   rows['warnings'] = ', '.join(f'{count} on {name}' for name, count in warnings.items())
-  c = results['config']['evaluate']
+  return '\n'.join([
+      f"{results['dataset']}, {results['n']} test examples, seed {results['seed']}, best checkpoint (step "
+      f"{results['step']}); details: {workdir / 'results.json'}",
+      *(f'  {name:21}{text}' for name, text in rows.items() if text), recommendation(results)])
+
+
+def recommendation(results: dict[str, Any]) -> str:
+  """Says which number of a run to report.
+
+  Args:
+    results: content of results.json.
+
+  Returns:
+    One sentence; one more for each audit.
+  """
+  robust, released, c = results['robust'], results['released'], results['config']['evaluate']
+  attacks = {*robust, *released}
   ball = f'{metrics.norm_name(c["norm"])} {c["epsilon_255"]:g}/255'
-  report = f'Report {worst}, the deployed worst case within {ball}'
+  report = f'Report {_percent(results["worst_case"])}, the deployed worst case within {ball}'
   if not attacks:
-    report = f'No attack was run: report {percent(results["clean"])} as clean accuracy only'
+    report = f'No attack was run: report {_percent(results["clean"])} as clean accuracy only'
   elif released:
     report += ', and not the released protocol, whose attacks use logits that do not decide'
   if attacks and not any(name.startswith('autoattack') for name in attacks):
@@ -113,10 +128,11 @@ def summary(results: dict[str, Any], workdir: pathlib.Path) -> str:
     report += f'. {found}'
     if results['examples'] != 'all':
       report += f'; the sampling of the {results["n"]} test examples is not included'
-  return '\n'.join([
-      f"{results['dataset']}, {results['n']} test examples, seed {results['seed']}, best checkpoint (step "
-      f"{results['step']}); details: {workdir / 'results.json'}",
-      *(f'  {name:21}{text}' for name, text in rows.items() if text), f'{report}.'])
+  return f'{report}.'
+
+
+def _percent(share: float) -> str:
+  return f'{100 * share:.2f} %'
 
 
 def _split(run: setup.Run) -> tuple[pipeline.Split, str]:

@@ -1,8 +1,8 @@
 """Files and data URIs of figures, and what loads matplotlib."""
 
 import base64
+import importlib.util
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
@@ -10,6 +10,8 @@ import pytest
 
 from at_jax import errors
 from at_jax.analysis import figures
+
+RESULTS = pathlib.Path(__file__).parents[2] / 'results' / 'small_cifar10'
 
 
 def drawn(image=None):
@@ -25,6 +27,21 @@ def test_png_is_written_into_a_new_folder(tmp_path):
   path = figures.write(drawn(), tmp_path / 'new')
   assert path == tmp_path / 'new' / 'a-figure.png'
   assert path.read_bytes().startswith(b'\x89PNG\r\n\x1a\n')  # the signature of PNG, RFC 2083
+
+
+def test_png_keeps_its_texts(tmp_path):
+  written = drawn()._replace(name='b c', title='ε = 8', caption='“a” ‖ b', alt='<alt>')
+  figures.write(written, tmp_path)
+  figures.write(drawn(), tmp_path)
+  (tmp_path / 'c.png').write_text('no image')
+  first, second = figures.read('--pictures', tmp_path)
+  assert first[0] == 'a-figure' and second[0] == 'b-c'
+  assert (second.title, second.caption, second.alt) == written[1:2] + written[3:]
+  content = base64.b64decode(figures.data_uri(second).removeprefix('data:image/png;base64,'))
+  assert content == (tmp_path / 'b c.png').read_bytes() == figures.write(
+      second._replace(name='d'), tmp_path).read_bytes()
+  with pytest.raises(errors.UserError, match="^--pictures = '.*none': it has no figure of an analysis"):
+    figures.read('--pictures', tmp_path / 'none')
 
 
 def test_failed_write_is_one_line(tmp_path):
@@ -60,9 +77,10 @@ def test_first_colours_are_distinct_and_visible():
   assert all(contrast(color) > 2 for color in figures.COLORS[:5])
 
 
-def test_tables_do_not_load_matplotlib(tmp_path):
-  script = ('import sys; from at_jax.analysis import __main__, figures, table; '
-            "__main__.main(['table', sys.argv[1]]); print('matplotlib' in sys.modules)")
-  found = subprocess.run([sys.executable, '-c', script, str(tmp_path)], text=True, capture_output=True,
-                         cwd=pathlib.Path(__file__).parents[2])
-  assert found.stdout.strip() == 'False', found.stderr
+@pytest.mark.parametrize('name', ['figures', 'table', '__main__'])
+def test_tables_do_not_load_matplotlib(name, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'matplotlib', None)  # as if it was not installed
+  spec = importlib.util.find_spec(f'at_jax.analysis.{name}')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  assert name == 'figures' or module.main([str(RESULTS)] if name == 'table' else ['table', str(RESULTS)]) == 0

@@ -1,0 +1,540 @@
+"""Figures of a report: accuracies, classes, radii, steps, epochs, fine-tuning and cost of training.
+
+Each function returns a `figures.Captioned`, or None if the runs have nothing to show. Accuracies are in
+percent. Bars are exact 95 % intervals for the sampling of the test examples.
+"""
+
+from collections.abc import Sequence
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from at_jax.analysis import class_statistics, figures, folders, table
+from at_jax.evaluation import attack_names, metrics
+
+_CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+_MAX_LINES = 6      # of one figure: a reader cannot follow more
+_MAX_PANELS = 12    # of learning curves
+_MAX_NUMBERS = 20   # of classes of a heat map whose cells have numbers
+_SMALL = 8          # points, for text that does not fit otherwise
+
+
+def interval(share: float, n: int) -> tuple[float, float]:
+  """Computes the exact 95 % interval of an accuracy on n test examples.
+
+  The runs of one method share their test examples, so n does not grow with the number of runs. For the mean
+  of several runs the interval is conservative.
+
+  Args:
+    share: accuracy in 0..1.
+    n: number of test examples, at least 1.
+
+  Returns:
+    Its two ends.
+
+  Example:
+    >>> '{:.3f} {:.3f}'.format(*interval(.258, 1000))
+    '0.231 0.286'
+  """
+  return class_statistics.interval(round(share * n), n)
+
+
+def examples(row: table.Row) -> int:
+  """Returns the number of test examples of a row.
+
+  Args:
+    row: the row.
+
+  Returns:
+    n.
+  """
+  return len(next(iter(row.runs.values())).labels)
+
+
+def _bars(shares: Sequence[float], n: int) -> np.ndarray:
+  """f64[2, K], lengths of both bars of each share, in points of percent."""
+  shares = np.asarray(shares)
+  low, high = np.array([interval(share, n) for share in shares]).T
+  return 100 * np.maximum(np.stack([shares - low, high - shares]), 0)
+
+
+def _mean(values: Sequence[float | None]) -> float:
+  return math.nan if None in values else float(np.mean(values))
+
+
+def _largest(row: table.Row, columns: Sequence[str]) -> float:
+  """The largest mean of some columns; NaN if the row has none of them."""
+  found = [_mean(row.values[column]) for column in columns]
+  return max((each for each in found if not math.isnan(each)), default=math.nan)
+
+
+def _listed(names: Sequence[str], values: Sequence[float], most: int = 8) -> str:
+  """The first names with their values, for an alt text."""
+  rest = f', and {len(names) - most} more' if len(names) > most else ''
+  return ', '.join(f'{name} {value:.1f}' for name, value in zip(names[:most], values, strict=False)) + rest
+
+
+def _name_rows(axes: Any, names: Sequence[str]) -> None:
+  """Writes names at the places 0, 1, … of the vertical axis, the first at the top."""
+  axes.set_yticks(range(len(names)), [figures.label(name) for name in names], fontsize=_SMALL)
+  axes.set_ylim(len(names) - .5, -.5)
+
+
+def accuracies(name: str, where: str, compared: table.Table) -> figures.Captioned:
+  """Draws clean accuracy, accuracy under the weakest attack, and the worst case of each method.
+
+  Args:
+    name: name of the figure.
+    where: threat model, for its title.
+    compared: the methods. For a single one, each attack has a row.
+
+  Returns:
+    The figure.
+  """
+  if len(compared.rows) == 1:
+    return _of_one(name, where, compared.rows[0])
+  rows, places = compared.rows, np.arange(len(compared.rows))
+  released = [column for column in compared.columns if column.startswith('released')]
+  attacks = [column for column in compared.columns if column not in ('clean', 'worst case', *released)]
+  weakest = np.array([_largest(row, attacks) for row in rows])
+  clean, worst = (np.array([_mean(row.values[column]) for row in rows]) for column in ('clean', 'worst case'))
+  figure = figures.new(4.6, 1.3 + .24 * len(rows))
+  axes = figure.subplots()
+  axes.hlines(places, 100 * worst, 100 * clean, color='0.8', zorder=1)
+  for place, label, values in ((0, 'clean', clean), (4, 'weakest attack', weakest),
+                               (3, 'released protocol', np.array([_largest(row, released) for row in rows]))):
+    if not np.isnan(values).all():
+      axes.plot(100 * values, places, figures.MARKERS[place], color=figures.COLORS[place], label=label,
+                fillstyle='none' if label == 'clean' else 'full', zorder=2)
+  axes.errorbar(100 * worst, places, xerr=_bars(worst, examples(rows[0])), fmt=figures.MARKERS[1],
+                color=figures.COLORS[1], capsize=2, label='worst case', zorder=3)
+  _name_rows(axes, [row.method for row in rows])
+  axes.set_xlabel('accuracy in percent')
+  axes.set_xlim(left=0)
+  axes.grid(axis='x', color='0.9')
+  figure.legend(loc='outside upper center', ncols=2, fontsize=_SMALL)
+  caption = 'The square, the worst case over all attacks, is the robust accuracy.'
+  if attacks:
+    gap = weakest - worst
+    most = int(np.nanargmax(gap))
+    caption = (f'{caption[:-1]}; the weakest attack overstates it by up to {100 * gap[most]:.1f} points '
+               f'(`{rows[most].method}`).')
+  return figures.Captioned(
+      name, f'Clean and robust accuracy, {where}', figure, caption,
+      'Dots of each method on a scale from 0 percent. Worst case: '
+      f'{_listed([row.method for row in rows], 100 * worst)}. Clean: '
+      f'{_listed([row.method for row in rows], 100 * clean)}.')
+
+
+def _of_one(name: str, where: str, row: table.Row) -> figures.Captioned:
+  """The accuracies of one method, clean and under each attack."""
+  shares = sorted(((_mean(values), column) for column, values in row.values.items()), reverse=True)
+  values, columns = np.array([share for share, _ in shares]), [column for _, column in shares]
+  figure = figures.new(4.6, 1. + .24 * len(columns))
+  axes = figure.subplots()
+  worst = columns.index('worst case')
+  for places, color in (([i for i in range(len(columns)) if i != worst], 0), ([worst], 1)):
+    axes.errorbar(100 * values[places], places, xerr=_bars(values[places], examples(row)), capsize=2,
+                  fmt=figures.MARKERS[color], color=figures.COLORS[color])
+  _name_rows(axes, columns)
+  axes.set_xlabel('accuracy in percent')
+  axes.set_xlim(left=0)
+  axes.grid(axis='x', color='0.9')
+  return figures.Captioned(
+      name, f'Accuracy of {row.method} under each attack, {where}', figure,
+      'The square, the worst case over all attacks, is the robust accuracy: a dot far to its right is an '
+      'attack that is too weak, or one on logits that do not decide.',
+      f'Dots with intervals. Accuracy in percent: {_listed(columns, 100 * values, len(columns))}.')
+
+
+def classes(name: str, where: str, compared: table.Table) -> figures.Captioned:
+  """Draws the worst-case accuracy of each class of each method as a heat map.
+
+  Args:
+    name: name of the figure.
+    where: threat model, for its title.
+    compared: the methods.
+
+  Returns:
+    The figure.
+  """
+  rows = compared.rows
+  names = _class_names(next(iter(rows[0].runs.values())))
+  shares = 100 * np.array([np.mean([metrics.accuracy_by_class(run.worst_case, run.labels, len(names))
+                                    for run in row.runs.values()], axis=0) for row in rows])
+  figure = figures.new(4.6, 1.8 + .22 * len(rows))
+  axes = figure.subplots()
+  most = float(np.nanmax(shares))
+  top = max(float(np.nanpercentile(shares, 98)), 1.)
+  top = top if most > 1.5 * top else max(most, 1.)  # one degenerate model must not darken all others
+  image = axes.imshow(shares, cmap=figures.SEQUENTIAL, vmin=0, vmax=top, aspect='auto')
+  _name_rows(axes, [row.method for row in rows])
+  if len(names) <= _MAX_NUMBERS:
+    axes.set_xticks(range(len(names)), [figures.label(each) for each in names], rotation=90, fontsize=_SMALL)
+    for (i, j), share in np.ndenumerate(shares):
+      if not np.isnan(share):
+        axes.text(j, i, f'{share:.0f}', ha='center', va='center', fontsize=_SMALL - 1,
+                  color='black' if share > .55 * top else 'white')
+  else:
+    axes.set_xlabel('class')
+  figure.colorbar(image, location='top', label='worst-case accuracy in percent', shrink=.8, aspect=30,
+                  extend='max' if most > top else 'neither')
+  weakest = np.array([int(np.nanargmin(row)) for row in shares])
+  worst = int(np.bincount(weakest).argmax())
+  what = (f'class {names[worst]} is the weakest, with {shares[0, worst]:.1f} percent' if len(rows) == 1 else
+          f'class {names[worst]} is the weakest of {int((weakest == worst).sum())} of {len(rows)} methods')
+  return figures.Captioned(
+      name, f'Robust accuracy of each class, {where}', figure,
+      f'Dark cells are classes that the attacks break most (worst case, mean over seeds): {what}.',
+      f'Heat map of {len(rows)} methods and {len(names)} classes. Weakest class of each method: ' + ', '.join(
+          f'{row.method} {names[c]} {share[c]:.1f}'
+          for row, c, share in zip(rows, weakest, shares, strict=True)) + ' percent.')
+
+
+def _class_names(run: table.Run) -> Sequence[str]:
+  """Names of the classes: those of CIFAR-10, otherwise labels, as results have no names."""
+  data = run.results['config'].get('dataset', {})
+  number = max(data.get('num_classes', 0), int(run.labels.max()) + 1)
+  left_out = data.get('drop_class', -1)  # older runs have no such field
+  names = [each for i, each in enumerate(_CIFAR10) if i != left_out]
+  return names if data.get('name') == 'cifar10' and len(names) == number else list(map(str, range(number)))
+
+
+def over_steps(name: str, where: str, compared: table.Table) -> figures.Captioned | None:
+  """Draws robust accuracy over the number of PGD steps, of evaluations with several pgdN.
+
+  Args:
+    name: name of the figure.
+    where: threat model, for its title.
+    compared: the methods.
+
+  Returns:
+    The figure; None unless a method has two numbers of steps.
+  """
+  lines = {row.method: points for row in compared.rows if len(points := _by_steps(row)) > 1}
+  shown = dict(list(lines.items())[:_MAX_LINES])
+  if not lines:
+    return None
+  n = examples(compared.rows[0])
+  figure = _lines(shown, n, 'PGD steps')
+  axes = figure.axes[0]
+  axes.set_xscale('symlog', linthresh=1)
+  steps = sorted({step for points in shown.values() for step in (0, *points)})
+  axes.set_xticks(steps, [str(step) for step in steps])
+  axes.minorticks_off()
+  fall = {method: 100 * (points[a] - points[b]) for method, points in shown.items()
+          for a, b in [sorted(points)[-2:]]}
+  most = max(fall, key=fall.get)
+  return figures.Captioned(
+      name, f'Robust accuracy over attack steps, {where}', figure,
+      'A line that still falls at its right end needs more steps: the last ones take '
+      f'{fall[most]:.1f} points from `{most}`, the most{_first(shown, lines)}.', _points_alt(shown, 'steps'))
+
+
+def _by_steps(row: table.Row) -> dict[float, float]:
+  """`{number of PGD steps: accuracy}`, of the attacks that differ in nothing else."""
+  found = {}
+  for attack in next(iter(row.runs.values())).results['robust']:
+    spec = attack_names.parse(attack)
+    if isinstance(spec, attack_names.Spec) and spec == attack_names.Spec(spec.num_steps):
+      found[spec.num_steps] = float(np.mean([run.results['robust'][attack] for run in row.runs.values()]))
+  return found
+
+
+def over_radii(name: str, found: Sequence[folders.Folder]) -> figures.Captioned | None:
+  """Draws the worst case over the radius, of models that were evaluated at several radii of one norm.
+
+  Args:
+    name: name of the figure.
+    found: the runs. Those that differ in their evaluation only are one model.
+
+  Returns:
+    The figure; None unless a model has two radii.
+  """
+  models: dict[str, dict[str, Any]] = {}
+  for folder in found:
+    if folder.run:
+      results = folder.run.results
+      model = models.setdefault(_model(folder), {'name': folder.name, 'points': {}})
+      model['points'] |= {0.: results['clean'],
+                          float(results['config']['evaluate']['epsilon_255']): results['worst_case']}
+  several = {model['name']: model['points'] for model in models.values() if len(model['points']) > 2}
+  if not several:
+    return None
+  shown = dict(list(several.items())[:_MAX_LINES])
+  figure = _lines(shown, min(len(each.run.labels) for each in found if each.run), 'radius ε in 255ths')
+  ends = {model: points[max(points)] for model, points in shown.items()}
+  best = max(ends, key=ends.get)
+  return figures.Captioned(
+      name, 'Robust accuracy over the radius', figure,
+      'Each line falls from the clean accuracy at ε = 0, and is worth most where it is high at large radii: '
+      f'`{best}` has {100 * ends[best]:.1f} percent at its largest{_first(shown, several)}.',
+      _points_alt(shown, 'radius'))
+
+
+def minimum_norm(name: str, where: str, compared: table.Table, radii: dict[str, np.ndarray]
+                 ) -> figures.Captioned | None:
+  """Draws robust accuracy over the radius, of each example's own radius, beside the worst case at ε.
+
+  Args:
+    name: name of the figure.
+    where: threat model, for its title.
+    compared: the methods.
+    radii: result of `radii.read`.
+
+  Returns:
+    The figure; None if no method has radii.
+  """
+  measured = {row.method: np.concatenate(found) for row in compared.rows if (found := [
+      radii[f'{row.method}-{seed}'] for seed in row.runs if f'{row.method}-{seed}' in radii])}
+  if not measured:
+    return None
+  rows = [row for row in compared.rows if row.method in measured][:_MAX_LINES]
+  epsilon = next(iter(rows[0].runs.values())).results['config']['evaluate']['epsilon_255']
+  figure = figures.new(4.6, 3.2 + .2 * len(rows))
+  axes = figure.subplots()
+  drawn = [_radius_line(axes, i, row, measured[row.method], epsilon) for i, row in enumerate(rows)]
+  axes.axvline(epsilon, color='0.5', linestyle=':')
+  axes.set_xlabel('radius ε in 255ths')
+  axes.set_ylabel('accuracy in percent')
+  axes.set_ylim(bottom=0)
+  axes.grid(color='0.9')
+  figure.legend(loc='outside upper center', ncols=1, fontsize=_SMALL)
+  gaps = [gap for gap, _ in drawn]
+  most = int(np.argmax(gaps))
+  return figures.Captioned(
+      name, f'Robust accuracy over the radius, {where}', figure,
+      'Each curve is of the minimum-norm attack FMN alone, an upper bound; the marker on the dotted line is '
+      f'the worst case over all attacks, up to {100 * gaps[most]:.1f} points lower (`{rows[most].method}`)'
+      f'{_first(rows, measured)}.',
+      'Falling curves with bands of 95 percent. ' + '. '.join(text for _, text in drawn) + '.')
+
+
+def _radius_line(axes: Any, place: int, row: table.Row, radius: np.ndarray, epsilon: float
+                 ) -> tuple[float, str]:
+  """Draws the curve of a method; returns how far the worst case is below it, and its numbers."""
+  grid = np.linspace(0, 2 * epsilon, 65)
+  curve = (radius > grid[:, None] / 255).mean(axis=1)
+  low, high = np.array([interval(share, examples(row)) for share in curve]).T
+  color = figures.COLORS[place]
+  axes.fill_between(grid, 100 * low, 100 * high, color=color, alpha=.15, linewidth=0)
+  axes.plot(grid, 100 * curve, color=color, label=figures.label(row.method))
+  worst = _mean(row.values['worst case'])
+  axes.plot(epsilon, 100 * worst, figures.MARKERS[place], color=color, markeredgecolor='black')
+  at = curve[len(grid) // 2]
+  expected = metrics.expected_robustness_of_radii(radius, epsilon / 255)
+  numbers = (f'{100 * curve[0]:.1f} at 0, {100 * at:.1f} at ε (worst case {100 * worst:.1f}), '
+             f'{100 * curve[-1]:.1f} at 2ε, mean over 0 to ε {100 * expected:.1f}')
+  return float(at - worst), f'{row.method}: {numbers}'
+
+
+def _model(folder: folders.Folder) -> str:
+  """What is equal for two evaluations of one model on the same examples in one norm."""
+  results = folder.run.results
+  c = {key: value for key, value in results['config'].items() if key != 'evaluate'}
+  evaluate = results['config']['evaluate']
+  return json.dumps([c, results.get('step'), evaluate['norm'], list(results['robust']),
+                     folder.run.labels.tolist()], sort_keys=True)
+
+
+def _lines(lines: dict[str, dict[float, float]], n: int, xlabel: str) -> Any:
+  """A figure of one line for each method or model, with intervals."""
+  figure = figures.new(4.6, 3.2 + .2 * len(lines))
+  axes = figure.subplots()
+  for i, (label, points) in enumerate(lines.items()):
+    x = sorted(points)
+    y = [points[each] for each in x]
+    axes.errorbar(x, 100 * np.array(y), yerr=_bars(y, n), label=figures.label(label), capsize=2,
+                  color=figures.COLORS[i], marker=figures.MARKERS[i], markersize=4)
+  axes.set_xlabel(xlabel)
+  axes.set_ylabel('accuracy in percent')
+  axes.set_ylim(bottom=0)
+  axes.grid(color='0.9')
+  figure.legend(loc='outside upper center', ncols=1, fontsize=_SMALL)
+  return figure
+
+
+def _first(shown: Sequence[Any], every: Sequence[Any]) -> str:
+  return f'; the first {len(shown)} of {len(every)} are drawn' if len(shown) < len(every) else ''
+
+
+def _points_alt(lines: dict[str, dict[float, float]], unit: str) -> str:
+  return 'Lines of accuracy in percent. ' + ' '.join(
+      f'{label}: ' + ', '.join(f'{100 * points[x]:.1f} at {unit} {x:g}' for x in sorted(points)) + '.'
+      for label, points in lines.items())
+
+
+def learning(name: str, found: Sequence[folders.Folder]) -> figures.Captioned | None:
+  """Draws validation accuracies over epochs, with the best and the last checkpoint.
+
+  Args:
+    name: name of the figure.
+    found: the runs.
+
+  Returns:
+    The figure; None unless a run has two validations.
+  """
+  methods = folders.by_method(folder for folder in found if len(folders.validations(folder)) > 1)
+  if not methods:
+    return None
+  losses = {folder.name: overfitting(folder)[1] for seeds in methods.values() for folder in seeds}
+  fall = {method: min(losses[folder.name] for folder in seeds) for method, seeds in methods.items()}
+  shown = sorted(methods, key=fall.get)[:_MAX_PANELS]
+  columns = min(2, len(shown))
+  rows = -(-len(shown) // columns)
+  figure = figures.new(4.6, .9 + (2.4 if rows == 1 else 1.3 * rows))
+  panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+  for axes, method in zip(panels, shown, strict=False):
+    for folder in methods[method]:
+      _learning_curve(axes, folder)
+    axes.set_title(f'{figures.label(method)} ({_signed(fall[method])})', fontsize=_SMALL)
+    axes.tick_params(labelsize=_SMALL - 1)
+  panels[0].set_ylim(bottom=0)
+  for axes in panels[len(shown):]:
+    axes.set_visible(False)
+  figure.supxlabel('epoch', fontsize=_SMALL + 1)
+  figure.supylabel('validation accuracy in percent', fontsize=_SMALL + 1)
+  figure.legend(*panels[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, fontsize=_SMALL)
+  most = min(losses, key=losses.get)
+  seen = (f'`{most}` loses most, {-losses[most]:.1f} points (in brackets).' if losses[most] < 0 else
+          'none falls.')
+  if len(shown) < len(methods):
+    seen += f' The {len(shown)} of {len(methods)} methods that fall most are drawn.'
+  return figures.Captioned(
+      name, 'Learning curves and robust overfitting', figure,
+      f'A robust curve that falls from its best checkpoint (ring) to its last epoch (cross) overfits: {seen}',
+      f'Validation accuracy over epochs, a panel for each of {len(shown)} methods. Last minus best robust '
+      f'accuracy in points: {_listed(list(losses), list(losses.values()), len(losses))}.')
+
+
+def overfitting(folder: folders.Folder) -> tuple[int, float]:
+  """Measures robust overfitting on the validation split.
+
+  Args:
+    folder: a run with validations.
+
+  Returns:
+    Index of the validation of the best checkpoint: that of the evaluation, or else the one with the highest
+    robust accuracy. And robust accuracy after the last epoch minus that of the best checkpoint, in points.
+  """
+  lines = folders.validations(folder)
+  robust = [line['validation_robust'] for line in lines]
+  steps = [line['step'] for line in lines]
+  evaluated = folder.run and folder.run.results.get('step')
+  best = steps.index(evaluated) if evaluated in steps else int(np.argmax(robust))
+  return best, 100 * (robust[-1] - robust[best])
+
+
+def _signed(points: float) -> str:
+  return f'{points:+.1f}'.replace('-', '−')
+
+
+def _learning_curve(axes: Any, folder: folders.Folder) -> None:
+  lines = folders.validations(folder)
+  per_epoch = folders.steps_per_epoch(folder) or 1
+  epochs = [line['step'] / per_epoch for line in lines]
+  clean, robust = (100 * np.array([line[f'validation_{kind}'] for line in lines])
+                   for kind in ('clean', 'robust'))
+  labelled = not axes.lines  # once for all seeds
+  name = lambda text: text if labelled else None
+  axes.plot(epochs, clean, '--', color=figures.COLORS[0], linewidth=1, label=name('clean'))
+  axes.plot(epochs, robust, color=figures.COLORS[1], linewidth=1.2, label=name('robust'))
+  best, _ = overfitting(folder)
+  axes.plot(epochs[best], robust[best], 'o', color=figures.COLORS[1], fillstyle='none', markersize=7,
+            label=name('best checkpoint'))
+  axes.plot(epochs[-1], robust[-1], 'X', color='black', markersize=5, label=name('last epoch'))
+
+
+def finetuning(name: str, found: Sequence[folders.Folder]) -> figures.Captioned | None:
+  """Draws the clean accuracy that fine-tuning keeps against the robust accuracy that it gains.
+
+  Args:
+    name: name of the figure.
+    found: the runs.
+
+  Returns:
+    The figure; None unless a run was fine-tuned.
+  """
+  runs = {folder.name: folder.run.results['finetune'] for folder in found
+          if folder.run and folder.run.results.get('finetune')}
+  if not runs:
+    return None
+  figure = figures.new(4.6, 3.6 + .2 * len(runs))
+  axes = figure.subplots()
+  chosen = {}
+  for i, (label, report) in enumerate(runs.items()):
+    x, y = (100 * np.array([0, *(point[key] for point in report['curve'])])
+            for key in ('clean_change', 'robust_gain'))
+    color = figures.COLORS[i % len(figures.COLORS)]
+    axes.plot(x, y, color=color, marker=figures.MARKERS[i % len(figures.MARKERS)], markersize=4,
+              label=figures.label(label))
+    place = 1 + [point['step'] for point in report['curve']].index(report['chosen'])
+    chosen[label] = x[place], y[place]
+    axes.plot(*chosen[label], 'o', color=color, fillstyle='none', markersize=11)
+  tolerance = 100 * next(iter(runs.values()))['tolerance']
+  axes.axvline(-tolerance, color='0.5', linestyle=':', label=f'tolerance, −{tolerance:g} points')
+  axes.plot(0, 0, '*', color='black', markersize=10, label='before fine-tuning')
+  axes.set_xlabel('change of clean accuracy in points')
+  axes.set_ylabel('gain of robust accuracy in points')
+  axes.grid(color='0.9')
+  figure.legend(loc='outside upper center', ncols=1, fontsize=_SMALL)
+  best = max(chosen, key=lambda label: chosen[label][1])
+  return figures.Captioned(
+      name, 'Clean accuracy kept and robust accuracy gained by fine-tuning', figure,
+      'Fine-tuning is good if its chosen epoch (ring) is high and not left of the dotted line: the highest, '
+      f'`{best}`, gains {chosen[best][1]:.1f} points for a clean change of {_signed(chosen[best][0])} '
+      '(validation split).',
+      'Paths over the epochs of fine-tuning. Chosen epochs, clean change and robust gain in points: '
+      + ', '.join(f'{label} {x:+.1f} {y:+.1f}' for label, (x, y) in chosen.items()) + '.')
+
+
+def cost(name: str, where: str, compared: table.Table, seconds: dict[str, float]) -> figures.Captioned | None:
+  """Draws robust accuracy against the time of training.
+
+  Args:
+    name: name of the figure.
+    where: threat model, for its title.
+    compared: the methods.
+    seconds: `{method: seconds of training}`; methods without are left out.
+
+  Returns:
+    The figure; None unless three methods have a time.
+  """
+  rows = [row for row in compared.rows if row.method in seconds]
+  if len(rows) < 3:
+    return None
+  minutes = np.array([seconds[row.method] / 60 for row in rows])
+  worst = 100 * np.array([_mean(row.values['worst case']) for row in rows])
+  figure = figures.new(4.6, 3.6)
+  axes = figure.subplots()
+  axes.errorbar(minutes, worst, yerr=_bars(worst / 100, examples(rows[0])), fmt='o', color='0.6',
+                markersize=4, elinewidth=.8, label='other methods')
+  front = _front(minutes, worst)
+  axes.plot(minutes[front], worst[front], color='black', linewidth=.8)
+  for i, color, marker in zip(front, figures.COLORS, figures.MARKERS, strict=False):
+    axes.plot(minutes[i], worst[i], marker, color=color, zorder=3, label=figures.label(rows[i].method))
+  axes.set_xlabel('minutes of training')
+  axes.set_ylabel('worst-case accuracy in percent')
+  axes.set_ylim(bottom=0)
+  axes.set_xlim(left=0)
+  axes.grid(color='0.9')
+  figure.legend(loc='outside upper center', ncols=2, fontsize=_SMALL)
+  slowest = int(minutes.argmax())
+  return figures.Captioned(
+      name, f'Robust accuracy and cost of training, {where}', figure,
+      'Higher and further left is better: no method is both faster and more robust than one that has a name; '
+      f'the slowest, `{rows[slowest].method}`, takes {minutes[slowest]:.3g} minutes.',
+      'Dots. Minutes of training and worst-case accuracy: ' + ', '.join(
+          f'{row.method} {x:.1f} min {y:.1f} percent' for row, x, y in zip(rows, minutes, worst, strict=True))
+      + '.')
+
+
+def _front(cost: np.ndarray, value: np.ndarray) -> list[int]:
+  """Places of the points that no other beats in both, the cheapest first."""
+  found: list[int] = []
+  for i in np.lexsort((-value, cost)):
+    if not found or value[i] > value[found[-1]]:
+      found.append(int(i))
+  return found

@@ -1,0 +1,143 @@
+"""Radii of examples: `python -m at_jax.analysis radii RUN... --output=FOLDER [--steps=100]`.
+
+Attacks the best checkpoint's deployed model of each evaluated run with FMN, on the examples and in the norm
+of its evaluation, and writes FOLDER/METHOD-SEED.npz: `radius`, f32[N], the distance of the nearest
+misclassified point that was found, 0 for an example that is misclassified clean and +inf where none was
+found; `labels`, i32[N]. `report --radii=FOLDER` draws the robust accuracy over ε of these radii.
+"""
+
+import argparse
+from collections.abc import Sequence
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from at_jax import attacks, devices, environment, errors
+from at_jax.analysis import folders
+from at_jax.datasets import pipeline
+from at_jax.training import records, restore
+
+
+def measure(folder: folders.Folder, steps: int, data: dict[str, pipeline.Split]) -> np.ndarray:
+  """Finds the radius of each example of a run's evaluation.
+
+  Args:
+    folder: the run, evaluated.
+    steps: number of steps of FMN.
+    data: the examples that other runs have read, to which those of this run are added.
+
+  Returns:
+    f32[N], an upper bound of each example's distance to the decision boundary, in units of pixels in 0..1.
+
+  Raises:
+    errors.UserError: if model or data cannot be read, or the data are not those of the evaluation.
+  """
+  parts, model = restore.load(folder.path)
+  c = parts.config.evaluate.to_dict() | folder.run.results['config']['evaluate']
+  key = json.dumps([parts.config.dataset.to_dict(), c['num_examples']], sort_keys=True)
+  if key not in data:
+    data[key] = pipeline.subset(parts.dataset.test, c['num_examples'])[0]
+  split, size = data[key], c['batch_size']
+  if not np.array_equal(split.labels, folder.run.labels):
+    raise errors.UserError('RUN', str(folder.path), 'the test examples are not those of its verdicts: use '
+                           'the data set that it was evaluated on, or evaluate it again with --mode=evaluate')
+  devices.check_batch_size('config.evaluate.batch_size', size)
+  model = jax.tree_util.Partial(model.func, *devices.spread(model.args, replicated=True))
+  found, progress = [], records.Progress(f'radii of {folder.name}', len(split.labels))
+  for begin in range(0, len(split.labels), size):
+    places = np.arange(begin, begin + size) % len(split.labels)  # the last batch is filled with others
+    x, y = devices.spread((pipeline.in_unit(split.images[places]), split.labels[places]))
+    found.append(np.asarray(attacks.fmn(model, x, y, norm=c['norm'], num_steps=steps).radius))
+    progress.show(min(begin + size, len(split.labels)))
+  progress.close()
+  return np.concatenate(found)[:len(split.labels)]
+
+
+def file(directory: pathlib.Path, name: str) -> pathlib.Path:
+  """Returns the file with the radii of a run.
+
+  Args:
+    directory: the folder of the files.
+    name: METHOD-SEED; METHOD may be a path.
+
+  Returns:
+    Its path.
+
+  Example:
+    >>> file(pathlib.Path('radii'), 'a/x-0').name
+    'a_x-0.npz'
+  """
+  return directory / f'{name.replace(os.sep, "_")}.npz'
+
+
+def read(directory: str | os.PathLike, found: Sequence[folders.Folder]) -> dict[str, np.ndarray]:
+  """Reads the radii of runs.
+
+  Args:
+    directory: the folder of the files.
+    found: the runs.
+
+  Returns:
+    `{METHOD-SEED: f32[N]}` of the evaluated runs that have a file.
+
+  Raises:
+    errors.UserError: if no run has a file, or one is of other examples or another norm than the evaluation.
+  """
+  radii = {}
+  for folder in found:
+    path = file(environment.local_path('--radii', directory), folder.name)
+    if folder.run and path.exists():
+      stored = np.load(path)
+      norm = folder.run.results['config']['evaluate']['norm']
+      if str(stored['norm']) != norm or not np.array_equal(stored['labels'], folder.run.labels):
+        raise errors.UserError('--radii', str(path), 'its norm or examples are not those of the evaluation: '
+                               'run `python -m at_jax.analysis radii` again')
+      radii[folder.name] = stored['radius']
+  if not radii:
+    raise errors.UserError('--radii', str(directory), 'it has no METHOD-SEED.npz of these runs: name the '
+                           '--output of `python -m at_jax.analysis radii`')
+  return radii
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Measures the radii of runs and writes them.
+
+  Args:
+    arguments: the command line without `python -m at_jax.analysis radii`; None for that of this process.
+
+  Returns:
+    The exit code: 0, or 2 after a line on stderr with the error and the remedy.
+  """
+  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis radii',
+                                   description=environment.printable(__doc__),
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('runs', nargs='+', metavar='RUN')
+  parser.add_argument('--output', required=True, metavar='FOLDER', help='a folder, which is made')
+  parser.add_argument('--steps', type=int, default=100, help='number of steps of FMN (default 100)')
+  asked = parser.parse_args(arguments)
+  try:
+    if asked.steps < 1:
+      raise errors.UserError('--steps', asked.steps, 'use a whole number above 0')
+    output, data = environment.local_path('--output', asked.output), {}
+    for folder in folders.read(asked.runs):
+      if folder.run:
+        radius = measure(folder, asked.steps, data)
+        _write(file(output, folder.name), radius=radius, labels=folder.run.labels, steps=asked.steps,
+               norm=folder.run.results['config']['evaluate']['norm'])
+  except errors.UserError as error:
+    environment.log(f'at_jax: {error}', sys.stderr)
+    return 2
+  return 0
+
+
+def _write(path: pathlib.Path, **arrays: Any) -> None:
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
+  except OSError as error:
+    raise errors.unwritable(path.parent, error, field='--output') from error

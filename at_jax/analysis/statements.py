@@ -1,0 +1,239 @@
+"""Sentences of a report: what was run, what the runs show, and what to know before a number is reported."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from at_jax import attacks as attacks_lib
+from at_jax.analysis import class_statistics, curves, folders, mcnemar, table
+from at_jax.training import final_evaluation
+
+_FEW = 200  # test images of a class, below which a warning says how few they are
+
+
+def plural(number: int, noun: str) -> str:
+  """Writes a number of things.
+
+  Args:
+    number: the number.
+    noun: what is counted, in the singular.
+
+  Returns:
+    Both, with the noun's ending.
+
+  Example:
+    >>> plural(1, 'run'), plural(1000, 'run')
+    ('1 run', '1,000 runs')
+  """
+  return f'{number:,} {noun}' + ('' if number == 1 else 's')
+
+
+def evaluated(found: Iterable[folders.Folder]) -> list[folders.Folder]:
+  """Selects the runs that were evaluated.
+
+  Args:
+    found: runs.
+
+  Returns:
+    Those with an evaluation.
+  """
+  return [folder for folder in found if folder.run]
+
+
+def audit(run: table.Run) -> attacks_lib.Audit | None:
+  """Returns the audit of fast AutoAttack.
+
+  Args:
+    run: an evaluated run.
+
+  Returns:
+    The audit; None if there was none.
+  """
+  numbers = run.results.get('audits', {}).get('autoattack_fast')
+  return attacks_lib.Audit(**numbers) if numbers else None
+
+
+def terms(compared: dict[str, table.Table]) -> list[str]:
+  """Explains the columns of the tables.
+
+  Args:
+    compared: result of `report.tables`.
+
+  Returns:
+    Lines of text.
+  """
+  rows = [row for each in compared.values() for row in each.rows]
+  lines = ['Worst case: share of the test images that are classified correctly clean and under every attack. '
+           'This is the number to report.',
+           '95 % interval: exact (Clopper and Pearson), for the sampling of the test images.']
+  if any(len(row.runs) > 1 for row in rows):
+    lines[-1] += ' For a mean of seeds it is conservative. ± is the standard deviation over seeds.'
+  if any(row.tests for row in rows):
+    lines.append('Paired test: McNemar’s exact test on the same images, seed by seed. + counts images that '
+                 'only this method classifies correctly in the worst case, − those that only the reference '
+                 'does. p is the largest of the seeds. More or less robust: all seeds agree with '
+                 f'p < {class_statistics.LEVEL}.')
+  lines.append('Worst class: worst-case accuracy of the weakest class.')
+  if any(audit(run) for row in rows for run in row.runs.values()):
+    lines.append('Audit: of m images that are robust under fast AutoAttack, the whole of AutoAttack fooled '
+                 'k. The 95 % interval is for the robust accuracy under both.')
+  return lines
+
+
+def what(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> list[str]:
+  """Says what was run: data, attacks, models and hardware.
+
+  Args:
+    found: the runs.
+    compared: result of `report.tables`.
+
+  Returns:
+    Lines of text.
+  """
+  results = [folder.run.results for folder in evaluated(found)]
+  lines = [f'{plural(len(found), "run")} of {plural(len(folders.by_method(found)), "method")}'
+           + (f', of which {len(results)} evaluated' if len(results) < len(found) else '')]
+  data = dict.fromkeys(folder.config.get('dataset', {}).get('name') for folder in found)
+  lines.append(f'Data: {", ".join(map(str, data))}')
+  if not results:
+    return lines
+  which = {'all': 'all', 'first': 'the first of the test set', 'stratified': 'a stratified subset'}
+  tested = dict.fromkeys((len(folder.run.labels), which.get(folder.run.results.get('examples')))
+                         for folder in evaluated(found))
+  lines[-1] += '; judged on ' + ', '.join(
+      f'{n:,} test images' + (f' ({text})' if text else '') for n, text in tested)
+  lines.append('Threat model: ' + '; '.join(f'{title} ({plural(len(each.rows), "method")})'
+                                            for title, each in compared.items()))
+  lines.append('Attacks: ' + ', '.join(f'`{name}`' for name in dict.fromkeys(
+      name for each in results for name in each['config']['evaluate'].get('attacks', each['robust']))))
+  lines.append('Judged is the deployed model of the best checkpoint, which is chosen on validation examples')
+  hardware = dict.fromkeys(str(each.get('device', 'unknown')) for each in results)
+  lines.append(f'Hardware: {", ".join(hardware)}')
+  return lines
+
+
+def verdict(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> list[str]:
+  """Says what the runs show.
+
+  Args:
+    found: the runs.
+    compared: result of `report.tables`.
+
+  Returns:
+    A paragraph for each threat model.
+  """
+  if not compared:
+    return [f'No number is known yet: {plural(len(found), "run")} not evaluated.']
+  if len(evaluated(found)) == 1:
+    return [final_evaluation.recommendation(evaluated(found)[0].run.results)]
+  return [_sentence(title, each) for title, each in compared.items()]
+
+
+def _sentence(title: str, compared: table.Table) -> str:
+  rows = compared.rows
+  n, best = curves.examples(rows[0]), rows[0]
+  text = (f'{title}: `{best.method}` classifies {table.percent(best.values["worst case"])} percent of {n:,} '
+          f'test images correctly in the worst case (95 % interval {interval(best)})')
+  if len(rows) == 1:
+    return f'{text}, and {table.percent(best.values["clean"])} percent without an attack.'
+  text += f', the most of {plural(len(rows), "method")}.'
+  sides = [decide(row.tests.values()) for row in rows if row.tests]
+  if not sides:
+    return f'{text} No paired test: `{compared.against}` is not among them with the same seeds and images.'
+  counts = [f'{sides.count(side) or "none"} {"are" if sides.count(side) > 1 else "is"} {side}'
+            for side in ('more robust', 'less robust')]
+  rest = sides.count('inconclusive')
+  return (f'{text} Against `{compared.against}`, {counts[0]} and {counts[1]} (p < {class_statistics.LEVEL} '
+          'for every seed)' + (f'; for the other {rest} the test is inconclusive.' if rest else '.'))
+
+
+def interval(row: table.Row) -> str:
+  """Formats the 95 % interval of a row's worst case.
+
+  Args:
+    row: the row.
+
+  Returns:
+    Its two ends in percent.
+  """
+  low, high = curves.interval(float(np.mean(row.values['worst case'])), curves.examples(row))
+  return f'{100 * low:.1f} to {100 * high:.1f}'
+
+
+def decide(tests: Iterable[mcnemar.McNemar]) -> str:
+  """Decides what paired tests of several seeds show.
+
+  Args:
+    tests: one for each seed.
+
+  Returns:
+    'more robust' or 'less robust' if all seeds agree with p below the level; otherwise 'inconclusive'; ''
+    without a test.
+
+  Example:
+    >>> decide([mcnemar.McNemar(40, 10, .001), mcnemar.McNemar(30, 9, .01)])
+    'more robust'
+    >>> decide([mcnemar.McNemar(40, 10, .001), mcnemar.McNemar(10, 9, 1.)])
+    'inconclusive'
+  """
+  tests = list(tests)
+  sides = {np.sign(test.gained - test.lost) if test.p < class_statistics.LEVEL else 0 for test in tests}
+  if not tests:
+    return ''
+  return {(1,): 'more robust', (-1,): 'less robust'}.get(tuple(sides), 'inconclusive')
+
+
+def warnings(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> list[str]:
+  """Lists what to know before a number is reported.
+
+  Args:
+    found: the runs.
+    compared: result of `report.tables`.
+
+  Returns:
+    The warnings of the evaluations with the runs that have them, then those of the comparison.
+  """
+  runs, lines = evaluated(found), []
+  messages: dict[str, list[str]] = {}
+  for folder in runs:
+    for attack, texts in folder.run.results.get('warnings', {}).items():
+      if texts:
+        messages.setdefault(f'{attack}: {"; ".join(texts)}', []).append(f'`{folder.name}`')
+  lines += [f'{", ".join(names)}: {text}' for text, names in messages.items()]
+  if not messages:
+    lines.append('The evaluations gave no warning.')
+  robust = lambda folder: folder.run.results['robust']
+  for text, holds in (
+      ('AutoAttack was not run, so the worst case may be far too high',
+       lambda folder: not any(name.startswith('autoattack') for name in robust(folder))),
+      ('Fast AutoAttack was not audited, and it misses some of what AutoAttack finds',
+       lambda folder: 'autoattack_fast' in robust(folder) and 'autoattack' not in robust(folder)
+       and not audit(folder.run))):
+    names = [f'`{folder.name}`' for folder in runs if holds(folder)]
+    lines += [f'{text}: {", ".join(names)}.'] if names else []
+  return lines + _warnings_of_tables(compared)
+
+
+def _warnings_of_tables(compared: dict[str, table.Table]) -> list[str]:
+  lines, rows = [], [row for each in compared.values() for row in each.rows]
+  above = {row.method: max(100 * (share - run.results['worst_case']) for run in row.runs.values()
+                           for share in run.results['released'].values())
+           for row in rows if all(run.results['released'] for run in row.runs.values())}
+  if above:
+    most = max(above, key=above.get)
+    lines.append('The released protocol attacks logits that do not decide. It is not robust accuracy: it is '
+                 f'up to {above[most]:.1f} points above the worst case (`{most}`).')
+  fewest = min(int(counts[counts > 0].min()) for row in rows for run in row.runs.values()
+               for counts in [np.bincount(run.labels)])
+  if fewest < _FEW:
+    low, high = curves.interval(.1, fewest)
+    lines.append(f'The smallest class has {plural(fewest, "test image")}, so the accuracy of a class is '
+                 f'uncertain: the 95 % interval of 10 percent is {100 * low:.0f} to {100 * high:.0f}.')
+  tests = sum(bool(row.tests) for row in rows)
+  if tests > 1:
+    lines.append(f'p-values are not corrected for {tests} comparisons.')
+  single = sum(len(row.runs) == 1 for row in rows)
+  if single and len(rows) > 1:
+    lines.append(f'{single} of {plural(len(rows), "method")} {"has" if single == 1 else "have"} one seed: '
+                 'such a test compares two models, not two methods.')
+  return lines
