@@ -155,11 +155,12 @@ def _report(lower: Callable[[], Any], what: str, topology: str) -> dict[str, Any
   made_of = [topology, versions, os.environ.get('LIBTPU_INIT_ARGS', ''), lowered.as_text()]
   name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
   folder = xla_flags.cache_folder()
-  path = folder and folder / 'plans' / f'{name}.json'
-  with contextlib.suppress(OSError, ValueError, AttributeError):  # no cache, not compiled yet, or damaged
-    found = json.loads(path.read_text(encoding='utf-8'))
-    environment.log(f'{what}: compiled before, {path}')
-    return found
+  path = folder / 'plans' / f'{name}.json' if folder else None
+  with contextlib.suppress(OSError, ValueError):  # not compiled before, or damaged
+    if path:
+      found = json.loads(path.read_text(encoding='utf-8'))
+      environment.log(f'{what}: compiled before, {path}')
+      return found
   environment.log(f'{what}: compiling for {topology}, which can take many minutes')
   started = time.monotonic()
   try:
@@ -168,19 +169,20 @@ def _report(lower: Callable[[], Any], what: str, topology: str) -> dict[str, Any
     reason = ' '.join(str(error).split())[:300]
     raise errors.UserError('--topology', topology, f'libtpu cannot compile {what} ({reason})') from error
   environment.log(f'{what}: compiled in {duration(time.monotonic() - started)}')
-  with contextlib.suppress(OSError, AttributeError):
-    path.parent.mkdir(exist_ok=True)
-    described = found | {'program': what, 'topology': topology, 'versions': versions}
-    path.write_text(json.dumps(described, indent=1), encoding='utf-8')
+  described = found | {'program': what, 'topology': topology, 'versions': versions}
+  with contextlib.suppress(OSError):  # then it is compiled again next time
+    if path:
+      path.parent.mkdir(exist_ok=True)
+      path.write_text(json.dumps(described, indent=1), encoding='utf-8')
   return found
 
 
 class Estimate(NamedTuple):
-  """Time of a training step by the roofline model, which no device can beat.
+  """Estimate of the time of a training step by the roofline model.
 
   Attributes:
     flops: FLOPs of one device.
-    bytes: bytes that one device reads and writes.
+    bytes: bytes that its operations read and write, also in memory on the chip.
     compute: seconds for the FLOPs.
     memory: seconds for the bytes.
   """
@@ -205,7 +207,7 @@ def roofline(flops: float, bytes_: float, chip: Chip) -> Estimate:
 
   Args:
     flops: FLOPs of one device.
-    bytes_: bytes that one device reads and writes.
+    bytes_: bytes that its operations read and write.
     chip: peaks of the device.
 
   Returns:

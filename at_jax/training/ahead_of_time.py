@@ -166,9 +166,10 @@ def report(lowered: jax.stages.Lowered) -> dict[str, Any]:
     lowered: the program.
 
   Returns:
-    A JSON object of numbers per device: 'flops' and 'bytes', in which the body of a loop counts once;
-    'collectives', the number of each kind; 'memory', bytes by kind, and their total. If the program needs
-    more memory than the device has, only 'memory': its total, and 'limit', as the compiler gives them.
+    A JSON object of numbers per device: 'flops' and 'bytes' of one execution, in which the body of a loop
+    counts once, and bytes that stay on the chip count too; 'collectives', the number of each kind; 'memory',
+    bytes by kind, and their total. If the program needs more memory than the device has, only 'memory': its
+    total and 'limit', as the compiler gives them.
 
   Raises:
     jax.errors.JaxRuntimeError: if the compiler fails for another reason.
