@@ -367,7 +367,7 @@ FIELDS |= _group('validate', {
                        'worst class.', _choice('average', 'average_and_worst')),
     'every_epochs': Field(1, 'Epochs between two validations.', _whole(1), free=True),
     'num_steps': Field(10, 'Steps of PGD on the validation split.', _whole(1)),
-    'batch_size': Field(500, 'Examples per batch of validation.', _whole(1), free=True),
+    'batch_size': Field(512, 'Examples per batch of validation.', _whole(1), free=True),
 }, _VALIDATED)
 FIELDS |= _group('checkpoint', {
     'every_steps': Field(0, 'Steps between two checkpoints; 0 for one per epoch.', _whole(0)),
