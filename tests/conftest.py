@@ -24,8 +24,9 @@ _LIGHTLY_COMPILED = tuple(f'{pathlib.Path(__file__).parent}/{name}' for name in 
     'attacks/test_model', 'attacks/test_pgd_friendly', 'attacks/test_pgd_options', 'attacks/test_random',
     'attacks/test_square_channels', 'config', 'evaluation', 'methods/test_cfa',
     'methods/test_entropy_sgd_composes', 'methods/test_finetune', 'methods/test_inner_attacks',
-    'methods/test_objective', 'models', 'test_readme', 'training/test_batchnorm', 'training/test_checkpoints',
-    'training/test_compose', 'training/test_entropy_run', 'training/test_epoch', 'training/test_fair_average',
+    'methods/test_objective', 'models', 'test_readme', 'training/test_ahead_of_time',
+    'training/test_batchnorm', 'training/test_checkpoints', 'training/test_compose',
+    'training/test_entropy_run', 'training/test_epoch', 'training/test_fair_average',
     'training/test_final_evaluation', 'training/test_finetune', 'training/test_loop',
     'training/test_model_selection', 'training/test_promotion', 'training/test_reductions',
     'training/test_restore', 'training/test_user_functions', 'training/test_watch'))

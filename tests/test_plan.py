@@ -1,5 +1,6 @@
 """The command `python -m at_jax.plan`: errors, arithmetic, cache, and libtpu where it is installed."""
 
+import functools
 import importlib.util
 import os
 import pathlib
@@ -48,24 +49,28 @@ def test_without_libtpu_the_line_says_how_to_get_it(monkeypatch, capsys):
 @pytest.mark.parametrize('flops, accessed, seconds, bound', [(600, 10, 6, 'FLOPs'), (100, 80, 8, 'bytes')])
 def test_roofline_by_hand(flops, accessed, seconds, bound):
   # 100 FLOPs and 10 bytes a second.
-  found = plan.roofline(flops, accessed, plan.Chip(100., 10., 1.))
+  found = plan.roofline(flops, accessed, plan.Chip(100., 10., 1., ()))
   assert found.seconds == seconds and found.bound == bound
 
 
 @pytest.fixture
 def reports(monkeypatch):
-  """Reports that stand in for those of libtpu, and the programs that were compiled."""
+  """Reports that stand in for those of libtpu, by program, and the programs that were compiled."""
   attack = {'flops': 2e12, 'bytes': 1e9, 'collectives': {}, 'memory': {'total': 2**20}}
   found = {'run': {'flops': -1., 'bytes': -1., 'collectives': {'all-reduce': 35},
                    'memory': {'argument': 2**30, 'temp': 2**29, 'total': 3 * 2**29}},
            'update': attack | {'flops': 4e12, 'collectives': {'all-reduce': 35}}, 'attack of 1': attack,
            'attack of 2': attack | {'flops': 3.5e12, 'bytes': 2e9}}
   compiled = []
+  lower = lambda name: jax.jit(lambda x: x + list(found).index(name)).lower(1.)  # texts that differ
 
   def report(lowered):
-    compiled.append(lowered)
-    return found[list(found)[(len(compiled) - 1) % len(found)]]
+    name = next(name for name in found if lower(name).as_text() == lowered.as_text())
+    compiled.append(name)
+    return found[name]
 
+  phase = ahead_of_time.Phase('pgd_at', 86, 3, {name: functools.partial(lower, name) for name in found})
+  monkeypatch.setattr(ahead_of_time, 'phases', lambda run, devices: [phase])
   monkeypatch.setattr(plan, '_NEEDED', ())
   monkeypatch.setattr(plan, '_versions', lambda: {'libtpu': '1'})
   monkeypatch.setattr(plan, '_devices', lambda topology: jax.devices()[:1])
@@ -76,19 +81,19 @@ def reports(monkeypatch):
 def test_the_command_prints_the_estimate_of_the_run(reports, capsys, monkeypatch):
   # A step has 4 + 2 + 2 · 1.5 = 9 TFLOP, 45.69 ms at 197 TFLOP/s, and 1 + 1 + 2 · 1 = 4 GB, 4.88 ms at
   # 819 GB/s.
-  # There are 2 epochs of 43 steps of 32 of 1,384 digits: 86 · 45.69 ms = 3.93 s.
-  _, compiled = reports
-  arguments = [SMOKE, '--topology=v5e:1x1', '--config.batch_size=32', '--config.attack.num_steps=3']
+  # The run has 86 steps: 86 · 45.69 ms = 3.93 s.
+  found, compiled = reports
+  arguments = [SMOKE, '--topology=v5e:1x1']
   assert plan.main(arguments) == 0
   out = capsys.readouterr().out
-  for line in ('v5e:1x1: 1 chip, batch 32 (32 a chip), float32, digits',
+  for line in ('v5e:1x1: 1 chip, batch 1384 (1384 a chip), float32, digits',
                'phase pgd_at: 86 steps, each with an attack of 3 steps',
                '1,536.0 MiB (MiB: argument 1024.0, temp 512.0)', '9,000.0 GFLOP, 4.00 GB',
                '35 all-reduce; in the attack: none',
                '45.69 ms, bound by FLOPs (FLOPs 45.69 ms, bytes 4.88 ms)', 'estimate of the run: 3.93 s',
                'fits: 1.50 GiB of the 15.75 GiB of a chip'):
     assert line in out
-  assert len(compiled) == 4
+  assert compiled == list(found)
   assert plan.main(arguments) == 0
   second = capsys.readouterr()
   assert second.out == out and len(compiled) == 4 and second.err.count('compiled before') == 4
@@ -104,7 +109,7 @@ def test_a_run_that_does_not_fit_is_said_to(reports, memory, expected, capsys):
   found['run'] = {'memory': memory}
   assert plan.main([SMOKE, '--topology=v5e:1x1']) == 1
   assert capsys.readouterr().out.splitlines()[-1] == f'does not fit: phase pgd_at {expected} of a chip'
-  assert len(compiled) == 1  # the parts of a step are not compiled
+  assert compiled == ['run']  # the parts of a step are not compiled
 
 
 @pytest.mark.long

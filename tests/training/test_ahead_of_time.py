@@ -17,7 +17,8 @@ STEPS = 3
 def compiled():
   """A phase of PGD-AT with `STEPS` attack steps on digits, and the reports of its programs, on the CPU."""
   c = command_line.parse(['--config=configs/pgd_at_cifar10.py:mnist-smoke', '--config.batch_size=32',
-                          f'--config.attack.num_steps={STEPS}', '--config.model.features=(16, 16)']).config
+                          f'--config.attack.num_steps={STEPS}', '--config.model.features=()',
+                          '--config.model.hidden=(256,)']).config
   devices = jax.devices()[:1]
   phase, = ahead_of_time.phases(ahead_of_time.build(c, devices), devices)
   return phase, {name: ahead_of_time.report(lower()) for name, lower in phase.programs.items()}
