@@ -39,7 +39,11 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-  """A data set in host memory. `validation` is empty unless `load` was given a `validation_size`."""
+  """A data set in host memory.
+
+  `validation` is empty unless `load` was given a `validation_size`. `digest` is that of a .npz file's content
+  (`local.digest`), empty for other data.
+  """
 
   name: str
   train: Split
@@ -47,6 +51,7 @@ class Dataset(NamedTuple):
   test: Split
   num_classes: int
   class_names: tuple[str, ...]
+  digest: str = ''
 
   @property
   def image_shape(self) -> tuple[int, ...]:
@@ -70,17 +75,18 @@ class DeferredDataset:
     image_shape: (H, W, C).
     train_size: number of training examples.
     read: function that reads the `Dataset`.
+    digest: its digest, or '' if it is not known.
 
   Raises:
-    UserError: when examples are used, if they cannot be read or have other sizes (field
+    UserError: when examples are used, if they cannot be read, or have other sizes or another digest (field
       'config.dataset.name').
   """
 
   def __init__(self, name: str, num_classes: int, image_shape: Sequence[int], train_size: int,
-               read: Callable[[], Dataset]):
+               read: Callable[[], Dataset], digest: str = ''):
     self.name, self.num_classes = name, num_classes
     self.image_shape, self.train_size = tuple(image_shape), train_size
-    self._read = read
+    self._read, self.digest = read, digest
 
   @functools.cached_property
   def _dataset(self) -> Dataset:
@@ -90,6 +96,9 @@ class DeferredDataset:
       text = '{} classes, images {} and {} training examples'
       raise errors.UserError('config.dataset.name', self.name, 'these are not the data of the run: they have '
                              f'{text.format(*sizes(found))}, and the run had {text.format(*sizes(self))}')
+    if self.digest not in ('', found.digest):
+      raise errors.UserError('config.dataset.name', self.name, 'these are not the data of the run: the file '
+                             'has another content')
     return found
 
   @property
@@ -141,19 +150,20 @@ def load(name: str | os.PathLike, *, validation_size: int = 0,
     >>> digits.train.images.shape, digits.test.images.shape, digits.num_classes
     ((1300, 8, 8, 1), (397, 8, 8, 1), 10)
   """
-  name = str(name)  # of a path
+  name, digest = str(name), ''  # a path is a name too
   try:
     if name == 'digits':
       arrays = local.read_digits()
     elif name.endswith('.npz'):
       arrays = local.read_npz(name)
+      digest = local.digest(arrays)
     else:
       arrays = _read_tfds(name, os.path.expanduser(data_dir) if data_dir else None)
   except ImportError as error:
     hint = '' if name in SIZES else f'{errors.nearest(name, SIZES)}; another data set of TFDS '
     remedy = f"{hint}needs a package that is missing ({error}): pip install 'at_jax[data]'"
     raise errors.UserError('dataset', name, remedy) from error
-  return _split(name, arrays, validation_size, drop_class)
+  return _split(name, arrays, validation_size, drop_class)._replace(digest=digest)
 
 
 def _read_tfds(name: str, data_dir: str | None) -> local.Arrays:

@@ -100,6 +100,9 @@ def _open(config: ml_collections.ConfigDict,
   before = records.read_json(workdir / 'config.json')
   if before is not None:
     changed = resume.conflicts(fields.flatten(fields.upgrade(before)), fields.flatten(config.to_dict()))
+    is_file = all(name.endswith('.npz') for name in changed.get('dataset.name', ('',)))
+    if is_file and (restore.stored_data_info(workdir) or {}).get('digest'):
+      del changed['dataset.name']  # a file may move, and `check_data` compares its content
     if changed:
       summary = ', '.join(f'config.{name} was {old!r} and is {new!r}'
                           for name, (old, new) in changed.items())
@@ -179,7 +182,7 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
       stop = received and step < total
       if end.save or due or stop or step == total:
         store.save(step, sharding.unreplicate(state),
-                   {'score': end.score, **end.info, 'data': setup.sizes(run.dataset),
+                   {'score': end.score, **end.info, 'data': setup.data_info(run.dataset),
                     'seconds': time.monotonic() - started})
       if stop:
         interrupts.check(received, f'after step {step} of {total}')

@@ -238,7 +238,7 @@ def _has_checkpoints(workdir: pathlib.Path) -> bool:
 
 def _info(run: setup.Run, saved: checkpoints.Saved) -> dict[str, Any]:
   """What an evaluation reads from a checkpoint besides the variables."""
-  info = {'validation_robust': saved.info.get('validation_robust'), 'data': setup.sizes(run.dataset)}
+  info = {'validation_robust': saved.info.get('validation_robust'), 'data': setup.data_info(run.dataset)}
   tuning = saved.state.tuning
   if tuning:
     info |= {name: float(getattr(tuning, name)) for name in ('start_clean', 'start_robust')}
@@ -283,21 +283,30 @@ def _open(workdir: pathlib.Path) -> setup.Run:
                            'directory of a run')
   if not has_weights(workdir):
     raise _no_checkpoint(workdir)
-  # An older folder stores no sizes; some data sets have sizes that are known by name.
-  sizes = _stored_sizes(workdir) or setup.known_sizes(config)
-  if sizes is None:
+  # An older folder stores nothing of its data; some data sets have sizes that are known by name.
+  info = stored_data_info(workdir) or setup.known_sizes(config)
+  if info is None:
     return setup.build(config)
-  return setup.assemble(config, setup.deferred_data(config, sizes))
+  return setup.assemble(config, setup.deferred_data(config, info))
 
 
-def _stored_sizes(workdir: pathlib.Path) -> dict[str, Any] | None:
+def stored_data_info(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Reads what the weights in a folder store of their data.
+
+  Args:
+    workdir: a work directory, or a folder written by `export`.
+
+  Returns:
+    `setup.data_info`, or None if there are no weights or they are of an older version. Older weights have no
+    digest.
+  """
   info = (checkpoints.read_info(workdir / checkpoints.WEIGHTS) if _is_export(workdir) else
           checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).newest_info())
   return info.get('data')
 
 
 def check_data(run: setup.Run, workdir: pathlib.Path) -> None:
-  """Checks that the data of a run have the sizes of those that its work directory was made with.
+  """Checks that the data of a run are those that its work directory was made with, as far as it stores them.
 
   Args:
     run: the run.
@@ -306,12 +315,14 @@ def check_data(run: setup.Run, workdir: pathlib.Path) -> None:
   Raises:
     errors.UserError: if they differ: a file was replaced since.
   """
-  stored, found = _stored_sizes(workdir), setup.sizes(run.dataset)
-  if stored and stored != found:
+  stored, found = stored_data_info(workdir) or {}, setup.data_info(run.dataset)
+  differing = [name for name, value in stored.items() if found.get(name) != value]
+  if differing:
     text = 'images {image_shape} and {train_size} training examples'
+    what = ('the file has another content' if differing == ['digest'] else
+            f'they have {text.format(**found)}, and the run had {text.format(**stored)}')
     raise errors.UserError('config.dataset.name', run.dataset.name, 'these are not the data of the run in '
-                           f'{workdir}: they have {text.format(**found)}, and the run had '
-                           f'{text.format(**stored)}: restore them, or name another folder')
+                           f'{workdir}: {what}: restore them, or name another folder')
 
 
 def _no_checkpoint(workdir: pathlib.Path) -> errors.UserError:

@@ -124,8 +124,11 @@ def read_data(config: ml_collections.ConfigDict) -> pipeline.Dataset:
     raise errors.UserError(f'config.{field}', error.value, error.remedy) if field else error from error
 
 
-def sizes(dataset: pipeline.Dataset | pipeline.DeferredDataset) -> dict[str, Any]:
-  """Returns the sizes that a checkpoint stores, so that `restore` can build the run without its data.
+def data_info(dataset: pipeline.Dataset | pipeline.DeferredDataset) -> dict[str, Any]:
+  """Returns what a checkpoint stores of its data.
+
+  With the sizes, `restore` builds the run without its data. By the digest, a .npz file that was moved is
+  identified.
 
   Args:
     dataset: the data set.
@@ -134,10 +137,11 @@ def sizes(dataset: pipeline.Dataset | pipeline.DeferredDataset) -> dict[str, Any
     A JSON object.
 
   Example:
-    >>> sizes(pipeline.load('digits'))
+    >>> data_info(pipeline.load('digits'))
     {'image_shape': [8, 8, 1], 'train_size': 1400}
   """
-  return {'image_shape': list(dataset.image_shape), 'train_size': dataset.train_size}
+  info = {'image_shape': list(dataset.image_shape), 'train_size': dataset.train_size}
+  return info | ({'digest': dataset.digest} if dataset.digest else {})
 
 
 def known_sizes(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
@@ -147,7 +151,7 @@ def known_sizes(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
     config: the configuration.
 
   Returns:
-    As `sizes`; None if the sizes are not known by name, or if a class is left out.
+    As `data_info`; None if the sizes are not known by name, or if a class is left out.
 
   Example:
     >>> from at_jax import config
@@ -166,14 +170,14 @@ def deferred_data(config: ml_collections.ConfigDict, known: dict[str, Any]) -> p
 
   Args:
     config: the configuration.
-    known: its sizes, as `sizes` returns them.
+    known: what `data_info` returns of it.
 
   Returns:
     The data set.
   """
   return pipeline.DeferredDataset(
       config.dataset.name, config.dataset.num_classes, known['image_shape'], known['train_size'],
-      functools.partial(read_data, config))
+      functools.partial(read_data, config), known.get('digest', ''))
 
 
 def assemble(config: ml_collections.ConfigDict, dataset: pipeline.Dataset | pipeline.DeferredDataset) -> Run:

@@ -156,6 +156,20 @@ def test_validation_images_of_the_file_are_used(tmp_path):
     pipeline.load(path, validation_size=-1)
 
 
+def test_digest_is_of_the_content_of_a_file(tmp_path):
+  arrays = _arrays(label_names=np.array(list('abc')))
+  np.savez(tmp_path / 'mine.npz', **arrays)
+  np.savez_compressed(tmp_path / 'moved.npz', **dict(reversed(arrays.items())))
+  load = lambda name, **options: pipeline.load(tmp_path / f'{name}.npz', **options)
+  expected = load('mine').digest
+  assert len(expected) == 64 and load('moved', validation_size=1).digest == expected
+  for key, value in (('train_label', np.array([0, 1, 2, 1, 1])), ('label_names', np.array(list('abd'))),
+                     ('test_images', arrays['test_images'] + 1)):
+    np.savez(tmp_path / 'other.npz', **arrays | {key: value})
+    assert load('other').digest != expected
+  assert pipeline.load('digits').digest == ''
+
+
 def test_home_directory_is_expanded(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   np.savez(tmp_path / 'set.npz', **_arrays())

@@ -19,7 +19,7 @@ import pytest
 
 from at_jax import main
 from at_jax.evaluation import robustness
-from at_jax.training import lock, records, setup
+from at_jax.training import lock, records, restore, setup
 from tests.fixtures import command_errors
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -255,15 +255,35 @@ def test_killed_ten_times_it_ends_with_the_same_bits(tmp_path):
   assert [results[0][k] for k in same] == [results[1][k] for k in same]
 
 
-def test_arrays_of_an_npz_file_train(tmp_path, capsys):
-  rng = np.random.default_rng(0)
-  path = tmp_path / 'mine.npz'
-  np.savez(path, train_images=rng.integers(0, 256, (1400, 12, 10, 3), dtype=np.uint8),
-           train_label=rng.integers(0, 10, 1400), label_names=np.array(list('abcdefghij')),
-           test_images=rng.integers(0, 256, (20, 12, 10, 3), dtype=np.uint8),
-           test_label=rng.integers(0, 10, 20))
-  code = main.main([QUICK, f'--config.dataset.name={path}', f'--workdir={tmp_path}/run'])
-  assert code == 0, capsys.readouterr().err
+def test_an_npz_file_trains_and_may_be_moved(tmp_path, monkeypatch, capsys):
+  rng, workdir = np.random.default_rng(0), tmp_path / 'run'
+  path, moved, other = (tmp_path / f'{name}.npz' for name in ('mine', 'moved', 'other'))
+  arrays = dict(train_images=rng.integers(0, 256, (1400, 12, 10, 3), dtype=np.uint8),
+                train_label=rng.integers(0, 10, 1400), label_names=np.array(list('abcdefghij')),
+                test_images=rng.integers(0, 256, (20, 12, 10, 3), dtype=np.uint8),
+                test_label=rng.integers(0, 10, 20))
+  np.savez(path, **arrays)
+  run = lambda path, *more: main.main(
+      [QUICK, f'--config.dataset.name={path}', f'--workdir={workdir}', *more])
+  assert run(path) == 0, capsys.readouterr().err
+  before = json.loads((workdir / 'results.json').read_text())
+  np.savez_compressed(moved, **arrays)
+  path.unlink()
+  np.savez(other, **arrays | {'test_label': (arrays['test_label'] + 1) % 10})
+  assert run(moved, '--mode=evaluate') == 0, capsys.readouterr().err
+  after = json.loads((workdir / 'results.json').read_text())
+  assert [before[name] for name in ('clean', 'robust')] == [after[name] for name in ('clean', 'robust')]
+  capsys.readouterr()
+  for mode in ('train', 'evaluate'):
+    assert run(other, f'--mode={mode}') == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith('at_jax: config.dataset.name = ')
+    assert 'not the data of the run in' in line and 'the file has another content: restore them' in line
+  # Checkpoints of earlier versions have no digest.
+  info = restore.stored_data_info(workdir)
+  monkeypatch.setattr(restore, 'stored_data_info', lambda workdir: dict(list(info.items())[:2]))
+  assert run(moved, '--mode=evaluate') == 2
+  assert f"config.dataset.name was '{path}' and is '{moved}'" in capsys.readouterr().err
 
 
 def logged_so_far(workdir):

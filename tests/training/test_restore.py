@@ -124,6 +124,14 @@ def test_other_data_than_those_of_the_run_are_refused(workdir, monkeypatch):
     loop._open(run.config, workdir)
 
 
+def test_a_file_of_another_content_is_refused_when_it_is_read():
+  digits = pipeline.load('digits')
+  absent = lambda digest: pipeline.DeferredDataset('mine.npz', 10, (8, 8, 1), 1400, lambda: digits, digest)
+  assert absent('').test is digits.test  # a run of an earlier version has no digest
+  with pytest.raises(errors.UserError, match="name = 'mine.npz': these are not .* has another content$"):
+    absent('0f').test  # noqa: B018
+
+
 def test_evaluation_without_a_checkpoint_reads_no_data(tmp_path, without_data, capsys):
   assert main.main([f'--config={CONFIG}', '--mode=evaluate', f'--workdir={tmp_path}']) == 2
   assert 'there is no checkpoint in it: train first' in capsys.readouterr().err
