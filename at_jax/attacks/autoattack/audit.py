@@ -26,6 +26,7 @@ class Audit(NamedTuple):
     fallen: k, how many of these were fooled.
     low: lower end of the 95 % interval for the robust accuracy under both, in 0..1.
     high: upper end, equal to `low` if every survivor was attacked.
+    name: 'fast', or the attacks that were given in its place.
 
   Example:
     >>> number, _, rest = str(summarise(1000, 249, 200, 1)).partition(' (')
@@ -40,6 +41,7 @@ class Audit(NamedTuple):
   fallen: int
   low: float
   high: float
+  name: str = 'fast'
 
   def __str__(self) -> str:
     percent = lambda share: f'{100 * share:.1f} %'
@@ -48,19 +50,20 @@ class Audit(NamedTuple):
     number = f'all {self.survivors}' if self.sampled == self.survivors else (
         f'95 %, {self.sampled} of {self.survivors}')
     audited = f'{number} survivors audited, {self.fallen or "none"} fell'
-    return (f'Robust accuracy under fast and AutoAttack is {value} '
+    return (f'Robust accuracy under {self.name} and AutoAttack is {value} '
             f'({audited if self.survivors else "no survivors to audit"}); '
-            f'fast alone: {percent(self.survivors / self.total)}')
+            f'{self.name} alone: {percent(self.survivors / self.total)}')
 
 
-def summarise(total: int, survivors: int, sampled: int, fallen: int) -> Audit:
+def summarise(total: int, survivors: int, sampled: int, fallen: int, name: str = 'fast') -> Audit:
   """The result of an audit; arguments as in `Audit`.
 
   >>> summarise(1000, 249, 200, 0)
-  Audit(total=1000, survivors=249, sampled=200, fallen=0, low=0.247, high=0.249)
+  Audit(total=1000, survivors=249, sampled=200, fallen=0, low=0.247, high=0.249, name='fast')
   """
   least, most = interval(survivors, sampled, fallen)
-  return Audit(total, survivors, sampled, fallen, (survivors - most) / total, (survivors - least) / total)
+  low, high = (survivors - most) / total, (survivors - least) / total
+  return Audit(total, survivors, sampled, fallen, low, high, name)
 
 
 def interval(survivors: int, sampled: int, fallen: int) -> tuple[int, int]:

@@ -228,12 +228,13 @@ def autoattack(
   report(_check_result(run, own, robust))
   names = attacks + tuple(f'audit/{name}' for name in audited)
   counts = (int(each.sum()) for each in (survivors, sample, survivors & ~robust))
+  shown = version if attacks == components_lib.VERSIONS[version] else ', '.join(attacks)
   return AutoAttackResult(
       record.x, robust, run.clean, dict(zip(names, record.robust, strict=True)), tuple(all_warnings),
       dict(zip(names, record.seconds.tolist(), strict=True)),
       {name: batching.Passes(*row.tolist()) for name, row in
        zip((*names, 'checks'), (*record.passes, run.checks), strict=True)},
-      audit_lib.summarise(len(robust), *counts) if audit else None, sample)
+      audit_lib.summarise(len(robust), *counts, shown) if audit else None, sample)
 
 
 def _audited(audit: int, version: str) -> tuple[str, ...]:

@@ -96,6 +96,8 @@ def test_sentence_has_one_number_where_all_are_audited():
       '15.0 %')
   assert sentence(1000, 0, 0, 0) == (
       'Robust accuracy under fast and AutoAttack is 0.0 % (no survivors to audit); fast alone: 0.0 %')
+  assert sentence(1000, 0, 0, 0, 'apgd-ce, square').startswith(
+      'Robust accuracy under apgd-ce, square and AutoAttack is 0.0 %')
 
 
 # Square with few queries misses most of what AutoAttack finds. The programs are those of test_state_file.
@@ -119,7 +121,8 @@ def test_verdicts_of_the_sample_are_those_of_a_whole_run():
   np.testing.assert_array_equal(audited.components['square'], survivors)
   fallen = int((sample & ~whole.robust).sum())
   assert 0 < fallen < 8
-  assert audited.audit == audit.summarise(20, int(survivors.sum()), 8, fallen)
+  assert audited.audit == audit.summarise(20, int(survivors.sum()), 8, fallen, 'square')
+  assert str(audited.audit).startswith('Robust accuracy under square and AutoAttack is between')
   assert audited.audit.low <= (survivors & whole.robust).mean() <= audited.audit.high <= survivors.mean()
   names = [f'audit/{name}' for name in whole.components]
   assert list(audited.components) == list(audited.seconds) == ['square', *names]
@@ -136,7 +139,7 @@ def test_verdicts_of_the_sample_are_those_of_a_whole_run():
   assert complete.audit.low == complete.audit.high == complete.robust.mean()
   # Nothing is left to audit.
   none = fast(audit=8, labels=(y + 1) % 5)
-  assert none.audit == (20, 0, 0, 0, 0., 0.) and not none.audited.any()
+  assert none.audit == (20, 0, 0, 0, 0., 0., 'square') and not none.audited.any()
 
 
 def test_a_survivor_takes_1910_gradients_and_161_of_fast():
