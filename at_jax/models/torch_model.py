@@ -31,7 +31,9 @@ class TorchModel:
 
   PyTorch computes on the host, in the dtype and on the device of the model, whatever JAX's backend is. It
   uses the weights that the model has at that moment. Gradients are taken with respect to the input only, so
-  neither `requires_grad` nor `grad` of a weight changes, and they do not repeat the forward pass.
+  neither `requires_grad` nor `grad` of a weight changes. A gradient uses the graph of its forward pass, which
+  is repeated only if the graph is gone: it serves one gradient, and at most one graph is kept for each of
+  JAX's devices. Derivatives are first and in reverse mode: JAX refuses `jax.jvp` and `jax.hessian`.
 
   Args:
     model: a `torch.nn.Module` in evaluation mode, or a function from a tensor [B, ...] to logits [B, C]. A
@@ -42,7 +44,7 @@ class TorchModel:
 
   Raises:
     errors.UserError: if `model` is not callable, or a module or a part of it is in training mode. Each call
-      checks that again.
+      checks that again. `jax.grad` raises it if the logits have no gradient, after `detach()` for example.
 
   Example:
     >>> net = torch.nn.Linear(2, 2, bias=False).eval()
@@ -88,6 +90,7 @@ class TorchModel:
 
   def _forward(self, x: Array) -> tuple[Array, tuple[Array, Array]]:
     answer = self._answer(x), jax.ShapeDtypeStruct((), jnp.uint32)
+    self._check_graph(x)
     logits, number = _on_host(self._host_forward, answer, x, np.int32(x.ndim), vmap_method='broadcast_all')
     return logits, (x, number)
 
@@ -98,10 +101,10 @@ class TorchModel:
 
   def _answer(self, x: Array) -> jax.ShapeDtypeStruct:
     """Shape and dtype of the logits of x, from a pass of two examples."""
-    count = min(2, len(x))
+    sample = _zeros(x)
     try:
       with torch.no_grad():
-        logits = self._model(self._input(np.zeros((count, *x.shape[1:]), x.dtype)))
+        logits = self._model(self._input(sample))
     except Exception as error:
       kind, line = type(error).__name__, str(error).strip().partition('\n')[0]
       # The remedy comes first, because an attack shortens the line.
@@ -111,9 +114,19 @@ class TorchModel:
       part = repr(next(iter(logits), 0)) if isinstance(logits, Mapping) else 0
       raise ValueError(f'the PyTorch model returns a {type(logits).__name__}: return the logits alone, a '
                        f'tensor, TorchModel(lambda x: model(x)[{part}]) for example')
-    batch = (len(x),) if logits.shape[:1] == (count,) else logits.shape[:1]
+    batch = (len(x),) if logits.shape[:1] == (len(sample),) else logits.shape[:1]
     dtype = jax.dtypes.canonicalize_dtype(_to_numpy(logits).dtype)
     return jax.ShapeDtypeStruct((*batch, *logits.shape[1:]), dtype)
+
+  def _check_graph(self, x: Array) -> None:
+    """Raises UserError if PyTorch cannot differentiate the logits of x, by a pass of two examples."""
+    kept = self._pass(_zeros(x))
+    try:
+      _gradient(kept, np.ones(kept.logits.shape, np.float32))
+    except RuntimeError as error:
+      name, line = getattr(self._model, '__name__', type(self._model).__name__), str(error).partition('\n')[0]
+      raise errors.UserError('model', name, 'its logits have no gradient: remove detach(), no_grad() and the '
+                             f'like from it, or use square, which needs none ({line})') from error
 
   # Called on the host, in any thread, with arrays that NumPy reads without a computation of JAX.
 
@@ -189,6 +202,11 @@ def _on_host(function: Callable[..., Any], answer: Any, *args: Any, vmap_method:
   return buffer_callback.buffer_callback(_Fill(function), answer, vmap_method=vmap_method)(*args)
 
 
+def _zeros(x: Array) -> np.ndarray:
+  """Two inputs like those of x, or one if there is one."""
+  return np.zeros((min(2, len(x)), *x.shape[1:]), x.dtype)
+
+
 def _flatten(x: Any, ndim: Any) -> tuple[tuple[int, ...], np.ndarray]:
   """The axes that vmap added to a batch of `ndim` axes, and the batch with these merged into its first."""
   x = np.asarray(x)
@@ -198,8 +216,6 @@ def _flatten(x: Any, ndim: Any) -> tuple[tuple[int, ...], np.ndarray]:
 
 def _gradient(kept: _Pass, cotangent: np.ndarray) -> torch.Tensor:
   """The gradient of the logits times a cotangent; zero where the logits do not depend on the input."""
-  if not kept.logits.requires_grad:
-    return torch.zeros_like(kept.x)
   cotangent = torch.from_numpy(np.array(cotangent)).to(kept.logits)
   return torch.autograd.grad(kept.logits, kept.x, cotangent, retain_graph=True, materialize_grads=True)[0]
 

@@ -150,11 +150,36 @@ def test_a_model_may_write_to_its_input():
   np.testing.assert_array_equal(x, np.ones((2, 3)))
 
 
-def test_a_model_without_gradient_has_gradient_zero():
-  flat = lambda x: x.flatten(1)[:, :4]
-  for model in (lambda x: flat(x).detach(), lambda x: torch.ones(len(x), 4, requires_grad=True)):
-    gradient = jax.grad(lambda x: torch_model.TorchModel(model)(x).sum())(jnp.asarray(X))  # noqa: B023
-    np.testing.assert_array_equal(gradient, np.zeros_like(X))
+def test_a_model_of_constant_logits_has_gradient_zero():
+  model = torch_model.TorchModel(lambda x: torch.ones(len(x), 4, requires_grad=True))
+  gradient = jax.grad(lambda x: model(x).sum())(jnp.asarray(X))
+  np.testing.assert_array_equal(gradient, np.zeros_like(X))
+
+
+def test_a_model_that_hides_its_graph_is_refused():
+  def detached(x):
+    return x.flatten(1)[:, :4].detach()
+
+  class Decorated(torch.nn.Module):
+
+    @torch.no_grad()
+    def forward(self, x):
+      return x.flatten(1)[:, :4]
+
+  for model, name in ((detached, 'detached'), (Decorated().eval(), 'Decorated')):
+    logits_fn = torch_model.TorchModel(model)
+    with pytest.raises(errors.UserError, match=f"^model = '{name}': its logits have no gradient") as caught:
+      attacked(logits_fn)
+    assert '\n' not in str(caught.value)
+    # Square needs no gradient.
+    assert attacks.square(logits_fn, X, np.zeros(5, int), KEY, epsilon=.1, num_queries=2).x.shape == X.shape
+
+
+def test_other_derivatives_than_gradients_are_refused(pair):
+  x, total = jnp.asarray(X[:1]), lambda x: pair[0](x).sum()
+  for derivative in (lambda: jax.jvp(pair[0], (x,), (x,)), lambda: jax.hessian(total)(x)):
+    with pytest.raises((TypeError, ValueError, NotImplementedError), match='(?i)jvp|differentiation'):
+      derivative()
 
 
 @pytest.mark.parametrize('model, message', [
