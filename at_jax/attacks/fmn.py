@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from at_jax.attacks import _arguments, _diagnostics, _gradients, _stepper, losses, norms
 
@@ -66,8 +67,8 @@ def fmn(
       of pixels. Static.
     num_steps: number of steps, each of one gradient, at least 1; the paper uses up to 1,000. Static.
     step_size: α of the first step, the L2 length of the change before the projection, a number or f32[B] in
-      units of x. By default the largest distance of the two bounds, 1 for inputs in 0..1, and 1 without
-      bounds. Traced.
+      units of x, above 0. By default the largest distance of the two bounds, 1 for inputs in 0..1, and 1
+      without bounds. Traced.
     bounds: smallest and largest value of an input, numbers or arrays that broadcast with x.
     mask: array of 0 and 1 that broadcasts with x: 1 where an entry may change. None lets all change.
 
@@ -94,6 +95,8 @@ def fmn(
   if step_size is not None:
     _arguments.check_radius(step_size, len(problem.x), 'step_size')
     _arguments.check_values(radii={'step_size': step_size})
+    if _arguments.is_known(step_size) and not np.all(np.asarray(step_size)):
+      raise ValueError('step_size = 0: use a number above 0, or leave it out')  # no point would move
     changes['step_size'] = jnp.broadcast_to(jnp.asarray(step_size, problem.x.dtype), problem.y.shape)
   _diagnostics.warn_of_scale(jnp.inf, problem.x, problem.bounds, 'linf', any_distance=True)
   _, state = _stepper.run(logits_fn, problem, stepper=attack, **changes)

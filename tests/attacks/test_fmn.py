@@ -132,6 +132,8 @@ def test_the_default_step_size_is_the_range_of_the_inputs():
     (dict(norm='l3'), r"norm = 'l3': use one of linf, l2, l1, l0"),
     (dict(num_steps=0), 'num_steps = 0: use a whole number above 0'),
     (dict(step_size=-1.), 'step_size = -1: use a number of at least 0 and finite'),
+    (dict(step_size=0.), 'step_size = 0: use a number above 0, or leave it out$'),
+    (dict(step_size=np.arange(float(N))), 'step_size = 0: use a number above 0'),
     (dict(step_size=np.ones(3)), r'step_size has shape \(3,\)'),
     (dict(mask=np.ones(3)), r'mask of shape \(3,\)')])
 def test_invalid_options_of_fmn_are_named(options, message):
