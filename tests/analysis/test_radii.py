@@ -52,7 +52,8 @@ def test_radii_of_a_run_are_those_of_fmn(tmp_path):
   path.mkdir()
   records.write_json(path / 'config.json', c.to_dict())
   checkpoints.write_weights(path / checkpoints.WEIGHTS, checkpoints.Weights(
-      0, {'params': state.params, 'batch_stats': state.batch_stats}, {'data': setup.data_info(parts.dataset)}))
+      0, {'params': state.params, 'batch_stats': state.batch_stats},
+      {'data': setup.data_info(parts.dataset)}))
   loop.evaluate_only(c, path, '')
   assert radii.main([str(path), f'--output={tmp_path}', '--steps=5']) == 0
   stored = np.load(tmp_path / 'tiny-0.npz')
