@@ -1,6 +1,6 @@
 """Evaluated runs as analyses read them: files, models, attacks that are run again, and what is written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import json
 import math
 import pathlib
@@ -211,25 +211,19 @@ def attack(model: Model, spec: attack_names.Spec, among: np.ndarray, *, points: 
   c, labels = model.settings, model.split.labels
   run = attack_names.attack(spec, norm=c['norm'], epsilon=c['epsilon_255'] / 255,
                             step_size=c['step_size_255'] / 255)
-  x = np.array(pipeline.in_unit(model.split.images[among])) if points else None
+  attacked = np.flatnonzero(among)
+  kept = np.empty((len(attacked), *model.split.images.shape[1:]), np.float32) if points else None
+
+  def keep(index: np.ndarray, x: jax.Array, logits: np.ndarray) -> None:
+    if kept is not None:
+      kept[np.searchsorted(attacked, index)] = np.asarray(x)[:len(index)]
+
   found, robust = np.full(len(labels), -1, np.int32), among
   for restart in range(spec.restarts):
-    key, kept = jax.random.fold_in(model.parts.keys['evaluate'], restart), []
-    predicted = _predictions(model, key, robust, _keeping(run, kept) if points else run)
-    found = np.where(robust, predicted, found)
-    if kept:  # the last batch is filled with repeated examples
-      x[robust[among]] = np.concatenate(kept)[:robust.sum()]
+    key = jax.random.fold_in(model.parts.keys['evaluate'], restart)
+    found = np.where(robust, _predictions(model, key, robust, run, keep), found)
     robust = robust & (found == labels)
-  return Attacked(found, x)
-
-
-def _keeping(attack: inner_attacks.Attack, kept: list[np.ndarray]) -> inner_attacks.Attack:
-  """The attack, with the points that it returns appended to a list."""
-  def run(*arguments):
-    result = attack(*arguments)
-    kept.append(np.asarray(result.x))
-    return result
-  return run
+  return Attacked(found, kept)
 
 
 def clean(model: Model) -> np.ndarray:
@@ -256,12 +250,13 @@ def clean_logits(model: Model, among: np.ndarray) -> np.ndarray:
     f32[M, C].
   """
   logits = []
-  _predictions(model, model.parts.keys['evaluate'], among, None, logits.append)
+  _predictions(model, model.parts.keys['evaluate'], among, None,
+               lambda index, x, z: logits.append(z))
   return np.concatenate(logits)
 
 
 def _predictions(model: Model, key: jax.Array, among: np.ndarray, attack: inner_attacks.Attack | None,
-                 observe: Callable[[np.ndarray], None] = lambda logits: None) -> np.ndarray:
+                 observe: robustness.Observer = lambda index, x, logits: None) -> np.ndarray:
   network = model.parts.network
   return robustness.predictions(
       network, model.variables, model.split, key, attack=attack, attacked_logits=network.deployed,
