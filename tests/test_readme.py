@@ -80,7 +80,7 @@ def check_readme(names, out):
 
 
 def check_analysis(names, out):
-  assert out == '[ 1  0 -1]\n0\n'
+  assert out == '[ 1  0 -1]\n0\nlinf 10.0\nl2 0.1\n'
 
 
 def check_attacks(names, out):

@@ -10,6 +10,7 @@ _ANALYSES = {'classwise': 'robustness of each class, and what it is confused wit
              'hard_examples': 'examples on which all runs fail, and whether runs fail on the same ones',
              'radii': 'distance of each example to the decision boundary, by FMN',
              'report': 'one page about runs: verdict, table, warnings, figures',
+             'smoothness': 'how smooth the adversarial loss is in the weights and in the input',
              'table': 'accuracies of several runs, with paired tests'}
 
 
