@@ -13,8 +13,8 @@ rows=()
 for seed in 0 1 2; do
   for name in pgd_at trades ducat gairat entropy_sgd; do rows+=("${name}_cifar10:small-$seed"); done
 done
-for name in mart consistency awp fat gair_fat gair_trades mail_at mail_trades ducat_trades ducat_mart \
-    ducat_consistency ducat_aware classwise finetune; do
+for name in fgsm_rs n_fgsm nuat free_at fgsm_pgi mart consistency awp fat gair_fat gair_trades mail_at \
+    mail_trades ducat_trades ducat_mart ducat_consistency ducat_aware classwise finetune; do
   rows+=("${name}_cifar10:small-0")
 done
 for row in pgd_at_cifar10:{ema,swa,l2} entropy_sgd_cifar10:l2 classwise_cifar10:trades \

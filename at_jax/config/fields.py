@@ -18,10 +18,10 @@ import numpy as np
 from at_jax import errors, methods, models
 from at_jax.config import import_path
 from at_jax.evaluation import attack_names, autoattack_run
-from at_jax.methods import finetune, inner_attacks
+from at_jax.methods import finetune
 from at_jax.models import dual_batchnorm
 
-_HAVE_REGULARISER = ('trades', 'gair_trades', 'mart', 'consistency', 'finetune')
+_HAVE_REGULARISER = ('trades', 'gair_trades', 'mart', 'consistency', 'nuat', 'fgsm_pgi', 'finetune')
 
 
 class Check(NamedTuple):
@@ -144,6 +144,8 @@ _STEPS = _number('tuple of whole numbers ≥ 0', 'use whole numbers of at least 
                  lambda v: all(isinstance(each, int) and each >= 0 for each in v))
 _EPOCHS = _number('tuple of rising epochs > 0', 'use epochs above 0 in rising order',
                   lambda v: v == sorted(v) and min(v, default=1) > 0)
+_RAMP = _number('() or two whole numbers T₁ ≤ T₂', 'use () or two epochs ≥ 0, the second not below the first',
+                lambda v: v == [] or _STEPS.remedy('', v) == '' and len(v) == 2 and v[0] <= v[1])
 _RISING = _number('tuple of rising epochs', 'use epochs in rising order', lambda v: v == sorted(v))
 _ATTACK_NAMES = Check('tuple of names of `at_jax/evaluation/attack_names.py`', _unknown_attack)
 
@@ -175,6 +177,7 @@ _PIECEWISE = _equals('optimizer.schedule', 'piecewise')
 _CALIBRATED = When('any of `calibration.radius`, `.beta` and `.temperature`', lambda flat: any(
     flat[f'calibration.{name}'] for name in ('radius', 'beta', 'temperature')))
 _FAIR, _VALIDATED = _above_zero('optimizer.fair_decay'), _above_zero('dataset.validation_size')
+_REGULARISED = When('the loss has a regulariser', lambda flat: may_regularise(flat['loss']))
 _ATTACKED, _WEIGHTED = _differs('loss', 'standard'), _differs('weights.kind', 'none')
 _GEOMETRY, _MARGIN = _equals('weights.kind', 'geometry'), _equals('weights.kind', 'margin')
 _INFERENCE = _differs('inference.kind', 'none')
@@ -196,15 +199,18 @@ def _group(name: str, fields: dict[str, Field], when: When | None = None, free: 
 
 FIELDS = {
     'seed': Field(0, 'Seed of all random numbers of a run.', _SEED),
-    'epochs': Field(130, 'Number of training epochs; it may grow on resume, except with the cosine schedule.',
-                    _whole(1)),
+    'epochs': Field(130, 'Number of training epochs; it may grow on resume, except with the schedules cosine '
+                    'and cyclic.', _whole(1)),
     'batch_size': Field(128, 'Examples per step, over all devices.', _whole(1)),
     'loss': Field('pgd_at', 'Objective of the training step; it also has an inner attack of its own.',
                   _function(*methods.OBJECTIVES, 'finetune',
                             takes=('forward', 'batch_stats', 'x', 'x_adv', 'y'))),
-    'beta': Field(6.0, 'Weight of the regulariser: β of TRADES and MART, λ of Consistency and fine-tuning.',
-                  _NOT_NEGATIVE,
-                  When('the loss has a regulariser', lambda flat: may_regularise(flat['loss']))),
+    'beta': Field(6.0, 'Weight of the regulariser: β of TRADES, MART and NuAT, λ of Consistency, '
+                  'FGSM-PGI and fine-tuning.', _NOT_NEGATIVE, _REGULARISED),
+    'beta_ramp_epochs': Field((), 'β is 0 until the first of these epochs and grows linearly to its whole at '
+                              'the second; `()` for a constant β.', _RAMP, _REGULARISED),
+    'replays': Field(8, 'Free-AT: m, the steps in a row that use the same minibatch.', _whole(1),
+                     _equals('loss', 'free_at')),
     'consistency_temperature': Field(0.5, "Temperature of Consistency's softmax.", _POSITIVE,
                                      _equals('loss', 'consistency')),
     'awp_gamma': Field(0.0, 'γ, the relative size of the adversarial weight perturbation; 0 switches it off.',
@@ -235,10 +241,16 @@ FIELDS |= _group('model', {
 FIELDS |= _group('attack', {
     'norm': Field('linf', 'Norm of the inner attack.', _choice('linf', 'l2')),
     'epsilon_255': Field(8.0, 'Radius ε of the inner attack, in 1/255; at most 255 in L∞.', _RADIUS),
-    'step_size_255': Field(2.0, 'Step size of the inner attack, in 1/255.', _POSITIVE),
+    'step_size_255': Field(2.0, 'Step size of PGD in training and validation, in 1/255; `fgsm_rs`, `n_fgsm` '
+                           'and `nuclear` have a step of their own.', _POSITIVE),
     'num_steps': Field(10, 'Steps of the inner attack.', _whole(1), _ATTACKED),
+    'ramp_epochs': Field((), 'ε schedule: radius and step size are 0 until the first of these epochs and '
+                         'grow linearly to their whole at the second; `()` for a constant radius.', _RAMP,
+                         _ATTACKED),
+    'reset_epochs': Field(40, 'FGSM-PGI: epochs after which the attack starts at random again.', _whole(1),
+                          _equals('loss', 'fgsm_pgi')),
     'kind': Field('', "Inner attack of training; '' for the one of the loss.",
-                  _function('', *inner_attacks.ATTACKS,
+                  _function('', *methods.ATTACKS,
                             keywords=('norm', 'epsilon', 'step_size', 'num_steps', 'decide'))),
     'friendly_taus': Field((), 'Friendly PGD: an example stops τ steps past the decision boundary; `()` '
                            'never stops one.', _STEPS),
@@ -332,8 +344,9 @@ FIELDS |= _group('optimizer', {
     'momentum': Field(0.9, 'Momentum of SGD.', _BELOW_ONE, _SGD),
     'weight_decay': Field(5e-4, 'Weight decay of SGD and EntropySGD, added to the gradient.', _NOT_NEGATIVE,
                           _is_one_of('optimizer.name', 'sgd', 'entropy_sgd')),
-    'schedule': Field('piecewise', 'Piecewise constant, or cosine to zero at the last epoch.',
-                      _choice('piecewise', 'cosine')),
+    'schedule': Field('piecewise', 'Piecewise constant, cosine to zero at the last epoch, or cyclic: linear '
+                      'from zero to the middle of training and back.',
+                      _choice('piecewise', 'cosine', 'cyclic')),
     'decay_epochs': Field((100, 105), 'Piecewise: epochs at which the learning rate is multiplied.', _EPOCHS,
                           _PIECEWISE),
     'decay_factor': Field(0.1, 'Factor of the learning rate at `optimizer.decay_epochs`.', _POSITIVE,

@@ -7,10 +7,9 @@ import warnings
 
 import ml_collections
 
-from at_jax import errors
+from at_jax import errors, methods
 from at_jax.config import fields, import_path, variants
 from at_jax.evaluation import attack_names, metrics
-from at_jax.methods import inner_attacks
 
 
 def check(config: ml_collections.ConfigDict, warn: Callable[[str], None] = warnings.warn) -> None:
@@ -46,8 +45,27 @@ def check(config: ml_collections.ConfigDict, warn: Callable[[str], None] = warni
   _check_classes(flat)
   _check_finetune(flat)
   _check_dummies(flat)
+  _check_carried(flat)
   for line in (*_unread(flat), *_wrong_scale(flat), *_never_reached(flat), *_rate_of_sgd(flat)):
     warn(line)
+
+
+def single_step(flat: dict) -> bool:
+  """Returns whether the inner attack takes one step, whose size is its own.
+
+  Args:
+    flat: `fields.flatten` of a configuration.
+
+  Returns:
+    True for an attack of `methods.SINGLE_STEP`, and for Free-AT.
+
+  Example:
+    >>> single_step({'loss': 'nuat', 'attack.kind': ''}), single_step({'loss': 'nuat', 'attack.kind': 'kl'})
+    (True, False)
+  """
+  of_loss = getattr(methods.OBJECTIVES.get(flat['loss']), 'inner_attack', None)
+  return flat['loss'] == 'free_at' or (
+      methods.ATTACKS.get(flat['attack.kind']) or of_loss) in methods.SINGLE_STEP
 
 
 def _check_names(flat: dict) -> None:
@@ -110,7 +128,7 @@ def _wrong_scale(flat: dict) -> Iterator[str]:
            for part in attack_names.expand(name)}
   steps = {'attack': {}, 'evaluate': {name: spec.num_steps for name, spec in specs.items()
                                       if isinstance(spec, attack_names.Spec) and spec.random_start}}
-  if flat['loss'] != 'standard':
+  if flat['loss'] != 'standard' and not single_step(flat):
     steps['attack']['attack.num_steps'] = flat['attack.num_steps']
   if flat['dataset.validation_size']:
     steps['attack']['validate.num_steps'] = flat['validate.num_steps']
@@ -158,9 +176,11 @@ def _check_attacks(flat: dict) -> None:
   kind, loss = flat['attack.kind'], flat['loss']
   _require(flat, 'attack.kind', not kind or loss != 'standard',
            "clean training has no attack: use '', or another loss than 'standard'")
-  if kind in inner_attacks.ATTACKS and '.' not in loss:
+  if kind in methods.ATTACKS and '.' not in loss:
     _require(flat, 'attack.kind', (kind == 'kl_and_margin') == (loss == 'gair_trades'),
              "the loss gair_trades, and no other, learns from two attacks (kl_and_margin): use ''")
+  _require(flat, 'attack.num_steps', not single_step(flat) or flat['attack.num_steps'] == 1,
+           f"the inner attack {kind or f'of {loss}'} takes one step: use 1")
   taus, epochs = flat['attack.friendly_taus'], flat['attack.friendly_epochs']
   _require(flat, 'attack.friendly_epochs', len(epochs) == max(len(taus) - 1, 0),
            'use epochs above 0 in rising order, one fewer than attack.friendly_taus')
@@ -169,7 +189,14 @@ def _check_attacks(flat: dict) -> None:
 
 
 def _check_method(flat: dict) -> None:
-  """Averages of weights and AutoAugment."""
+  """Schedules of ε and β, averages of weights and AutoAugment."""
+  for name in ('attack.ramp_epochs', 'beta_ramp_epochs'):
+    _require(flat, name, not flat[name] or flat[name][1] < flat['epochs'],
+             f'the whole value would never be reached: use epochs below epochs = {flat["epochs"]}, or ()')
+  _require(flat, 'attack.ramp_epochs', not flat['attack.ramp_epochs'] or flat['loss'] != 'standard',
+           "there is no attack to schedule: use (), or another loss than 'standard'")
+  _require(flat, 'beta_ramp_epochs', not flat['beta_ramp_epochs'] or not flat['calibration.beta'],
+           'β is calibrated by class: use (), or calibration.beta = False')
   _require(flat, 'dataset.autoaugment_start_epoch', flat['dataset.augment'] == 'crop'
            or flat['dataset.autoaugment_start_epoch'] < flat['epochs'],
            f'AutoAugment would never begin: use one below epochs = {flat["epochs"]}')
@@ -178,6 +205,22 @@ def _check_method(flat: dict) -> None:
            'only one average is kept: set optimizer.ema_decay or this to 0')
   _require(flat, 'optimizer.swa_start_epoch', flat['optimizer.swa_start_epoch'] < flat['epochs'],
            f'nothing would be averaged: use one below epochs = {flat["epochs"]}')
+
+
+def _check_carried(flat: dict) -> None:
+  """Free-AT and FGSM-PGI, which carry perturbations from step to step and have an attack of their own."""
+  loss = flat['loss']
+  if loss not in ('free_at', 'fgsm_pgi'):
+    return
+  for name, plain in (('attack.kind', ''), ('attack.norm', 'linf'), ('dummy.enabled', False),
+                      ('calibration.radius', False)):
+    _require(flat, name, flat[name] == plain, f'{loss} carries its perturbations over: use {plain!r}')
+  if loss == 'free_at':
+    for name, plain in (('attack.friendly_taus', []), ('awp_gamma', 0.)):
+      _require(flat, name, flat[name] == plain, f'{loss} has no attack before its step: use '
+               f'{tuple(plain) if plain == [] else plain}')
+    _require(flat, 'weights.kind', flat['weights.kind'] != 'geometry',
+             'free_at counts no attack steps to weigh by: use another one')
 
 
 def _check_weights(flat: dict) -> None:

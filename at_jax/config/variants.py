@@ -40,7 +40,8 @@ def variant(config: ml_collections.ConfigDict, arg: str,
     if not _is_own(c.model):
       c.model = ml_collections.ConfigDict(dict(name='SmallCNN', dtype='float32'))
     radius, step = {'linf': (.3, .01), 'l2': (1.5, .1)}[c.attack.norm]
-    c.attack.update(epsilon_255=radius * 255, step_size_255=step * 255, num_steps=40)
+    c.attack.update(epsilon_255=radius * 255, step_size_255=step * 255,
+                    num_steps=40 if c.attack.num_steps > 1 else 1)
     # PGD of 10 or 20 such steps would not reach the edge of the ball.
     c.validate.num_steps, c.evaluate.step_size_255 = 40, radius * 255 / 4
     if '.' not in c.optimizer.name:  # the rate of an optimizer of the user's own stays
@@ -53,7 +54,7 @@ def variant(config: ml_collections.ConfigDict, arg: str,
 def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Sets a small network for eight epochs of the whole data: minutes on two cores.
 
-  The method stays; its attack takes five steps. Network, epochs, radius and learning rates are the
+  The method stays; its attack takes five steps, or one. Network, epochs, radius and learning rates are the
   same for every method, so that the results can be compared. Methods that begin late begin at epoch 5,
   where the learning rate first decays: DUCAT loses accuracy if training continues for long at a high
   rate.
@@ -80,14 +81,17 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.dataset.autoaugment_start_epoch = min(c.dataset.autoaugment_start_epoch, 5)
   if c.attack.norm == 'linf' and c.dataset.name != 'mnist':
     c.attack.epsilon_255 = 8.0
-  c.attack.num_steps, c.attack.step_size_255 = 5, c.attack.epsilon_255 * 2.5 / 8
+  c.attack.num_steps, c.attack.step_size_255 = min(c.attack.num_steps, 5), c.attack.epsilon_255 * 2.5 / 8
+  c.attack.ramp_epochs = c.attack.ramp_epochs and (2, 6)
+  c.beta_ramp_epochs = c.beta_ramp_epochs and (0, 7)
+  c.replays, c.attack.reset_epochs = min(c.replays, 4), 3
   if c.attack.friendly_taus:
     c.attack.friendly_taus, c.attack.friendly_epochs = (0, 2), (4,)
   c.calibration.start_epoch = 1
   # The worst class of this network rarely reaches .05: with a threshold of 0 three epochs are averaged.
   c.optimizer.update(fair_start_epoch=5, fair_threshold=0.0)
   c.optimizer.fair_decay = min(c.optimizer.fair_decay, 0.5)
-  c.optimizer.weight_decay, c.optimizer.decay_epochs = 5e-4, (5, 7)
+  c.optimizer.update(weight_decay=5e-4, schedule='piecewise', decay_epochs=(5, 7))
   # At .1, the rate of larger networks, this one stays at chance.
   if '.' not in c.optimizer.name:
     c.optimizer.learning_rate = 0.01 if c.dataset.name == 'mnist' else 0.03
@@ -132,6 +136,9 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.dummy.start_epoch = c.weights.start_epoch = c.calibration.start_epoch = 1
   c.optimizer.update(fair_start_epoch=1, fair_threshold=0.0)
   c.finetune.start_epoch = min(c.finetune.start_epoch, 1)
+  c.attack.ramp_epochs = c.attack.ramp_epochs and (0, 1)
+  c.beta_ramp_epochs = c.beta_ramp_epochs and (0, 1)
+  c.replays = 1
   c.attack.friendly_taus = c.attack.friendly_taus[:2]
   c.attack.friendly_epochs = c.attack.friendly_epochs[:1] and (1,)
   c.optimizer.decay_epochs = (1,)

@@ -1,7 +1,7 @@
 """Inner attacks of training: PGD with a loss, a start and everything but the model and the examples.
 
 A method names its own with `objective.attacked_by`; a config overrides it with `config.attack.kind`,
-one of this module's names or the import path of a function of your own.
+a name of `methods.ATTACKS` or the import path of a function of your own.
 
 An inner attack is a factory, called once a run:
 
@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from at_jax import attacks
+from at_jax.attacks import _random
 from at_jax.methods import losses
 
 Array = jax.Array
@@ -156,5 +157,42 @@ def kl_and_margin(*, epsilon: float, **options) -> Attack:
   return attack
 
 
-# By the name in `config.attack.kind`.
-ATTACKS = {'uniform': uniform, 'gaussian': gaussian, 'kl': kl, 'kl_and_margin': kl_and_margin}
+def unit_noise(x: Array, key: Array, index: Array | None, *, norm: str = 'linf') -> Array:
+  """Uniform random points of the unit ball, one for each example.
+
+  Args:
+    x: f32[B, ...], only its shape and dtype matter.
+    key: a PRNG key.
+    index: i32[B], the number each example folds into `key`; None for its place in the batch.
+    norm: 'linf', 'l2' or 'l1'.
+
+  Returns:
+    f32[B, ...].
+
+  Example:
+    >>> noise = unit_noise(jnp.zeros((1, 1000)), jax.random.key(0), None)
+    >>> print(.99 < jnp.max(noise) < 1, -1 <= jnp.min(noise) < -.99)
+    True True
+  """
+  index = jnp.arange(len(x)) if index is None else index
+  sample = getattr(attacks.norms, norm).sample
+  return jax.vmap(lambda k: sample(k, x.shape[1:], jnp.ones((), x.dtype)))(_random.fold(key, index))
+
+
+def scaled(radius: float | Array, direction: Array) -> Array:
+  """Multiplies each example's direction by its radius.
+
+  Args:
+    radius: a number or f32[B].
+    direction: f32[B, ...].
+
+  Returns:
+    f32[B, ...].
+
+  Example:
+    >>> print(scaled(jnp.array([1., 2.]), jnp.ones((2, 3))))
+    [[1. 1. 1.]
+     [2. 2. 2.]]
+  """
+  return jax.vmap(jnp.multiply)(jnp.broadcast_to(jnp.asarray(radius, direction.dtype), len(direction)),
+                                direction)

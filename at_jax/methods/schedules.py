@@ -1,4 +1,4 @@
-"""Schedules of a method's parameter over the epochs: λ of GAIRAT, τ of FAT."""
+"""Schedules of a method's parameter over the epochs: λ of GAIRAT, τ of FAT, ε of Epsilon-Scheduling."""
 
 from collections.abc import Mapping
 
@@ -55,3 +55,29 @@ def linear(epoch: int | Array, *, first: float, last: float, epochs: int) -> Arr
   where λ follows this schedule after the burn-in. There `first` is +∞ by default, which gives NaN.
   """
   return jnp.asarray(first - epoch / epochs * (first - last), jnp.float32)
+
+
+def ramp(epoch: int | Array, start: int, end: int) -> Array:
+  """A hinge schedule: 0 before the epoch `start`, (epoch − start)/(end − start), and 1 from `end` on.
+
+  Epsilon-Scheduling multiplies the radius by it: the model first adapts to clean examples. With start = 0
+  it is a linear warm-up; with start = end = 0 it is always 1.
+
+  Args:
+    epoch: the current epoch, counted from 0. Traced if it is an array.
+    start: T₁, the last epoch whose value is 0.
+    end: T₂ ≥ T₁, the first epoch whose value is 1.
+
+  Returns:
+    f32[].
+
+  Example:
+    >>> print(*[ramp(epoch, 2, 6) for epoch in (0, 2, 3, 6, 9)])
+    0.0 0.0 0.25 1.0 1.0
+
+  Reference: Ngnawé et al., Robust Fine-Tuning from Non-Robust Pretrained Models: Mitigating Suboptimal
+  Transfer With Epsilon-Scheduling, 2025, where T₁ = 12 and T₂ = 37 of 50 epochs (as reported; the paper's
+  text could not be read in full).
+  """
+  share = (epoch - start) / max(end - start, 1)
+  return jnp.where(epoch >= end, 1., jnp.clip(share, 0., 1.)).astype(jnp.float32)

@@ -150,13 +150,15 @@ def _lower_update(run, phase, values, devices) -> jax.stages.Lowered:
   """The update of a step, with attacked examples as arguments."""
   with _unrolled():
     share = run.config.batch_size // len(devices)
-    state, *_, index, key, values = arguments = _inputs(run, values, share, (share,))
-    examples = jax.eval_shape(
-        functools.partial(_attacked, recipe=_with_attack_of(run, phase, 1)), *arguments)
+    *mapped, key, values = _inputs(run, values, share, (share,))
+    state, *_, index = mapped = _on_each(devices, mapped)
+    attack = jax.vmap(functools.partial(_attacked, recipe=_with_attack_of(run, phase, 1)),
+                      in_axes=(0, 0, 0, 0, None, None), axis_name=devices_lib.AXIS)
+    examples = jax.eval_shape(attack, *mapped, key, values)
     update = functools.partial(step_lib.update, recipe=epoch_plan.recipe(run, phase),
                                axis_name=devices_lib.AXIS)
     update = jax.pmap(update, devices_lib.AXIS, in_axes=(0, 0, 0, None), devices=devices, donate_argnums=0)
-    return update.lower(*_on_each(devices, (state, examples, index)), values)
+    return update.lower(state, examples, index, values)
 
 
 def report(lowered: jax.stages.Lowered) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from at_jax import devices
 from at_jax.datasets import pipeline
-from at_jax.methods import weight_averaging
+from at_jax.methods import finetune, weight_averaging
 from at_jax.training import epoch_plan, setup, sharding
 from at_jax.training import step as step_lib
 
@@ -32,7 +32,7 @@ def reestimate_batchnorm(run: setup.Run) -> Callable[[step_lib.TrainState], dict
     `stored(params) -> statistics` gives the statistics if they were re-estimated before, or None.
   """
   c = run.config
-  count = min(BATCHES, run.steps_per_epoch)
+  count = min(BATCHES, run.steps_per_epoch // setup.replays(c))
   functions = {}
 
   def eval_variables(state: step_lib.TrainState, stored: Callable[[Any], Any] = lambda params: None
@@ -58,8 +58,11 @@ def reestimate_batchnorm(run: setup.Run) -> Callable[[step_lib.TrainState], dict
     images, labels = sharding.replicate((train.images[taken], train.labels[taken]))
     order = np.arange(len(taken), dtype=np.int32).reshape(count, -1)
     tuning = state.tuning
-    if tuning and not isinstance(tuning.radius, tuple):  # the steps index into `taken`
+    # The steps index into `taken`.
+    if isinstance(tuning, finetune.Tuning) and not isinstance(tuning.radius, tuple):
       tuning = tuning._replace(radius=tuning.radius[taken])
+    elif c.loss == 'fgsm_pgi':
+      tuning = tuning[taken]
     moving = sharding.replicate(state._replace(
         step=np.zeros((), np.int32), params=params, opt_state=(), average=(), tuning=tuning))
     per_call = sharding.steps_per_call(count)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from at_jax import methods
+from at_jax import devices, methods
 from at_jax.config import import_path
-from at_jax.methods import cfa, fat, finetune, gairat, inner_attacks, mail, pgd_at, schedules
+from at_jax.methods import cfa, fat, finetune, gairat, inner_attacks, mail, nuat, pgd_at, schedules
 from at_jax.methods import ducat as ducat_lib
 from at_jax.methods import objective as objective_lib
 from at_jax.training import setup
@@ -43,7 +43,7 @@ def method_started(config: ml_collections.ConfigDict, epoch: int) -> bool:
 
   Returns:
     False in the epochs before DUCAT, fine-tuning, importance weights, calibration by class, an average
-    of weights or AutoAugment starts.
+    of weights or AutoAugment starts, and while a schedule keeps the radius at 0.
   """
   starts = [config.dummy.start_epoch] * config.dummy.enabled
   starts += [config.weights.start_epoch] * (config.weights.kind != 'none')
@@ -52,6 +52,9 @@ def method_started(config: ml_collections.ConfigDict, epoch: int) -> bool:
   starts += [config.optimizer.swa_start_epoch]  # 0 without SWA
   starts += [config.finetune.start_epoch] * (config.loss == 'finetune')
   starts += [config.dataset.autoaugment_start_epoch] * (config.dataset.augment == 'autoaugment')
+  if config.attack.ramp_epochs:
+    first, last = config.attack.ramp_epochs
+    starts += [min(first + 1, last)]
   return epoch >= max(starts, default=0)
 
 
@@ -77,9 +80,13 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
   if config.loss == 'finetune' and config.finetune.regulator == 'boundary':
     tau = jnp.asarray(config.finetune.tau, jnp.int32)
   lam = _lam(config.weights, epoch, config.epochs) if config.weights.kind == 'geometry' else None
+  scale = schedules.ramp(epoch, *config.attack.ramp_epochs) if config.attack.ramp_epochs else None
+  beta = config.beta * schedules.ramp(epoch, *config.beta_ramp_epochs) if config.beta_ramp_epochs else None
+  fresh = jnp.asarray(epoch % config.attack.reset_epochs == 0) if config.loss == 'fgsm_pgi' else None
   return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau,
                               jnp.asarray(epoch >= _calibrated_from(config)),
-                              jnp.asarray(epoch >= config.dataset.autoaugment_start_epoch), lam)
+                              jnp.asarray(epoch >= config.dataset.autoaugment_start_epoch), lam, scale, beta,
+                              fresh)
 
 
 def _lam(w: ml_collections.ConfigDict, epoch: int, epochs: int) -> jax.Array:
@@ -109,29 +116,34 @@ def recipe(run: setup.Run, phase: str) -> step_lib.Recipe:
   regulate = None
   if tunes and c.finetune.regulator == 'radius':
     regulate = functools.partial(finetune.update_radius, delta=c.finetune.delta)
+  replayed = c.loss == 'free_at'
+  attack, takes_beta = (None, False) if replayed else _attack(run)
   return step_lib.Recipe(
       run.network, run.tuner if tunes else run.optimizer, _objective(c, with_ducat=phase != c.loss),
-      _attack(run), attack_folded=c.dummy.attack_logits == 'folded', weigh=_weigh(c),
+      attack, attack_beta=takes_beta, attack_folded=c.dummy.attack_logits == 'folded', weigh=_weigh(c),
       weights_on=c.weights.on, beta=c.beta, awp_gamma=c.awp_gamma,
       views=2 if c.loss == 'consistency' else 1, calibration=_calibration(c),
-      uses_teacher=tunes and c.finetune.anchor_weight > 0, regulate=regulate, **common)
+      uses_teacher=tunes and c.finetune.anchor_weight > 0, regulate=regulate,
+      radius=c.attack.epsilon_255 / 255, replays=setup.replays(c) if replayed else 0, **common)
 
 
-def _attack(run: setup.Run) -> inner_attacks.Attack:
-  """The inner attack: that of `config.attack.kind`, or the one of the loss."""
+def _attack(run: setup.Run) -> tuple[inner_attacks.Attack, bool]:
+  """The inner attack, that of `config.attack.kind` or the one of the loss; and whether it takes β."""
   c = run.config
   if c.attack.kind:
-    make = import_path.load('attack.kind', c.attack.kind, inner_attacks.ATTACKS)
+    make = import_path.load('attack.kind', c.attack.kind, methods.ATTACKS)
   elif c.loss == 'finetune':
     make = finetune.inner_attack(c.finetune.distance)
   else:
     loss = import_path.load('loss', c.loss, methods.OBJECTIVES)
     make = getattr(loss, 'inner_attack', inner_attacks.uniform)
-  return make(
+  own = dict(axis_name=devices.AXIS) if make is nuat.nuclear else {}
+  attack = make(
       norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
       step_size=c.attack.step_size_255 / 255, num_steps=c.attack.num_steps,
       # κ counts whether the deployed decision is correct, for any attacked logits.
-      decide=None if c.dummy.attack_logits == 'folded' else run.network.fold)
+      decide=None if c.dummy.attack_logits == 'folded' else run.network.fold, **own)
+  return attack, make is nuat.nuclear
 
 
 def _calibration(config: ml_collections.ConfigDict) -> cfa.Calibration:
@@ -150,6 +162,8 @@ def _objective(config: ml_collections.ConfigDict, *, with_ducat: bool) -> object
   objective = import_path.load('loss', config.loss, methods.OBJECTIVES)
   if config.loss == 'consistency':
     objective = functools.partial(objective, temperature=config.consistency_temperature)
+  if config.loss == 'nuat':
+    objective = functools.partial(objective, axis_name=devices.AXIS)
   if not with_ducat:
     return objective
   d = config.dummy

@@ -135,9 +135,10 @@ def _calls(run: setup.Run, step: int) -> Iterator[_Call]:
   """The calls that remain after `step` steps."""
   per_call, per_epoch = sharding.steps_per_call(run.steps_per_epoch), run.steps_per_epoch
   batch_size, examples = run.config.batch_size, len(run.dataset.train.labels)
+  replays = setup.replays(run.config)
   for epoch in range(step // per_epoch, run.config.epochs):
     order = np.asarray(pipeline.epoch_order(run.keys['order'], epoch, examples))
-    order = order[:per_epoch * batch_size].reshape(per_epoch, batch_size)
+    order = order[:per_epoch // replays * batch_size].reshape(-1, batch_size).repeat(replays, axis=0)
     for first in range(max(step - epoch * per_epoch, 0), per_epoch, per_call):
       taken = order[first:first + per_call]
       yield _Call(epoch, taken, first == 0, first + len(taken) == per_epoch)

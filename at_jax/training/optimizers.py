@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -73,6 +74,11 @@ def schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> optax
     epochs = config.finetune.start_epoch if config.loss == 'finetune' else config.epochs
     return _under_strict_promotion(
         optax.cosine_decay_schedule(sgd.learning_rate, max(round(epochs * steps_per_epoch), 1)))
+  if o.schedule == 'cyclic':
+    epochs = config.finetune.start_epoch if config.loss == 'finetune' else config.epochs
+    half = max(epochs * steps_per_epoch / 2, 1)
+    return _under_strict_promotion(
+        lambda step: sgd.learning_rate * jnp.maximum(1 - jnp.abs(step / half - 1), 0))
   falls = {round(epoch * steps_per_epoch): sgd.decay_factor for epoch in o.decay_epochs}
   return _under_strict_promotion(optax.piecewise_constant_schedule(sgd.learning_rate, falls))
 

@@ -15,6 +15,7 @@ import numpy as np
 from at_jax import environment, errors
 from at_jax.config import fields
 from at_jax.evaluation import metrics
+from at_jax.methods import finetune
 from at_jax.models import logit_adjustment
 from at_jax.training import batchnorm, checkpoints, model_selection, records, setup
 
@@ -240,7 +241,7 @@ def _info(run: setup.Run, saved: checkpoints.Saved) -> dict[str, Any]:
   """What an evaluation reads from a checkpoint besides the variables."""
   info = {'validation_robust': saved.info.get('validation_robust'), 'data': setup.data_info(run.dataset)}
   tuning = saved.state.tuning
-  if tuning:
+  if isinstance(tuning, finetune.Tuning):
     info |= {name: float(getattr(tuning, name)) for name in ('start_clean', 'start_robust')}
   return info
 

@@ -37,7 +37,8 @@ class Run(NamedTuple):
     optimizer: the optimizer.
     tuner: the optimizer of fine-tuning, whose schedule starts with it, or None.
     schedule: `step -> learning rate`.
-    steps_per_epoch: whole batches in the training set; the remainder of an epoch's order is dropped.
+    steps_per_epoch: whole batches in the training set, each counted as often as it is replayed; the
+      remainder of an epoch's order is dropped.
     keys: PRNG keys by use: 'init', 'order', 'train', 'evaluate', 'optimizer'.
   """
   config: ml_collections.ConfigDict
@@ -201,7 +202,7 @@ def assemble(config: ml_collections.ConfigDict, dataset: pipeline.Dataset | pipe
   if config.dataset.augment == 'autoaugment' and channels not in (1, 3):
     raise errors.UserError('config.dataset.augment', 'autoaugment',
                            f"takes 1 or 3 channels, not {channels}: use 'crop'")
-  steps_per_epoch = dataset.train_size // config.batch_size
+  steps_per_epoch = dataset.train_size // config.batch_size * replays(config)
   if not steps_per_epoch:
     raise errors.UserError('config.batch_size', config.batch_size,
                            f'use at most the {dataset.train_size} training examples')
@@ -210,6 +211,23 @@ def assemble(config: ml_collections.ConfigDict, dataset: pipeline.Dataset | pipe
   return Run(config, dataset, _network(config),
              *optimizers.make(config, steps_per_epoch=steps_per_epoch, key=keys['optimizer']),
              steps_per_epoch, keys)
+
+
+def replays(config: ml_collections.ConfigDict) -> int:
+  """Returns how many steps in a row use the same minibatch: m of Free-AT, else 1.
+
+  Args:
+    config: the configuration.
+
+  Returns:
+    m.
+
+  Example:
+    >>> from at_jax import config
+    >>> replays(config.default())
+    1
+  """
+  return config.replays if config.loss == 'free_at' else 1
 
 
 def _check_normalize(config: ml_collections.ConfigDict, channels: int) -> None:
@@ -357,6 +375,9 @@ def init_state(run: Run) -> step_lib.TrainState:
       run.network, run.optimizer, key, x, averaged=c.optimizer.fair_decay > 0,
       classes_counted=run.dataset.num_classes if counts_classes else 0))
   state = init(run.keys['init'])
+  rows = {'free_at': c.batch_size, 'fgsm_pgi': run.dataset.train_size}.get(c.loss)
+  if rows:
+    state = state._replace(tuning=jnp.zeros((rows, *run.dataset.image_shape), jnp.int8))
   if c.loss != 'finetune':
     return state
   variables = {'params': state.params, 'batch_stats': state.batch_stats}

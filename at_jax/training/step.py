@@ -14,7 +14,8 @@ from at_jax import attacks
 from at_jax.attacks import _loops, _stepper
 from at_jax.datasets import autoaugment as autoaugment_lib
 from at_jax.datasets import pipeline
-from at_jax.methods import awp, cfa, finetune, precision, weight_averaging
+from at_jax.methods import awp, carried, cfa, finetune, free_at, precision, weight_averaging
+from at_jax.methods import inner_attacks as inner_attacks_lib
 from at_jax.methods import objective as objective_lib
 from at_jax.models import deployed as deployed_lib
 
@@ -31,7 +32,9 @@ class TrainState(NamedTuple):
     opt_state: state of the optimizer.
     class_counts: `cfa.ClassCounts` if weights or calibration depend on the class, else empty.
     average: `weight_averaging.FairAverageState` if CFA averages weights, else empty.
-    tuning: `methods.finetune.Tuning` if the loss is 'finetune', else empty.
+    tuning: what the method keeps besides. `methods.finetune.Tuning` for the loss 'finetune'; perturbations
+      as `methods.carried` packs them, of each training example for 'fgsm_pgi' and of each place of the
+      global batch for 'free_at'; else empty. Another field would make earlier checkpoints unreadable.
   """
   step: Array
   params: Any
@@ -65,12 +68,19 @@ class EpochValues(NamedTuple):
     calibrated: bool[], factors per class are used; otherwise all are exactly 1.
     autoaugmented: bool[], AutoAugment is used, if the recipe has it.
     lam: f32[], λ of `gairat.weigh`; None for other weights.
+    scale: f32[], multiplies the radius and the step size of the attack; None without a schedule of ε.
+    beta: f32[], β of the epoch; None for that of the recipe.
+    fresh: bool[], the attack starts at random and not where the epoch before ended; None if it carries
+      nothing over.
   """
   weighted: Array | bool = True
   tau: Array | None = None
   calibrated: Array | bool = True
   autoaugmented: Array | bool = True
   lam: Array | None = None
+  scale: Array | None = None
+  beta: Array | None = None
+  fresh: Array | None = None
 
 
 DEFAULT_VALUES = EpochValues()
@@ -84,7 +94,8 @@ class Recipe(NamedTuple):
     optimizer: optax transformation.
     objective: objective, as `methods.objective` describes it.
     attack: inner attack, as `methods.inner_attacks` describes it; None for clean training. It gets
-      `tau` if it is friendly, `epsilon` if radii are calibrated and `scale` if a regulator scales it.
+      `tau` if it is friendly, `epsilon` if radii are calibrated and `scale` if a regulator or a schedule
+      scales it.
     attack_folded: attack the deployed logits instead of those of the head.
     pad: pixels of padding, as for `datasets.augment`.
     flip: random flips, as for `datasets.augment`.
@@ -98,6 +109,9 @@ class Recipe(NamedTuple):
     uses_teacher: pass the logits of the teacher at x to the objective, as `reference`.
     regulate: `(tuning, index, robust, axis_name=…) -> tuning`, or None.
     autoaugment: apply `datasets.autoaugment.augment` after `datasets.augment`.
+    attack_beta: pass β to the attack, as `beta`.
+    radius: ε of the configuration, the scale of perturbations that are carried over.
+    replays: m of Free-AT, steps that a minibatch is used for; 0 for any other method.
   """
   network: deployed_lib.Network
   optimizer: optax.GradientTransformation
@@ -116,6 +130,9 @@ class Recipe(NamedTuple):
   uses_teacher: bool = False
   regulate: Callable[..., finetune.Tuning] | None = None
   autoaugment: bool = False
+  attack_beta: bool = False
+  radius: float = 0.
+  replays: int = 0
 
 
 def init(network: deployed_lib.Network, optimizer: optax.GradientTransformation, key: Array,
@@ -151,6 +168,7 @@ class Examples(NamedTuple):
     kappa: i32[V·b], κ of the attack; None without an attack.
     robust: bool[V·b], still classified correctly at x', in inference mode; None without an attack.
     reference: logits of the teacher at x, or None.
+    moved: f32[b, H, W, C], x' minus the augmented image, where x is the start of the attack; else None.
   """
   x: Array
   x_adv: Array
@@ -158,11 +176,13 @@ class Examples(NamedTuple):
   kappa: Array | None
   robust: Array | None = None
   reference: Array | None = None
+  moved: Array | None = None
 
 
-def _examples(state, images, labels, index, key, values, recipe, by_class) -> Examples:
+def _examples(state, images, labels, index, key, values, recipe, by_class, axis_name) -> Examples:
   """Augments and attacks. It has no collective and no gradient."""
-  augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
+  step = state.step // recipe.replays if recipe.replays else state.step
+  augment_key, attack_key = jax.random.split(jax.random.fold_in(key, step))
   keys = jax.vmap(lambda i: jax.random.fold_in(augment_key, i))(index)
   if recipe.views == 2:
     keys = jnp.concatenate(list(jax.vmap(jax.random.split, out_axes=1)(keys)))
@@ -175,18 +195,46 @@ def _examples(state, images, labels, index, key, values, recipe, by_class) -> Ex
     images = jax.lax.cond(values.autoaugmented, autoaugment_lib.augment, lambda images, _: images,
                           images, keys)
   x = pipeline.to_unit(images)
+  if recipe.replays:
+    delta = carried.unpack(state.tuning[_places(index, axis_name)], recipe.radius, x.dtype)
+    return Examples(x, jnp.clip(x + delta, 0, 1), y, None)
   if recipe.attack is None:
     return Examples(x, x, y, None)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   logits = recipe.network.deployed if recipe.attack_folded else recipe.network.logits
-  scale = finetune.attack_scale(state.tuning, index) if state.tuning else None
+  tuned = isinstance(state.tuning, finetune.Tuning)
+  scale = finetune.attack_scale(state.tuning, index) if tuned else None
+  if values.scale is not None:
+    scale = values.scale if scale is None else values.scale * scale
   epsilon = None if by_class.epsilon is None else by_class.epsilon[y]
-  options = {'tau': values.tau, 'epsilon': epsilon, 'scale': scale}
+  options = {'tau': values.tau, 'epsilon': epsilon, 'scale': scale,
+             'beta': _beta(values, recipe) if recipe.attack_beta else None}
+  if values.fresh is not None:
+    options['start'] = start = _prior(state, x, index, jax.random.fold_in(attack_key, 1), values, recipe)
   options = {name: value for name, value in options.items() if value is not None}
   logits = jax.tree_util.Partial(logits, variables)
   found = jax.lax.stop_gradient(recipe.attack(logits, x, y, attack_key, index, **options))
+  if values.fresh is not None:
+    return Examples(start, found.x, y, found.kappa, ~found.success, moved=found.x - x)
   reference = recipe.network.logits(state.tuning.teacher, x) if recipe.uses_teacher else None
   return Examples(x, found.x, y, found.kappa, ~found.success, reference)
+
+
+def _places(index: Array, axis_name: str | None) -> Array:
+  """The places of this device's examples in the global batch."""
+  first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(index)
+  return first + jnp.arange(len(index), dtype=jnp.int32)
+
+
+def _prior(state, x, index, key, values, recipe) -> Array:
+  """x + δ₀: the perturbation that each example had in the epoch before, or random signs."""
+  signs = jnp.where(inner_attacks_lib.unit_noise(x, key, index) < 0, -1, 1).astype(x.dtype)
+  before = carried.unpack(state.tuning[index], recipe.radius, x.dtype)
+  return jnp.clip(x + jnp.where(values.fresh, recipe.radius * signs, before), 0, 1)
+
+
+def _beta(values: EpochValues, recipe: Recipe) -> float | Array:
+  return recipe.beta if values.beta is None else values.beta
 
 
 def train_step(
@@ -196,8 +244,8 @@ def train_step(
   """Takes one step: augments, attacks in inference mode, and updates in train mode.
 
   The draws of an example depend only on the key, the step and its index, so they are the same on any
-  number of devices. The attack has no collective. The update has those of BatchNorm, of weight
-  normalisers and of the mean of the gradients.
+  number of devices. The attack has no collective, except that of NuAT. The update has those of BatchNorm, of
+  weight normalisers and of the mean of the gradients.
 
   Args:
     state: the state before the step.
@@ -212,13 +260,16 @@ def train_step(
   Returns:
     The state after the step, and its `Metrics`.
   """
-  examples = attacked(state, images, labels, index, key, values, recipe=recipe)
+  examples = attacked(state, images, labels, index, key, values, recipe=recipe, axis_name=axis_name)
   return update(state, examples, index, values, recipe=recipe, axis_name=axis_name)
 
 
 def attacked(state: TrainState, images: Array, labels: Array, index: Array, key: Array,
-             values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe) -> Examples:
-  """Augments and attacks the examples of a step: the first half of `train_step`, without a collective.
+             values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe, axis_name: str | None = None
+             ) -> Examples:
+  """Augments and attacks the examples of a step: the first half of `train_step`.
+
+  It has no collective, except in the attack of NuAT, which couples the examples of a batch.
 
   Args:
     state: the state before the step.
@@ -228,11 +279,13 @@ def attacked(state: TrainState, images: Array, labels: Array, index: Array, key:
     key: PRNG key of training.
     values: values of the epoch.
     recipe: what a step does.
+    axis_name: axis over devices, or None.
 
   Returns:
     The `Examples` of this device.
   """
-  return _examples(state, images, labels, index, key, values, recipe, _by_class(state, values, recipe)[1])
+  by_class = _by_class(state, values, recipe)[1]
+  return _examples(state, images, labels, index, key, values, recipe, by_class, axis_name)
 
 
 def _by_class(state: TrainState, values: EpochValues, recipe: Recipe) -> tuple[Any, cfa.ByClass]:
@@ -258,8 +311,8 @@ def update(state: TrainState, examples: Examples, index: Array, values: EpochVal
   """
   counts, by_class = _by_class(state, values, recipe)
 
-  def mean_loss(params: Any) -> tuple[Array, objective_lib.Outcome]:
-    outcome = _outcome(state._replace(params=params), examples, recipe, by_class)
+  def mean_loss(params: Any, x_adv: Array = examples.x_adv) -> tuple[Array, objective_lib.Outcome]:
+    outcome = _outcome(state._replace(params=params), examples._replace(x_adv=x_adv), recipe, by_class)
     w = None
     if recipe.weigh is not None:
       evidence = objective_lib.Evidence(examples.kappa, recipe.network.fold(outcome.logits), examples.y,
@@ -268,13 +321,17 @@ def update(state: TrainState, examples: Examples, index: Array, values: EpochVal
       w = jnp.where(values.weighted,
                     recipe.weigh(evidence, axis_name=axis_name, **schedule), 1)
     betas = None if by_class.beta is None else by_class.beta[examples.y]
-    loss = objective_lib.mean_loss(outcome, w, weights_on=recipe.weights_on, beta=recipe.beta,
-                                betas=betas)
+    loss = objective_lib.mean_loss(outcome, w, weights_on=recipe.weights_on,
+                                beta=_beta(values, recipe), betas=betas)
     return loss, outcome
 
-  value_and_grad = awp.awp_value_and_grad(mean_loss, gamma=recipe.awp_gamma, has_aux=True,
-                                                 axis_name=axis_name)
-  (loss, outcome), gradients = value_and_grad(state.params)
+  if recipe.replays:
+    both = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
+    (loss, outcome), (gradients, slope) = both(state.params, examples.x_adv)
+  else:
+    value_and_grad = awp.awp_value_and_grad(mean_loss, gamma=recipe.awp_gamma, has_aux=True,
+                                            axis_name=axis_name)
+    (loss, outcome), gradients = value_and_grad(state.params)
   correct = _stepper.is_correct(recipe.network.fold(outcome.logits), examples.y)
   accuracy = jnp.mean(correct)
   if axis_name is not None:
@@ -288,6 +345,12 @@ def update(state: TrainState, examples: Examples, index: Array, values: EpochVal
   tuning = state.tuning
   if recipe.regulate is not None:
     tuning = recipe.regulate(tuning, index, examples.robust, axis_name=axis_name)
+  elif recipe.replays:
+    epsilon = recipe.radius if values.scale is None else values.scale * recipe.radius
+    moved = free_at.ascend(examples.x, examples.x_adv, slope, epsilon)
+    tuning = carried.store(tuning, _places(index, axis_name), moved, recipe.radius, axis_name=axis_name)
+  elif examples.moved is not None:
+    tuning = carried.store(tuning, index, examples.moved, recipe.radius, axis_name=axis_name)
   state = state._replace(step=state.step + 1, params=params, batch_stats=outcome.batch_stats,
                          opt_state=opt_state, class_counts=counts, tuning=tuning)
   return state, Metrics(loss, accuracy, finite)
@@ -365,7 +428,8 @@ def batchnorm_steps(
   """
   def body(state: TrainState, index: Array) -> tuple[TrainState, None]:
     by_class = cfa.by_class(recipe.calibration, state.class_counts, values.calibrated)
-    examples = _examples(state, images[index], labels[index], index, key, values, recipe, by_class)
+    examples = _examples(state, images[index], labels[index], index, key, values, recipe, by_class,
+                         axis_name)
     outcome = _outcome(state, examples, recipe, by_class)
     return state._replace(step=state.step + 1, batch_stats=outcome.batch_stats), None
 

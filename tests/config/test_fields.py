@@ -48,7 +48,7 @@ def test_every_condition_can_hold_and_fail():
                'evaluate.attacks': ['autoattack_fast']}
   others = [flat | {'loss': 'consistency', 'weights.kind': 'margin', 'optimizer.name': 'mine.adam'},
             flat | {'loss': 'standard', 'weights.kind': 'class_wise', 'optimizer.schedule': 'cosine'},
-            on | {'finetune.regulator': 'boundary'}]
+            on | {'finetune.regulator': 'boundary'}, flat | {'loss': 'free_at'}, flat | {'loss': 'fgsm_pgi'}]
   conditions = {field.when for field in fields.FIELDS.values() if field.when} - {fields.ALWAYS}
   for condition in conditions:
     found = {condition.holds(each) for each in (flat, on, *others)}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from at_jax import main
-from at_jax.config import command_line
+from at_jax.config import command_line, validation
 from at_jax.training import epoch_plan, setup, sharding
 from tests.fixtures.command_errors import ROOT
 
@@ -74,3 +74,12 @@ def test_mnist_in_l2_has_an_l2_radius():
   c = command_line.parse([f'--config={ROOT}/configs/entropy_sgd_cifar10.py:l2-mnist']).config
   # 1.5 is the usual radius for MNIST in L2, as in the paper of DDN; .3 is a radius in L∞.
   assert (c.attack.norm, c.attack.epsilon_255 / 255) == ('l2', 1.5)
+
+
+@pytest.mark.parametrize('variant', ['', ':small', ':mnist', ':smoke', ':mnist-small'])
+@pytest.mark.parametrize('name', ['fgsm_rs', 'n_fgsm', 'nuat', 'free_at', 'fgsm_pgi'])
+def test_one_step_stays_one_step_without_a_warning(name, variant):
+  c = command_line.parse([f'--config={ROOT}/configs/{name}_cifar10.py{variant}']).config
+  lines = []
+  validation.check(c, lines.append)
+  assert c.attack.num_steps == 1 and not lines

@@ -8,11 +8,13 @@ from at_jax.methods import (
   cfa,
   consistency,
   ducat,
+  fgsm_pgi,
   finetune,
   gairat,
   losses,
   mail,
   mart,
+  nuat,
   objective,
   pgd_at,
   trades,
@@ -36,6 +38,7 @@ FITS = {
     'ducat': lambda z, y: ducat.loss(both_halves(z[0]), both_halves(z[1]), y),
     'finetune': lambda z, y: terms(finetune.finetune, distance='kl', anchor='squared', anchor_weight=.5,
                                    reference=z[2])(z, y).fit,
+    'fgsm_pgi': lambda z, y: terms(fgsm_pgi.fgsm_pgi)(z, y).fit,
     'soft targets': lambda z, y: losses.cross_entropy(z[0], .9 * jax.nn.one_hot(y, z.shape[-1])),
     'temper': lambda z, y: losses.cross_entropy(
         cfa.temper(z[0], y, by_class(z, .5, .7, .9, 1.2, 1.5)), y),
@@ -51,6 +54,8 @@ REGULARISERS = {
     'js': lambda z, y: consistency.js_divergence(z[0], z[1]),
     'finetune': lambda z, y: terms(finetune.finetune, distance='kl', anchor='kl', anchor_weight=.5)(
         z, y).regulariser,
+    'fgsm_pgi': lambda z, y: terms(fgsm_pgi.fgsm_pgi)(z, y).regulariser,
+    'nuat': lambda z, y: terms(nuat.nuat)(z, y).regulariser,
     'mail': lambda z, y: mail.margin_weights(z[1], y, bias=0., slope=2.) * losses.cross_entropy(z[1], y),
 }
 EVERY = FITS | {f'{name}, regulariser': term for name, term in REGULARISERS.items()}

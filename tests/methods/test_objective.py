@@ -12,7 +12,7 @@ from at_jax import errors, methods
 from at_jax.config import fields
 from at_jax.datasets import pipeline
 from at_jax.methods import ducat as ducat_lib
-from at_jax.methods import gairat, inner_attacks, mart, trades
+from at_jax.methods import fgsm_pgi, gairat, inner_attacks, mart, nuat, trades
 from at_jax.methods import objective as objective_lib
 from at_jax.training import epoch_plan, setup
 from tests.fixtures import slow_losses
@@ -45,7 +45,8 @@ def test_inner_attack_of_each_named_objective():
   # The released code of each: TRADES' KL, GAIR-RST's two attacks, MART's CE from a Gaussian start.
   found = {name: getattr(objective, 'inner_attack', None) for name, objective in methods.OBJECTIVES.items()}
   assert found == {'standard': None, 'pgd_at': None, 'consistency': None, 'trades': inner_attacks.kl,
-                   'gair_trades': inner_attacks.kl_and_margin, 'mart': inner_attacks.gaussian}
+                   'gair_trades': inner_attacks.kl_and_margin, 'mart': inner_attacks.gaussian,
+                   'nuat': nuat.nuclear, 'free_at': None, 'fgsm_pgi': fgsm_pgi.prior}
 
 
 def test_trades_is_its_formula():
@@ -76,6 +77,23 @@ def test_mart_is_its_formula():
                       for z, y in zip(ADV, Y, strict=True)])
   close(outcome.regulariser, [slow_losses.slow_kl(a, b) * (1 - slow_losses.probabilities(a)[y])
                               for a, b, y in zip(CLEAN, ADV, Y, strict=True)])
+  np.testing.assert_array_equal(outcome.logits, ADV)
+
+
+def test_nuat_is_its_formula():
+  outcome = nuat.nuat(forward, (), CLEAN, ADV, Y)
+  close(outcome.fit, [slow_ce(z, np.eye(2 * C)[y]) for z, y in zip(CLEAN, Y, strict=True)])
+  # ‖f(x) − f(x')‖_* / B in NumPy.
+  close(np.mean(outcome.regulariser), np.linalg.norm(CLEAN - ADV, 'nuc') / 8)
+  np.testing.assert_array_equal(outcome.logits, ADV)
+
+
+def test_fgsm_pgi_is_its_formula():
+  outcome = fgsm_pgi.fgsm_pgi(forward, (), CLEAN, ADV, Y)
+  # The released code's smoothing of 0.6: .6 for the class and .4 over the five other outputs.
+  targets = [np.where(np.arange(2 * C) == y, .6, .08) for y in Y]
+  close(outcome.fit, [slow_ce(*each) for each in zip(ADV, targets, strict=True)])
+  close(outcome.regulariser, np.mean((CLEAN - ADV) ** 2, axis=1))
   np.testing.assert_array_equal(outcome.logits, ADV)
 
 

@@ -1,4 +1,4 @@
-"""The piecewise schedule of λ."""
+"""Schedules of a parameter over the epochs."""
 
 import jax
 import jax.numpy as jnp
@@ -13,3 +13,14 @@ def test_by_epoch_reaches_every_stage():
   lam = jax.vmap(lambda epoch: schedules.by_epoch(epoch, jnp.inf, stages))(jnp.arange(1, 121))
   np.testing.assert_array_equal(lam, [np.inf] * 59 + [-1.] * 30 + [-2.] * 20 + [-2.5] * 11)
   assert schedules.by_epoch(7, -1., {}) == -1
+
+
+def test_ramp_is_the_hinge_of_epsilon_scheduling():
+  # T₁ = 12 and T₂ = 37 of 50 epochs, the values of the paper.
+  epochs = np.arange(50)
+  found = jax.vmap(lambda epoch: schedules.ramp(epoch, 12, 37))(jnp.asarray(epochs))
+  np.testing.assert_allclose(found, np.interp(epochs, [12, 37], [0, 1]), atol=1e-6)
+  # Without a ramp the radius is whole from its epoch on; from epoch 0 on it is a warm-up.
+  assert [float(schedules.ramp(epoch, 2, 2)) for epoch in range(4)] == [0, 0, 1, 1]
+  assert [float(schedules.ramp(epoch, 0, 4)) for epoch in range(4)] == [0, .25, .5, .75]
+  assert schedules.ramp(0, 0, 0) == 1

@@ -10,6 +10,7 @@ import pytest
 from at_jax.config import command_line, fields
 from at_jax.methods import gairat, objective
 from at_jax.training import epoch_plan, optimizers, setup
+from tests.fixtures import composed_runs
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
@@ -96,10 +97,44 @@ def attack(*, epsilon, **options):
     (['pgd_at_cifar10.py:small'], 'uniform'), (['consistency_cifar10.py:small'], 'uniform'),
     (['mart_cifar10.py:small'], 'gaussian'), (['trades_cifar10.py:small'], 'kl'),
     (['gair_trades_cifar10.py:small'], 'kl_and_margin'), (['mail_at_cifar10.py:small'], 'gaussian'),
-    (['ducat_cifar10.py:small'], 'uniform'), (['ducat_trades_cifar10.py:small'], 'kl'),
+    (['fgsm_rs_cifar10.py:small'], 'fgsm_rs'), (['n_fgsm_cifar10.py:small'], 'n_fgsm'),
+    (['nuat_cifar10.py:small'], 'nuclear'), (['fgsm_pgi_cifar10.py:small'], 'prior'),
+    (['ducat_cifar10.py:small'], 'uniform'),
+    (['ducat_trades_cifar10.py:small'], 'kl'),
     (['finetune_cifar10.py:small'], 'kl'),
     (['finetune_cifar10.py:small', '--config.finetune.distance=cross_entropy'], 'uniform'),
     (['pgd_at_cifar10.py:small', '--config.attack.kind=kl'], 'kl'),
 ], ids=lambda value: '-'.join(value) if isinstance(value, list) else value)
 def test_each_method_has_the_attack_of_its_paper(arguments, name):
   assert inner_attack(*arguments).__qualname__ == f'{name}.<locals>.attack'
+
+
+def test_a_radius_of_zero_trains_on_clean_examples():
+  def after_one(**fields):
+    c = composed_runs.config_of()
+    c.update_from_flattened_dict({name.replace('__', '.'): value for name, value in fields.items()})
+    return composed_runs.take_steps(c, epochs=1)[0]
+
+  scheduled = after_one(attack__ramp_epochs=(0, 1), attack__kind='n_fgsm')
+  np.testing.assert_allclose(scheduled, after_one(loss='standard'), atol=1e-6)
+  assert np.max(np.abs(scheduled - after_one(attack__kind='n_fgsm'))) > 1e-4
+
+
+def test_radius_and_beta_follow_their_schedules():
+  c = parsed('nuat_cifar10.py:small', '--config.attack.ramp_epochs=(2,6)')
+  found = [epoch_plan.epoch_values(c, epoch) for epoch in range(8)]
+  np.testing.assert_allclose([each.scale for each in found], np.interp(range(8), [2, 6], [0, 1]))
+  # β rises from 0 to 4.5 at epoch 7, as it does at epoch 90 of 100 in the released code.
+  np.testing.assert_allclose([each.beta for each in found], np.interp(range(8), [0, 7], [0, 4.5]), rtol=1e-6)
+  assert [epoch_plan.method_started(c, epoch) for epoch in range(5)] == [False, False, False, True, True]
+  constant = epoch_plan.epoch_values(fields.default(), 0)
+  assert constant.scale is None and constant.beta is None
+
+
+def test_the_cyclic_rate_is_linear_to_the_middle_and_back():
+  c = parsed('fgsm_rs_cifar10.py')  # 15 epochs, a peak of .2
+  rate = optimizers.make(c, steps_per_epoch=10, key=jax.random.key(0)).learning_rate
+  # PyTorch's CyclicLR from 0 to .2 with step_size_up = step_size_down = 75.
+  steps = [0, 1, 37, 75, 76, 149, 150]
+  expected = np.interp(steps, [0, 75, 150], [0, .2, 0])
+  np.testing.assert_allclose([rate(step) for step in steps], expected, atol=1e-7)

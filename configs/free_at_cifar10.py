@@ -1,0 +1,25 @@
+"""Free-AT, free adversarial training, on CIFAR-10, L∞ 8/255: one backward pass for weights and examples.
+
+  python -m at_jax.main --config=configs/free_at_cifar10.py
+  python -m at_jax.main --config=configs/free_at_cifar10.py:small   minutes on two cores
+  Other data and sizes: :cifar100 and :mnist; combinations such as :cifar100-small.
+
+Reference: Shafahi et al., Adversarial Training for Free!, 2019, and its released code.
+From the reference: m = 8 replays of each batch of 128, 80,000 steps (26 epochs of 8 replays), learning rate
+.1, × .1 after half and after three quarters of them, weight decay 2e-4.
+Ours: PreActResNet-18, bfloat16, and the best checkpoint is chosen on held-out training images; :small has
+four replays.
+
+Published: WRN-32-10, m = 8: clean 85.96, PGD-20 × 10 46.33.
+Measured: not yet.
+"""
+
+from at_jax.config import fields, variants
+
+
+def get_config(arg: str = ''):
+  c = fields.default()
+  c.model.dtype = 'bfloat16'
+  c.loss, c.attack.num_steps = 'free_at', 1
+  c.epochs, c.optimizer.weight_decay, c.optimizer.decay_epochs = 26, 2e-4, (13, 19)
+  return variants.variant(c, arg)
