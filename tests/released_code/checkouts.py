@@ -1,10 +1,13 @@
 """For make_reference.py: loads modules of released code and runs them on the network in PyTorch."""
 
+import ast
+import contextlib
 import importlib.util
 import pathlib
 import subprocess
 import sys
 import types
+from unittest import mock
 
 import torch
 
@@ -17,6 +20,7 @@ from tests.released_code.problem import (
   STEP_SIZE,
   STEPS,
   TEMPERATURE,
+  UNIFORM,
   VARIANCE,
   X,
   digest,
@@ -39,6 +43,15 @@ def prepare():
   torch.Tensor.backward = recorded
   torch.randn, torch.randn_like = draw, lambda x: draw(x.shape)
   torch.set_default_dtype(torch.float64)
+
+
+@contextlib.contextmanager
+def uniform_starts():
+  """Makes starts that are drawn as `x[:, channel].uniform_(-radius, radius)` those of the problem."""
+  channels = iter(range(UNIFORM.shape[1]))
+  draw = lambda self, low, high: self.copy_(high * torch.tensor(UNIFORM[:, next(channels)]))
+  with mock.patch.object(torch.Tensor, 'uniform_', draw):
+    yield
 
 
 class Checkouts:
@@ -67,6 +80,14 @@ class Checkouts:
       if name in stubs or file.startswith(str(folder)):
         del sys.modules[name]
     return module
+
+  def function(self, repository, path, name, **names):
+    """Loads one function of a script that cannot be imported; `names` are the globals that it uses."""
+    self.loaded.add(repository)
+    file = self.folder / repository / path
+    node, = (n for n in ast.parse(file.read_text()).body if isinstance(n, ast.FunctionDef) and n.name == name)
+    exec(compile(ast.Module([node], []), str(file), 'exec'), names)
+    return names[name]
 
   def commits(self):
     """The commit of each repository that was loaded from."""

@@ -4,9 +4,9 @@
 
 FOLDER holds clones, named like their repositories, of these repositories of github.com:
 zjfheart/Geometry-aware-Instance-reweighted-Adversarial-Training, QizhouWang/MAIL, YisenWang/MART,
-yaodongyu/TRADES, csdongxian/AWP, FlaAI/DUCAT, alinlab/consistency-adversarial, PKU-ML/CFA and
-ucla-vision/entropy-sgd. reference.json names their commits. PyTorch is needed too. Their inputs are drawn
-in problem.py, so reference.json holds only numbers.
+yaodongyu/TRADES, csdongxian/AWP, FlaAI/DUCAT, alinlab/consistency-adversarial, PKU-ML/CFA,
+ucla-vision/entropy-sgd, pdejorge/N-FGSM and val-iisc/NuAT. reference.json names their commits. PyTorch is
+needed too. Their inputs are drawn in problem.py, so reference.json holds only numbers.
 """
 
 import argparse
@@ -18,7 +18,16 @@ import numpy as np
 import torch
 
 from tests.released_code import problem
-from tests.released_code.checkouts import Checkouts, found, from_loop, from_loss, network_of, prepare, read
+from tests.released_code.checkouts import (
+  Checkouts,
+  found,
+  from_loop,
+  from_loss,
+  network_of,
+  prepare,
+  read,
+  uniform_starts,
+)
 from tests.released_code.problem import (
   AWP_GAMMA,
   BATCH,
@@ -189,7 +198,37 @@ def entropy_sgd(load, decay):
   return read(network)
 
 
-def everything(load):
+def single_step(load, uniform):
+  """FGSM-RS and N-FGSM, both in the code of N-FGSM, on the network in inference mode."""
+  module = load('N-FGSM', 'utils/attack_utils.py', torchvision=dict(datasets=None, transforms=None))
+  ones = torch.ones(3, 1, 1)
+  attacks = module.AttackUtils(0 * ones, ones, ones)
+  model, x, y = network_of(weights_of(10)).eval(), torch.tensor(X), torch.tensor(Y)
+  with uniform():
+    rs = attacks.attack_fgsm(model, x, y, EPSILON * ones, 1.25 * EPSILON * ones)
+  with uniform():
+    noisy = attacks.attack_nfgsm(model, x, y, 255 * EPSILON, 255 * EPSILON, unif=2, clip=0)
+  return {name: {'perturbation': perturbation(X + delta.detach().numpy())}
+          for name, delta in (('fgsm_rs', rs), ('n_fgsm', noisy))}
+
+
+def nuat(function):
+  """NuAT's attack on the network in inference mode; its script is no module, so its loss is written here."""
+  attack = function('NuAT', 'CIFAR10/NuAT_cifar10.py', 'NucAttack', torch=torch, TRAIN_BATCH_SIZE=BATCH,
+                    Variable=torch.autograd.Variable, zero_gradients=lambda x: None)
+  network, x, y = network_of(weights_of(10)).eval(), torch.tensor(X), torch.tensor(Y)
+  entropy = torch.nn.CrossEntropyLoss()
+  adv = attack(network, entropy, x + EPSILON / 2 * torch.tensor(np.sign(problem.UNIFORM)), y, eps=EPSILON,
+               out=network(x).detach(), Nuc_reg=problem.NUAT_BETA)
+  adv = x + torch.clamp(adv - x, -EPSILON, EPSILON).detach()
+  network.train().zero_grad()
+  clean = network(x)
+  norm = torch.linalg.matrix_norm(clean - network(adv), 'nuc')
+  (entropy(clean, y) + problem.NUAT_BETA * norm / BATCH).backward()
+  return found(network) | {'perturbation': perturbation(adv)}
+
+
+def everything(load, function):
   numbers = {'trades': trades(load), 'mart': mart(load), 'gair_rst': gair_rst(load),
              'gairat': gairat(load), 'cfa': cfa(load), 'cfa average': cfa_average(load),
              'consistency': consistency(load),
@@ -202,6 +241,7 @@ def everything(load):
   numbers |= {f'ducat {loop}': ducat(load, loop, problem.DUCAT[''])
               for loop in ('trades', 'mart', 'consistency')}
   numbers |= {f'entropy {decay}': entropy_sgd(load, decay) for decay in problem.DECAYS}
+  numbers |= single_step(load, uniform_starts) | {'nuat': nuat(function)}
   return numbers
 
 
@@ -223,7 +263,7 @@ def main() -> None:
   jax.config.update('jax_enable_x64', True)  # the JAX network decides which labels are wrong
   prepare()
   checkouts = Checkouts(arguments.checkouts)
-  numbers = _short(everything(checkouts.load))
+  numbers = _short(everything(checkouts.load, checkouts.function))
   arguments.output.write_text(json.dumps({'commits': checkouts.commits(), 'numbers': numbers}))
 
 

@@ -36,6 +36,8 @@ NOISE = _random.normal(size=X.shape)
 Y = _random.randint(0, 10, BATCH)
 MEAN, VARIANCE = _random.normal(size=HIDDEN) / 10, _random.uniform(.1, .4, HIDDEN)
 DIRECTIONS = _random.normal(size=(4, X[0].size))
+UNIFORM = np.random.RandomState(4).uniform(-1, 1, X.shape)  # starts of single-step attacks, in units of ε
+NUAT_BETA = 4.5  # NuAT's largest
 # Adversarial examples for comparisons without an attack.
 MOVED, MOVED2 = X + .02 * np.sign(NOISE), X2 - .02 * np.sign(NOISE)
 
