@@ -11,10 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from at_jax.config import fields, validation
 from at_jax.datasets import pipeline
-from at_jax.training import epoch_plan, finetune, model_selection, pictures, setup
+from at_jax.training import epoch_plan, finetune, model_selection, pictures, records, setup
 from at_jax.training import step as step_lib
 
+# Above this difference between the accuracies under one step and under PGD a model has overfitted
+# catastrophically. Wong et al., 2020, released code, stop training if PGD's falls by as much in an epoch.
+OVERFITTED = .2
 EvalVariables = Callable[[step_lib.TrainState], dict[str, Any]]
 _DRAWN = 8  # examples of a picture
 
@@ -30,6 +34,7 @@ class EpochEnd(NamedTuple):
     info: JSON object stored with the checkpoint.
     note: shown with the progress.
     images: uint8[H, W, C] by name, for TensorBoard.
+    variables: those that `validate` evaluated, else None.
   """
   state: step_lib.TrainState
   numbers: dict[str, Any] = {}
@@ -38,6 +43,7 @@ class EpochEnd(NamedTuple):
   info: dict[str, Any] = {}
   note: str = ''
   images: dict[str, np.ndarray] = {}
+  variables: Any = None
 
 
 StartHook = Callable[[setup.Run, step_lib.TrainState, int], step_lib.TrainState]
@@ -96,6 +102,8 @@ def at_end(run: setup.Run, epoch: int, eval_variables: EvalVariables) -> list[En
   due = (epoch + 1) % c.validate.every_epochs == 0 or epoch + 1 == c.epochs or tunes
   if due and len(run.dataset.validation.labels):
     hooks.append(functools.partial(validate, eval_variables=eval_variables))
+    if validation.single_step(fields.flatten(c.to_dict())):
+      hooks.append(watch_overfitting)
     if tunes:
       hooks.append(regulate)
   return hooks
@@ -149,14 +157,14 @@ def validate(run: setup.Run, end: EpochEnd, epoch: int, *, eval_variables: EvalV
     The end with validation accuracies, a score, the robust accuracy as info of the checkpoint, and a picture
     of the first examples that were attacked.
   """
-  images = {}
+  images, variables = {}, eval_variables(end.state)
 
   def draw(index: np.ndarray, x_adv: Any, logits: np.ndarray) -> None:
     if not images:  # the first batch
       x = pipeline.in_unit(run.dataset.validation.images[index[:_DRAWN]])
       images['validation_attacked'] = pictures.attacked(x, np.asarray(x_adv)[:len(x)])
 
-  found = model_selection.report(run, eval_variables(end.state), observe=draw).accuracies()
+  found = model_selection.report(run, variables, observe=draw).accuracies()
   clean, robust, worst = (found[name] for name in ('clean', 'worst_case', 'worst_class'))
   numbers = {'validation_clean': clean, 'validation_robust': robust, 'validation_worst_class': worst,
              'validation_robust_by_class': dict(zip(_class_labels(run.dataset.class_names),
@@ -165,6 +173,7 @@ def validate(run: setup.Run, end: EpochEnd, epoch: int, *, eval_variables: EvalV
   score = model_selection.score(found, run.config.validate.choose_by)
   return end._replace(
       numbers=end.numbers | numbers, save=True, info=end.info | {'validation_robust': robust},
+      variables=variables,
       score=score if epoch_plan.method_started(run.config, epoch) else None,
       note=f'validation clean {clean:.3f}, robust {robust:.3f}, worst class {worst:.3f}',
       images=end.images | images)
@@ -173,6 +182,35 @@ def validate(run: setup.Run, end: EpochEnd, epoch: int, *, eval_variables: EvalV
 def _class_labels(names: Sequence[str]) -> list[str]:
   """Labels of the classes, such as '3_cat': in order, and different also for classes of equal names."""
   return [name if name == str(i) else f'{i}_{name}' for i, name in enumerate(names)]
+
+
+def watch_overfitting(run: setup.Run, end: EpochEnd, epoch: int) -> EpochEnd:
+  """End hook of single-step attacks, after `validate`: warns of catastrophic overfitting.
+
+  The model then withstands one long step and not PGD. Both attack the same held-out examples, because the
+  accuracy on training batches also rises with the usual overfitting.
+
+  Args:
+    run: the run.
+    end: the end of the epoch, with the numbers and variables of `validate`.
+    epoch: counted from 0.
+
+  Returns:
+    The end with 'validation_single_step' among its numbers; without a score if the model has overfitted, so
+    that the best checkpoint is one from before.
+
+  Reference: the phenomenon, Wong et al., Fast Is Better Than Free: Revisiting Adversarial Training, 2020,
+  section 5.
+  """
+  single, robust = model_selection.single_step_accuracy(run, end.variables), end.numbers['validation_robust']
+  end = end._replace(numbers=end.numbers | {'validation_single_step': single})
+  if single - robust <= OVERFITTED:
+    return end
+  records.warn(f'epoch {epoch}: catastrophic overfitting: {100 * single:.1f} % of the validation examples '
+               f'are robust to one step, {100 * robust:.1f} % to PGD-{run.config.validate.num_steps}; '
+               'this checkpoint cannot be the best. Use a smaller learning rate or fewer epochs, more noise '
+               "(attack.kind = 'n_fgsm') or more steps")
+  return end._replace(score=None)
 
 
 def regulate(run: setup.Run, end: EpochEnd, epoch: int) -> EpochEnd:

@@ -1,14 +1,15 @@
 """Uses the validation split to choose the best checkpoint, CFA's average and the logit adjustment.
 
 In each case PGD attacks the deployed model on the validation split, with the radius of training and the
-number of steps of `config.validate`.
+number of steps of `config.validate`. `single_step_accuracy` is the comparison that shows catastrophic
+overfitting.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from at_jax.evaluation import robustness
-from at_jax.methods import weight_averaging
+from at_jax.methods import fgsm_rs, weight_averaging
 from at_jax.models import logit_adjustment
 from at_jax.training import setup
 from at_jax.training import step as step_lib
@@ -28,13 +29,32 @@ def report(run: setup.Run, variables: Variables, **options: Any) -> robustness.R
     A `robustness.Report`.
   """
   c = run.config
+  return _report(run, variables, c.validate.num_steps, c.attack.step_size_255, **options)
+
+
+def _report(run: setup.Run, variables: Variables, num_steps: int, step_size_255: float, **options: Any
+            ) -> robustness.Report:
+  c = run.config
   return robustness.evaluate(
-      run.network, variables, run.dataset.validation, run.keys['evaluate'],
-      names=[f'pgd{c.validate.num_steps}'], norm=c.attack.norm,
-      epsilon=c.attack.epsilon_255 / 255, step_size=c.attack.step_size_255 / 255,
+      run.network, variables, run.dataset.validation, run.keys['evaluate'], names=[f'pgd{num_steps}'],
+      norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255, step_size=step_size_255 / 255,
       batch_size=c.validate.batch_size, has_dummies=False,
       warn=lambda name, line: None,  # the final evaluation warns; logits of early epochs may be unusual
       **options)
+
+
+def single_step_accuracy(run: setup.Run, variables: Variables) -> float:
+  """Measures accuracy on the validation split under the attack of FGSM-RS, one step of 1.25 ε.
+
+  Args:
+    run: the run.
+    variables: the deployed variables.
+
+  Returns:
+    The accuracy, a fraction. Catastrophic overfitting is a far lower accuracy under PGD.
+  """
+  step = fgsm_rs.STEP * run.config.attack.epsilon_255
+  return _report(run, variables, 1, step).accuracies()['worst_case']
 
 
 def accuracies(run: setup.Run, variables: Variables) -> tuple[float, float]:

@@ -2,8 +2,14 @@
 
 import types
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from at_jax.config import fields
+from at_jax.datasets import pipeline
+from at_jax.models import deployed as deployed_lib
 from at_jax.training import epoch_hooks, setup
 from at_jax.training import step as step_lib
 from tests.fixtures import finetune_runs
@@ -60,3 +66,41 @@ def test_a_fair_average_alone_saves_no_checkpoint(monkeypatch):
   end = epoch_hooks.average_if_fair(None, end, 1, eval_variables=None)
   assert not end.save and end.state.average is average
   assert end.numbers == {'own_worst_class': .25, 'averaged': 2}
+
+
+def test_single_step_attacks_are_watched():
+  config = finetune_runs.config_of().copy_and_resolve_references()
+  config.attack.kind = 'n_fgsm'
+  run = setup.build(config)
+  assert names(epoch_hooks.at_end(run, 1, None)) == ['validate', 'watch_overfitting', 'regulate']
+
+
+@pytest.mark.parametrize('bend, single, robust', [(.9, 1., 0.), (0., 1., 1.)])
+def test_overfitting_is_one_line_and_no_best_checkpoint(bend, single, robust, capsys):
+  # The margin is | |x − ½| − .9 ε | − .05 ε, or constant. It is negative in a narrow valley only, into which
+  # PGD slides with short steps, and over which one step of 1.25 ε leads from 90 % of the points to the edge,
+  # and from the others back past the middle.
+  epsilon = .1
+
+  def logits(variables, x):
+    distance = jnp.abs(x.reshape(len(x), -1) - 127 / 255)
+    margin = jnp.abs(distance - bend * epsilon) - .05 * epsilon if bend else 1 + 0 * distance
+    return jnp.concatenate([margin + variables['params'], jnp.zeros_like(margin)], axis=1)
+
+  c = fields.default()
+  c.attack.update(kind='fgsm_rs', num_steps=1, epsilon_255=255 * epsilon, step_size_255=5.1 * epsilon)
+  c.validate.update(num_steps=60, batch_size=40)
+  split = pipeline.Split(np.full((40, 1, 1, 1), 127, np.uint8), np.zeros(40, np.int32))
+  run = types.SimpleNamespace(
+      config=c, keys={'evaluate': jax.random.key(0)},
+      dataset=types.SimpleNamespace(validation=split, class_names=('0', '1')),
+      network=deployed_lib.Network(None, logits, logits, None, lambda z: z))
+  end = epoch_hooks.validate(run, epoch_hooks.EpochEnd('state'), 7,
+                             eval_variables=lambda state: {'params': jnp.float32(0)})
+  end = epoch_hooks.watch_overfitting(run, end, 7)
+  found = end.numbers['validation_single_step'], end.numbers['validation_robust']
+  assert found == pytest.approx((single, robust), abs=.05) and end.save
+  assert (end.score is None) == (single != robust)
+  err = capsys.readouterr().err
+  assert err.count('\n') == (single != robust)
+  assert 'epoch 7: catastrophic overfitting: ' in err or single == robust
