@@ -287,8 +287,9 @@ def _sentences(compared: dict[str, Any], kind: str) -> Iterator[str]:
 
 def _number(values: Sequence[float]) -> str:
   """The mean in three digits, ± the standard deviation of several."""
-  spread = f' ± {np.std(values, ddof=1):.2g}' if len(values) > 1 else ''
-  return f'{np.mean(values):.3g}{spread}'
+  digits = lambda x, count: f'{x:.0f}' if abs(x) >= 100 else f'{x:.{count}g}'
+  spread = f' ± {digits(np.std(values, ddof=1), 2)}' if len(values) > 1 else ''
+  return digits(np.mean(values), 3) + spread
 
 
 def _groups(paths: Sequence[pathlib.Path], n: int, surfaces: bool) -> dict[str, dict[str, dict[str, Any]]]:

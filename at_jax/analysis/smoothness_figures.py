@@ -29,16 +29,20 @@ def draw(found: dict[str, dict[str, Any]], suffix: str = '') -> list[figures.Cap
 
 
 def _estimates(found: dict[str, dict[str, Any]], suffix: str) -> figures.Captioned:
+  import matplotlib.ticker
   methods = list(dict.fromkeys(map(runs.method, found)))
   length = min(next(iter(found.values()))['linf']['random'], key=float)
-  figure = figures.new(height=1.6 + .3 * len(methods))
+  figure = figures.new(height=1.4 + .4 * len(methods))
   for axes, (kind, title) in zip(figure.subplots(1, 2, sharey=True), _KINDS.items(), strict=True):
-    for (label, norm, name), color, marker in zip(_SERIES, figures.COLORS, figures.MARKERS, strict=False):
+    for i, (label, norm, name) in enumerate(_SERIES):
       axes.plot([_mean(each, norm, kind, name, length) for each in found.values()],
-                [methods.index(runs.method(run)) for run in found], marker, color=color, label=label,
-                markersize=5, markerfacecolor='none')
+                [methods.index(runs.method(run)) + .22 * (i - 1) for run in found], figures.MARKERS[i],
+                color=figures.COLORS[i], label=label, markersize=5, markerfacecolor='none')
     axes.set(xscale='log', title=title)
     axes.title.set_size(10)
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.minorticks_off()
     axes.grid(axis='x', alpha=.4)
   first = figure.axes[0]
   first.set(yticks=range(len(methods)), yticklabels=[name.replace('_cifar10', '') for name in methods],
