@@ -287,15 +287,16 @@ def minimum_norm(name: str, where: str, compared: table.Table, radii: dict[str, 
   Returns:
     The figure; None if no method has radii.
   """
-  measured = {row.method: np.concatenate(found) for row in compared.rows if (found := [
-      radii[f'{row.method}-{seed}'] for seed in row.runs if f'{row.method}-{seed}' in radii])}
+  measured = {row.method: {f'{row.method}-{seed}': run for seed, run in row.runs.items()
+                           if f'{row.method}-{seed}' in radii} for row in compared.rows}
+  measured = {method: runs for method, runs in measured.items() if runs}
   if not measured:
     return None
-  rows = [row for row in compared.rows if row.method in measured][:_MAX_LINES]
-  epsilon = next(iter(rows[0].runs.values())).results['config']['evaluate']['epsilon_255']
-  figure = figures.new(4.6, 3.2 + .2 * len(rows))
+  shown = list(measured)[:_MAX_LINES]
+  epsilon = next(iter(measured[shown[0]].values())).results['config']['evaluate']['epsilon_255']
+  figure = figures.new(4.6, 3.2 + .2 * len(shown))
   axes = figure.subplots()
-  drawn = [_radius_line(axes, i, row, measured[row.method], epsilon) for i, row in enumerate(rows)]
+  drawn = [_radius_line(axes, i, method, measured[method], radii, epsilon) for i, method in enumerate(shown)]
   axes.axvline(epsilon, color='0.5', linestyle=':')
   axes.set_xlabel('radius ε in 255ths')
   axes.set_ylabel('accuracy in percent')
@@ -307,27 +308,28 @@ def minimum_norm(name: str, where: str, compared: table.Table, radii: dict[str, 
   return figures.Captioned(
       name, f'Robust accuracy over the radius, {where}', figure,
       'Each curve is of the minimum-norm attack FMN alone, an upper bound; the marker on the dotted line is '
-      f'the worst case over all attacks, up to {100 * gaps[most]:.1f} points lower (`{rows[most].method}`)'
-      f'{_first(rows, measured)}.',
+      f'the worst case over all attacks, up to {100 * gaps[most]:.1f} points lower (`{shown[most]}`)'
+      f'{_first(shown, measured)}.',
       'Falling curves with bands of 95 percent. ' + '. '.join(text for _, text in drawn) + '.')
 
 
-def _radius_line(axes: Any, place: int, row: table.Row, radius: np.ndarray, epsilon: float
-                 ) -> tuple[float, str]:
+def _radius_line(axes: Any, place: int, method: str, runs: dict[str, table.Run],
+                 radii: dict[str, np.ndarray], epsilon: float) -> tuple[float, str]:
   """Draws the curve of a method; returns how far the worst case is below it, and its numbers."""
   grid = np.linspace(0, 2 * epsilon, 65)
+  radius = np.concatenate([radii[name] for name in runs])
   curve = (radius > grid[:, None] / 255).mean(axis=1)
-  low, high = np.array([interval(share, examples(row)) for share in curve]).T
+  low, high = np.array([interval(share, len(radius) // len(runs)) for share in curve]).T
   color = figures.COLORS[place]
   axes.fill_between(grid, 100 * low, 100 * high, color=color, alpha=.15, linewidth=0)
-  axes.plot(grid, 100 * curve, color=color, label=figures.label(row.method))
-  worst = _mean(row.values['worst case'])
+  axes.plot(grid, 100 * curve, color=color, label=figures.label(method))
+  worst = np.mean([run.results['worst_case'] for run in runs.values()])
   axes.plot(epsilon, 100 * worst, figures.MARKERS[place], color=color, markeredgecolor='black')
   at = curve[len(grid) // 2]
   expected = metrics.expected_robustness_of_radii(radius, epsilon / 255)
   numbers = (f'{100 * curve[0]:.1f} at 0, {100 * at:.1f} at ε (worst case {100 * worst:.1f}), '
              f'{100 * curve[-1]:.1f} at 2ε, mean over 0 to ε {100 * expected:.1f}')
-  return float(at - worst), f'{row.method}: {numbers}'
+  return float(at - worst), f'{method}: {numbers}'
 
 
 def _model(folder: folders.Folder) -> str:

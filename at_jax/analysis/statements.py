@@ -229,6 +229,12 @@ def _warnings_of_tables(compared: dict[str, table.Table]) -> list[str]:
     low, high = curves.interval(.1, fewest)
     lines.append(f'The smallest class has {plural(fewest, "test image")}, so the accuracy of a class is '
                  f'uncertain: the 95 % interval of 10 percent is {100 * low:.0f} to {100 * high:.0f}.')
+  for title, each in compared.items():
+    attacks = {tuple(run.results['config']['evaluate'].get('attacks', ()))
+               for row in each.rows for run in row.runs.values()}
+    if len(attacks) > 1:
+      lines.append(f'{title}: the methods were not evaluated with the same attacks. A worst case over fewer '
+                   'attacks is higher.')
   tests = sum(bool(row.tests) for row in rows)
   if tests > 1:
     lines.append(f'p-values are not corrected for {tests} comparisons.')
