@@ -393,6 +393,7 @@ def learning(name: str, found: Sequence[folders.Folder]) -> figures.Captioned | 
       _learning_curve(axes, folder)
     axes.set_title(f'{figures.label(method)} ({_signed(fall[method])})', fontsize=_SMALL)
     axes.tick_params(labelsize=_SMALL - 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
   panels[0].set_ylim(bottom=0)
   for axes in panels[len(shown):]:
     axes.set_visible(False)

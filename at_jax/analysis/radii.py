@@ -8,7 +8,6 @@ found; `labels`, i32[N]. `report --radii=FOLDER` draws the robust accuracy over 
 
 import argparse
 from collections.abc import Sequence
-import json
 import os
 import pathlib
 import sys
@@ -18,16 +17,16 @@ import jax
 import numpy as np
 
 from at_jax import attacks, devices, environment, errors
-from at_jax.analysis import folders
+from at_jax.analysis import folders, runs
 from at_jax.datasets import pipeline
-from at_jax.training import records, restore
+from at_jax.training import records
 
 
-def measure(folder: folders.Folder, steps: int, data: dict[str, pipeline.Split]) -> np.ndarray:
+def measure(path: pathlib.Path, steps: int, data: dict[str, Any]) -> np.ndarray:
   """Finds the radius of each example of a run's evaluation.
 
   Args:
-    folder: the run, evaluated.
+    path: folder of the run, which is evaluated.
     steps: number of steps of FMN.
     data: the examples that other runs have read, to which those of this run are added.
 
@@ -37,22 +36,15 @@ def measure(folder: folders.Folder, steps: int, data: dict[str, pipeline.Split])
   Raises:
     errors.UserError: if model or data cannot be read, or the data are not those of the evaluation.
   """
-  parts, model = restore.load(folder.path)
-  c = parts.config.evaluate.to_dict() | folder.run.results['config']['evaluate']
-  key = json.dumps([parts.config.dataset.to_dict(), c['num_examples']], sort_keys=True)
-  if key not in data:
-    data[key] = pipeline.subset(parts.dataset.test, c['num_examples'])[0]
-  split, size = data[key], c['batch_size']
-  if not np.array_equal(split.labels, folder.run.labels):
-    raise errors.UserError('RUN', str(folder.path), 'the test examples are not those of its verdicts: use '
-                           'the data set that it was evaluated on, or evaluate it again with --mode=evaluate')
-  devices.check_batch_size('config.evaluate.batch_size', size)
-  model = jax.tree_util.Partial(model.func, *devices.spread(model.args, replicated=True))
-  found, progress = [], records.Progress(f'radii of {folder.name}', len(split.labels))
+  model = runs.load(runs.read(path), data, hint='')
+  split, size = model.split, model.settings['batch_size']
+  logits = jax.tree_util.Partial(model.parts.network.deployed,
+                                 devices.spread(model.variables, replicated=True))
+  found, progress = [], records.Progress(f'radii of {path.name}', len(split.labels))
   for begin in range(0, len(split.labels), size):
     places = np.arange(begin, begin + size) % len(split.labels)  # the last batch is filled with others
     x, y = devices.spread((pipeline.in_unit(split.images[places]), split.labels[places]))
-    found.append(np.asarray(attacks.fmn(model, x, y, norm=c['norm'], num_steps=steps).radius))
+    found.append(np.asarray(attacks.fmn(logits, x, y, norm=model.settings['norm'], num_steps=steps).radius))
     progress.show(min(begin + size, len(split.labels)))
   progress.close()
   return np.concatenate(found)[:len(split.labels)]
@@ -126,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     output, data = environment.local_path('--output', asked.output), {}
     for folder in folders.read(asked.runs):
       if folder.run:
-        radius = measure(folder, asked.steps, data)
+        radius = measure(folder.path, asked.steps, data)
         _write(file(output, folder.name), radius=radius, labels=folder.run.labels, steps=asked.steps,
                norm=folder.run.results['config']['evaluate']['norm'])
   except errors.UserError as error:

@@ -132,7 +132,7 @@ def _going(found: Sequence[folders.Folder]) -> list[page.Cells]:
     losses = [line['loss'] for line in folder.log if 'loss' in line]
     last = validated[-1] if validated else {}
     written = time.strftime('%Y-%m-%d %H:%M', time.localtime(folders.last_written(folder)))
-    rows.append([f'`{folder.name}`', _state(done), written, _duration(done.seconds_left),
+    rows.append([f'`{folder.name}`', statements.state(folder), written, _duration(done.seconds_left),
                  f'{losses[-1]:.3f}' if losses else '',
                  *(table.percent([last.get(f'validation_{kind}')])
                    for kind in ('clean', 'robust', 'worst_class'))])
@@ -140,14 +140,6 @@ def _going(found: Sequence[folders.Folder]) -> list[page.Cells]:
           'validation robust', 'validation worst class']
   return [page.Cells('Runs that are going or were stopped; accuracies of the last validation in percent',
                      head, rows)] if rows else []
-
-
-def _state(done: folders.Progress) -> str:
-  if done.steps is None:
-    return 'before its first logged step'
-  if done.step >= done.steps:
-    return f'trained, {done.steps:,} steps; the evaluation has not ended'
-  return f'step {done.step:,} of {done.steps:,}, epoch {done.epochs:.1f}'
 
 
 def _duration(seconds: float | None) -> str:
@@ -243,7 +235,7 @@ def to_csv(found: Sequence[folders.Folder], compared: dict[str, table.Table]) ->
 def _csv_line(folder: folders.Folder, against: str, test: mcnemar.McNemar | None) -> dict[str, Any]:
   line = {'method': folder.method, 'seed': folder.seed,
           'dataset': folder.config.get('dataset', {}).get('name', ''),
-          'state': 'evaluated' if folder.run else _state(folders.progress(folder))}
+          'state': 'evaluated' if folder.run else statements.state(folder)}
   if folder.run:
     results, n = folder.run.results, len(folder.run.labels)
     low, high = curves.interval(results['worst_case'], n)

@@ -143,7 +143,8 @@ class Model(NamedTuple):
   settings: dict[str, Any]
 
 
-def load(found: Evaluation, data: dict[str, Any], *, checkpoint: str = 'best', train: int = 0) -> Model:
+def load(found: Evaluation, data: dict[str, Any], *, checkpoint: str = 'best', train: int = 0,
+         hint: str = '. An attack needs the data; --attack=none does not') -> Model:
   """Reads the model of a run, and the examples of its evaluation or training examples.
 
   Args:
@@ -151,6 +152,7 @@ def load(found: Evaluation, data: dict[str, Any], *, checkpoint: str = 'best', t
     data: the data that other runs have read, to which those of this run are added.
     checkpoint: 'best' or 'last'.
     train: 0 for the examples of the evaluation, otherwise the number of training examples.
+    hint: how the analysis can do without test examples, for the error message.
 
   Returns:
     A `Model`.
@@ -161,7 +163,7 @@ def load(found: Evaluation, data: dict[str, Any], *, checkpoint: str = 'best', t
   parts, model = restore.load(found.path, checkpoint=checkpoint)
   settings = parts.config.evaluate.to_dict() | found.results['config']['evaluate']
   devices.check_batch_size('config.evaluate.batch_size', settings['batch_size'])
-  split, class_names = _examples(parts, settings['num_examples'], train, data)
+  split, class_names = _examples(parts, settings['num_examples'], train, data, '' if train else hint)
   if not train and not np.array_equal(split.labels, found.labels):
     raise errors.UserError('RUN', str(found.path), 'the test examples are not those of its verdicts: use the '
                            'data set that it was evaluated on, or evaluate it again with --mode=evaluate')
@@ -169,7 +171,7 @@ def load(found: Evaluation, data: dict[str, Any], *, checkpoint: str = 'best', t
   return Model(parts, variables, split, class_names, settings)
 
 
-def _examples(parts: setup.Run, num_examples: int, train: int, data: dict[str, Any]
+def _examples(parts: setup.Run, num_examples: int, train: int, data: dict[str, Any], hint: str
               ) -> tuple[pipeline.Split, tuple[str, ...]]:
   """The examples that are attacked and the names of the classes; runs with the same data read them once."""
   key = json.dumps([parts.config.dataset.to_dict(), num_examples, train], sort_keys=True)
@@ -178,7 +180,6 @@ def _examples(parts: setup.Run, num_examples: int, train: int, data: dict[str, A
       whole = parts.dataset.train if train else parts.dataset.test
       data[key] = pipeline.subset(whole, train or num_examples)[0], parts.dataset.class_names
     except errors.UserError as error:
-      hint = '' if train else '. An attack needs the data; --attack=none does not'
       raise errors.UserError(error.field, error.value, f'{error.remedy}{hint}') from error
   return data[key]
 

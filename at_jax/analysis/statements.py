@@ -92,16 +92,16 @@ def what(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> l
   """
   results = [folder.run.results for folder in evaluated(found)]
   lines = [f'{plural(len(found), "run")} of {plural(len(folders.by_method(found)), "method")}'
-           + (f', of which {len(results)} evaluated' if len(results) < len(found) else '')]
+           + (f'; evaluated: {len(results) or "none"}' if len(results) < len(found) else '')]
   data = dict.fromkeys(folder.config.get('dataset', {}).get('name') for folder in found)
   lines.append(f'Data: {", ".join(map(str, data))}')
   if not results:
     return lines
   which = {'all': 'all', 'first': 'the first of the test set', 'stratified': 'a stratified subset'}
-  tested = dict.fromkeys((len(folder.run.labels), which.get(folder.run.results.get('examples')))
-                         for folder in evaluated(found))
+  tested = {len(folder.run.labels): which.get(folder.run.results.get('examples'))  # older runs do not tell
+            for folder in sorted(evaluated(found), key=lambda each: 'examples' in each.run.results)}
   lines[-1] += '; judged on ' + ', '.join(
-      f'{n:,} test images' + (f' ({text})' if text else '') for n, text in tested)
+      f'{n:,} test images' + (f' ({text})' if text else '') for n, text in tested.items())
   lines.append('Threat model: ' + '; '.join(f'{title} ({plural(len(each.rows), "method")})'
                                             for title, each in compared.items()))
   lines.append('Attacks: ' + ', '.join(f'`{name}`' for name in dict.fromkeys(
@@ -123,10 +123,36 @@ def verdict(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -
     A paragraph for each threat model.
   """
   if not compared:
-    return [f'No number is known yet: {plural(len(found), "run")} not evaluated.']
+    return [_unfinished(folder) for folder in found]
   if len(evaluated(found)) == 1:
     return [final_evaluation.recommendation(evaluated(found)[0].run.results)]
   return [_sentence(title, each) for title, each in compared.items()]
+
+
+def _unfinished(folder: folders.Folder) -> str:
+  text, validated = f'`{folder.name}` is not evaluated yet: {state(folder)}', folders.validations(folder)
+  if not validated:
+    return f'{text}.'
+  clean, robust = (table.percent([validated[-1].get(f'validation_{kind}')]) for kind in ('clean', 'robust'))
+  return (f'{text}. Its last validation, on held-out training examples, has {clean} percent clean and '
+          f'{robust} percent robust accuracy.')
+
+
+def state(folder: folders.Folder) -> str:
+  """Says how far a run has come.
+
+  Args:
+    folder: a run that is not evaluated.
+
+  Returns:
+    A clause.
+  """
+  done = folders.progress(folder)
+  if done.steps is None:
+    return 'before its first logged step'
+  if done.step >= done.steps:
+    return f'trained, {done.steps:,} steps; the evaluation has not ended'
+  return f'step {done.step:,} of {done.steps:,}, epoch {done.epochs:.1f}'
 
 
 def _sentence(title: str, compared: table.Table) -> str:

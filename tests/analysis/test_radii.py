@@ -3,14 +3,12 @@
 import shutil
 import types
 
-import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
 from at_jax import attacks, config, datasets, errors
-from at_jax.analysis import curves, folders, radii, report
+from at_jax.analysis import curves, folders, radii, report, runs
 from at_jax.datasets import pipeline
 from at_jax.training import checkpoints, loop, records, restore, setup
 from tests.fixtures import run_folders, tiny_data
@@ -23,17 +21,14 @@ def test_radii_of_a_linear_model_are_its_distances(tmp_path, monkeypatch):
   x = rng.uniform(.4, .6, (40, 2, 2, 1)).astype(np.float32)
   w = rng.normal(size=4).astype(np.float32)
   side = (x.reshape(40, 4) - .5) @ w
-  model = jax.tree_util.Partial(
-      lambda w, x: jnp.stack([0 * x[:, 0, 0, 0], (x.reshape(len(x), 4) - .5) @ w], axis=1), jnp.asarray(w))
+  logits = lambda w, x: jnp.stack([0 * x[:, 0, 0, 0], (x.reshape(len(x), 4) - .5) @ w], axis=1)
   path = run_folders.evaluated(tmp_path / 'x-0', 8, attacks={'autoattack': 8})
   labels = (side > 0).astype(np.int32)
   labels[:3] = 1 - labels[:3]  # three are misclassified
   np.savez(path / 'verdicts.npz', labels=labels, **{'best/worst_case': np.arange(40) < 8})
-  evaluate = ml_collections.ConfigDict(dict(batch_size=16, num_examples=0))
-  parts = types.SimpleNamespace(
-      config=types.SimpleNamespace(evaluate=evaluate, dataset=ml_collections.ConfigDict()),
-      dataset=types.SimpleNamespace(test=pipeline.Split(x, labels)))
-  monkeypatch.setattr(radii.restore, 'load', lambda path: (parts, model))
+  loaded = runs.Model(types.SimpleNamespace(network=types.SimpleNamespace(deployed=logits)), jnp.asarray(w),
+                      pipeline.Split(x, labels), ('0', '1'), dict(batch_size=16, norm='linf'))
+  monkeypatch.setattr(radii.runs, 'load', lambda found, data, hint: loaded)
   assert radii.main([str(path), f'--output={tmp_path / "new"}', '--steps=50']) == 0
   ratio = np.load(tmp_path / 'new' / 'x-0.npz')['radius'] * np.abs(w).sum() / np.abs(side)
   np.testing.assert_array_equal(ratio[:3], 0)

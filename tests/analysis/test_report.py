@@ -146,19 +146,22 @@ def test_warnings_are_those_of_the_evaluation(page):
   assert 'AutoAttack was not run' not in text
 
 
-def test_going_run_is_shown_as_far_as_it_is(page):
+def test_going_run_is_shown_as_far_as_it_is(page, runs):
   row = page[1].row('going-0')
   # 20 of 40 steps of 50 examples, at 100 a second: 10 s are left.
   assert row['state'] == 'step 20 of 40, epoch 2.0' and row['training left'] == '10 s'
   assert (row['last loss'], row['validation robust']) == ('1.000', '25.0')
-  assert '6 runs of 4 methods, of which 5 evaluated' in page[1].text
+  assert '6 runs of 4 methods; evaluated: 5' in page[1].text
+  assert statements.verdict(folders.read([runs / 'going-0']), {}) == [
+      '`going-0` is not evaluated yet: step 20 of 40, epoch 2.0. Its last validation, on held-out training '
+      'examples, has 50.0 percent clean and 25.0 percent robust accuracy.']
 
 
 def test_alone_a_going_run_has_a_page(tmp_path, capsys):
   run_folders.going(tmp_path / 'x')  # before its first line; no seed in its name
   (tmp_path / 'x' / 'metrics.jsonl').unlink()
   assert report.main([str(tmp_path / 'x'), f'--output={tmp_path / "r.html"}']) == 0
-  assert 'No number is known yet: 1 run not evaluated.' in capsys.readouterr().out
+  assert 'x-0 is not evaluated yet: before its first logged step.' in capsys.readouterr().out
   outline = Outline((tmp_path / 'r.html').read_text(encoding='utf-8'))
   assert outline.row('x-0')['state'] == 'before its first logged step' and not outline.all('img')
 
