@@ -157,5 +157,5 @@ def test_bar_in_a_notebook_is_one_line(tmp_path):
   outputs = execute(nbformat.v4.new_notebook(cells=[cell]), tmp_path)['bar']
   assert f'{sys.executable}\n' in text(outputs)
   if not shown(outputs, 'text/html'):  # without ipywidgets, whose bar is a widget
-    line, = [line for line in text(outputs).splitlines() if 'training' in line.rpartition('\r')[2]]
+    line, = [line for line in text(outputs).split('\n') if 'training' in line]
     assert line.rpartition('\r')[2].startswith('training 100%, robust 10 |')
