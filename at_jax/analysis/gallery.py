@@ -103,8 +103,8 @@ def _figure(rows: list[tuple], factor: int) -> Any:
     for image, place in zip((clean, .5 + factor * (attacked - clean), attacked), line, strict=False):
       colour = image if image.shape[-1] == 3 else image.mean(axis=-1)
       place.imshow(np.clip(colour, 0, 1), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
-    line[3].text(0, .5, f'{label} → {predicted}\nnearest: {nearest}', va='center', fontsize=9,
-                 transform=line[3].transAxes)
+    text = figures.label(f'{label} → {predicted}\nnearest: {nearest}')
+    line[3].text(0, .5, text, va='center', fontsize=9, transform=line[3].transAxes)
     for place in line:
       place.set_axis_off()
   titles = 'image', f'change × {factor}', 'attacked', 'clean → attacked'
