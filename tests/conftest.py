@@ -13,18 +13,20 @@ collect_ignore = ['released_code/make_reference.py', 'released_code/checkouts.py
 # Every run tests the same examples.
 hypothesis.settings.register_profile('default', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('default')
-# Tests of files, messages, pages, options, bookkeeping and composition, which rounding does not affect. They
-# compile without most optimizations, which takes a quarter to two thirds of the CPU time. Tests that compare
-# attacks, losses, released code or the training step with a number compile programs as users do.
+# Tests of files, messages, pages, options, bookkeeping and composition, and of released code in float64,
+# which rounding does not affect. They compile without most optimizations, which takes a quarter to two thirds
+# of the CPU time. Tests that compare attacks, losses or the training step in float32 with a number compile
+# programs as users do.
 _LIGHTLY_COMPILED = tuple(f'{pathlib.Path(__file__).parent}/{name}' for name in (
     'analysis', 'attacks/autoattack/test_audit', 'attacks/autoattack/test_batching',
     'attacks/autoattack/test_driver', 'attacks/autoattack/test_multihost',
     'attacks/autoattack/test_state_file', 'attacks/test_any_model', 'attacks/test_arguments',
     'attacks/test_composition', 'attacks/test_diagnostics', 'attacks/test_draws', 'attacks/test_masks',
     'attacks/test_model', 'attacks/test_pgd_friendly', 'attacks/test_pgd_options', 'attacks/test_random',
-    'attacks/test_square_channels', 'config', 'evaluation', 'methods/test_carried', 'methods/test_cfa',
+    'attacks/test_reference', 'attacks/test_square_channels', 'config', 'datasets/test_autoaugment',
+    'datasets/test_pipeline', 'evaluation', 'methods/test_carried', 'methods/test_cfa',
     'methods/test_entropy_sgd_composes', 'methods/test_finetune', 'methods/test_inner_attacks',
-    'methods/test_objective', 'methods/test_single_step', 'models', 'test_readme',
+    'methods/test_objective', 'methods/test_single_step', 'models', 'released_code', 'test_readme',
     'training/test_ahead_of_time', 'training/test_batchnorm', 'training/test_checkpoints',
     'training/test_compose', 'training/test_entropy_run', 'training/test_epoch', 'training/test_fair_average',
     'training/test_final_evaluation', 'training/test_finetune', 'training/test_loop',

@@ -150,6 +150,7 @@ def test_method_of_ones_own_trains(folder, capsys):
   assert 'config.loss' in line and 'mine.smothed' in line
 
 
+@pytest.mark.long
 def test_inner_attack_of_ones_own_trains(folder, capsys):
   write(folder, 'docs/extending.md')
   assert importlib.import_module('agree').trades.inner_attack is inner_attacks.kl

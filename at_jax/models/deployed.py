@@ -52,7 +52,8 @@ def deploy(model: nn.Module, *, has_dummies: bool) -> Network:
 
   Example:
     >>> from at_jax import models
-    >>> network = deploy(models.SmallCNN(num_outputs=20, padding='SAME'), has_dummies=True)
+    >>> model = models.SmallCNN(num_outputs=20, features=(4, 4), hidden=(), padding='SAME')
+    >>> network = deploy(model, has_dummies=True)
     >>> x = jnp.zeros((2, 8, 8, 1))
     >>> variables = network.init(jax.random.key(0), x)
     >>> network.logits(variables, x).shape, network.deployed(variables, x).shape

@@ -78,7 +78,7 @@ def dual_batchnorm(network: deployed_lib.Network, *, deployed: str) -> deployed_
   Example:
     >>> import jax.numpy as jnp
     >>> from at_jax import models
-    >>> model = models.SmallCNN(num_outputs=2, features=(4, 4), padding='SAME', batch_norm=True)
+    >>> model = models.SmallCNN(num_outputs=2, features=(4, 4), hidden=(), padding='SAME', batch_norm=True)
     >>> network = dual_batchnorm(models.deploy(model, has_dummies=False), deployed='clean')
     >>> x = jnp.ones((2, 8, 8, 1))
     >>> variables = network.init(jax.random.key(0), x)

@@ -84,8 +84,8 @@ class PreActResNet18(nn.Module):
 
   Example:
     >>> model = PreActResNet18(num_outputs=10, width=8, stage_sizes=(1, 1))
-    >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    >>> jax.jit(model.apply)(variables, jnp.zeros((2, 32, 32, 3))).shape
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    >>> jax.eval_shape(model.apply, variables, jnp.zeros((2, 32, 32, 3))).shape
     (2, 10)
 
   Reference: K. He et al., Identity Mappings in Deep Residual Networks, 2016; with the layout of the released

@@ -37,8 +37,8 @@ class SmallCNN(nn.Module):
 
   Example:
     >>> model = SmallCNN(num_outputs=10)
-    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
-    >>> model.apply(variables, jnp.zeros((2, 28, 28, 1))).shape
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    >>> jax.eval_shape(model.apply, variables, jnp.zeros((2, 28, 28, 1))).shape
     (2, 10)
 
   Reference: H. Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,

@@ -105,7 +105,8 @@ def pytorch():
   return torch_model.TorchModel(net.eval())
 
 
-MODELS = [init_apply_pair, haiku, linen, nnx, equinox, pytorch]
+MODELS = [linen, nnx, equinox, *(pytest.param(make, marks=pytest.mark.long)
+                                 for make in (init_apply_pair, haiku, pytorch))]
 
 
 def attacked(logits_fn):
@@ -133,6 +134,7 @@ def test_every_kind_of_model_is_attacked_alike(make):
   np.testing.assert_array_equal(whole.robust, expected()[1].robust)
 
 
+@pytest.mark.long
 def test_an_imported_state_dict_is_attacked():
   model = models.SmallCNN(num_outputs=5, features=(3, 3), hidden=(), padding='SAME')
   names = {'feature_extractor.conv1': (3, 1, 3, 3), 'feature_extractor.conv2': (3, 3, 3, 3),

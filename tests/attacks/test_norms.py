@@ -112,10 +112,10 @@ def test_root_search_does_not_alternate_between_breaks():
 
 def test_a_plane_with_a_tiny_normal_is_reached():
   # Gradients of confident models are below 1e-12; squares of these are zero in float32.
-  x, normal = jnp.full(D, .5), 1e-25 * jnp.arange(1., D + 1)
-  for norm in ('linf', 'l2', 'l1'):
-    move = _project(x, normal, jnp.float32(1e-25), (0., 1.), norm=norm)
-    np.testing.assert_allclose(-jnp.sum(move * jnp.arange(1., D + 1)), 1, rtol=1e-5)
+  slope = np.arange(1, D + 1, dtype=np.float32)
+  for norm in ('linf', 'l2', 'l1'):  # the programs of test_plane_projection_is_the_smallest_move
+    move = _project(np.full(D, .5, np.float32), slope * np.float32(1e-25), 1e-25, (0., 1.), norm=norm)
+    np.testing.assert_allclose(-np.sum(move * slope), 1, rtol=1e-5)
 
 
 @pytest.mark.long
@@ -137,7 +137,7 @@ def test_attacks_leave_the_ball_by_rounding_only(name, norm, x, epsilon, seed):
 def test_samples_of_the_l1_ball_are_uniform():
   # The share of a d-dimensional ball within half its radius is 2^-d: 1/8 of 4,000, give or take
   # 4 standard deviations of .0052.
-  draw = jax.vmap(lambda key: norms_lib.l1.sample(key, (3,), jnp.float32(2.)))
+  draw = jax.jit(jax.vmap(lambda key: norms_lib.l1.sample(key, (3,), jnp.float32(2.))))
   norms = np.abs(draw(jax.random.split(jax.random.key(0), 4000))).sum(axis=1)
   assert norms.max() <= 2 + 1e-5
   assert abs(np.mean(norms < 1) - .125) < .021

@@ -45,10 +45,11 @@ def into_l1_ball_and_box(move, x, epsilon):
   return x + np.sign(move) * rest(shrink)
 
 
-def test_momentum_in_l1_agrees_with_a_loop_over_examples():
+def test_momentum_in_l1_agrees_with_a_loop_over_examples(monkeypatch):
   # As in test_pgd.py, algorithm 1 of Dong et al. in NumPy; a step moves the entry where the sum of
   # gradients is largest among those that the bounds let move. With these numbers six examples would end
   # elsewhere if gradients were not made of one length, and six without momentum.
+  monkeypatch.setattr(_loops, 'unrolls', lambda: False)  # compiles sooner
   mu = .9
   with jax.enable_x64(True):
     x, y = np.random.default_rng(3).uniform(size=(12, 5)), np.arange(12) % 3
@@ -95,7 +96,8 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize('name', SHORT)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.long] * (name in ('fab', 'square'))) for name in SHORT])
 def test_scan_and_pmap_do_not_change_the_result(name):
   logits_fn, x, y = composition.network()
   attack = lambda x, y, index: SHORT[name](logits_fn, x, y, KEY, index=index)
@@ -112,10 +114,10 @@ def test_scan_and_pmap_do_not_change_the_result(name):
         np.testing.assert_allclose(one.reshape(expected.shape), expected, atol=1e-9)
 
 
-@pytest.mark.parametrize('written_out', [True, False])
-@pytest.mark.parametrize('norm, dual', [('linf', 1), ('l2', 2), ('l1', np.inf)])
-def test_fab_finds_the_nearest_of_many_classes(
-    norm, dual, written_out, monkeypatch):
+@pytest.mark.parametrize('norm, dual, written_out', [
+    ('linf', 1, True), ('linf', 1, False), ('l2', 2, True), ('l1', np.inf, True),
+    *(pytest.param(norm, dual, False, marks=pytest.mark.long) for norm, dual in (('l2', 2), ('l1', np.inf)))])
+def test_fab_finds_the_nearest_of_many_classes(norm, dual, written_out, monkeypatch):
   # The region of a class of a linear model is bounded by planes, the nearest |gap| over the dual norm of
   # its normal away. Without bounds the first step goes to it, 5 % further, and the others back.
   random = np.random.default_rng(5)

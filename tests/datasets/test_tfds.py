@@ -1,5 +1,6 @@
 """TFDS data sets without a network: TFDS downloads, prepares and reads tiny archives of a local server."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -22,19 +23,21 @@ PUBLISHED = {
     'cifar100': ((50000, 32, 32, 3), (10000, 32, 32, 3), 100),
 }
 _READ_BACK = '''
-import sys
+import json, sys
 import numpy as np
 import tensorflow_datasets as tfds
 from at_jax.datasets import pipeline
-name, data_dir, splits = sys.argv[1:]
-found = pipeline.load(name, data_dir=data_dir)
-print(len(found.train.labels), len(found.test.labels), found.class_names[3])
-if name != 'tiny_imagenet':  # read by TFDS alone, as for any TFDS data set
-  sources = tfds.data_source(name, data_dir=data_dir)
-  assert set(sources) == set(splits.split(',')), set(sources)
-  assert set(sources['train'][0]) == set(tfds.builder_cls(name)(data_dir='/none').info.features)
-  images = np.stack([record['image'] for record in sources['train']])
-  np.testing.assert_array_equal(images, found.train.images)
+data_dir, splits = sys.argv[1], json.loads(sys.argv[2])
+for name, expected in splits.items():
+  folder = f"{data_dir}/{name}"
+  found = pipeline.load(name, data_dir=folder)
+  print(name, len(found.train.labels), len(found.test.labels), found.class_names[3])
+  if name != 'tiny_imagenet':  # read by TFDS alone, as for any TFDS data set
+    sources = tfds.data_source(name, data_dir=folder)
+    assert set(sources) == set(expected), (name, set(sources))
+    assert set(sources['train'][0]) == set(tfds.builder_cls(name)(data_dir='/none').info.features)
+    images = np.stack([record['image'] for record in sources['train']])
+    np.testing.assert_array_equal(images, found.train.images)
 assert 'tensorflow' not in sys.modules and 'tensorflow_datasets' in sys.modules
 '''
 
@@ -50,13 +53,19 @@ def _without_tensorflow(tmp_path, *args):
   return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
+@pytest.fixture(scope='module')
+def sets(tmp_path_factory):
+  """A folder in which each data set is prepared in a folder of its own."""
+  return tmp_path_factory.mktemp('sets')
+
+
 @pytest.mark.parametrize('name', data_sets.ARCHIVES)
-def test_prepared_and_read_without_tensorflow(name, tmp_path, monkeypatch):
+def test_downloaded_prepared_and_read(name, sets, monkeypatch):
   files, train, test, third_class = data_sets.ARCHIVES[name]()
   with data_sets.serve(monkeypatch, files) as requested:
-    found = pipeline.load(name, data_dir=tmp_path)
+    found = pipeline.load(name, data_dir=sets / name)
     assert sorted(requested) == sorted(files)
-    pipeline.load(name, data_dir=tmp_path)
+    pipeline.load(name, data_dir=sets / name)
     assert len(requested) == len(files)  # nothing is downloaded twice
   assert 'tensorflow' not in sys.modules
   assert data_sets.sorted_examples(found.train) == data_sets.sorted_examples(pipeline.Split(*train))
@@ -64,10 +73,19 @@ def test_prepared_and_read_without_tensorflow(name, tmp_path, monkeypatch):
   assert found.train.images.dtype == np.uint8 and found.train.labels.dtype == np.int32
   assert found.class_names[3] == third_class
   assert found.num_classes == {'cifar100': 100, 'tiny_imagenet': 200}.get(name, 10)
-  splits = ','.join(data_sets.SPLITS.get(name, {'train', 'test'}))
-  done = _without_tensorflow(tmp_path, '-c', _READ_BACK, name, str(tmp_path), splits)
+
+
+def test_prepared_sets_are_read_without_tensorflow(sets, tmp_path, monkeypatch):
+  splits, lines = {}, []
+  for name, make in data_sets.ARCHIVES.items():
+    files, _, _, third_class = make()
+    with data_sets.serve(monkeypatch, files):
+      pipeline.load(name, data_dir=sets / name)  # already prepared, unless this test runs alone
+    splits[name] = sorted(data_sets.SPLITS.get(name, {'train', 'test'}))
+    lines.append(f'{name} 5 2 {third_class}')
+  done = _without_tensorflow(tmp_path, '-c', _READ_BACK, str(sets), json.dumps(splits))
   assert done.returncode == 0, done.stdout + done.stderr
-  assert done.stdout.split('\n')[0] == f'5 2 {third_class}'
+  assert done.stdout.splitlines()[:len(lines)] == lines
 
 
 def _prepared(folder, name):

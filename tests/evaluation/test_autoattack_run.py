@@ -60,6 +60,7 @@ def test_dummy_classes_are_attacked_deployed_and_as_released():
   assert set(found.warnings) == {'autoattack', 'autoattack, released protocol'}
 
 
+@pytest.mark.long
 def test_l1_has_the_same_components():
   found = report(norm='l1', epsilon=1., names=('autoattack',))
   assert 0 < found.robust['autoattack'].sum() < found.clean.sum()
@@ -96,8 +97,8 @@ def test_audit_of_the_deployed_logits_is_reported(monkeypatch):
   assert not report(names=('autoattack_fast',)).audits
 
 
-@pytest.mark.parametrize('version', [
-    'autoattack_rand', pytest.param('autoattack_plus', marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('version', ['autoattack_rand', 'autoattack_plus'])
 def test_other_versions_find_something(version):
   found = report(names=(version,))
   assert found.robust[version].mean() < found.clean.mean()

@@ -77,23 +77,28 @@ def test_cross_entropy_with_temperatures_equals_a_loop():
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def make(objective=pgd_at_lib.pgd_at, change_attack=lambda attack: attack, **bases):
-  """A function from t to the first kernel after one step of PGD-AT on a narrow network."""
+@functools.cache
+def start():
+  """A narrow network, its optimizer, images with their labels, and the state before the first step."""
   model = models.SmallCNN(num_outputs=10, features=(2,), hidden=(), padding='SAME')
-  network = deployed_lib.deploy(model, has_dummies=False)
+  network, optimizer = deployed_lib.deploy(model, has_dummies=False), optax.sgd(.1)
+  images, labels = (part[:16] for part in pipeline.load('digits').train)
+  init = jax.jit(functools.partial(step_lib.init, network, optimizer, classes_counted=10))
+  return network, optimizer, (images, labels), init(jax.random.key(0), pipeline.to_unit(images[:1]))
+
+
+def make(objective=pgd_at_lib.pgd_at, change_attack=lambda attack: attack, **bases):
+  """A function from t to the first kernel after one step of PGD-AT."""
+  network, optimizer, data, state = start()
   attack = inner_attacks.uniform(norm='linf', epsilon=.15, step_size=.1, num_steps=2)
   recipe = step_lib.Recipe(
-      network, optax.sgd(.1), objective, change_attack(attack), attack_folded=False, pad=0,
+      network, optimizer, objective, change_attack(attack), attack_folded=False, pad=0,
       flip=False, steps_per_epoch=9, calibration=cfa.Calibration(epsilon=.15, **bases))
-  train = pipeline.load('digits').train
-  state = step_lib.init(network, recipe.optimizer, jax.random.key(0),
-                        pipeline.to_unit(train.images[:1]), classes_counted=10)
   step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
 
   def after(accuracy, calibrated=True):
     started = state._replace(step=jnp.ones((), jnp.int32), class_counts=counts_of(*accuracy))
-    found, metrics = step(started, train.images[:16], train.labels[:16], np.arange(16),
-                          jax.random.key(1),
+    found, metrics = step(started, *data, np.arange(16), jax.random.key(1),
                           step_lib.EpochValues(calibrated=jnp.asarray(calibrated)))
     assert metrics.finite
     return jax.device_get(found.params['conv1']['kernel'])

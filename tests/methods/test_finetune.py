@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from at_jax import attacks
+from at_jax import attacks, models
 from at_jax.methods import finetune, inner_attacks
+from at_jax.models import deployed
 from at_jax.training import step as step_lib
 from tests.fixtures import processes, training_steps
 from tests.fixtures.regulated_steps import DELTA, N
@@ -80,8 +81,10 @@ def test_four_devices_have_the_radii_of_one():
 
 def test_step_attacks_at_the_radius_and_updates_it():
   # Up by .25 while at most .6: .5 → .75 → .5 → .75 for those in three batches; the others are in one.
+  model = models.SmallCNN(num_outputs=10, features=(2,), hidden=(), padding='SAME')
   recipe = training_steps.make()._replace(
-      attack=succeeds_above(.6), regulate=functools.partial(finetune.update_radius, delta=DELTA))
+      network=deployed.deploy(model, has_dummies=False), attack=succeeds_above(.6),
+      regulate=functools.partial(finetune.update_radius, delta=DELTA))
   images = np.zeros((N, 8, 8, 1), np.uint8)
   state = training_steps.init(recipe, jnp.zeros((1, 8, 8, 1)))._replace(tuning=radii())
   step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from at_jax.attacks import _loops
 from at_jax.methods import inner_attacks
 
 RNG = np.random.default_rng(0)
@@ -14,7 +15,8 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize('make', [inner_attacks.uniform, inner_attacks.gaussian, inner_attacks.kl,
                                   inner_attacks.kl_and_margin], ids=lambda make: make.__name__)
-def test_attack_reaches_the_radius_of_each_example(make):
+def test_attack_reaches_the_radius_of_each_example(make, monkeypatch):
+  monkeypatch.setattr(_loops, 'unrolls', lambda: False)  # compiles sooner
   # The gradient of a linear model keeps its sign, so six steps of .02 reach .11 from anywhere; inputs
   # between .3 and .7 are never clipped.
   y = np.array([0, 1, 2, 2, 1, 0, 0, 2], np.int32)
@@ -28,9 +30,10 @@ def test_attack_reaches_the_radius_of_each_example(make):
   np.testing.assert_allclose(distance, np.broadcast_to(radii, distance.shape), atol=1e-6)
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
-@pytest.mark.parametrize('make', [inner_attacks.uniform, inner_attacks.gaussian, inner_attacks.kl],
-                         ids=lambda make: make.__name__)
+@pytest.mark.parametrize('make, norm', [
+    (inner_attacks.uniform, 'linf'), (inner_attacks.gaussian, 'l2'), (inner_attacks.kl, 'linf'),
+    *(pytest.param(*each, marks=pytest.mark.long) for each in (
+        (inner_attacks.uniform, 'l2'), (inner_attacks.gaussian, 'linf'), (inner_attacks.kl, 'l2')))])
 def test_scale_multiplies_radius_and_step(make, norm):
   w = jax.random.normal(jax.random.key(0), (6, 3))
   f = lambda x: x @ w

@@ -189,7 +189,7 @@ def composed(fields):
 
 
 @pytest.mark.parametrize('fields', [
-    dict(kind='margin', awp=.05),
+    pytest.param(dict(kind='margin', awp=.05), marks=pytest.mark.long),
     pytest.param(dict(kind='geometry', on='both', swa=1), marks=pytest.mark.long),
     pytest.param(dict(optimizer='entropy_sgd'), marks=pytest.mark.long),
     pytest.param(dict(kind='class_wise', ema=.9), marks=pytest.mark.long),

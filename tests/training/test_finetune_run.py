@@ -140,6 +140,7 @@ def test_a_wrong_source_is_one_line(source, tmp_path, capsys):
   assert 'none of its checkpoints' in message(**{'finetune.source': source})
 
 
+@pytest.mark.long
 def test_a_resumed_run_does_not_need_its_source(source, tmp_path):
   workdir = tmp_path / 'run'
   fields = {'finetune.start_epoch': 0, 'finetune.source': source}

@@ -54,22 +54,6 @@ def steps_logged(workdir):
   return [json.loads(line)['step'] for line in lines if '"loss"' in line]
 
 
-def test_more_epochs_end_with_the_same_bits(tmp_path, capsys):
-  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  assert main.main([QUICK, f'--workdir={whole}']) == 0
-  fewer = [QUICK, f'--workdir={parts}', '--config.dummy.start_epoch=0']
-  assert main.main([QUICK, f'--workdir={whole}', '--config.seed=1']) == 2  # the folder of another run
-  err = capsys.readouterr().err
-  assert 'config.seed was 0 and is 1' in err and 'Traceback' not in err
-  assert main.main([*fewer, '--config.epochs=1']) == 0
-  assert main.main(fewer) == 0
-  assert 'resuming after step 1' in capsys.readouterr().err
-  again = tmp_path / 'again'
-  assert main.main([QUICK, f'--workdir={again}', '--config.dummy.start_epoch=0']) == 0
-  assert digests(parts, 2) == digests(again, 2) != digests(whole, 2)
-  assert steps_logged(parts) == [1, 2]
-
-
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   """The folder of a whole run, in a thread with a running event loop, as in a notebook, and in ASCII."""
@@ -89,6 +73,23 @@ def finished(tmp_path_factory):
   files['stdout'].seek(0)
   assert 'within L\\u221e 38.25/255' in files['stdout'].read()
   return workdir
+
+
+def test_the_folder_of_another_run_is_refused(finished, capsys):
+  assert main.main([QUICK, f'--workdir={finished}', '--config.seed=1']) == 2
+  err = capsys.readouterr().err
+  assert 'config.seed was 3 and is 1' in err and 'Traceback' not in err
+
+
+@pytest.mark.long
+def test_more_epochs_end_with_the_same_bits(finished, tmp_path, capsys):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  fewer = ['--config.seed=3', '--config.dummy.start_epoch=0']
+  for workdir, epochs in ((whole, 2), (parts, 1), (parts, 2)):
+    assert main.main([QUICK, f'--workdir={workdir}', f'--config.epochs={epochs}', *fewer]) == 0
+  assert 'resuming after step 1' in capsys.readouterr().err
+  assert digests(parts, 2) == digests(whole, 2) != digests(finished, 2)
+  assert steps_logged(parts) == [1, 2]
 
 
 def test_finished_run_leaves_no_lock(finished):

@@ -119,8 +119,9 @@ def test_gradient_of_a_random_model_is_the_mean_of_passes(unrolls, eot, monkeypa
     return np.asarray(slope(jax.random.fold_in(key, n)))
 
   each = lambda counts: np.array([[drawn(i, counts[i], n) for n in range(eot)] for i in range(3)])
-  gradient, zero_gradient, value, logits = _gradients.of_loss(
-      logits_fn, problem, x, counts, loss=loss, targeted=False, eot=eot)
+  of_loss = jax.jit(lambda x, counts: _gradients.of_loss(
+      logits_fn, problem, x, counts, loss=loss, targeted=False, eot=eot))
+  gradient, zero_gradient, value, logits = of_loss(x, counts)
   np.testing.assert_allclose(gradient, each(counts).mean(axis=1), atol=1e-6)
   assert not zero_gradient.any()
   # The value and the logits are those of the last pass, as in the released code.
@@ -128,5 +129,5 @@ def test_gradient_of_a_random_model_is_the_mean_of_passes(unrolls, eot, monkeypa
   np.testing.assert_array_equal(logits[:, 0], value)
   # APGD follows this gradient: its first one is that of the start.
   stepper = apgd_stepper(norm='linf', num_steps=1, loss=loss, eot=eot)
-  state = stepper.step(logits_fn, problem, stepper.init(problem))
+  state = jax.jit(lambda: stepper.step(logits_fn, problem, stepper.init(problem)))()
   np.testing.assert_allclose(state.gradient_best, each(np.zeros(3, int)).mean(axis=1), atol=1e-6)

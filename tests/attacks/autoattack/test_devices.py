@@ -35,6 +35,12 @@ NAMES = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
 SIZES = tuple((size, number) for size in (1, 7, 64, 500) for number in (1, 4))
 
 
+@pytest.fixture
+def light(monkeypatch):
+  """Compiles child processes without optimizations, in float64 or where only the programs' text counts."""
+  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+
+
 def on_four_devices(*arguments):
   return json.loads(processes.in_four_devices(_VERDICTS, json.dumps(arguments)))
 
@@ -42,7 +48,7 @@ def on_four_devices(*arguments):
 @pytest.mark.parametrize('n, sizes, names', [
     (24, ((7, 1), (24, 4)), ('apgd-ce', 'square')),
     pytest.param(500, SIZES, NAMES, marks=pytest.mark.long)])
-def test_float64_verdicts_are_equal_for_all_batches_and_devices(n, sizes, names):
+def test_float64_verdicts_are_equal_for_all_batches_and_devices(n, sizes, names, light):
   found, shares, (alone, across) = on_four_devices('float64', n, sizes, names)
   assert alone == across and any(alone) and not all(alone)
   assert all(each == [2, 2, 2, 2] for each in shares) and len(shares) >= 5
@@ -67,7 +73,7 @@ def test_float32_verdicts_differ_on_one_example_in_500_at_most():
   assert other.mean() <= .002, differing
 
 
-def test_compiled_steps_contain_no_collective():
+def test_compiled_steps_contain_no_collective(light):
   assert json.loads(processes.in_four_devices(_COLLECTIVES)) == {name: [] for name in STEPPERS}
 
 
