@@ -40,7 +40,8 @@ def _estimates(found: dict[str, dict[str, Any]], suffix: str) -> figures.Caption
                 color=figures.COLORS[i], label=label, markersize=5, markerfacecolor='none')
     axes.set(xscale='log', title=title)
     axes.title.set_size(10)
-    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5) if high < 30 * low else (1, 3)))
     axes.xaxis.set_major_formatter('{x:g}')
     axes.minorticks_off()
     axes.grid(axis='x', alpha=.4)
@@ -83,18 +84,19 @@ def _surfaces(surfaces: dict[str, dict[str, Any]], suffix: str) -> figures.Capti
   rows = math.ceil(len(rises) / columns)
   figure = figures.new(height=.9 + 1.5 * rows)
   grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-  for axes, (name, rise) in zip(grid.flat, rises.items(), strict=False):
+  for i, (axes, (name, rise)) in enumerate(zip(grid.flat, rises.items(), strict=False)):
     percent = 100 * np.array(surfaces[name]['lengths'])
     drawn = axes.contourf(percent, percent, rise.T, levels=levels, cmap=figures.SEQUENTIAL,
                           norm=matplotlib.colors.BoundaryNorm(levels, 256))
     axes.contour(percent, percent, rise.T, levels=levels, colors='black', linewidths=.4)
     axes.plot(0, 0, 'w*', markeredgecolor='black', markersize=8)
     axes.set_title(runs.method(name).replace('_cifar10', ''), size=9)
+    axes.tick_params(labelbottom=i + columns >= len(rises))  # nothing is below
   for axes in grid.flat[len(rises):]:
     axes.set_axis_off()
   figure.supxlabel('along the gradient, % of ‖w‖', size=9)
   figure.supylabel('random direction, %', size=9)
-  figure.colorbar(drawn, ax=grid, format='%.2g', label='rise of the adversarial loss')
+  figure.colorbar(drawn, ax=grid, format='%.3g', label='rise of the adversarial loss')
   ends = {name: (rise[-1, _middle(surfaces[name])], max(rise[_middle(surfaces[name]), [0, -1]]))
           for name, rise in rises.items()}
   along, across = np.median(list(ends.values()), axis=0)
