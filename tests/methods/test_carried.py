@@ -136,6 +136,7 @@ def test_fgsm_pgi_hands_its_perturbation_to_the_next_epoch():
   np.testing.assert_array_equal(take(first, 1, epoch=2).tuning, take(other, 1, epoch=2).tuning)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('loss', ['free_at', 'fgsm_pgi', 'nuat'])
 def test_two_devices_take_the_step_of_one(loss):
   _, state, take = steps_of(loss)
