@@ -1,9 +1,13 @@
-"""The command `python -m at_jax.main --config=configs/X.py [--workdir=DIR] [--mode=train|evaluate]`."""
+"""The command `python -m at_jax.main --config=configs/X.py [--workdir=DIR] [--mode=train|evaluate]`.
+
+With `--distributed=…` it is one of the processes of a run; docs/training.md says how to start them.
+"""
 
 import importlib.util
 import shlex
 import signal
 import sys
+import traceback
 import warnings
 
 from at_jax import environment, errors
@@ -36,6 +40,7 @@ def _run(arguments: list[str]) -> int:
   xla_flags.tune()  # before jax is imported
   from absl import logging
 
+  from at_jax import devices
   from at_jax.config import command_line
   logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of errors that are one line here
   if {'--help', '-h'} & set(arguments):
@@ -44,6 +49,7 @@ def _run(arguments: list[str]) -> int:
   warnings.formatwarning = errors.one_line
   try:
     parsed = command_line.parse(arguments)
+    devices.initialize(parsed.cluster)
     # Orbax and the rest take seconds: after the command line is checked.
     from at_jax.training import interrupts, loop
     command = shlex.join(['python', '-m', 'at_jax.main', *arguments])
@@ -52,7 +58,8 @@ def _run(arguments: list[str]) -> int:
     try:
       run(parsed.config, parsed.workdir, command)
     except interrupts.Preempted as stopped:
-      environment.log(str(stopped))
+      if devices.is_first():
+        environment.log(str(stopped))
       return 130 if stopped.number == signal.SIGINT else 0
   except errors.UserError as error:
     return _fail(str(error))
@@ -79,5 +86,17 @@ def _fail(line: str, code: int = 2) -> int:
   return code
 
 
+def _process() -> int:
+  """`main` in a process of its own, for which no other process waits if it fails."""
+  try:
+    code = main()
+  except Exception:
+    traceback.print_exc()
+    code = 1
+  if code and 'at_jax.devices' in sys.modules:
+    sys.modules['at_jax.devices'].leave(code)
+  return code
+
+
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(_process())

@@ -30,8 +30,9 @@ _LIGHTLY_COMPILED = tuple(f'{pathlib.Path(__file__).parent}/{name}' for name in 
     'training/test_ahead_of_time', 'training/test_batchnorm', 'training/test_checkpoints',
     'training/test_compose', 'training/test_entropy_run', 'training/test_epoch', 'training/test_fair_average',
     'training/test_final_evaluation', 'training/test_finetune', 'training/test_loop',
-    'training/test_model_selection', 'training/test_promotion', 'training/test_reductions',
-    'training/test_restore', 'training/test_user_functions', 'training/test_watch'))
+    'training/test_model_selection', 'training/test_processes', 'training/test_promotion',
+    'training/test_reductions', 'training/test_restore', 'training/test_user_functions',
+    'training/test_watch'))
 _TEMPORARY = []
 
 

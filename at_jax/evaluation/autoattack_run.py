@@ -12,11 +12,13 @@ import jax
 
 from at_jax import attacks as attacks_lib
 from at_jax import environment, errors
-from at_jax.attacks.autoattack import components, state_file
+from at_jax.attacks.autoattack import components, multihost, state_file
 from at_jax.datasets import pipeline
 from at_jax.evaluation import metrics
 
 Array = jax.Array
+# In the names of what runs, before that of the component.
+RUNS = ', runs of '
 
 
 class Choice(NamedTuple):
@@ -59,6 +61,9 @@ def run(
   A finished run leaves its state file too, so that an evaluation killed in a later attack does not repeat
   this one. The caller removes the file when all results are written.
 
+  Several processes call it together. Each attacks its share of the examples at its own pace, writes its own
+  state, whose name goes on with '.p-of-P', and reports its own progress and warnings.
+
   Args:
     logits: `(variables, x) -> f32[B, K]`: `network.deployed` or `network.logits`.
     variables: the network's variables.
@@ -67,7 +72,7 @@ def run(
     choice: what to run. 'rand' ignores `search`, because a single output does not decide a random model.
     norm: 'linf', 'l2' or 'l1'.
     epsilon: radius, in units of x.
-    batch_size: number of examples attacked at a time.
+    batch_size: number of examples attacked at a time, over the devices of all processes.
     title: name for `progress`, which adds the component's.
     audit: as in `attacks.autoattack`, for the version 'fast'; the others ignore it.
     search: logits to search on instead; a point counts only if `logits` is fooled too.
@@ -81,7 +86,7 @@ def run(
 
   Raises:
     errors.UserError: if the state file is damaged, or was written by another version of JAX, on another
-      device or for another number of devices, so that it cannot be continued.
+      device or for another number of devices, so that it cannot be continued; if another process failed.
   """
   if choice.version == 'rand':
     search = None
@@ -95,16 +100,21 @@ def run(
     path = environment.local_path('state_dir', state_dir) / f'{name}.npz'
   apply = _with_key(logits) if choice.version == 'rand' else logits
   show, close = _shown(title, progress)
+  count = jax.process_count()
+  attack = attacks_lib.autoattack if count == 1 else multihost.autoattack
   try:
-    result = attacks_lib.autoattack(
+    result = attack(
         jax.tree_util.Partial(apply, variables), pipeline.in_unit(split.images), split.labels, key,
-        epsilon=epsilon, norm=norm, **choice._asdict(), audit=audit, batch_size=batch_size, state_path=path,
+        epsilon=epsilon, norm=norm, **choice._asdict(), audit=audit, batch_size=batch_size // count,
         search_fn=None if search is None else jax.tree_util.Partial(search, variables),
-        progress=show, warn=warn)
+        state_path=path, progress=show, warn=warn)
   except (state_file.StateMismatch, zipfile.BadZipFile) as error:
     raise errors.UserError('workdir', str(path), f'{error}; remove this file to start that attack '
                            'again') from error
-  close()
+  except multihost.OtherProcessFailed as error:
+    raise errors.UserError('--distributed', f'{count} processes', str(error)) from error
+  if count == 1:  # `progress` must not raise in one process alone
+    close()
   return result, path
 
 
@@ -142,11 +152,11 @@ def _shown(title: str, progress: Callable) -> tuple[Callable, Callable]:
 
   def close() -> None:
     if before is not None and before.done < before.total:  # no robust examples are left
-      progress(f'{title}, runs of {before.attack}', before.total, before.total, before.accuracy)
+      progress(f'{title}{RUNS}{before.attack}', before.total, before.total, before.accuracy)
 
   def show(now: attacks_lib.Progress) -> None:
     nonlocal before
-    name = f'{title}, runs of {now.attack}'
+    name = f'{title}{RUNS}{now.attack}'
     if before is None or now.attack != before.attack or now.done < before.done:
       close()
       if now.done:

@@ -28,7 +28,7 @@ Array = jax.Array
 # (name of what runs, examples done, number of examples, accuracy so far) -> None
 Progress = Callable[[str, int, int, float], None]
 # (i32[n] indices in the split, f32[batch size, ...] points whose first n are theirs, still on the devices,
-# f32[n, C] deployed logits) -> None
+# f32[n, C] deployed logits) -> None. Of several processes, the first one has the first of the points.
 Observer = Callable[[np.ndarray, Array, np.ndarray], None]
 
 
@@ -48,7 +48,8 @@ def predictions(
   """Finds the class that the deployed model predicts for each example, clean or under an attack.
 
   All batches have the same size, so each program compiles once: the last one is filled with repeated
-  examples, which are not counted. Batches are spread over the local devices.
+  examples, which are not counted. Batches are spread over the devices of all processes, which call it
+  together and all get the whole result.
 
   Args:
     network: the network.
@@ -71,14 +72,14 @@ def predictions(
   progress(0, len(chosen), 0.)
   for begin in range(0, len(chosen), batch_size):
     places = chosen[begin:begin + batch_size]
-    filled = np.resize(places, batch_size)
+    filled = devices.share(np.resize(places, batch_size))
     x, y, index = devices.spread(
         (pipeline.in_unit(split.images[filled]), split.labels[filled], filled.astype(np.int32)))
     if attack is not None:
       x = attack(jax.tree_util.Partial(attacked_logits, variables), x, y, key, index).x
-    predicted, logits = _predicted(network.deployed, variables, x)
-    result[places] = np.asarray(predicted)[:len(places)]
-    observe(places, x, np.asarray(logits)[:len(places)])
+    predicted, logits = devices.gather(_predicted(network.deployed, variables, x))
+    result[places] = predicted[:len(places)]
+    observe(places, x, logits[:len(places)])
     done = begin + len(places)
     progress(done, len(chosen), float(among.mean() * (result == split.labels).sum() / done))
   return result

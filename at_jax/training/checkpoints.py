@@ -2,7 +2,8 @@
 
 Each checkpoint is a folder named by its step. Orbax writes it under a temporary name and renames it, so a
 folder with the final name is complete. Orbax does not detect a byte that changes on disk; a digest of each
-leaf does. `write_weights` keeps the variables of one checkpoint as a single file.
+leaf does. `write_weights` keeps the variables of one checkpoint as a single file. Several processes read and
+write checkpoints together, in a folder that they share; process 0 writes.
 """
 
 import fnmatch
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from at_jax import environment, errors
+from at_jax import devices, environment, errors
 from at_jax.evaluation import metrics
 
 WEIGHTS = 'weights.npz'  # name of the file of `write_weights` in a folder of results
@@ -63,7 +64,7 @@ def report_damage(found: tuple[Saved | None, list[str]]) -> Saved | None:
     The checkpoint, or None.
   """
   saved, messages = found
-  for line in messages:
+  for line in messages if devices.is_first() else ():
     environment.log(line)
   return saved
 
@@ -203,7 +204,7 @@ class Checkpoints:
     path = self._path(step)
     try:
       self._directory.mkdir(parents=True, exist_ok=True)
-      if path.exists():
+      if devices.is_first() and path.exists():
         shutil.rmtree(path)
       response = ocp.save_checkpointables_async(
           path, {'state': state}, custom_metadata={'digests': metrics.digests(state), 'info': info})
@@ -219,14 +220,14 @@ class Checkpoints:
     self._writing = None
     try:
       response.result()
-      for step in set(self.steps()) - self._kept():
+      for step in set(self.steps()) - self._kept() if devices.is_first() else ():
         shutil.rmtree(self._path(step))
     except Exception as error:
       raise self._unwritable(error) from error
 
   def clear_unfinished(self) -> None:
     """Removes the temporary folders that a killed run left."""
-    if self._directory.is_dir():
+    if devices.is_first() and self._directory.is_dir():
       for path in self._directory.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(path)
 
@@ -244,7 +245,7 @@ class Checkpoints:
     Raises:
       errors.UserError: if the state's structure differs from the template's.
     """
-    return self._first_undamaged(sorted(self.steps(), reverse=True), template)
+    return self._first_undamaged(sorted(devices.from_first(self.steps), reverse=True), template)
 
   def best(self, template: Any) -> tuple[Saved | None, list[str]]:
     """Reads the undamaged checkpoint with the highest score; of equal scores, the earliest.
@@ -258,7 +259,7 @@ class Checkpoints:
     Raises:
       errors.UserError: as `newest`.
     """
-    scores = self._scores()
+    scores = devices.from_first(self._scores)
     return self._first_undamaged(sorted(scores, key=lambda step: (-scores[step], step)), template)
 
   def newest_info(self) -> dict[str, Any]:
@@ -295,8 +296,11 @@ class Checkpoints:
       raise Corrupt(f'its metadata cannot be read ({type(error).__name__})') from error
 
   def _load(self, step: int, template: Any) -> Saved:
-    metadata = self._metadata(step)
+    metadata = devices.from_first(self._metadata, step)
     self._check_structure(step, metadata['digests'], template)
+    if devices.largest(not self._path(step).is_dir()):
+      raise errors.UserError('workdir', str(self._directory.parent), 'a process does not see checkpoint '
+                             f'{step} of process 0: name a folder that all processes share')
     try:
       state = ocp.load_checkpointables(self._path(step), {'state': template})['state']
     except Exception as error:  # as above
@@ -321,14 +325,19 @@ class Checkpoints:
   def _first_undamaged(self, steps: list[int], template: Any) -> tuple[Saved | None, list[str]]:
     messages = []
     for step in steps:
+      saved, reason = None, ''
       try:
-        return self._load(step, template), messages
-      except Corrupt as reason:
-        aside = self._path(step).with_suffix('.corrupt')
+        saved = self._load(step, template)
+      except Corrupt as error:
+        reason = str(error)
+      if not devices.largest(saved is None):
+        return saved, messages
+      aside = self._path(step).with_suffix('.corrupt')
+      if devices.is_first():
         shutil.rmtree(aside, ignore_errors=True)
         self._path(step).rename(aside)
-        messages.append(f'{self._directory.parent}: checkpoint {step} is damaged, {reason}; set aside as '
-                        f'{aside}')
+      messages.append(f'{self._directory.parent}: checkpoint {step} is damaged, {reason}; set aside as '
+                      f'{aside}')
     return None, messages
 
   def _unwritable(self, error: Exception) -> errors.UserError:

@@ -161,8 +161,9 @@ def validate(run: setup.Run, end: EpochEnd, epoch: int, *, eval_variables: EvalV
 
   def draw(index: np.ndarray, x_adv: Any, logits: np.ndarray) -> None:
     if not images:  # the first batch
-      x = pipeline.in_unit(run.dataset.validation.images[index[:_DRAWN]])
-      images['validation_attacked'] = pictures.attacked(x, np.asarray(x_adv)[:len(x)])
+      x_adv = np.asarray(x_adv)[:min(_DRAWN, len(index))]
+      x = pipeline.in_unit(run.dataset.validation.images[index[:len(x_adv)]])
+      images['validation_attacked'] = pictures.attacked(x, x_adv)
 
   found = model_selection.report(run, variables, observe=draw).accuracies()
   clean, robust, worst = (found[name] for name in ('clean', 'worst_case', 'worst_class'))

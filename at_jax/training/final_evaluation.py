@@ -1,6 +1,5 @@
 """The evaluation at the end of a run: its best and its last checkpoint under attack on the test set."""
 
-from collections.abc import Sequence
 import pathlib
 import sys
 import time
@@ -9,18 +8,19 @@ from typing import Any
 import numpy as np
 
 from at_jax import attacks as attacks_lib
-from at_jax import environment, errors
+from at_jax import devices, environment, errors
 from at_jax.datasets import pipeline
-from at_jax.evaluation import metrics, robustness
+from at_jax.evaluation import autoattack_run, metrics, robustness
 from at_jax.training import checkpoints, interrupts, model_selection, records, restore, setup
 from at_jax.training import finetune as finetune_lib
 
 
 def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float,
-             received: Sequence[int] = ()) -> dict[str, Any]:
+             received: list[int] | None = None) -> dict[str, Any]:
   """Evaluates the best and the last checkpoint on the test set, or only the best of an exported folder.
 
-  Writes results.json and verdicts.npz, and prints `summary`.
+  Writes results.json and verdicts.npz, and prints `summary`. Several processes call it together; process 0
+  writes and prints.
 
   Args:
     run: the run.
@@ -36,7 +36,7 @@ def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float
     errors.UserError: if no checkpoint can be read, or the work directory is not writable.
     interrupts.Preempted: if a signal was received; the state of AutoAttack is saved.
   """
-  begun = time.monotonic()
+  begun, received = time.monotonic(), [] if received is None else received
   found = restore.weights(run, workdir, 'last', 'best')
   if not found:
     raise errors.UserError('workdir', str(workdir), 'none of its checkpoints can be read: train '
@@ -57,6 +57,8 @@ def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float
       'versions': records.versions(), 'command': command,
       'seconds': seconds + time.monotonic() - begun,
   }
+  if not devices.is_first():
+    return results
   reports = {name: report for name, (_, report) in tested.items()}
   records.write_verdicts(workdir, split.labels,
                          {name: report.verdicts() for name, report in reports.items()})
@@ -139,7 +141,7 @@ def _split(run: setup.Run) -> tuple[pipeline.Split, str]:
   """The test examples that are attacked, and which they are: 'all', 'first' or 'stratified'."""
   split, which = pipeline.subset(run.dataset.test, run.config.evaluate.num_examples)
   n, num_classes = len(split.labels), run.dataset.num_classes
-  if which == 'stratified':
+  if which == 'stratified' and devices.is_first():
     environment.log(f'config.evaluate.num_examples = {n}: the first {n} test examples have other classes '
                     f'than a random draw of all (sorted by class?), so a fixed stratified subset of {n} is '
                     'evaluated')
@@ -151,7 +153,7 @@ def _split(run: setup.Run) -> tuple[pipeline.Split, str]:
 
 
 def _test(run: setup.Run, weights: checkpoints.Weights, title: str, split: pipeline.Split,
-          workdir: pathlib.Path, received: Sequence[int]) -> tuple[dict[str, Any], robustness.Report]:
+          workdir: pathlib.Path, received: list[int]) -> tuple[dict[str, Any], robustness.Report]:
   """Accuracies and verdicts of the deployed model; without `config.inference` as 'as_trained'."""
   accuracies = {'step': weights.step, 'validation_robust': weights.info.get('validation_robust')}
   adjusted, fitted = model_selection.fit(run, weights.variables)
@@ -165,32 +167,42 @@ def _test(run: setup.Run, weights: checkpoints.Weights, title: str, split: pipel
 
 
 def _attacked(run: setup.Run, variables: dict[str, Any], title: str, split: pipeline.Split,
-              workdir: pathlib.Path, received: Sequence[int]) -> robustness.Report:
+              workdir: pathlib.Path, received: list[int]) -> robustness.Report:
   c = run.config
   bars: dict[str, records.Progress] = {}
+  where = ''
 
   def progress(name: str, done: int, total: int, accuracy: float) -> None:
+    nonlocal where
+    where = f'in the evaluation ({title}, {name})'
+    if autoattack_run.RUNS not in name:  # in AutoAttack each process has a pace of its own
+      interrupts.agree(received)
     if name not in bars:  # an attack or a restart begins
-      bars[name] = records.Progress(f'{title}, {name}', total)
+      bars[name] = records.Progress(f'{title}, {name}', total) if devices.is_first() else records.Silent()
     if done:
       bars[name].show(done, f'accuracy {accuracy:.3f}')
     if done == total or received:
       bars.pop(name).close()
-    interrupts.check(received, f'in the evaluation ({title}, {name})')
+    interrupts.check(received, where)
 
-  return robustness.evaluate(
-      run.network, variables, split, run.keys['evaluate'], names=c.evaluate.attacks,
-      norm=c.evaluate.norm, epsilon=c.evaluate.epsilon_255 / 255,
-      step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
-      search=setup.search_network(run),
-      has_dummies=c.dummy.enabled, audit=c.evaluate.audit, state_dir=workdir / 'evaluation',
-      progress=progress,
-      warn=lambda name, line: records.warn(f'{title}, {name}: {line}'))
+  try:
+    return robustness.evaluate(
+        run.network, variables, split, run.keys['evaluate'], names=c.evaluate.attacks,
+        norm=c.evaluate.norm, epsilon=c.evaluate.epsilon_255 / 255,
+        step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
+        search=setup.search_network(run),
+        has_dummies=c.dummy.enabled, audit=c.evaluate.audit, state_dir=workdir / 'evaluation',
+        progress=progress,
+        warn=lambda name, line: records.warn(f'{title}, {name}: {line}'))
+  except (errors.UserError, OSError, interrupts.Preempted):
+    interrupts.check(interrupts.agree(received), where)  # a signal to one process ends AutoAttack in all
+    raise
 
 
 def _remove_states(directory: pathlib.Path, states: list[pathlib.Path]) -> None:
-  """Removes the state files of this evaluation; those of other settings stay."""
-  for path in states:
-    path.unlink(missing_ok=True)
+  """Removes the state files of this evaluation, of all processes; those of other settings stay."""
+  for state in states:
+    for path in directory.glob(f'{state.name}*'):
+      path.unlink()
   if directory.is_dir() and not any(directory.iterdir()):
     directory.rmdir()

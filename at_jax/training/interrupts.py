@@ -5,6 +5,8 @@ import contextlib
 import signal
 import threading
 
+from at_jax import devices
+
 # What schedulers, terminals and users send; Windows has only some of them.
 _NAMES = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU')
 
@@ -54,6 +56,21 @@ def watch() -> Iterator[list[int]]:
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+
+
+def agree(received: list[int]) -> list[int]:
+  """Adds the signal that another process received; all processes call it together, with a small collective.
+
+  Args:
+    received: the list of `watch`, empty in all processes or in none afterwards.
+
+  Returns:
+    The same list.
+  """
+  number = devices.largest(received[0] if received else 0)
+  if number and not received:
+    received.append(number)
+  return received
 
 
 def check(received: Sequence[int], where: str) -> None:

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from at_jax import environment, errors
+from at_jax import devices, environment, errors
 from at_jax.config import fields, resume
 from at_jax.datasets import pipeline
 from at_jax.training import (
@@ -37,7 +37,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
 
   If the work directory has checkpoints, training resumes from the newest undamaged checkpoint. What was
   logged after it is dropped, and the order of examples continues inside its epoch. In the main thread, the
-  signals of `interrupts.watch` end it with its state saved; their handlers are restored afterwards.
+  signals of `interrupts.watch` end it with its state saved; their handlers are restored afterwards. Several
+  processes of `jax.distributed` call it together, with a folder that they share; process 0 writes.
 
   Args:
     config: the configuration.
@@ -54,14 +55,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
   """
   workdir = environment.local_path('workdir', workdir)
   checkpoints.check_path(workdir)
-  with lock.hold(workdir):
+  with _lock(workdir):
     run, store = _open(config, workdir)
     if (workdir / checkpoints.WEIGHTS).exists():
       raise errors.UserError('workdir', str(workdir), f'it holds {checkpoints.WEIGHTS}, from which training '
                              'cannot resume: use --mode=evaluate or name another folder')
     with interrupts.watch() as received:
       state, seconds = _first_state(run, store)
-      records.write_json(workdir / 'config.json', config.to_dict())
+      if devices.is_first():
+        records.write_json(workdir / 'config.json', config.to_dict())
       seconds = _train(run, workdir, store, state, seconds, received)
       return final_evaluation.evaluate(run, workdir, command, seconds, received)
 
@@ -86,18 +88,26 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
   if not restore.has_weights(workdir):
     raise errors.UserError('workdir', str(workdir), 'there is no checkpoint in it: train first, '
                            'with --mode=train, or name the work directory of a run')
-  with lock.hold(workdir):
+  with _lock(workdir):
     run, _ = _open(config, workdir)
     with interrupts.watch() as received:
       return final_evaluation.evaluate(run, workdir, command, 0., received)
 
 
+@contextlib.contextmanager
+def _lock(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds the lock of the work directory, in process 0."""
+  with contextlib.ExitStack() as stack:
+    devices.from_first(stack.enter_context, lock.hold(workdir))
+    yield
+
+
 def _open(config: ml_collections.ConfigDict,
           workdir: pathlib.Path) -> tuple[setup.Run, checkpoints.Checkpoints]:
   """The parts of a run and its checkpoints, after checking that the work directory is not of another run."""
-  run = setup.build(config, warn=records.warn)
+  run = devices.first_then_others(lambda: setup.build(config, warn=records.warn))
   user_functions.check(run, records.warn)
-  before = records.read_json(workdir / 'config.json')
+  before = devices.from_first(records.read_json, workdir / 'config.json')
   if before is not None:
     changed = resume.conflicts(fields.flatten(fields.upgrade(before)), fields.flatten(config.to_dict()))
     is_file = all(name.endswith('.npz') for name in changed.get('dataset.name', ('',)))
@@ -119,7 +129,8 @@ def _first_state(run: setup.Run, store: checkpoints.Checkpoints) -> tuple[step_l
   saved = checkpoints.report_damage(store.newest(jax.device_get(state)))
   if saved is None:
     return epoch_hooks.start_from(run, state), 0.
-  environment.log(f'resuming after step {saved.step}')
+  if devices.is_first():
+    environment.log(f'resuming after step {saved.step}')
   return saved.state, saved.info['seconds']
 
 
@@ -153,9 +164,11 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
   eval_variables = batchnorm.reestimate_batchnorm(run)
   note, logged = '', (step, time.monotonic())
   with contextlib.ExitStack() as stack:
-    metrics = stack.enter_context(contextlib.closing(records.Metrics(workdir, step=step)))
-    progress = stack.enter_context(contextlib.closing(
-        records.Progress('training', total * c.batch_size, done=step * c.batch_size)))
+    metrics = progress = records.Silent()
+    if devices.is_first():
+      metrics = stack.enter_context(contextlib.closing(records.Metrics(workdir, step=step)))
+      progress = stack.enter_context(contextlib.closing(
+          records.Progress('training', total * c.batch_size, done=step * c.batch_size)))
     stack.callback(store.wait)
     for call in _calls(run, step):
       if call.starts_epoch:
@@ -180,7 +193,7 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
       note = end.note or note
       progress.show(step * c.batch_size, note)
       due = _passed(c.checkpoint.every_steps or run.steps_per_epoch, before, step)
-      stop = received and step < total
+      stop = interrupts.agree(received) and step < total
       if end.save or due or stop or step == total:
         store.save(step, sharding.unreplicate(state),
                    {'score': end.score, **end.info, 'data': setup.data_info(run.dataset),

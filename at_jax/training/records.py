@@ -16,7 +16,7 @@ import numpy as np
 import tensorboardX
 from tqdm import auto
 
-from at_jax import environment, errors
+from at_jax import devices, environment, errors
 
 _PACKAGES = ('at_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 # The accuracies come first: a narrow terminal cuts the time and the rate off.
@@ -110,11 +110,11 @@ def device() -> str:
   Returns:
     For example '2 × NVIDIA H200' or 'cpu (8 cores)'.
   """
-  devices = jax.devices()
-  kind = devices[0].device_kind
-  if devices[0].platform == 'cpu':
+  every = jax.devices()
+  kind = every[0].device_kind
+  if every[0].platform == 'cpu':
     kind = f'cpu ({os.cpu_count()} cores)'
-  return kind if len(devices) == 1 else f'{len(devices)} × {kind}'
+  return kind if len(every) == 1 else f'{len(every)} × {kind}'
 
 
 class Metrics:
@@ -189,12 +189,21 @@ def _lines_until(path: pathlib.Path, step: int) -> list[str]:
   return kept
 
 
+class Silent:
+  """Takes the place of `Metrics` and `Progress` in processes that do not write: every method does nothing."""
+
+  def __getattr__(self, name: str) -> Any:
+    return lambda *arguments, **options: None
+
+
 def warn(line: str) -> None:
-  """Prints a warning to stderr, above a progress bar if there is one.
+  """Prints a warning to stderr, above a progress bar if there is one; of several processes, process 0 does.
 
   Args:
     line: the message.
   """
+  if not devices.is_first():
+    return
   with auto.tqdm.external_write_mode(sys.stderr):
     environment.log(f'warning: {line}')
 

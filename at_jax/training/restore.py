@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from at_jax import environment, errors
+from at_jax import devices, environment, errors
 from at_jax.config import fields
 from at_jax.evaluation import metrics
 from at_jax.methods import finetune
@@ -162,7 +162,7 @@ def weights(run: setup.Run, workdir: str | os.PathLike, *names: str) -> dict[str
     return {'best': checkpoints.read_weights(workdir / checkpoints.WEIGHTS, template)}
   store = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1)
   template = jax.device_get(setup.init_state(run))
-  reestimate = batchnorm.reestimate_batchnorm(run)
+  reestimate = batchnorm.reestimate_batchnorm(run)  # in several processes all do it, or none
   by_step: dict[int, checkpoints.Weights] = {}
   found = {}
   for name in names:
@@ -171,7 +171,7 @@ def weights(run: setup.Run, workdir: str | os.PathLike, *names: str) -> dict[str
     if saved is None:
       return {}
     if saved.step not in by_step:
-      stored = functools.partial(_stored_statistics, workdir, saved)
+      stored = functools.partial(devices.from_first, _stored_statistics, workdir, saved)
       with _needing_data(run, 'they give the BatchNorm statistics of averaged weights, which --mode=evaluate '
                          'stores'):
         variables = reestimate(saved.state, stored)
@@ -192,7 +192,7 @@ def store_statistics(workdir: pathlib.Path, weights: checkpoints.Weights) -> Non
   Raises:
     OSError: if the file cannot be written.
   """
-  if not weights.info.get('statistics_of_average') or _is_export(workdir):
+  if not weights.info.get('statistics_of_average') or _is_export(workdir) or not devices.is_first():
     return
   path = _statistics_path(workdir, weights.step)
   path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Runs the training step of one device on all devices, with `jax.pmap`."""
+"""Runs the training step of one device on all devices, of all processes, with `jax.pmap`."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -15,7 +15,7 @@ LONGEST_CALL = 100
 
 
 def replicate(tree: Any) -> Any:
-  """Copies a pytree to every device, with a leading axis of devices, as `pmap` takes it.
+  """Copies a pytree to every device, with a leading axis of this process's devices, as `pmap` takes it.
 
   Args:
     tree: pytree of arrays.
@@ -53,7 +53,8 @@ def train_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainSt
 
   Returns:
     `(state, images, labels, order i32[S, B], key, values) -> (state, metrics of S steps)`; state,
-    images and labels are replicated. The state that is passed in is donated.
+    images and labels are replicated. The order is that of the global batches, in every process. The state
+    that is passed in is donated.
   """
   return _over_devices(step_lib.train_steps, recipe)
 
@@ -92,9 +93,9 @@ def _over_devices(steps: Callable, recipe: step_lib.Recipe) -> Callable:
   run = mapped(steps, recipe)
 
   def call(state, images, labels, order, key, values=step_lib.DEFAULT_VALUES):
-    devices = jax.local_device_count()
+    devices = jax.device_count()  # of all processes; pmap puts those of process 0 first
     shares = np.asarray(order).reshape(len(order), devices, -1).swapaxes(0, 1)
-    state, metrics = run(state, images, labels, shares, key, values)
+    state, metrics = run(state, images, labels, devices_lib.share(shares), key, values)
     if devices > 1 and jax.default_backend() == 'cpu':
       # CPU devices are threads; those of two steps in flight can deadlock in their collectives.
       jax.block_until_ready(state)

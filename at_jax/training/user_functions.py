@@ -71,7 +71,7 @@ def _guard(field: str, value: str) -> Iterator[None]:
 
 def _batch_size(run: setup.Run) -> int:
   """A multiple of a device's share of the batch that equals no other axis, nor does its double."""
-  share, classes = run.config.batch_size // jax.local_device_count(), run.dataset.num_classes
+  share, classes = run.config.batch_size // jax.device_count(), run.dataset.num_classes
   lengths = {*run.dataset.image_shape, classes, 2 * classes}
   times = 1
   while {times * share, 2 * times * share} & lengths:
@@ -109,7 +109,7 @@ def _check_network(run: setup.Run) -> None:
   if _spec(batch_stats) != _spec(variables['batch_stats']):
     raise wrong('its BatchNorm statistics change their structure in a step')
   has_statistics, make = jax.tree.leaves(batch_stats), setup.network_function(run.config)
-  if has_statistics and jax.local_device_count() > 1 and not import_path.accepts(make, 'axis_name'):
+  if has_statistics and jax.device_count() > 1 and not import_path.accepts(make, 'axis_name'):
     raise wrong('its BatchNorm statistics would differ between devices: give it an argument axis_name, and '
                 'pass that to BatchNorm')
   if has_statistics and all(kept):

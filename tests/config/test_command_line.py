@@ -1,5 +1,6 @@
 """The command line: what it reads, its defaults, and one line for each mistake."""
 
+import os
 import pathlib
 
 import pytest
@@ -25,8 +26,15 @@ from tests.fixtures.command_errors import QUICK, ROOT, assert_message, message
     ([QUICK, '--wrokdir=x'], ['wrokdir']),
     ([QUICK, 'configs/quickstart.py'], ['configs/quickstart.py', 'not a flag']),
     ([QUICK, '--mode=evaluate'], ['no checkpoint', '--mode=train']),
+    ([QUICK, '--distributed=4'], ["--distributed = '4': use auto, slurm or ADDRESS,N,I", '0.1:1234,4,0']),
+    ([QUICK, '--distributed=10.0.0.1,4,0'], ['use auto, slurm or ADDRESS,N,I: the address', 'with a port']),
+    ([QUICK, '--distributed=10.0.0.1:1,4,4'], ['no process 4 of 4: use a number below 4']),
+    ([QUICK, '--distributed=slurm'], ['SLURM_JOB_ID is not set: start the command with srun']),
+    ([QUICK, '--distributed=auto'], ["--distributed = 'auto'", 'found', 'use ADDRESS,N,I']),
 ], ids=lambda value: value[-1].split('/')[-1] if isinstance(value, list) and value else 'none')
-def test_wrong_command_line_is_one_line(arguments, expected, capsys, tmp_path):
+def test_wrong_command_line_is_one_line(arguments, expected, capsys, tmp_path, monkeypatch):
+  for name in [name for name in os.environ if name.startswith(('SLURM', 'KUBERNETES', 'TPU', 'OMPI'))]:
+    monkeypatch.delenv(name)
   assert_message(capsys, tmp_path, arguments, expected)
 
 
@@ -62,3 +70,35 @@ def test_flags_may_come_before_the_config():
                               f'--config={ROOT}/configs/ducat_cifar100.py'])
   assert (asked.workdir, asked.mode) == (pathlib.Path('runs/ducat_cifar100'), 'evaluate')
   assert asked.config.evaluate.epsilon_255 == 4  # follows the radius of the attack
+
+
+def step_of(nodes, *, nodelist, tasks, index, local, **more):
+  """What srun sets, after its manual page (output environment variables)."""
+  return {'SLURM_JOB_ID': '1000', 'SLURM_STEP_ID': '2', 'SLURM_STEP_NODELIST': nodelist,
+          'SLURM_STEP_NUM_NODES': str(nodes), 'SLURM_STEP_NUM_TASKS': str(tasks), 'SLURM_PROCID': str(index),
+          'SLURM_LOCALID': str(local)} | more
+
+
+@pytest.mark.parametrize('value', ['slurm', 'auto'])
+def test_slurm_gives_count_index_and_first_host(value):
+  hosts = {'node7': 'node7', 'node7,node9': 'node7', 'n[07-15,18],other': 'n07', 'n[3,5]': 'n3',
+           'a-[1-2]-ib,b': 'a-1-ib'}
+  for nodelist, host in hosts.items():
+    found = command_line.cluster(value, step_of(2, nodelist=nodelist, tasks=16, index=9, local=1))
+    name, port = found.address.split(':')
+    assert (name, found.count, found.index) == (host, 16, 9)
+    assert 1024 < int(port) < 65536
+
+
+def test_slurm_gives_each_task_its_gpu():
+  gpus = lambda tasks, **seen: command_line.cluster('slurm', step_of(
+      2, nodelist='n[1-2]', tasks=tasks, index=1, local=1, **seen)).gpus
+  assert gpus(16) == gpus(16, CUDA_VISIBLE_DEVICES='0,1,2') == (1,)
+  assert gpus(16, CUDA_VISIBLE_DEVICES='3') is None  # Slurm has bound the task to its GPU
+  assert gpus(2, CUDA_VISIBLE_DEVICES='0,1,2') is None  # one task for each node takes all
+
+
+def test_address_count_and_index_are_read():
+  found = command_line.parse([QUICK, '--distributed=host-0.jobs:8476,4,3']).cluster
+  assert found == ('host-0.jobs:8476', 4, 3, None)
+  assert command_line.parse([QUICK]).cluster is None

@@ -14,13 +14,13 @@ import threading
 import time
 
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 import pytest
 
 from at_jax import main
 from at_jax.evaluation import robustness
 from at_jax.training import lock, records, restore, setup
 from tests.fixtures import command_errors
+from tests.fixtures.run_progress import digests, logged_so_far, steps_logged, wait_for_step
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = f'--config={ROOT}/configs/quickstart.py:smoke'
@@ -29,29 +29,10 @@ LONGER = (QUICK, '--config.batch_size=100', '--config.checkpoint.every_steps=3',
           '--config.log_every_steps=1')
 
 
-def digests(workdir, step):
-  """The digests of all arrays of a checkpoint, computed when it was saved."""
-  path = workdir / 'checkpoints' / f'{step:08d}'
-  return ocp.checkpointables_metadata(path).custom_metadata['digests']
-
-
 def start(workdir, *arguments):
   return subprocess.Popen([sys.executable, '-m', 'at_jax.main', *LONGER, f'--workdir={workdir}',
                            *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True,
                           stdout=subprocess.DEVNULL)
-
-
-def wait_for_step(workdir, step, process):
-  """Waits until a process has logged a step."""
-  deadline = time.monotonic() + 240
-  while not any(done >= step for done in logged_so_far(workdir)):
-    assert process.poll() is None and time.monotonic() < deadline
-    time.sleep(.1)
-
-
-def steps_logged(workdir):
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line)['step'] for line in lines if '"loss"' in line]
 
 
 @pytest.fixture(scope='module')
@@ -285,10 +266,3 @@ def test_an_npz_file_trains_and_may_be_moved(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(restore, 'stored_data_info', lambda workdir: dict(list(info.items())[:2]))
   assert run(moved, '--mode=evaluate') == 2
   assert f"config.dataset.name was '{path}' and is '{moved}'" in capsys.readouterr().err
-
-
-def logged_so_far(workdir):
-  try:
-    return steps_logged(workdir)
-  except (FileNotFoundError, ValueError):  # not started, or a line is just being written
-    return []

@@ -12,6 +12,10 @@ from at_jax.attacks.autoattack import batching, driver, state_file
 Array = jax.Array
 
 
+class OtherProcessFailed(RuntimeError):
+  """Another process raised an exception, whose message it reports."""
+
+
 def autoattack(
     logits_fn: _stepper.LogitsFn, x: Array, y: Array, key: Array, *, epsilon: float | Array,
     index: Array | None = None, state_path: str | os.PathLike | None = None, **options,
@@ -40,7 +44,7 @@ def autoattack(
 
   Raises:
     ValueError: as in `attacks.autoattack`, and if there are fewer examples than processes.
-    RuntimeError: if another process failed; that process reports the cause.
+    OtherProcessFailed: if another process failed; that process reports the cause.
 
   Example:
     >>> w = jax.numpy.array([[1., -1.], [-1., 1.]])
@@ -77,7 +81,7 @@ def autoattack(
   if failure is not None:
     raise failure
   if len(failed):
-    raise RuntimeError(f'of {count} processes, {failed.tolist()} failed: see their messages')
+    raise OtherProcessFailed(f'processes {failed.tolist()} of {count} failed: see their messages')
   return driver.AutoAttackResult(
       *(_merge(share, n) for share in (result.x, result.robust, result.clean)),
       {name: _merge(robust, n) for name, robust in result.components.items()},

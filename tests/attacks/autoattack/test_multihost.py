@@ -1,8 +1,6 @@
 """AutoAttack on several processes finds what one process finds."""
 
 import json
-import socket
-import subprocess
 import sys
 
 import jax
@@ -44,18 +42,8 @@ multihost.autoattack(model, np.eye(4, dtype=np.float32), np.arange(4), jax.rando
 
 def in_two_processes(script, *arguments):
   """(exit code, stdout, stderr) of each of two processes."""
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    address = f'localhost:{free.getsockname()[1]}'
-  both = [subprocess.Popen(
-      [sys.executable, '-c', script, json.dumps([address, 2, process, *arguments])], text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=processes.environment()) for process in range(2)]
-  try:
-    outputs = [one.communicate(timeout=300) for one in both]
-  finally:
-    for one in both:
-      one.kill()
-  return [(one.returncode, *output) for one, output in zip(both, outputs, strict=True)]
+  return processes.finish(processes.start_together(2, lambda address, process: [
+      sys.executable, '-c', script, json.dumps([address, 2, process, *arguments])]))
 
 
 # XLA's CPU backend gives processes 30 seconds to connect; `late` delays the second one by more.
@@ -82,7 +70,7 @@ def test_two_processes_find_what_one_finds(late, tmp_path):
 
 def test_failure_of_one_process_ends_the_other():
   (first, _, message), (second, _, cause) = in_two_processes(_ONE_FAILS)
-  assert first != 0 and 'RuntimeError: of 2 processes, [1] failed' in message
+  assert first != 0 and 'OtherProcessFailed: processes [1] of 2 failed' in message
   assert second != 0 and 'OSError: the disk is full' in cause
 
 
