@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: creates the virtual environment $1 with the extras $2 and the further
 # arguments of pip $3…, unless it exists, and puts it on the PATH. PYTHON names the interpreter (3.11
 # or newer).
