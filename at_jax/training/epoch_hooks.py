@@ -200,8 +200,7 @@ def watch_overfitting(run: setup.Run, end: EpochEnd, epoch: int) -> EpochEnd:
     The end with 'validation_single_step' among its numbers; without a score if the model has overfitted, so
     that the best checkpoint is one from before.
 
-  Reference: the phenomenon, Wong et al., Fast Is Better Than Free: Revisiting Adversarial Training, 2020,
-  section 5.
+  Reference: Wong et al., Fast Is Better Than Free: Revisiting Adversarial Training, 2020, for the phenomenon.
   """
   single, robust = model_selection.single_step_accuracy(run, end.variables), end.numbers['validation_robust']
   end = end._replace(numbers=end.numbers | {'validation_single_step': single})
