@@ -334,7 +334,8 @@ def test_seeds_that_differ_are_refused(tmp_path):
 @pytest.mark.long
 def test_report_of_the_small_table(tmp_path, capsys):
   path = tmp_path / 'r.html'
-  assert report.main([str(RESULTS / 'small_cifar10'), f'--output={path}']) == 0
+  others = f'--radii={RESULTS / "radii"}', f'--pictures={RESULTS / "hard_examples"}'
+  assert report.main([str(RESULTS / 'small_cifar10'), f'--output={path}', *others]) == 0
   text = path.read_text(encoding='utf-8')
   assert path.stat().st_size <= 2e6
   outline = Outline(text)
