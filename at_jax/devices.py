@@ -67,6 +67,10 @@ def initialize(cluster: Cluster | None) -> None:
                            'processes, and use a free port on the host of process 0') from error
   # JAX has replaced the effect of SIGTERM by one of its own.
   signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+  # XLA's CPU backend gives devices 30 seconds to connect, in the first collective of each group of them. Here
+  # the processes are in step. Before their first training step they compile, some longer than others.
+  total = jax.pmap(lambda one: jax.lax.psum(one, AXIS), AXIS)(np.ones(jax.local_device_count(), np.int32))
+  largest(int(np.asarray(total)[0]))
 
 
 def leave(code: int) -> None:

@@ -29,6 +29,19 @@ assert (jax.device_count(), jax.local_device_count()) == (4, 4 // count)
 found = training_steps.run(jax.numpy.float64, 20, 'pmap')
 np.savez(f'{folder}/{process}.npz', *jax.tree.leaves(found))
 '''
+# Process 1 is late for the first collective of all devices after the connection.
+_LATE = '''
+import json, sys, time
+import jax, numpy as np
+from at_jax import devices
+address, process, late = json.loads(sys.argv[1])
+devices.initialize(devices.Cluster(address, 2, process))
+time.sleep(late * process)
+total = jax.pmap(lambda n: jax.lax.psum(n, devices.AXIS), devices.AXIS)(np.arange(2.) + 2 * process)
+assert np.asarray(total).tolist() == [6., 6.]
+assert devices.from_first(lambda: process) == 0 and devices.largest(process) == 1
+assert devices.gather(devices.share(np.arange(4))).tolist() == [0, 1, 2, 3]
+'''
 # Sends a signal to process 1 alone while AutoAttack runs.
 _SIGNALLED = '''
 import signal, sys
@@ -116,6 +129,14 @@ def test_processes_take_the_steps_of_one_device(count, tmp_path):
     np.testing.assert_allclose(others[0], leaf, rtol=0, atol=1e-10)
     for other in others[1:]:
       np.testing.assert_array_equal(other, others[0])
+
+
+@pytest.mark.long
+def test_a_process_may_be_late_for_the_first_step():
+  # Compiling takes different times, and XLA's CPU backend gives 30 seconds to connect.
+  for code, _, err in processes.finish(processes.start_together(2, lambda address, process: [
+      sys.executable, '-c', _LATE, json.dumps([address, process, 40])], 2)):
+    assert code == 0, err
 
 
 @pytest.fixture(scope='module')
