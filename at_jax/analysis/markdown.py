@@ -25,20 +25,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def percent(*shares: float) -> str:
+def percent(*shares: float | None) -> str:
   """Formats shares in percent.
 
   Args:
-    *shares: one share, or those of several runs.
+    *shares: one share in 0..1, or those of several runs.
 
   Returns:
-    The mean, ± the standard deviation of several; '' if one is NaN.
+    The mean, ± the standard deviation of several; '' if one is NaN or None.
 
   Example:
-    >>> percent(.25), percent(.2, .3)
-    ('25.0', '25.0 ± 7.1')
+    >>> percent(.25), percent(.2, .3), percent(None)
+    ('25.0', '25.0 ± 7.1', '')
   """
-  if np.isnan(shares).any():
+  if None in shares or np.isnan(shares).any():
     return ''
   spread = f' ± {100 * np.std(shares, ddof=1):.1f}' if len(shares) > 1 else ''
   return f'{100 * np.mean(shares):.1f}{spread}'

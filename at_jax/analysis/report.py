@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from at_jax import environment, errors
-from at_jax.analysis import curves, figures, folders, mcnemar, page, statements, table
+from at_jax.analysis import curves, figures, folders, markdown, mcnemar, page, statements, table
 from at_jax.analysis import radii as radii_lib
 from at_jax.evaluation import metrics
 
@@ -98,9 +98,9 @@ def _accuracies(title: str, compared: table.Table) -> page.Cells:
   head = ['method', 'worst case', '95 % interval', *(['paired test'] if tested else []), 'clean',
           'worst class', *columns, *(['audit'] if audited else []), *(['seeds'] if several else []),
           *([f'against `{compared.against}`'] if tested else [])]
-  rows = [[f'`{row.method}`', table.percent(row.values['worst case']), statements.interval(row),
-           *([_side(row, compared.against)] if tested else []), table.percent(row.values['clean']),
-           table.percent(row.worst_class), *(table.percent(row.values[column]) for column in columns),
+  rows = [[f'`{row.method}`', markdown.percent(*row.values['worst case']), statements.interval(row),
+           *([_side(row, compared.against)] if tested else []), markdown.percent(*row.values['clean']),
+           markdown.percent(*row.worst_class), *(markdown.percent(*row.values[column]) for column in columns),
            *([_audited(row)] if audited else []), *([str(len(row.runs))] if several else []),
            *([table.comparison(row.tests)] if tested else [])] for row in compared.rows]
   return page.Cells(f'{title}: accuracies in percent, the most robust method first', head, rows)
@@ -134,7 +134,7 @@ def _going(found: Sequence[folders.Folder]) -> list[page.Cells]:
     written = time.strftime('%Y-%m-%d %H:%M', time.localtime(folders.last_written(folder)))
     rows.append([f'`{folder.name}`', statements.state(folder), written, _duration(done.seconds_left),
                  f'{losses[-1]:.3f}' if losses else '',
-                 *(table.percent([last.get(f'validation_{kind}')])
+                 *(markdown.percent(last.get(f'validation_{kind}'))
                    for kind in ('clean', 'robust', 'worst_class'))])
   head = ['run', 'state', 'last written', 'training left', 'last loss', 'validation clean',
           'validation robust', 'validation worst class']

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from at_jax import attacks as attacks_lib
-from at_jax.analysis import class_statistics, curves, folders, mcnemar, table
+from at_jax.analysis import class_statistics, curves, folders, markdown, mcnemar, table
 from at_jax.training import final_evaluation
 
 _FEW = 200  # test images of a class, below which a warning says how few they are
@@ -133,7 +133,7 @@ def _unfinished(folder: folders.Folder) -> str:
   text, validated = f'`{folder.name}` is not evaluated yet: {state(folder)}', folders.validations(folder)
   if not validated:
     return f'{text}.'
-  clean, robust = (table.percent([validated[-1].get(f'validation_{kind}')]) for kind in ('clean', 'robust'))
+  clean, robust = (markdown.percent(validated[-1].get(f'validation_{kind}')) for kind in ('clean', 'robust'))
   return (f'{text}. Its last validation, on held-out training examples, has {clean} percent clean and '
           f'{robust} percent robust accuracy.')
 
@@ -158,10 +158,11 @@ def state(folder: folders.Folder) -> str:
 def _sentence(title: str, compared: table.Table) -> str:
   rows = compared.rows
   n, best = curves.examples(rows[0]), rows[0]
-  text = (f'{title}: `{best.method}` classifies {table.percent(best.values["worst case"])} percent of {n:,} '
+  worst_case = markdown.percent(*best.values['worst case'])
+  text = (f'{title}: `{best.method}` classifies {worst_case} percent of {n:,} '
           f'test images correctly in the worst case (95 % interval {interval(best)})')
   if len(rows) == 1:
-    return f'{text}, and {table.percent(best.values["clean"])} percent without an attack.'
+    return f'{text}, and {markdown.percent(*best.values["clean"])} percent without an attack.'
   text += f', the most of {plural(len(rows), "method")}.'
   sides = [decide(row.tests.values()) for row in rows if row.tests]
   if not sides:

@@ -9,7 +9,7 @@ its worst-case verdicts against those of the reference method, seed by seed.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import json
 import os
 import pathlib
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from at_jax import environment, errors
-from at_jax.analysis import mcnemar
+from at_jax.analysis import markdown, mcnemar
 from at_jax.evaluation import metrics
 
 BEGIN = '<!-- begin of the output of python -m at_jax.analysis table -->'
@@ -292,12 +292,11 @@ def _columns(results: list[dict[str, Any]]) -> dict[str, Callable[[dict[str, Any
 
 def _markdown(table: Table) -> str:
   audit = ['audit'] if any(audits(row) for row in table.rows) else []
-  lines = [['method', 'seeds', *table.columns, *audit, 'worst class', f'against {table.against}']]
-  lines.append(['---'] * len(lines[0]))
-  for row in table.rows:
-    lines.append([f'`{row.method}`', str(len(row.runs)), *map(percent, row.values.values()),
-                  *(audits(row) for _ in audit), percent(row.worst_class), comparison(row.tests)])
-  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+  head = ['method', 'seeds', *table.columns, *audit, 'worst class', f'against {table.against}']
+  return markdown.table(head, (
+      [f'`{row.method}`', str(len(row.runs)), *(markdown.percent(*shares) for shares in row.values.values()),
+       *(audits(row) for _ in audit), markdown.percent(*row.worst_class), comparison(row.tests)]
+      for row in table.rows))
 
 
 def audits(row: Row) -> str:
@@ -330,25 +329,6 @@ def comparison(tests: dict[int, mcnemar.McNemar]) -> str:
     return ''
   gained, lost, p = zip(*tests.values(), strict=True)
   return f'+{sum(gained)} −{sum(lost)}, p ≤ {max(p):.2g}'
-
-
-def percent(values: Sequence[float | None]) -> str:
-  """Formats the shares of several runs.
-
-  Args:
-    values: one share in 0..1 for each run.
-
-  Returns:
-    Their mean in percent, ± the standard deviation of several; '' if a run has none.
-
-  Example:
-    >>> percent([.25]), percent([.25, .75]), percent([None])
-    ('25.0', '50.0 ± 35.4', '')
-  """
-  if None in values:
-    return ''
-  spread = f' ± {100 * np.std(values, ddof=1):.1f}' if len(values) > 1 else ''
-  return f'{100 * np.mean(values):.1f}{spread}'
 
 
 def main(arguments: list[str] | None = None) -> int:
