@@ -42,7 +42,7 @@ def unpack(packed: Array, epsilon: float, dtype: jnp.dtype = jnp.float32) -> Arr
     f32[...].
 
   Example:
-    >>> print((255 * unpack(jnp.array([-120, 0, 45], jnp.int8), 8 / 255)).round(3))
+    >>> print((255 * unpack(jnp.array([-120, 0, 45], jnp.int8), 8 / 255)).round())
     [-8.  0.  3.]
   """
   return packed.astype(dtype) * (epsilon / _UNITS)

@@ -10,7 +10,7 @@ import pytest
 from at_jax import attacks, models
 from at_jax.datasets import pipeline
 from at_jax.evaluation import robustness
-from at_jax.methods import cfa, finetune
+from at_jax.methods import finetune
 from at_jax.models import deployed as deployed_lib
 from at_jax.models import dual_batchnorm
 from at_jax.training import step as step_lib
@@ -121,8 +121,7 @@ def test_training_attacks_the_deployed_branch(plain, deployed):
   state = step_lib.TrainState(
       jnp.zeros((), jnp.int32), dual_variables['params'], dual_variables['batch_stats'], ())
   images = np.round(255 * X).astype(np.uint8)
-  found = step_lib._examples(state, images, np.zeros(32, np.int32), np.arange(32),
-                             jax.random.key(0), step_lib.EpochValues(), recipe,
-                             cfa.ByClass())
+  found = step_lib.attacked(state, images, np.zeros(32, np.int32), np.arange(32),
+                            jax.random.key(0), recipe=recipe)
   expected = network.logits(dual_batchnorm.select(dual_variables, deployed), found.x)
   np.testing.assert_array_equal(found.x_adv, expected)

@@ -9,7 +9,7 @@ import pytest
 
 from at_jax import attacks, errors
 from at_jax.config import validation
-from at_jax.methods import cfa, finetune, losses
+from at_jax.methods import finetune, losses
 from at_jax.training import epoch_hooks, epoch_plan, setup, sharding
 from at_jax.training import finetune as finetune_lib
 from at_jax.training import step as step_lib
@@ -124,8 +124,8 @@ def test_boundary_is_friendly_pgd():
   state, train = setup.init_state(run), run.dataset.train
   key, index = jax.random.key(3), np.arange(16)
   recipe = epoch_plan.recipe(run, 'finetune')
-  found = step_lib._examples(state, train.images, train.labels, index, key,
-                             epoch_plan.epoch_values(c, 0), recipe, cfa.ByClass())
+  found = step_lib.attacked(state, train.images, train.labels, index, key,
+                            epoch_plan.epoch_values(c, 0), recipe=recipe)
   logits = lambda x: run.network.logits(
       {'params': state.params, 'batch_stats': state.batch_stats}, x)
   attack_key = jax.random.split(jax.random.fold_in(key, 0))[1]
