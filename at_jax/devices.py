@@ -76,8 +76,8 @@ def initialize(cluster: Cluster | None) -> None:
 def leave(code: int) -> None:
   """Ends this process after an error, without the others; with one process it does nothing.
 
-  At a usual end the processes wait for each other, and the others may wait for this one elsewhere. They
-  end when they miss it: at once without process 0, otherwise in their next collective, or after 100 s.
+  A process that exits normally waits for all others, so a failed one exits at once. The others stop in their
+  next collective, or after 100 s; at once if process 0 failed.
 
   Args:
     code: the exit code.
@@ -94,7 +94,12 @@ def leave(code: int) -> None:
 
 def is_first() -> bool:
   """Returns whether this is process 0, the only one that writes and logs."""
-  return jax.process_index() == 0
+  return _count() == 1 or jax.process_index() == 0
+
+
+def _count() -> int:
+  """Number of processes. It does not start the accelerator of a process that is alone."""
+  return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def share(tree: Any) -> Any:
@@ -111,6 +116,8 @@ def share(tree: Any) -> Any:
     >>> share(np.arange(4))  # of one process
     array([0, 1, 2, 3])
   """
+  if _count() == 1:
+    return tree
   count, index = jax.process_count(), jax.process_index()
   return jax.tree.map(lambda a: a[len(a) // count * index:len(a) // count * (index + 1)], tree)
 
@@ -124,7 +131,7 @@ def gather(tree: Any) -> Any:
   Returns:
     The same pytree of NumPy arrays, in every process.
   """
-  if jax.process_count() == 1:
+  if _count() == 1:
     return jax.tree.map(np.asarray, tree)
   return multihost_utils.process_allgather(jax.tree.map(np.asarray, tree), tiled=True)
 
@@ -142,7 +149,7 @@ def largest(number: int) -> int:
     >>> largest(3)
     3
   """
-  if jax.process_count() == 1:
+  if _count() == 1:
     return number
   return int(multihost_utils.process_allgather(np.int32(number)).max())
 
@@ -164,7 +171,7 @@ def from_first(call: Callable[..., Any], *arguments: Any) -> Any:
     >>> from_first(max, 1, 2)
     2
   """
-  if jax.process_count() == 1:
+  if _count() == 1:
     return call(*arguments)
   data = b''
   if is_first():

@@ -225,7 +225,7 @@ def roofline(flops: float, bytes_: float, chip: Chip) -> Estimate:
 
 
 def summary(phase: Any, reports: Mapping[str, Mapping[str, Any]], step: Estimate) -> list[str]:
-  """Formats what the compiler says of a phase.
+  """Formats the compiler's report of a phase.
 
   Args:
     phase: an `ahead_of_time.Phase`.

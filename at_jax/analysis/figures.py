@@ -20,7 +20,6 @@ from at_jax import environment, errors
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
 SEQUENTIAL = 'cividis'  # name of a colour map for shares and losses
-DIVERGING = 'PuOr'  # name of a colour map for differences, white at zero
 
 _TEXTS = {'Title': 'title', 'Description': 'caption', 'Comment': 'alt'}  # keywords of PNG, and their fields
 _DPI = 160  # of PNG files: a figure 4.6 inches wide is sharp in a column of 400 pixels on a fine screen

@@ -9,7 +9,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from at_jax.analysis import figures
+from at_jax.analysis import figures, markdown
 
 _STYLE = """
 :root { color-scheme: light }
@@ -191,16 +191,12 @@ def to_markdown(page: Page, folder: str, pictures: pathlib.Path) -> str:
         parts += [f'### {_escaped(part.title)}', f'![{_escaped(_plain(part.alt))}]({folder}/{part.name}.png)',
                   _escaped(part.caption)]
       elif isinstance(part, Cells):
-        parts += [f'{_escaped(part.caption)}:', _markdown_table(part)]
+        parts += [f'{_escaped(part.caption)}:', markdown.table(
+            [_escaped(cell) for cell in part.head], ([_escaped(cell) for cell in row] for row in part.rows))]
       else:
         parts.append('\n'.join(f'- {_escaped(each)}' for each in part) if isinstance(part, list)
                      else _escaped(part))
   return '\n\n'.join(parts) + '\n'
-
-
-def _markdown_table(cells: Cells) -> str:
-  lines = [cells.head, ['---'] * len(cells.head), *cells.rows]
-  return '\n'.join(f'| {" | ".join(map(_escaped, line))} |' for line in lines)
 
 
 def _escaped(text: str) -> str:

@@ -1,6 +1,6 @@
 """Evaluated runs as analyses read them: files, models, attacks that are run again, and what is written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import math
 import pathlib
@@ -64,10 +64,25 @@ def read(path: pathlib.Path) -> Evaluation:
       checkpoint, _, name = key.partition('/')
       if name:  # not the labels
         verdicts.setdefault(checkpoint, {})[name] = stored[key]
-  data = results['config']['dataset']
-  left_out = data.get('drop_class', -1)  # older runs have no such field
-  named = data['name'] + (f' without class {left_out}' if left_out >= 0 else '')
-  return Evaluation(path, results, f'{named}, {table.threat(results)}', labels, verdicts)
+  threat = f'{data_name(results["config"]["dataset"])}, {table.threat(results)}'
+  return Evaluation(path, results, threat, labels, verdicts)
+
+
+def data_name(dataset: Mapping[str, Any]) -> str:
+  """Names a data set, and the class that is left out of it.
+
+  Args:
+    dataset: the group 'dataset' of a configuration; older runs have no 'drop_class'.
+
+  Returns:
+    The name.
+
+  Example:
+    >>> data_name({'name': 'cifar10', 'drop_class': 3})
+    'cifar10 without class 3'
+  """
+  left_out = dataset.get('drop_class', -1)
+  return dataset['name'] + (f' without class {left_out}' if left_out >= 0 else '')
 
 
 def names(paths: Sequence[pathlib.Path]) -> list[str]:

@@ -89,7 +89,7 @@ def load(path: pathlib.Path, n: int, data: dict[str, pipeline.Split]) -> Model:
   deployed, c = parts.network.deployed, parts.config.evaluate
   logits_fn = jax.tree_util.Partial(
       lambda others, params, x: deployed({**others, 'params': params}, x), others)
-  threat = f'{parts.config.dataset.name}, {metrics.norm_name(c.norm)}, {c.epsilon_255:g}/255'
+  threat = f'{runs.data_name(parts.config.dataset)}, {metrics.norm_name(c.norm)}, {c.epsilon_255:g}/255'
   return Model(logits_fn, variables['params'], jnp.asarray(pipeline.in_unit(data[key].images)),
                jnp.asarray(data[key].labels), parts.keys['evaluate'], c.norm, c.epsilon_255 / 255, threat)
 

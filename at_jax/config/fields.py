@@ -177,7 +177,8 @@ _PIECEWISE = _equals('optimizer.schedule', 'piecewise')
 _CALIBRATED = When('any of `calibration.radius`, `.beta` and `.temperature`', lambda flat: any(
     flat[f'calibration.{name}'] for name in ('radius', 'beta', 'temperature')))
 _FAIR, _VALIDATED = _above_zero('optimizer.fair_decay'), _above_zero('dataset.validation_size')
-_REGULARISED = When('the loss has a regulariser', lambda flat: may_regularise(flat['loss']))
+_REGULARISED = When('the loss or `attack.kind` has a regulariser', lambda flat: (
+    may_regularise(flat['loss']) or flat['attack.kind'] == 'nuclear'))
 _ATTACKED, _WEIGHTED = _differs('loss', 'standard'), _differs('weights.kind', 'none')
 _GEOMETRY, _MARGIN = _equals('weights.kind', 'geometry'), _equals('weights.kind', 'margin')
 _INFERENCE = _differs('inference.kind', 'none')

@@ -60,12 +60,13 @@ def single_step(flat: dict) -> bool:
     True for an attack of `methods.SINGLE_STEP`, and for Free-AT.
 
   Example:
-    >>> single_step({'loss': 'nuat', 'attack.kind': ''}), single_step({'loss': 'nuat', 'attack.kind': 'kl'})
-    (True, False)
+    >>> [single_step({'loss': 'nuat', 'attack.kind': kind}) for kind in ('', 'kl', 'mine.pgd3')]
+    [True, False, False]
   """
   of_loss = getattr(methods.OBJECTIVES.get(flat['loss']), 'inner_attack', None)
+  kind = flat['attack.kind']
   return flat['loss'] == 'free_at' or (
-      methods.ATTACKS.get(flat['attack.kind']) or of_loss) in methods.SINGLE_STEP
+      methods.ATTACKS.get(kind) if kind else of_loss) in methods.SINGLE_STEP
 
 
 def _check_names(flat: dict) -> None:

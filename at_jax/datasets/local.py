@@ -46,7 +46,8 @@ def digest(arrays: Arrays) -> str:
   """
   found = hashlib.sha256(repr((arrays.class_names, arrays.validation is None)).encode())
   for array in (*arrays.train, *(arrays.validation or ()), *arrays.test):
-    found.update(f'{array.dtype}{array.shape}'.encode() + array.tobytes())
+    found.update(f'{array.dtype}{array.shape}'.encode())
+    found.update(np.ascontiguousarray(array))
   return found.hexdigest()
 
 

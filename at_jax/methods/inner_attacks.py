@@ -21,6 +21,7 @@ An `Attack` is called in every step, inside jit, on one device's share of the ba
   tau: i32[] or None. With τ the attack is friendly PGD: it stops τ steps past the boundary.
   epsilon: a number or f32[B], radii that replace the factory's.
   scale: a number or f32[B], multiplies the radius and the step size.
+  start, beta: passed to `fgsm_pgi`'s and `nuclear`, which alone couples the examples of a batch.
 
 The result's x is f32[V·B, ...], V = 1 unless the objective expects another layout (`kl_and_margin`).
 Only options in use are passed: an attack that does not take `tau` can be used with any config that

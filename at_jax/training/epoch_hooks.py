@@ -102,7 +102,7 @@ def at_end(run: setup.Run, epoch: int, eval_variables: EvalVariables) -> list[En
   due = (epoch + 1) % c.validate.every_epochs == 0 or epoch + 1 == c.epochs or tunes
   if due and len(run.dataset.validation.labels):
     hooks.append(functools.partial(validate, eval_variables=eval_variables))
-    if validation.single_step(fields.flatten(c.to_dict())):
+    if validation.single_step(fields.flatten(c.to_dict())) and epoch_plan.method_started(c, epoch):
       hooks.append(watch_overfitting)
     if tunes:
       hooks.append(regulate)

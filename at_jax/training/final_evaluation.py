@@ -9,6 +9,7 @@ import numpy as np
 
 from at_jax import attacks as attacks_lib
 from at_jax import devices, environment, errors
+from at_jax.attacks.autoattack import multihost
 from at_jax.datasets import pipeline
 from at_jax.evaluation import autoattack_run, metrics, robustness
 from at_jax.training import checkpoints, interrupts, model_selection, records, restore, setup
@@ -194,8 +195,10 @@ def _attacked(run: setup.Run, variables: dict[str, Any], title: str, split: pipe
         has_dummies=c.dummy.enabled, audit=c.evaluate.audit, state_dir=workdir / 'evaluation',
         progress=progress,
         warn=lambda name, line: records.warn(f'{title}, {name}: {line}'))
-  except (errors.UserError, OSError, interrupts.Preempted):
-    interrupts.check(interrupts.agree(received), where)  # a signal to one process ends AutoAttack in all
+  except (errors.UserError, OSError, interrupts.Preempted) as error:
+    interrupts.agree(received)  # with several processes, a signal to one ends AutoAttack in all
+    if isinstance(error.__cause__, multihost.OtherProcessFailed):
+      interrupts.check(received, where)
     raise
 
 

@@ -230,7 +230,8 @@ def _prior(state, x, index, key, values, recipe) -> Array:
   """x + δ₀: the perturbation that each example had in the epoch before, or random signs."""
   signs = jnp.where(inner_attacks_lib.unit_noise(x, key, index) < 0, -1, 1).astype(x.dtype)
   before = carried.unpack(state.tuning[index], recipe.radius, x.dtype)
-  return jnp.clip(x + jnp.where(values.fresh, recipe.radius * signs, before), 0, 1)
+  radius = recipe.radius if values.scale is None else values.scale * recipe.radius
+  return jnp.clip(x + jnp.where(values.fresh, radius * signs, before), 0, 1)
 
 
 def _beta(values: EpochValues, recipe: Recipe) -> float | Array:

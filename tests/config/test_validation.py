@@ -167,7 +167,7 @@ def test_every_variant_of_every_config_is_quiet(path):
 @pytest.mark.parametrize('changes, condition', [
     (dict(weights__lam=3.), "weights.kind = 'geometry'"),
     (dict(weights__kind='margin', weights__lam=3.), "weights.kind = 'geometry'"),
-    (dict(beta=3.), 'the loss has a regulariser'),
+    (dict(beta=3.), 'the loss or attack.kind has a regulariser'),
     (dict(finetune__source='run'), "loss = 'finetune'"),
     (dict(optimizer__name='optax.adam', optimizer__learning_rate=.001, optimizer__momentum=.5),
      "optimizer.name = 'sgd'"),

@@ -1,6 +1,7 @@
 """Free-AT and FGSM-PGI: bytes, closed forms, and training steps by hand."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -151,3 +152,13 @@ def test_ascend_stays_in_the_ball_and_the_bounds():
   delta = np.clip(x + rng.uniform(-.1, .1, x.shape).astype(np.float32), 0, 1) - x
   moved = free_at.ascend(x, x + delta, gradient, .1)
   assert np.abs(moved).max() <= .1 + 1e-6 and (x + moved).min() >= 0 and (x + moved).max() <= 1
+
+
+def test_fgsm_pgi_starts_within_the_ramped_radius():
+  # A schedule of ε multiplies the radius, so at 0 the random start of the first epoch is x itself.
+  x = jnp.full((2, 4), .5)
+  state, recipe = types.SimpleNamespace(tuning=jnp.zeros((2, 4), jnp.int8)), types.SimpleNamespace(radius=.1)
+  for scale, moved in ((None, .1), (.5, .05), (0., 0.)):
+    values = step_lib.EpochValues(fresh=True, scale=scale)
+    start = step_lib._prior(state, x, jnp.arange(2), jax.random.key(0), values, recipe)
+    np.testing.assert_allclose(jnp.abs(start - x), moved, atol=1e-7)
