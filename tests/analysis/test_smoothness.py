@@ -36,6 +36,7 @@ def analyse(*arguments):
   return smoothness.main([str(argument) for argument in arguments])
 
 
+@pytest.mark.long
 def test_run_has_numbers_tables_and_figures(run, short, tmp_path, capsys):
   assert analyse(run, '--n', N, '--output', tmp_path / 'found.json', '--figures', tmp_path / 'figures') == 0
   title = f'{tiny_data.path(60)}, L∞, 16/255'

@@ -76,6 +76,7 @@ def steps_of(loss, **fields):
   return run, setup.init_state(run), take
 
 
+@pytest.mark.long
 def test_free_at_is_its_algorithm_by_hand():
   run, state, take = steps_of('free_at', replays=2)
   found = take(state, 2)
@@ -125,6 +126,7 @@ def test_a_batch_is_replayed_with_one_augmentation():
   assert np.abs(first - other).max() > .1
 
 
+@pytest.mark.long
 def test_fgsm_pgi_hands_its_perturbation_to_the_next_epoch():
   run, state, take = steps_of('fgsm_pgi', **{'attack.reset_epochs': 2})
   first = take(state, 1)

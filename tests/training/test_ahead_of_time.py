@@ -24,6 +24,7 @@ def compiled():
   return phase, {name: ahead_of_time.report(lower()) for name, lower in phase.programs.items()}
 
 
+@pytest.mark.long
 def test_parts_add_up_to_the_program_of_the_run(compiled):
   # On the CPU the program of the run has no loop either, so its own analysis counts every attack step.
   phase, reports = compiled

@@ -89,6 +89,7 @@ def alone(workdir, *arguments, num_devices=1):
 
 
 def test_shares_of_processes_are_in_the_order_of_devices(monkeypatch):
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
   monkeypatch.setattr(jax, 'process_count', lambda: 3)
   shares = []
   for process in range(3):

@@ -92,6 +92,7 @@ def events(workdir):
   return found
 
 
+@pytest.mark.long
 def test_curves_of_each_class_are_those_of_the_log(watched):
   workdir, _ = watched
   found, lines = events(workdir), logged(workdir)
@@ -110,6 +111,7 @@ def test_curves_of_each_class_are_those_of_the_log(watched):
     assert line['validation_robust'] == pytest.approx(weights @ list(by_class.values()))
 
 
+@pytest.mark.long
 def test_picture_has_the_attacked_batch_of_each_epoch(watched):
   found = events(watched[0])['validation_attacked']
   assert sorted(found) == [13, 26]
@@ -127,6 +129,7 @@ def test_picture_has_the_attacked_batch_of_each_epoch(watched):
     np.testing.assert_allclose(difference, expected, atol=5)
 
 
+@pytest.mark.long
 def test_watching_changes_no_bit(watched, tmp_path, monkeypatch, capsys):
   evaluate = robustness.evaluate
   monkeypatch.setattr(robustness, 'evaluate', lambda *args, observe=None, **rest: evaluate(*args, **rest))
@@ -139,6 +142,7 @@ def test_watching_changes_no_bit(watched, tmp_path, monkeypatch, capsys):
   assert 'training' not in capsys.readouterr().err  # not a terminal, and shorter than ten seconds
 
 
+@pytest.mark.long
 def test_bar_of_training_is_one_line_with_the_accuracies(watched):
   workdir, lines = watched
   line, = [texts for texts in lines if any(text.startswith('training') for text in texts)]
