@@ -276,7 +276,7 @@ def over_radii(name: str, found: Sequence[folders.Folder]) -> figures.Captioned 
 
 def minimum_norm(name: str, where: str, compared: table.Table, radii: dict[str, np.ndarray]
                  ) -> figures.Captioned | None:
-  """Draws robust accuracy over the radius, of each example's own radius, beside the worst case at ε.
+  """Draws robust accuracy over the radius, from the radius of each example, and marks the worst case at ε.
 
   Args:
     name: name of the figure.

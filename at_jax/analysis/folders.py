@@ -58,7 +58,7 @@ def read(paths: Sequence[str | os.PathLike]) -> list[Folder]:
     seed = config.get('seed', 0) if seed is None else seed
     if len(parents[method]) > 1:
       method = os.path.relpath(place.parent / method)
-    if (method, seed) in taken:  # X beside X-0
+    if (method, seed) in taken:  # both X and X-0
       method = place.name
     taken.add((method, seed))
     found.append(Folder(place, _printable(method), seed, config, _log(place), run))

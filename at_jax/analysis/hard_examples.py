@@ -5,8 +5,8 @@ attack. Without --attack files only are read: the verdicts of the best checkpoin
 evaluation, in the worst case over all attacks. With --attack that attack is run again with the keys of the
 evaluation; --split=train attacks training examples, for which there are no verdicts.
 
-Tables show how many examples fail in all runs, and how far runs fail on the same ones, beside what
-independent runs would do. Shares are in percent. --output writes all numbers as JSON, shares as fractions,
+Tables show how many examples fail in all runs, and how far runs fail on the same ones, with the numbers
+of independent runs. Shares are in percent. --output writes all numbers as JSON, shares as fractions,
 with the indices of the examples that always fail. --gallery draws some of them under --attack on the first
 RUN.
 """

@@ -5,7 +5,7 @@ are the seeds of METHOD. --radii=FOLDER draws radii that `radii` has measured, a
 files that other analyses have written. The suffix of --output chooses the format:
 
   .html  one page that opens without a network, with tables and figures
-  .md    the same in Markdown; the figures are in the folder NAME-figures beside it
+  .md    the same in Markdown; the figures are in the folder NAME-figures next to it
   .csv   one line for each run, with fractions that are not rounded
 
 Accuracies are those of the best checkpoint's deployed model, by the same functions as `table`. Nothing is

@@ -98,7 +98,7 @@ def what(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> l
   if not results:
     return lines
   which = {'all': 'all', 'first': 'the first of the test set', 'stratified': 'a stratified subset'}
-  tested = {len(folder.run.labels): which.get(folder.run.results.get('examples'))  # older runs do not tell
+  tested = {len(folder.run.labels): which.get(folder.run.results.get('examples'))  # older runs lack it
             for folder in sorted(evaluated(found), key=lambda each: 'examples' in each.run.results)}
   lines[-1] += '; judged on ' + ', '.join(
       f'{n:,} test images' + (f' ({text})' if text else '') for n, text in tested.items())
