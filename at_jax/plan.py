@@ -86,26 +86,37 @@ def _plan(arguments: list[str]) -> int:
   print(f'{topology}: {len(devices)} chip{"s" * (len(devices) > 1)}, batch {config.batch_size} '
         f'({config.batch_size // len(devices)} a chip), {config.model.get("dtype", "float32")}, '
         f'{config.dataset.name}', flush=True)
-  seconds, needed = 0., 0
+  needed, estimates = 0, []
   for phase in ahead_of_time.phases(run, devices):
     reports = {}
     for name, lower in phase.programs.items():
       reports[name] = _report(lower, f'phase {phase.name}, program {name!r}', topology)
-      memory = reports[name]['memory']
+      memory = reports[ahead_of_time.RUN]['memory']  # that of the others decides nothing
       limit = memory.get('limit', chip.memory)
-      if memory['total'] > limit:
-        print(f'does not fit: phase {phase.name} needs {_gib(memory["total"])} of the {_gib(limit)} of a '
-              'chip')
+      if 'limit' in memory or memory['total'] > limit:
+        print(f'does not fit: phase {phase.name} {_needs(memory["total"], limit)}')
         return 1
-    needed = max(needed, reports[ahead_of_time.RUN]['memory']['total'])
-    step = roofline(ahead_of_time.per_step(reports, phase.attack_steps, 'flops'),
-                    ahead_of_time.per_step(reports, phase.attack_steps, 'bytes'), chip)
-    seconds += step.seconds * phase.num_steps
+    needed = max(needed, memory['total'])
+    step = None if _unknown(reports) else roofline(
+        ahead_of_time.per_step(reports, phase.attack_steps, 'flops'),
+        ahead_of_time.per_step(reports, phase.attack_steps, 'bytes'), chip)
+    estimates.append(step and step.seconds * phase.num_steps)
     print('\n'.join(summary(phase, reports, step)), flush=True)
-  print(f'estimate of the run: {duration(seconds)} of training at the published peaks, without '
+  print('estimate of the run: not known' if None in estimates else
+        f'estimate of the run: {duration(sum(estimates))} of training at the published peaks, without '
         'communication, validation and evaluation')
   print(f'fits: {_gib(needed)} of the {_gib(chip.memory)} of a chip')
   return 0
+
+
+def _needs(total: float, limit: float) -> str:
+  return f'needs {_gib(total)} of the {_gib(limit)} of a chip'
+
+
+def _unknown(reports: Mapping[str, Mapping[str, Any]]) -> str:
+  """The programs that the compiler does not count, because they need more memory than a chip has."""
+  return '; '.join(f'program {name!r} {_needs(found["memory"]["total"], found["memory"]["limit"])}'
+                   for name, found in reports.items() if 'flops' not in found)
 
 
 def _read(arguments: list[str]) -> tuple[str, list[str]]:
@@ -224,31 +235,38 @@ def roofline(flops: float, bytes_: float, chip: Chip) -> Estimate:
   return Estimate(flops, bytes_, flops / chip.flops, bytes_ / chip.bandwidth)
 
 
-def summary(phase: Any, reports: Mapping[str, Mapping[str, Any]], step: Estimate) -> list[str]:
+def summary(phase: Any, reports: Mapping[str, Mapping[str, Any]], step: Estimate | None) -> list[str]:
   """Formats the compiler's report of a phase.
 
   Args:
     phase: an `ahead_of_time.Phase`.
     reports: `ahead_of_time.report` of each of its programs, by name.
-    step: estimate of a step.
+    step: estimate of a step; None if FLOPs and bytes of a program are not reported.
 
   Returns:
     The lines.
   """
-  attack = reports.get(f'attack of {min(phase.attack_steps, 2)}', {}).get('collectives', {})
-  run = reports['run']
+  from at_jax.training import ahead_of_time
+  attack = reports.get(f'attack of {min(phase.attack_steps, 2)}', {'collectives': {}}).get('collectives')
+  run = reports[ahead_of_time.RUN]
   kinds = ', '.join(f'{kind.replace("_", " ")} {size / 2**20:.1f}'
                     for kind, size in run['memory'].items() if kind != 'total')
+  counted, estimate = (
+      (f'{step.flops / 1e9:,.1f} GFLOP, {step.bytes / 1e9:,.2f} GB read and written',
+       f'{1e3 * step.seconds:.2f} ms, bound by {step.bound} '
+       f'(FLOPs {1e3 * step.compute:.2f} ms, bytes {1e3 * step.memory:.2f} ms)') if step else
+      (f'not known: {_unknown(reports)}; compiled for counting only, not executed by the run', 'not known'))
   return [
       f'phase {phase.name}: {phase.num_steps:,} steps, each with an attack of {phase.attack_steps} steps',
       f'  memory of a chip     {run["memory"]["total"] / 2**20:,.1f} MiB (MiB: {kinds})',
-      f'  a step on a chip     {step.flops / 1e9:,.1f} GFLOP, {step.bytes / 1e9:,.2f} GB read and written',
+      f'  a step on a chip     {counted}',
       f'  collectives a step   {_kinds(run["collectives"])}; in the attack: {_kinds(attack)}',
-      f'  estimate of a step   {1e3 * step.seconds:.2f} ms, bound by {step.bound} '
-      f'(FLOPs {1e3 * step.compute:.2f} ms, bytes {1e3 * step.memory:.2f} ms)']
+      f'  estimate of a step   {estimate}']
 
 
-def _kinds(found: Mapping[str, int]) -> str:
+def _kinds(found: Mapping[str, int] | None) -> str:
+  if found is None:
+    return 'not known'
   return ', '.join(f'{number} {kind}' for kind, number in found.items()) or 'none'
 
 

@@ -56,7 +56,8 @@ def test_roofline_by_hand(flops, accessed, seconds, bound):
 @pytest.fixture
 def reports(monkeypatch):
   """Reports that stand in for those of libtpu, by program, and the programs that were compiled."""
-  attack = {'flops': 2e12, 'bytes': 1e9, 'collectives': {}, 'memory': {'total': 2**20}}
+  # What the parts need must not count: the run executes none of them.
+  attack = {'flops': 2e12, 'bytes': 1e9, 'collectives': {}, 'memory': {'total': 2**50}}
   found = {'run': {'flops': -1., 'bytes': -1., 'collectives': {'all-reduce': 35},
                    'memory': {'argument': 2**30, 'temp': 2**29, 'total': 3 * 2**29}},
            'update': attack | {'flops': 4e12, 'collectives': {'all-reduce': 35}}, 'attack of 1': attack,
@@ -103,13 +104,29 @@ def test_the_command_prints_the_estimate_of_the_run(reports, capsys, monkeypatch
 
 @pytest.mark.parametrize('memory, expected', [
     ({'total': 20 * 2**30}, 'needs 20.00 GiB of the 15.75 GiB'),
-    ({'total': 20 * 2**30, 'limit': 15 * 2**30}, 'needs 20.00 GiB of the 15.00 GiB')])
+    ({'total': 20 * 2**30, 'limit': 15 * 2**30}, 'needs 20.00 GiB of the 15.00 GiB'),
+    # The compiler rounds both numbers of its refusal.
+    ({'total': 15 * 2**30, 'limit': 15 * 2**30}, 'needs 15.00 GiB of the 15.00 GiB')])
 def test_a_run_that_does_not_fit_is_said_to(reports, memory, expected, capsys):
   found, compiled = reports
   found['run'] = {'memory': memory}
   assert plan.main([SMOKE, '--topology=v5e:1x1']) == 1
   assert capsys.readouterr().out.splitlines()[-1] == f'does not fit: phase pgd_at {expected} of a chip'
   assert compiled == ['run']  # the parts of a step are not compiled
+
+
+@pytest.mark.parametrize('part', ['update', 'attack of 2'])
+def test_a_part_that_does_not_fit_leaves_the_verdict(reports, part, capsys):
+  found, compiled = reports
+  found[part] = {'memory': {'total': 20 * 2**30, 'limit': 15 * 2**30}}
+  assert plan.main([SMOKE, '--topology=v5e:1x1']) == 0
+  out = capsys.readouterr().out
+  for line in (f"not known: program '{part}' needs 20.00 GiB of the 15.00 GiB of a chip; compiled for ",
+               'estimate of a step   not known', 'estimate of the run: not known',
+               f"in the attack: {'none' if part == 'update' else 'not known'}\n",
+               'fits: 1.50 GiB of the 15.75 GiB of a chip'):
+    assert line in out
+  assert compiled == list(found)
 
 
 @pytest.mark.long
