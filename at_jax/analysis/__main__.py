@@ -11,7 +11,8 @@ _ANALYSES = {'classwise': 'robustness of each class, and what it is confused wit
              'radii': 'distance of each example to the decision boundary, by FMN',
              'report': 'one page about runs: verdict, table, warnings, figures',
              'smoothness': 'how smooth the adversarial loss is in the weights and in the input',
-             'table': 'accuracies of several runs, with paired tests'}
+             'table': 'accuracies of several runs, with paired tests',
+             'without_class': 'what changes for the other classes if one is left out of training'}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

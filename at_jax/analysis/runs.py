@@ -8,6 +8,7 @@ import re
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 
 from at_jax import devices, environment, errors
@@ -175,15 +176,51 @@ def load(found: Evaluation, data: dict[str, Any], *, checkpoint: str = 'best', t
   Raises:
     errors.UserError: if model or data cannot be read, or the data are not those of the evaluation.
   """
-  parts, model = restore.load(found.path, checkpoint=checkpoint)
-  settings = parts.config.evaluate.to_dict() | found.results['config']['evaluate']
-  devices.check_batch_size('config.evaluate.batch_size', settings['batch_size'])
-  split, class_names = _examples(parts, settings['num_examples'], train, data, '' if train else hint)
-  if not train and not np.array_equal(split.labels, found.labels):
+  devices.check_batch_size('config.evaluate.batch_size', found.results['config']['evaluate']['batch_size'])
+  model = trained(found.path, data, checkpoint=checkpoint, train=train, hint='' if train else hint)
+  if not train and not np.array_equal(model.split.labels, found.labels):
     raise errors.UserError('RUN', str(found.path), 'the test examples are not those of its verdicts: use the '
                            'data set that it was evaluated on, or evaluate it again with --mode=evaluate')
+  return model
+
+
+def trained(path: pathlib.Path, data: dict[str, Any], *, checkpoint: str = 'best', train: int = 0,
+            test: int = 0, hint: str = '') -> Model:
+  """Reads the model of a run that need not be evaluated, and test or training examples.
+
+  Args:
+    path: the folder of the run.
+    data: as in `load`.
+    checkpoint: as in `load`.
+    train: as in `load`.
+    test: the number of test examples; 0 for those of the evaluation.
+    hint: as in `load`.
+
+  Returns:
+    A `Model`.
+
+  Raises:
+    errors.UserError: if model or data cannot be read.
+  """
+  parts, model = restore.load(path, checkpoint=checkpoint)
+  settings = evaluation_settings(path, parts.config)
+  split, class_names = _examples(parts, test or settings['num_examples'], train, data, hint)
   variables, = model.args
   return Model(parts, variables, split, class_names, settings)
+
+
+def evaluation_settings(path: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the settings of a run's last evaluation, which may differ from those in its config.json.
+
+  Args:
+    path: the folder of the run.
+    config: its complete configuration, from which come fields that results.json lacks.
+
+  Returns:
+    The group 'evaluate'.
+  """
+  results = records.read_json(path / 'results.json') or {'config': {'evaluate': {}}}
+  return config.evaluate.to_dict() | results['config']['evaluate']
 
 
 def _examples(parts: setup.Run, num_examples: int, train: int, data: dict[str, Any], hint: str

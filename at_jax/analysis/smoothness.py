@@ -15,7 +15,6 @@ estimates at .1 %. Growth is the estimate at .1 % over that at 1 %: 1 if it is s
 
 import argparse
 from collections.abc import Iterator, Sequence
-import json
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -66,7 +65,7 @@ class Model(NamedTuple):
   threat: str
 
 
-def load(path: pathlib.Path, n: int, data: dict[str, pipeline.Split]) -> Model:
+def load(path: pathlib.Path, n: int, data: dict[str, Any]) -> Model:
   """Reads the deployed model of a run.
 
   Args:
@@ -80,18 +79,16 @@ def load(path: pathlib.Path, n: int, data: dict[str, pipeline.Split]) -> Model:
   Raises:
     errors.UserError: if model or data cannot be read.
   """
-  parts, model = restore.load(path)
-  key = json.dumps(parts.config.dataset.to_dict(), sort_keys=True)
-  if key not in data:
-    data[key] = pipeline.subset(parts.dataset.test, n)[0]
-  variables, = model.args
-  others = {name: each for name, each in variables.items() if name != 'params'}
-  deployed, c = parts.network.deployed, parts.config.evaluate
+  found = runs.trained(path, data, test=n)
+  others = {name: each for name, each in found.variables.items() if name != 'params'}
+  deployed, c = found.parts.network.deployed, found.settings
   logits_fn = jax.tree_util.Partial(
       lambda others, params, x: deployed({**others, 'params': params}, x), others)
-  threat = f'{runs.data_name(parts.config.dataset)}, {metrics.norm_name(c.norm)}, {c.epsilon_255:g}/255'
-  return Model(logits_fn, variables['params'], jnp.asarray(pipeline.in_unit(data[key].images)),
-               jnp.asarray(data[key].labels), parts.keys['evaluate'], c.norm, c.epsilon_255 / 255, threat)
+  threat = (f'{runs.data_name(found.parts.config.dataset)}, {metrics.norm_name(c["norm"])}, '
+            f'{c["epsilon_255"]:g}/255')
+  return Model(logits_fn, found.variables['params'], jnp.asarray(pipeline.in_unit(found.split.images)),
+               jnp.asarray(found.split.labels), found.parts.keys['evaluate'], c['norm'],
+               c['epsilon_255'] / 255, threat)
 
 
 def check(path: pathlib.Path) -> None:
@@ -107,9 +104,10 @@ def check(path: pathlib.Path) -> None:
   if config is None:
     raise errors.UserError('RUN', str(path), 'there is no config.json in it: name the folder of a trained '
                            'run')
-  if config.evaluate.norm not in ('linf', 'l2'):
-    raise errors.UserError('RUN', str(path), 'its evaluation is in '
-                           f'{metrics.norm_name(config.evaluate.norm)}: name runs of L∞ or L2')
+  norm = runs.evaluation_settings(path, config)['norm']
+  if norm not in ('linf', 'l2'):
+    raise errors.UserError('RUN', str(path), f'its evaluation is in {metrics.norm_name(norm)}: name runs of '
+                           'L∞ or L2')
   dtype = config.model.get('dtype', 'float32')
   if dtype not in ('float32', 'float64'):
     raise errors.UserError('RUN', str(path), f'its network computes in {dtype}, whose rounding exceeds the '
@@ -295,7 +293,7 @@ def _number(values: Sequence[float]) -> str:
 def _groups(paths: Sequence[pathlib.Path], n: int, surfaces: bool) -> dict[str, dict[str, dict[str, Any]]]:
   """`{threat: {name: result of measure}}`; the first run of each method has its surface too."""
   groups: dict[str, dict[str, dict[str, Any]]] = {}
-  data: dict[str, pipeline.Split] = {}
+  data: dict[str, Any] = {}
   for path in paths:
     check(path)
   for i, (path, name) in enumerate(zip(paths, runs.names(paths), strict=True)):

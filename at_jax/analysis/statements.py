@@ -81,7 +81,7 @@ def terms(compared: dict[str, table.Table]) -> list[str]:
 
 
 def what(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> list[str]:
-  """Says what was run: data, attacks, models and hardware.
+  """Describes what was run: data, attacks, models and hardware.
 
   Args:
     found: the runs.
@@ -113,7 +113,7 @@ def what(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> l
 
 
 def verdict(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> list[str]:
-  """Says what the runs show.
+  """Summarises what the runs show.
 
   Args:
     found: the runs.
@@ -139,7 +139,7 @@ def _unfinished(folder: folders.Folder) -> str:
 
 
 def state(folder: folders.Folder) -> str:
-  """Says how far a run has come.
+  """Describes how far a run has come.
 
   Args:
     folder: a run that is not evaluated.

@@ -1,6 +1,7 @@
 """The analysis of smoothness: numbers of a run, comparisons over runs, tables, figures, messages."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -58,6 +59,13 @@ def test_run_has_numbers_tables_and_figures(run, short, tmp_path, capsys):
   out = capsys.readouterr().out
   assert out.startswith(f'## {title}') and '| `tiny` | 1 |' in out
   assert {path.name for path in (tmp_path / 'figures').iterdir()} == {'smoothness.png', 'surfaces.png'}
+
+
+def test_radius_is_that_of_the_last_evaluation(run, tmp_path):
+  folder = shutil.copytree(run, tmp_path / 'evaluated-0')
+  records.write_json(folder / 'results.json', {'config': {'evaluate': {'epsilon_255': 4., 'norm': 'l2'}}})
+  model = smoothness.load(folder, N, {})
+  assert (model.epsilon, model.norm, model.threat) == (4 / 255, 'l2', f'{tiny_data.path(60)}, L2, 4/255')
 
 
 def measured(gradient, linf, l2):
