@@ -1,205 +1,20 @@
-"""Figures of a report: accuracies, classes, radii, steps, epochs, fine-tuning and cost of training.
+"""Curves of a report: over steps of an attack, over the radius, over epochs of training and of fine-tuning.
 
 Each function returns a `figures.Captioned`, or None if the runs have nothing to show. Accuracies are in
-percent. Bars are exact 95 % intervals for the sampling of the test examples.
+percent. Bars and bands are exact 95 % intervals for the sampling of the test examples.
 """
 
 from collections.abc import Sequence
 import json
-import math
 from typing import Any
 
 import numpy as np
 
-from at_jax.analysis import class_statistics, figures, folders, table
+from at_jax.analysis import figures, folders, table
 from at_jax.evaluation import attack_names, metrics
 
-_CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 _MAX_LINES = 6      # of one figure: a reader cannot follow more
 _MAX_PANELS = 12    # of learning curves
-_MAX_NUMBERS = 20   # of classes of a heat map whose cells have numbers
-_SMALL = 8          # points, for text that does not fit otherwise
-
-
-def interval(share: float, n: int) -> tuple[float, float]:
-  """Computes the exact 95 % interval of an accuracy on n test examples.
-
-  The runs of one method share their test examples, so n does not grow with the number of runs. For the mean
-  of several runs the interval is conservative.
-
-  Args:
-    share: accuracy in 0..1.
-    n: number of test examples, at least 1.
-
-  Returns:
-    Its two ends.
-
-  Example:
-    >>> '{:.3f} {:.3f}'.format(*interval(.258, 1000))
-    '0.231 0.286'
-  """
-  return class_statistics.interval(round(share * n), n)
-
-
-def examples(row: table.Row) -> int:
-  """Returns the number of test examples of a row.
-
-  Args:
-    row: the row.
-
-  Returns:
-    n.
-  """
-  return len(next(iter(row.runs.values())).labels)
-
-
-def _bars(shares: Sequence[float], n: int) -> np.ndarray:
-  """f64[2, K], lengths of both bars of each share, in points of percent."""
-  shares = np.asarray(shares)
-  low, high = np.array([interval(share, n) for share in shares]).T
-  return 100 * np.maximum(np.stack([shares - low, high - shares]), 0)
-
-
-def _mean(values: Sequence[float | None]) -> float:
-  return math.nan if None in values else float(np.mean(values))
-
-
-def _largest(row: table.Row, columns: Sequence[str]) -> float:
-  """The largest mean of some columns; NaN if the row has none of them."""
-  found = [_mean(row.values[column]) for column in columns]
-  return max((each for each in found if not math.isnan(each)), default=math.nan)
-
-
-def _listed(names: Sequence[str], values: Sequence[float], most: int = 8) -> str:
-  """The first names with their values, for an alt text."""
-  rest = f', and {len(names) - most} more' if len(names) > most else ''
-  return ', '.join(f'{name} {value:.1f}' for name, value in zip(names[:most], values, strict=False)) + rest
-
-
-def _name_rows(axes: Any, names: Sequence[str]) -> None:
-  """Writes names at the places 0, 1, … of the vertical axis, the first at the top."""
-  axes.set_yticks(range(len(names)), [figures.label(name) for name in names], fontsize=_SMALL)
-  axes.set_ylim(len(names) - .5, -.5)
-
-
-def accuracies(name: str, where: str, compared: table.Table) -> figures.Captioned:
-  """Draws clean accuracy, accuracy under the weakest attack, and the worst case of each method.
-
-  Args:
-    name: name of the figure.
-    where: threat model, for its title.
-    compared: the methods. For a single one, each attack has a row.
-
-  Returns:
-    The figure.
-  """
-  if len(compared.rows) == 1:
-    return _of_one(name, where, compared.rows[0])
-  rows, places = compared.rows, np.arange(len(compared.rows))
-  released = [column for column in compared.columns if column.startswith('released')]
-  attacks = [column for column in compared.columns if column not in ('clean', 'worst case', *released)]
-  weakest = np.array([_largest(row, attacks) for row in rows])
-  clean, worst = (np.array([_mean(row.values[column]) for row in rows]) for column in ('clean', 'worst case'))
-  figure = figures.new(4.6, 1.3 + .24 * len(rows))
-  axes = figure.subplots()
-  axes.hlines(places, 100 * worst, 100 * clean, color='0.8', zorder=1)
-  for place, label, values in ((0, 'clean', clean), (4, 'weakest attack', weakest),
-                               (3, 'released protocol', np.array([_largest(row, released) for row in rows]))):
-    if not np.isnan(values).all():
-      axes.plot(100 * values, places, figures.MARKERS[place], color=figures.COLORS[place], label=label,
-                fillstyle='none' if label == 'clean' else 'full', zorder=2)
-  axes.errorbar(100 * worst, places, xerr=_bars(worst, examples(rows[0])), fmt=figures.MARKERS[1],
-                color=figures.COLORS[1], capsize=2, label='worst case', zorder=3)
-  _name_rows(axes, [row.method for row in rows])
-  axes.set_xlabel('accuracy in percent')
-  axes.set_xlim(left=0)
-  axes.grid(axis='x', color='0.9')
-  figure.legend(loc='outside upper center', ncols=2, fontsize=_SMALL)
-  caption = 'The square, the worst case over all attacks, is the robust accuracy.'
-  if attacks:
-    gap = weakest - worst
-    most = int(np.nanargmax(gap))
-    caption = (f'{caption[:-1]}; the weakest attack overstates it by up to {100 * gap[most]:.1f} points '
-               f'(`{rows[most].method}`).')
-  return figures.Captioned(
-      name, f'Clean and robust accuracy, {where}', figure, caption,
-      'Dots of each method on a scale from 0 percent. Worst case: '
-      f'{_listed([row.method for row in rows], 100 * worst)}. Clean: '
-      f'{_listed([row.method for row in rows], 100 * clean)}.')
-
-
-def _of_one(name: str, where: str, row: table.Row) -> figures.Captioned:
-  """The accuracies of one method, clean and under each attack."""
-  shares = sorted(((_mean(values), column) for column, values in row.values.items()), reverse=True)
-  values, columns = np.array([share for share, _ in shares]), [column for _, column in shares]
-  figure = figures.new(4.6, 1. + .24 * len(columns))
-  axes = figure.subplots()
-  worst = columns.index('worst case')
-  for places, color in (([i for i in range(len(columns)) if i != worst], 0), ([worst], 1)):
-    axes.errorbar(100 * values[places], places, xerr=_bars(values[places], examples(row)), capsize=2,
-                  fmt=figures.MARKERS[color], color=figures.COLORS[color])
-  _name_rows(axes, columns)
-  axes.set_xlabel('accuracy in percent')
-  axes.set_xlim(left=0)
-  axes.grid(axis='x', color='0.9')
-  return figures.Captioned(
-      name, f'Accuracy of {row.method} under each attack, {where}', figure,
-      'The square, the worst case over all attacks, is the robust accuracy: a dot far to its right is an '
-      'attack that is too weak, or one on logits that do not decide.',
-      f'Dots with intervals. Accuracy in percent: {_listed(columns, 100 * values, len(columns))}.')
-
-
-def classes(name: str, where: str, compared: table.Table) -> figures.Captioned:
-  """Draws the worst-case accuracy of each class of each method as a heat map.
-
-  Args:
-    name: name of the figure.
-    where: threat model, for its title.
-    compared: the methods.
-
-  Returns:
-    The figure.
-  """
-  rows = compared.rows
-  names = _class_names(next(iter(rows[0].runs.values())))
-  shares = 100 * np.array([np.mean([metrics.accuracy_by_class(run.worst_case, run.labels, len(names))
-                                    for run in row.runs.values()], axis=0) for row in rows])
-  figure = figures.new(4.6, 1.8 + .22 * len(rows))
-  axes = figure.subplots()
-  most = float(np.nanmax(shares))
-  top = max(float(np.nanpercentile(shares, 98)), 1.)
-  top = top if most > 1.5 * top else max(most, 1.)  # one degenerate model must not darken all others
-  image = axes.imshow(shares, cmap=figures.SEQUENTIAL, vmin=0, vmax=top, aspect='auto')
-  _name_rows(axes, [row.method for row in rows])
-  if len(names) <= _MAX_NUMBERS:
-    axes.set_xticks(range(len(names)), [figures.label(each) for each in names], rotation=90, fontsize=_SMALL)
-    for (i, j), share in np.ndenumerate(shares):
-      if not np.isnan(share):
-        axes.text(j, i, f'{share:.0f}', ha='center', va='center', fontsize=_SMALL - 1,
-                  color='black' if share > .55 * top else 'white')
-  else:
-    axes.set_xlabel('class')
-  figure.colorbar(image, location='top', label='worst-case accuracy in percent', shrink=.8, aspect=30,
-                  extend='max' if most > top else 'neither')
-  weakest = np.array([int(np.nanargmin(row)) for row in shares])
-  worst = int(np.bincount(weakest).argmax())
-  what = (f'class {names[worst]} is the weakest, with {shares[0, worst]:.1f} percent' if len(rows) == 1 else
-          f'class {names[worst]} is the weakest of {int((weakest == worst).sum())} of {len(rows)} methods')
-  return figures.Captioned(
-      name, f'Robust accuracy of each class, {where}', figure,
-      f'Dark cells are classes that the attacks break most (worst case, mean over seeds): {what}.',
-      f'Heat map of {len(rows)} methods and {len(names)} classes. Weakest class of each method: ' + ', '.join(
-          f'{row.method} {names[c]} {share[c]:.1f}'
-          for row, c, share in zip(rows, weakest, shares, strict=True)) + ' percent.')
-
-
-def _class_names(run: table.Run) -> Sequence[str]:
-  """Names of the classes: those of CIFAR-10, otherwise labels, as results have no names."""
-  data = run.results['config'].get('dataset', {})
-  number = max(data.get('num_classes', 0), int(run.labels.max()) + 1)
-  left_out = data.get('drop_class', -1)  # older runs have no such field
-  names = [each for i, each in enumerate(_CIFAR10) if i != left_out]
-  return names if data.get('name') == 'cifar10' and len(names) == number else list(map(str, range(number)))
 
 
 def over_steps(name: str, where: str, compared: table.Table) -> figures.Captioned | None:
@@ -217,7 +32,7 @@ def over_steps(name: str, where: str, compared: table.Table) -> figures.Captione
   shown = dict(list(lines.items())[:_MAX_LINES])
   if not lines:
     return None
-  n = examples(compared.rows[0])
+  n = table.examples(compared.rows[0])
   figure = _lines(shown, n, 'PGD steps')
   axes = figure.axes[0]
   axes.set_xscale('symlog', linthresh=1)
@@ -302,7 +117,7 @@ def minimum_norm(name: str, where: str, compared: table.Table, radii: dict[str, 
   axes.set_ylabel('accuracy in percent')
   axes.set_ylim(bottom=0)
   axes.grid(color='0.9')
-  figure.legend(loc='outside upper center', ncols=1, fontsize=_SMALL)
+  figure.legend(loc='outside upper center', ncols=1, fontsize=figures.SMALL)
   gaps = [gap for gap, _ in drawn]
   most = int(np.argmax(gaps))
   return figures.Captioned(
@@ -319,7 +134,7 @@ def _radius_line(axes: Any, place: int, method: str, runs: dict[str, table.Run],
   grid = np.linspace(0, 2 * epsilon, 65)
   radius = np.concatenate([radii[name] for name in runs])
   curve = (radius > grid[:, None] / 255).mean(axis=1)
-  low, high = np.array([interval(share, len(radius) // len(runs)) for share in curve]).T
+  low, high = np.array([table.interval(share, len(radius) // len(runs)) for share in curve]).T
   color = figures.COLORS[place]
   axes.fill_between(grid, 100 * low, 100 * high, color=color, alpha=.15, linewidth=0)
   axes.plot(grid, 100 * curve, color=color, label=figures.label(method))
@@ -348,13 +163,13 @@ def _lines(lines: dict[str, dict[float, float]], n: int, xlabel: str) -> Any:
   for i, (label, points) in enumerate(lines.items()):
     x = sorted(points)
     y = [points[each] for each in x]
-    axes.errorbar(x, 100 * np.array(y), yerr=_bars(y, n), label=figures.label(label), capsize=2,
+    axes.errorbar(x, 100 * np.array(y), yerr=table.bars(y, n), label=figures.label(label), capsize=2,
                   color=figures.COLORS[i], marker=figures.MARKERS[i], markersize=4)
   axes.set_xlabel(xlabel)
   axes.set_ylabel('accuracy in percent')
   axes.set_ylim(bottom=0)
   axes.grid(color='0.9')
-  figure.legend(loc='outside upper center', ncols=1, fontsize=_SMALL)
+  figure.legend(loc='outside upper center', ncols=1, fontsize=figures.SMALL)
   return figure
 
 
@@ -391,15 +206,16 @@ def learning(name: str, found: Sequence[folders.Folder]) -> figures.Captioned | 
   for axes, method in zip(panels, shown, strict=False):
     for folder in methods[method]:
       _learning_curve(axes, folder)
-    axes.set_title(f'{figures.label(method)} ({_signed(fall[method])})', fontsize=_SMALL)
-    axes.tick_params(labelsize=_SMALL - 1)
+    axes.set_title(f'{figures.label(method)} ({_signed(fall[method])})', fontsize=figures.SMALL)
+    axes.tick_params(labelsize=figures.SMALL - 1)
     axes.xaxis.get_major_locator().set_params(integer=True)
   panels[0].set_ylim(bottom=0)
   for axes in panels[len(shown):]:
     axes.set_visible(False)
-  figure.supxlabel('epoch', fontsize=_SMALL + 1)
-  figure.supylabel('validation accuracy in percent', fontsize=_SMALL + 1)
-  figure.legend(*panels[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, fontsize=_SMALL)
+  figure.supxlabel('epoch', fontsize=figures.SMALL + 1)
+  figure.supylabel('validation accuracy in percent', fontsize=figures.SMALL + 1)
+  figure.legend(*panels[0].get_legend_handles_labels(), loc='outside upper center', ncols=2,
+                fontsize=figures.SMALL)
   most = min(losses, key=losses.get)
   seen = (f'`{most}` loses most, {-losses[most]:.1f} points (in brackets).' if losses[most] < 0 else
           'none falls.')
@@ -409,7 +225,7 @@ def learning(name: str, found: Sequence[folders.Folder]) -> figures.Captioned | 
       name, 'Learning curves and robust overfitting', figure,
       f'A robust curve that falls from its best checkpoint (ring) to its last epoch (cross) overfits: {seen}',
       f'Validation accuracy over epochs, a panel for each of {len(shown)} methods. Last minus best robust '
-      f'accuracy in points: {_listed(list(losses), list(losses.values()), len(losses))}.')
+      f'accuracy in points: {figures.listed(list(losses), list(losses.values()), len(losses))}.')
 
 
 def overfitting(folder: folders.Folder) -> tuple[int, float]:
@@ -482,7 +298,7 @@ def finetuning(name: str, found: Sequence[folders.Folder]) -> figures.Captioned 
   axes.set_xlabel('change of clean accuracy in points')
   axes.set_ylabel('gain of robust accuracy in points')
   axes.grid(color='0.9')
-  figure.legend(loc='outside upper center', ncols=1, fontsize=_SMALL)
+  figure.legend(loc='outside upper center', ncols=1, fontsize=figures.SMALL)
   best = max(chosen, key=lambda label: chosen[label][1])
   return figures.Captioned(
       name, 'Clean accuracy kept and robust accuracy gained by fine-tuning', figure,
@@ -491,53 +307,3 @@ def finetuning(name: str, found: Sequence[folders.Folder]) -> figures.Captioned 
       '(validation split).',
       'Paths over the epochs of fine-tuning. Chosen epochs, clean change and robust gain in points: '
       + ', '.join(f'{label} {x:+.1f} {y:+.1f}' for label, (x, y) in chosen.items()) + '.')
-
-
-def cost(name: str, where: str, compared: table.Table, seconds: dict[str, float]) -> figures.Captioned | None:
-  """Draws robust accuracy against the time of training.
-
-  Args:
-    name: name of the figure.
-    where: threat model, for its title.
-    compared: the methods.
-    seconds: `{method: seconds of training}`; methods without are left out.
-
-  Returns:
-    The figure; None unless three methods have a time.
-  """
-  rows = [row for row in compared.rows if row.method in seconds]
-  if len(rows) < 3:
-    return None
-  minutes = np.array([seconds[row.method] / 60 for row in rows])
-  worst = 100 * np.array([_mean(row.values['worst case']) for row in rows])
-  figure = figures.new(4.6, 3.6)
-  axes = figure.subplots()
-  axes.errorbar(minutes, worst, yerr=_bars(worst / 100, examples(rows[0])), fmt='o', color='0.6',
-                markersize=4, elinewidth=.8, label='other methods')
-  front = _front(minutes, worst)
-  axes.plot(minutes[front], worst[front], color='black', linewidth=.8)
-  for i, color, marker in zip(front, figures.COLORS, figures.MARKERS, strict=False):
-    axes.plot(minutes[i], worst[i], marker, color=color, zorder=3, label=figures.label(rows[i].method))
-  axes.set_xlabel('minutes of training')
-  axes.set_ylabel('worst-case accuracy in percent')
-  axes.set_ylim(bottom=0)
-  axes.set_xlim(left=0)
-  axes.grid(color='0.9')
-  figure.legend(loc='outside upper center', ncols=2, fontsize=_SMALL)
-  slowest = int(minutes.argmax())
-  return figures.Captioned(
-      name, f'Robust accuracy and cost of training, {where}', figure,
-      'Higher and further left is better: no method is both faster and more robust than one that has a name; '
-      f'the slowest, `{rows[slowest].method}`, takes {minutes[slowest]:.3g} minutes.',
-      'Dots. Minutes of training and worst-case accuracy: ' + ', '.join(
-          f'{row.method} {x:.1f} min {y:.1f} percent' for row, x, y in zip(rows, minutes, worst, strict=True))
-      + '.')
-
-
-def _front(cost: np.ndarray, value: np.ndarray) -> list[int]:
-  """Places of the points that no other beats in both, the cheapest first."""
-  found: list[int] = []
-  for i in np.lexsort((-value, cost)):
-    if not found or value[i] > value[found[-1]]:
-      found.append(int(i))
-  return found

@@ -5,6 +5,7 @@ without pyplot, which keeps every figure of a process in memory.
 """
 
 import base64
+from collections.abc import Sequence
 import contextlib
 import io
 import os
@@ -20,6 +21,7 @@ from at_jax import environment, errors
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
 SEQUENTIAL = 'cividis'  # name of a colour map for shares and losses
+SMALL = 8  # points, for text that does not fit otherwise
 
 _TEXTS = {'Title': 'title', 'Description': 'caption', 'Comment': 'alt'}  # keywords of PNG, and their fields
 _DPI = 160  # of PNG files: a figure 4.6 inches wide is sharp in a column of 400 pixels on a fine screen
@@ -87,6 +89,25 @@ def label(text: str) -> str:
     'cost \\\\$5'
   """
   return text.replace('$', r'\$')
+
+
+def listed(names: Sequence[str], values: Sequence[float], most: int = 8) -> str:
+  """Lists names with their values, for an alt text.
+
+  Args:
+    names: the names.
+    values: one number for each.
+    most: how many to list.
+
+  Returns:
+    The first names with their values, and how many are left out.
+
+  Example:
+    >>> listed(['plain', 'rival', 'third'], [50., 20., 10.], 2)
+    'plain 50.0, rival 20.0, and 1 more'
+  """
+  rest = f', and {len(names) - most} more' if len(names) > most else ''
+  return ', '.join(f'{name} {value:.1f}' for name, value in zip(names[:most], values, strict=False)) + rest
 
 
 def _svg(captioned: Captioned) -> bytes:

@@ -25,7 +25,17 @@ from typing import Any
 import numpy as np
 
 from at_jax import environment, errors
-from at_jax.analysis import curves, figures, folders, markdown, mcnemar, page, statements, table
+from at_jax.analysis import (
+  curves,
+  figures,
+  folders,
+  markdown,
+  mcnemar,
+  method_figures,
+  page,
+  statements,
+  table,
+)
 from at_jax.analysis import radii as radii_lib
 from at_jax.evaluation import metrics
 
@@ -155,10 +165,11 @@ def _figures(found: Sequence[folders.Folder], compared: dict[str, table.Table],
   seconds = _seconds(found)
   drawn = []
   for i, (title, each) in enumerate(compared.items(), 1):
-    drawn += [curves.accuracies(f'accuracies-{i}', title, each), curves.classes(f'classes-{i}', title, each),
+    drawn += [method_figures.accuracies(f'accuracies-{i}', title, each),
+              method_figures.classes(f'classes-{i}', title, each),
               curves.over_steps(f'steps-{i}', title, each),
               curves.minimum_norm(f'radii-{i}', title, each, radii),
-              curves.cost(f'cost-{i}', title, each, seconds)]
+              method_figures.cost(f'cost-{i}', title, each, seconds)]
   drawn += [curves.over_radii('radii', found), curves.finetuning('finetuning', found),
             curves.learning('learning', found)]
   return [figure for figure in drawn if figure]
@@ -238,7 +249,7 @@ def _csv_line(folder: folders.Folder, against: str, test: mcnemar.McNemar | None
           'state': 'evaluated' if folder.run else statements.state(folder)}
   if folder.run:
     results, n = folder.run.results, len(folder.run.labels)
-    low, high = curves.interval(results['worst_case'], n)
+    low, high = table.interval(results['worst_case'], n)
     classes = metrics.accuracy_by_class(folder.run.worst_case, folder.run.labels, folder.run.labels.max() + 1)
     line |= {'threat model': table.threat(results), 'n': n, 'worst case': results['worst_case'],
              'worst case low': low, 'worst case high': high, 'clean': results['clean'],

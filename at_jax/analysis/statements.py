@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from at_jax import attacks as attacks_lib
-from at_jax.analysis import class_statistics, curves, folders, markdown, mcnemar, table
+from at_jax.analysis import class_statistics, folders, markdown, mcnemar, table
 from at_jax.training import final_evaluation
 
 _FEW = 200  # test images of a class, below which a warning says how few they are
@@ -157,7 +157,7 @@ def state(folder: folders.Folder) -> str:
 
 def _sentence(title: str, compared: table.Table) -> str:
   rows = compared.rows
-  n, best = curves.examples(rows[0]), rows[0]
+  n, best = table.examples(rows[0]), rows[0]
   worst_case = markdown.percent(*best.values['worst case'])
   text = (f'{title}: `{best.method}` classifies {worst_case} percent of {n:,} '
           f'test images correctly in the worst case (95 % interval {interval(best)})')
@@ -183,7 +183,7 @@ def interval(row: table.Row) -> str:
   Returns:
     Its two ends in percent.
   """
-  low, high = curves.interval(float(np.mean(row.values['worst case'])), curves.examples(row))
+  low, high = table.interval(float(np.mean(row.values['worst case'])), table.examples(row))
   return f'{100 * low:.1f} to {100 * high:.1f}'
 
 
@@ -253,7 +253,7 @@ def _warnings_of_tables(compared: dict[str, table.Table]) -> list[str]:
   fewest = min(int(counts[counts > 0].min()) for row in rows for run in row.runs.values()
                for counts in [np.bincount(run.labels)])
   if fewest < _FEW:
-    low, high = curves.interval(.1, fewest)
+    low, high = table.interval(.1, fewest)
     lines.append(f'The smallest class has {plural(fewest, "test image")}, so the accuracy of a class is '
                  f'uncertain: the 95 % interval of 10 percent is {100 * low:.0f} to {100 * high:.0f}.')
   for title, each in compared.items():

@@ -9,7 +9,7 @@ its worst-case verdicts against those of the reference method, seed by seed.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import json
 import os
 import pathlib
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from at_jax import environment, errors
-from at_jax.analysis import markdown, mcnemar
+from at_jax.analysis import class_statistics, markdown, mcnemar
 from at_jax.evaluation import metrics
 
 BEGIN = '<!-- begin of the output of python -m at_jax.analysis table -->'
@@ -241,6 +241,53 @@ def compare(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, Table
     title = ball if one_test_set else f'{ball}, {dataset}, {n} test examples'
     found[title] = _table(methods, (variants or [against])[0])
   return found
+
+
+def interval(share: float, n: int) -> tuple[float, float]:
+  """Computes the exact 95 % interval of an accuracy on n test examples.
+
+  The runs of one method share their test examples, so n does not grow with the number of runs. For the mean
+  of several runs the interval is conservative.
+
+  Args:
+    share: accuracy in 0..1.
+    n: number of test examples, at least 1.
+
+  Returns:
+    Its two ends.
+
+  Example:
+    >>> '{:.3f} {:.3f}'.format(*interval(.258, 1000))
+    '0.231 0.286'
+  """
+  return class_statistics.interval(round(share * n), n)
+
+
+def bars(shares: Sequence[float], n: int) -> np.ndarray:
+  """Computes the bars of the 95 % intervals of several accuracies, for a figure.
+
+  Args:
+    shares: K accuracies in 0..1.
+    n: number of test examples.
+
+  Returns:
+    f64[2, K], distances of both ends, in points of percent.
+  """
+  shares = np.asarray(shares)
+  low, high = np.array([interval(share, n) for share in shares]).T
+  return 100 * np.maximum(np.stack([shares - low, high - shares]), 0)
+
+
+def examples(row: Row) -> int:
+  """Returns the number of test examples of a row.
+
+  Args:
+    row: the row.
+
+  Returns:
+    n.
+  """
+  return len(next(iter(row.runs.values())).labels)
 
 
 def write(page: str | os.PathLike, text: str) -> None:

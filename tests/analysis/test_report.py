@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from at_jax import errors
-from at_jax.analysis import curves, figures, folders, mcnemar, report, statements
+from at_jax.analysis import curves, figures, folders, mcnemar, method_figures, report, statements
 from at_jax.analysis import page as page_lib
 from tests.fixtures import run_folders
 
@@ -255,10 +255,10 @@ def test_figures_say_what_to_see(runs):
   assert '`plain-0` loses most, 15.0 points' in learning.caption and 'rival-1 -10.0' in learning.alt
   tuning = curves.finetuning('t', found)
   assert '`tuned-0`, gains 5.0 points for a clean change of −0.4' in tuning.caption
-  cost = curves.cost('c', 'L∞', compared, {'plain': 15., 'rival': 20., 'tuned': 12.})
+  cost = method_figures.cost('c', 'L∞', compared, {'plain': 15., 'rival': 20., 'tuned': 12.})
   assert 'plain 0.2 min 51.2 percent, tuned 0.2 min 30.0 percent, rival 0.3 min' in cost.alt
   assert 'the slowest, `rival`, takes 0.333 minutes' in cost.caption
-  classes = curves.classes('k', 'L∞', compared)
+  classes = method_figures.classes('k', 'L∞', compared)
   # `plain` has 6 and 5 robust examples of class 0 and 5 of the others; the others have equal classes.
   assert 'class 0 is the weakest of 2 of 3 methods' in classes.caption
   assert curves.over_radii('r', found) is None
