@@ -122,9 +122,9 @@ def minimum_norm(name: str, where: str, compared: table.Table, radii: dict[str, 
   most = int(np.argmax(gaps))
   return figures.Captioned(
       name, f'Robust accuracy over the radius, {where}', figure,
-      'Each curve is of the minimum-norm attack FMN alone, an upper bound; the marker on the dotted line is '
-      f'the worst case over all attacks, up to {100 * gaps[most]:.1f} points lower (`{shown[most]}`)'
-      f'{_first(shown, measured)}.',
+      'Each curve, with its 95 % interval, is of the minimum-norm attack FMN alone, an upper bound; the '
+      'marker on the dotted line is the worst case over all attacks, up to '
+      f'{100 * gaps[most]:.1f} points lower (`{shown[most]}`){_first(shown, measured)}.',
       'Falling curves with bands of 95 percent. ' + '. '.join(text for _, text in drawn) + '.')
 
 
@@ -137,14 +137,15 @@ def _radius_line(axes: Any, place: int, method: str, runs: dict[str, table.Run],
   low, high = np.array([table.interval(share, len(radius) // len(runs)) for share in curve]).T
   color = figures.COLORS[place]
   axes.fill_between(grid, 100 * low, 100 * high, color=color, alpha=.15, linewidth=0)
-  axes.plot(grid, 100 * curve, color=color, label=figures.label(method))
+  label = next(iter(runs)) if len(runs) == 1 else method  # with its seed
+  axes.plot(grid, 100 * curve, color=color, label=figures.label(label))
   worst = np.mean([run.results['worst_case'] for run in runs.values()])
   axes.plot(epsilon, 100 * worst, figures.MARKERS[place], color=color, markeredgecolor='black')
   at = curve[len(grid) // 2]
   expected = metrics.expected_robustness_of_radii(radius, epsilon / 255)
   numbers = (f'{100 * curve[0]:.1f} at 0, {100 * at:.1f} at ε (worst case {100 * worst:.1f}), '
              f'{100 * curve[-1]:.1f} at 2ε, mean over 0 to ε {100 * expected:.1f}')
-  return float(at - worst), f'{method}: {numbers}'
+  return float(at - worst), f'{label}: {numbers}'
 
 
 def _model(folder: folders.Folder) -> str:
@@ -217,15 +218,30 @@ def learning(name: str, found: Sequence[folders.Folder]) -> figures.Captioned | 
   figure.legend(*panels[0].get_legend_handles_labels(), loc='outside upper center', ncols=2,
                 fontsize=figures.SMALL)
   most = min(losses, key=losses.get)
-  seen = (f'`{most}` loses most, {-losses[most]:.1f} points (in brackets).' if losses[most] < 0 else
-          'none falls.')
+  folder = next(each for seeds in methods.values() for each in seeds if each.name == most)
+  seen = (f'`{most}` loses most, {-losses[most]:.1f} points (in brackets){_beside_chance(folder)}.'
+          if losses[most] < 0 else 'none falls.')
   if len(shown) < len(methods):
     seen += f' The {len(shown)} of {len(methods)} methods that fall most are drawn.'
+  seen += ' A checkpoint can be the best one from the epoch on in which all parts of its method are active.'
   return figures.Captioned(
       name, 'Learning curves and robust overfitting', figure,
       f'A robust curve that falls from its best checkpoint (ring) to its last epoch (cross) overfits: {seen}',
       f'Validation accuracy over epochs, a panel for each of {len(shown)} methods. Last minus best robust '
       f'accuracy in points: {figures.listed(list(losses), list(losses.values()), len(losses))}.')
+
+
+def _beside_chance(folder: folders.Folder) -> str:
+  """Whether the fall of a run stays within the 95 % interval of its best checkpoint."""
+  n, lines = folder.config.get('dataset', {}).get('validation_size'), folders.validations(folder)
+  if not n:
+    return ''
+  best, fall = overfitting(folder)
+  share = lines[best]['validation_robust']
+  low, high = table.interval(share, n)
+  where = 'within' if low <= share + fall / 100 else 'below'
+  return (f', {where} the 95 % interval of its best checkpoint, {100 * low:.1f} to {100 * high:.1f} on '
+          f'{n:,} validation images')
 
 
 def overfitting(folder: folders.Folder) -> tuple[int, float]:
@@ -302,7 +318,8 @@ def finetuning(name: str, found: Sequence[folders.Folder]) -> figures.Captioned 
   best = max(chosen, key=lambda label: chosen[label][1])
   return figures.Captioned(
       name, 'Clean accuracy kept and robust accuracy gained by fine-tuning', figure,
-      'Fine-tuning is good if its chosen epoch (ring) is high and not left of the dotted line: the highest, '
+      'A marker for each epoch. Fine-tuning is good if its chosen epoch (ring) is high and not left of the '
+      'dotted line: the highest, '
       f'`{best}`, gains {chosen[best][1]:.1f} points for a clean change of {_signed(chosen[best][0])} '
       '(validation split).',
       'Paths over the epochs of fine-tuning. Chosen epochs, clean change and robust gain in points: '

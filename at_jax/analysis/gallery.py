@@ -51,7 +51,8 @@ def gallery(model: runs.Model, attack: str, always: np.ndarray, *, name: str, ru
   rows = list(zip(np.flatnonzero(drawn), clean, attacked.x, label, predicted, nearest, strict=True))
   caption = (
       f'Images that all of {models} models misclassify under {attack}, and that {run} classifies correctly '
-      f'without it ({correct.sum()} of {always.sum()} such images), with the perturbation times {factor}.')
+      f'without it ({correct.sum()} of {always.sum()} such images), with the perturbation times {factor} on '
+      'grey. Nearest is the class of the second largest logit of the clean image.')
   alt = '; '.join(f'example {i}: {label}, under attack {predicted}, nearest class {nearest}'
                   for i, _, _, label, predicted, nearest in rows)
   return figures.Captioned(name, 'Examples that always fail', _figure(rows, factor), caption, alt)

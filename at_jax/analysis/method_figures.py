@@ -54,8 +54,8 @@ def accuracies(name: str, where: str, compared: table.Table) -> figures.Captione
   if attacks:
     gap = weakest - worst
     most = int(np.nanargmax(gap))
-    caption = (f'{caption[:-1]}; the weakest attack overstates it by up to {100 * gap[most]:.1f} points '
-               f'(`{rows[most].method}`).')
+    caption = (f'{caption[:-1]}; the weakest attack (triangle) overstates it by up to '
+               f'{100 * gap[most]:.1f} points (`{rows[most].method}`).')
   return figures.Captioned(
       name, f'Clean and robust accuracy, {where}', figure, caption,
       'Dots of each method on a scale from 0 percent. Worst case: '
@@ -136,7 +136,7 @@ def classes(name: str, where: str, compared: table.Table) -> figures.Captioned:
   weakest = np.array([int(np.nanargmin(row)) for row in shares])
   worst = int(np.bincount(weakest).argmax())
   what = (f'class {names[worst]} is the weakest, with {shares[0, worst]:.1f} percent' if len(rows) == 1 else
-          f'class {names[worst]} is the weakest of {int((weakest == worst).sum())} of {len(rows)} methods')
+          f'class {names[worst]} is the weakest in {int((weakest == worst).sum())} of {len(rows)} methods')
   return figures.Captioned(
       name, f'Robust accuracy of each class, {where}', figure,
       f'Dark cells are classes that the attacks break most (worst case, mean over seeds): {what}.',

@@ -28,13 +28,13 @@ a { color: #00558c }
 .wide { overflow-x: auto; border: 1px solid #ccc; margin: .75rem 0; background:
   linear-gradient(270deg, #fff 40%, transparent) 100% 0 / 2rem 100% no-repeat local,
   linear-gradient(270deg, rgba(0, 0, 0, .3), transparent) 100% 0 / .7rem 100% no-repeat scroll }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; min-width: 100% }
+/* Separate borders, because those of a cell that stays at the left do not move with it if they collapse. */
+table { border-collapse: separate; border-spacing: 0; font-size: .85rem; font-variant-numeric: tabular-nums; min-width: 100% }
 caption { text-align: left; padding: .35rem .5rem; color: #444 }
 caption span { position: sticky; left: .5rem; display: inline-block; max-width: min(85vw, 44rem) }
 th, td { padding: .2rem .5rem; text-align: right; white-space: nowrap; border-top: 1px solid #e2e2e2 }
 thead th { vertical-align: bottom; white-space: normal; background: #eef3f7; min-width: 4rem }
-thead th:first-child, tbody th { text-align: left; position: sticky; left: 0; background: #fff;
-  box-shadow: inset 0 1px #e2e2e2 }
+thead th:first-child, tbody th { text-align: left; position: sticky; left: 0; background: #fff }
 thead th:first-child { background: #eef3f7 }
 tbody th { font-weight: normal; min-width: 7rem; white-space: normal; overflow-wrap: break-word }
 table.prose td { text-align: left; white-space: normal; min-width: 14rem; overflow-wrap: anywhere }
@@ -43,6 +43,7 @@ figure h3 { margin-top: 0 }
 figure img { width: 100%; height: auto; display: block; border: 1px solid #e2e2e2 }
 figcaption { margin-top: .4rem }
 summary { cursor: pointer; font-weight: bold; margin-top: 2rem }
+@media (min-width: 60rem) { table:not(.prose) tbody th { min-width: 14rem } }
 @media print {
   body { font-size: 9pt; max-width: none; padding: 0 }
   nav { display: none }

@@ -37,6 +37,7 @@ from at_jax.analysis import (
   table,
 )
 from at_jax.analysis import radii as radii_lib
+from at_jax.config import fields, resume
 from at_jax.evaluation import metrics
 
 _REFERENCE = 'pgd_at_cifar10'
@@ -71,7 +72,7 @@ def build(found: Sequence[folders.Folder], against: str, radii: dict[str, np.nda
       page.Section('Audits of fast AutoAttack', _audits(found)),
       page.Section('Warnings', [statements.warnings(found, compared)] if compared else []),
       page.Section('Figures', [*_figures(found, compared, radii), *pictures]),
-      page.Section('How the models were trained', [_training(found)]),
+      page.Section('How the models were trained', [_training(found), *_differences(found, against)]),
       page.Section('Commands and versions', [_commands(found)], folded=True)]
   return page.Page(f'Robustness of {subject} on {", ".join(data)}',
                    [section for section in sections if section.parts])
@@ -105,14 +106,15 @@ def _accuracies(title: str, compared: table.Table) -> page.Cells:
   tested = any(row.tests for row in compared.rows)
   audited = any(map(table.audits, compared.rows))
   several = any(len(row.runs) > 1 for row in compared.rows)
-  head = ['method', 'worst case', '95 % interval', *(['paired test'] if tested else []), 'clean',
-          'worst class', *columns, *(['audit'] if audited else []), *(['seeds'] if several else []),
-          *([f'against `{compared.against}`'] if tested else [])]
+  head = ['method', 'worst case', '95 % interval',
+          *(['paired test', f'against `{compared.against}`'] if tested else []), 'clean', 'worst class',
+          *columns, *(['audit'] if audited else []), *(['seeds'] if several else [])]
   rows = [[f'`{row.method}`', markdown.percent(*row.values['worst case']), statements.interval(row),
-           *([_side(row, compared.against)] if tested else []), markdown.percent(*row.values['clean']),
-           markdown.percent(*row.worst_class), *(markdown.percent(*row.values[column]) for column in columns),
-           *([_audited(row)] if audited else []), *([str(len(row.runs))] if several else []),
-           *([table.comparison(row.tests)] if tested else [])] for row in compared.rows]
+           *([_side(row, compared.against), table.comparison(row.tests)] if tested else []),
+           markdown.percent(*row.values['clean']), markdown.percent(*row.worst_class),
+           *(markdown.percent(*row.values[column]) for column in columns),
+           *([_audited(row)] if audited else []), *([str(len(row.runs))] if several else [])]
+          for row in compared.rows]
   return page.Cells(f'{title}: accuracies in percent, the most robust method first', head, rows)
 
 
@@ -196,7 +198,29 @@ def _training(found: Sequence[folders.Folder]) -> page.Cells:
           'training time', 'robust, last − best']
   return page.Cells('Settings of each method (first seed); training time at the best speed of its logs '
                     '(mean); change of robust validation accuracy from the best to the last epoch, in points '
-                    'for each seed', head, rows)
+                    'for each seed. It is positive if the best epoch was not chosen by robust accuracy alone',
+                    head, rows)
+
+
+def _differences(found: Sequence[folders.Folder], against: str) -> list[page.Cells]:
+  """In what the training of each method differs from that of the reference, first seeds compared."""
+  first = {method: _settings(seeds[0].config) for method, seeds in folders.by_method(found).items()}
+  if against not in first or len(first) == 1:
+    return []
+  rows = []
+  for method, settings in first.items():
+    changed = {name: now for name, (_, now) in resume.conflicts(first[against], settings).items()
+               if name != 'seed' and now is not None}
+    text = 'reference' if method == against else ', '.join(
+        f'`{name}={value}`' for name, value in changed.items()) or 'nothing'
+    rows.append([f'`{method}`', text])
+  return [page.Cells(f'Fields of the configuration in which each method differs from `{against}`; '
+                     '`docs/configs.md` explains them', ['method', 'differs in'], rows, prose=True)]
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+  """A flat configuration; a field that is newer than the run had its default."""
+  return fields.flatten(fields.default().to_dict()) | fields.flatten(fields.upgrade(config))
 
 
 def _attack(attack: dict[str, Any]) -> str:

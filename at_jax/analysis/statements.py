@@ -1,6 +1,7 @@
 """Sentences of a report: what was run, what the runs show, and what to know before a number is reported."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,18 @@ from at_jax.analysis import class_statistics, folders, markdown, mcnemar, table
 from at_jax.training import final_evaluation
 
 _FEW = 200  # test images of a class, below which a warning says how few they are
+# What the columns of the tables are; others have the names of `evaluate.attacks`.
+_COLUMNS = {
+    'PGD-20': 'PGD of 20 steps on the cross-entropy.',
+    'margin PGD-100×5': 'PGD of 100 steps on the margin (largest wrong logit − true logit), five restarts.',
+    'logit-scaled': 'worst case over PGD-20 with the logits times eight factors, .2 to 50. It is far below '
+                    'PGD-20 if the cross-entropy hides its gradient.',
+    'dummy-aware': 'worst case over PGD of 100 steps on margins that include the dummy classes of DUCAT.',
+    'AutoAttack': 'its standard version.',
+    'fast AutoAttack': 'its version `fast`, with about a twelfth of the gradients; the audit measures what '
+                       'it misses.'}
+_RELEASED = ('the evaluation of DUCAT’s released code, for comparison with its paper. It attacks the outputs '
+             'of classes and dummy classes apart, and is no robust accuracy of the deployed model.')
 
 
 def plural(number: int, noun: str) -> str:
@@ -71,9 +84,13 @@ def terms(compared: dict[str, table.Table]) -> list[str]:
   if any(row.tests for row in rows):
     lines.append('Paired test: McNemar’s exact test on the same images, seed by seed. + counts images that '
                  'only this method classifies correctly in the worst case, − those that only the reference '
-                 'does. p is the largest of the seeds. More or less robust: all seeds agree with '
-                 f'p < {class_statistics.LEVEL}.')
+                 'does, over all seeds. p is the largest of the seeds. More or less robust: all seeds agree '
+                 f'with p < {class_statistics.LEVEL}.')
   lines.append('Worst class: worst-case accuracy of the weakest class.')
+  columns = dict.fromkeys(column for each in compared.values() for column in each.columns)
+  lines += [f'{column}: {_COLUMNS[column]}' for column in columns if column in _COLUMNS]
+  if any(column.startswith('released') for column in columns):
+    lines.append(f'Released: {_RELEASED}')
   if any(audit(run) for row in rows for run in row.runs.values()):
     lines.append('Audit: of m images that are robust under fast AutoAttack, the whole of AutoAttack fooled '
                  'k. The 95 % interval is for the robust accuracy under both.')
@@ -104,12 +121,24 @@ def what(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> l
       f'{n:,} test images' + (f' ({text})' if text else '') for n, text in tested.items())
   lines.append('Threat model: ' + '; '.join(f'{title} ({plural(len(each.rows), "method")})'
                                             for title, each in compared.items()))
-  lines.append('Attacks: ' + ', '.join(f'`{name}`' for name in dict.fromkeys(
-      name for each in results for name in each['config']['evaluate'].get('attacks', each['robust']))))
-  lines.append('Judged is the deployed model of the best checkpoint, which is chosen on validation examples')
+  attacks = dict.fromkeys(column for each in compared.values() for column in each.columns)
+  lines.append('Attacks, explained below the tables: '
+               + ', '.join(column for column in attacks if column not in ('clean', 'worst case')))
+  lines.append(f'Training: {_training([folder.config for folder in evaluated(found)])}')
+  lines.append('Every accuracy is of the best checkpoint, chosen on held-out training images. An attack '
+               'succeeds if it changes the decision of the deployed model')
   hardware = dict.fromkeys(str(each.get('device', 'unknown')) for each in results)
   lines.append(f'Hardware: {", ".join(hardware)}')
   return lines
+
+
+def _training(configs: Sequence[dict[str, Any]]) -> str:
+  """Networks, numbers of epochs and of steps of the attack, each once."""
+  listed = lambda values: ' or '.join(dict.fromkeys(map(str, values)))
+  networks = listed(f'`{each.get("model", {}).get("name", "unknown")}`' for each in configs)
+  epochs = listed(sorted(each['epochs'] for each in configs))
+  steps = listed(sorted(each.get('attack', {}).get('num_steps', 0) for each in configs))
+  return f'{networks}, {epochs} epochs, attacks of {steps} steps; more under “How the models were trained”'
 
 
 def verdict(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> list[str]:
@@ -160,7 +189,7 @@ def _sentence(title: str, compared: table.Table) -> str:
   n, best = table.examples(rows[0]), rows[0]
   worst_case = markdown.percent(*best.values['worst case'])
   text = (f'{title}: `{best.method}` classifies {worst_case} percent of {n:,} '
-          f'test images correctly in the worst case (95 % interval {interval(best)})')
+          f'test images correctly in the worst case over all attacks (95 % interval {interval(best)})')
   if len(rows) == 1:
     return f'{text}, and {markdown.percent(*best.values["clean"])} percent without an attack.'
   text += f', the most of {plural(len(rows), "method")}.'
@@ -221,16 +250,10 @@ def warnings(found: Sequence[folders.Folder], compared: dict[str, table.Table]) 
     The warnings of the evaluations with the runs that have them, then those of the comparison.
   """
   runs, lines = evaluated(found), []
-  messages: dict[str, list[str]] = {}
-  for folder in runs:
-    for attack, texts in folder.run.results.get('warnings', {}).items():
-      if texts:
-        messages.setdefault(f'{attack}: {"; ".join(texts)}', []).append(f'`{folder.name}`')
-  lines += [f'{", ".join(names)}: {text}' for text, names in messages.items()]
-  if not messages:
-    lines.append('The evaluations gave no warning.')
   robust = lambda folder: folder.run.results['robust']
   for text, holds in (
+      ('A model predicts one class for every test image, so its accuracy is the share of that class',
+       lambda folder: _is_constant(folder.run.results)),
       ('AutoAttack was not run, so the worst case may be far too high',
        lambda folder: not any(name.startswith('autoattack') for name in robust(folder))),
       ('Fast AutoAttack was not audited, and it misses some of what AutoAttack finds',
@@ -238,7 +261,27 @@ def warnings(found: Sequence[folders.Folder], compared: dict[str, table.Table]) 
        and not audit(folder.run))):
     names = [f'`{folder.name}`' for folder in runs if holds(folder)]
     lines += [f'{text}: {", ".join(names)}.'] if names else []
-  return lines + _warnings_of_tables(compared)
+  return lines + _warnings_of_tables(compared) + _warnings_of_evaluations(runs)
+
+
+def _is_constant(results: dict[str, Any]) -> bool:
+  """Whether a model predicts one class: that one always correctly, and the others never."""
+  clean = [share for share in results.get('by_class', {}).get('clean', []) if share is not None]
+  return len(clean) > 1 and sorted(clean) == [0.] * (len(clean) - 1) + [1.]
+
+
+def _warnings_of_evaluations(runs: Sequence[folders.Folder]) -> list[str]:
+  """The warnings that evaluations gave, each once with its attacks and the runs that have it."""
+  messages: dict[str, list[str]] = {}
+  for folder in runs:
+    attacks: dict[str, list[str]] = {}
+    for attack, texts in folder.run.results.get('warnings', {}).items():
+      if texts:
+        attacks.setdefault('; '.join(texts), []).append(attack)
+    for text, names in attacks.items():
+      messages.setdefault(f'{" and ".join(names)}: {text}', []).append(f'`{folder.name}`')
+  return [f'{", ".join(names)}, warning of {text}' for text, names in messages.items()] or [
+      'The evaluations gave no warning.']
 
 
 def _warnings_of_tables(compared: dict[str, table.Table]) -> list[str]:

@@ -71,7 +71,9 @@ def runs(tmp_path_factory):
     run_folders.evaluated(folder / f'plain-{seed}', 20 + seed, attacks=attacks(20 + seed),
                           validated=[(.5, .3), (.6, .4), (.6, .25)], config=dict(seed=seed))
     run_folders.evaluated(folder / f'rival-{seed}', 8, attacks=attacks(8), released={'pgd20': 28},
-                          validated=[(.5, .3), (.6, .2)], speed=50., step=10, config=dict(seed=seed))
+                          validated=[(.5, .3), (.6, .2)], speed=50., step=10,
+                          by_class=dict(clean=[1., 0., 0., 0.] if seed else [1., .9, 0., 0.]),
+                          config=dict(seed=seed, awp_gamma=.01, replays=4))
   point = lambda step, clean, robust: dict(step=step, clean=.5, robust=.1, epoch=step / 10,
                                            clean_change=clean, robust_gain=robust)
   run_folders.evaluated(
@@ -139,11 +141,28 @@ def test_verdict_counts_decided_tests(page, capsys):
 
 def test_warnings_are_those_of_the_evaluation(page):
   text = page[1].text
-  assert 'tuned-0: autoattack_fast: gradients are <script>alert(1)</script> zero' in text
+  assert 'tuned-0, warning of autoattack_fast: gradients are <script>alert(1)</script> zero' in text
   assert 'up to 50.0 points above the worst case (rival)' in text  # 28 of 40 against 8
   assert 'The smallest class has 10 test images' in text and '1 of 3 methods has one seed' in text
   assert 'L∞, 8/255: the methods were not evaluated with the same attacks' in text  # `tuned` has other ones
   assert 'AutoAttack was not run' not in text
+
+
+def test_page_explains_what_it_shows(page):
+  outline = page[1]
+  for line in ('Training: SmallCNN, 4 epochs, attacks of 5 steps', 'AutoAttack: its standard version',
+               'PGD-20: PGD of 20 steps on the cross-entropy', 'Released: the evaluation of'):
+    assert line in outline.text
+  # Only seed 1 of `rival` is always right on one class and never on another.
+  assert 'predicts one class for every test image, so its accuracy is the share of that class: rival-1.' in (
+      outline.text)
+
+
+def test_methods_differ_in_the_fields_that_training_reads(page):
+  rows = {row[0]: row[1] for row in page[1].rows if len(row) == 2}
+  # `replays` is a field of another loss, and seeds differ between runs of one method.
+  assert rows == {'method': 'differs in', 'plain': 'reference', 'rival': 'awp_gamma=0.01', 'tuned': 'nothing',
+                  'going': 'nothing'}
 
 
 def test_going_run_is_shown_as_far_as_it_is(page, runs):
@@ -253,6 +272,9 @@ def test_figures_say_what_to_see(runs):
   # `plain` falls from 40 (its checkpoint, step 20) to 25 percent, `rival` from 30 to 20.
   learning = curves.learning('l', found)
   assert '`plain-0` loses most, 15.0 points' in learning.caption and 'rival-1 -10.0' in learning.alt
+  low, high = stats.beta.ppf(.025, 160, 241), stats.beta.ppf(.975, 161, 240)  # 160 of 400
+  assert (f'below the 95 % interval of its best checkpoint, {100 * low:.1f} to {100 * high:.1f} on 400 '
+          'validation images') in learning.caption
   tuning = curves.finetuning('t', found)
   assert '`tuned-0`, gains 5.0 points for a clean change of −0.4' in tuning.caption
   cost = method_figures.cost('c', 'L∞', compared, {'plain': 15., 'rival': 20., 'tuned': 12.})
@@ -260,7 +282,7 @@ def test_figures_say_what_to_see(runs):
   assert 'the slowest, `rival`, takes 0.333 minutes' in cost.caption
   classes = method_figures.classes('k', 'L∞', compared)
   # `plain` has 6 and 5 robust examples of class 0 and 5 of the others; the others have equal classes.
-  assert 'class 0 is the weakest of 2 of 3 methods' in classes.caption
+  assert 'class 0 is the weakest in 2 of 3 methods' in classes.caption
   assert curves.over_radii('r', found) is None
 
 
