@@ -21,7 +21,7 @@ class State(NamedTuple):
   """State of each example. The image is f32[B, ...], all others [B]."""
   count: Array    # number of queries, including the start
   found: Array
-  x_adv: Array    # the best point
+  x_adv: Array    # the best point; the start before the first query
   margin: Array   # its margin
 
 
@@ -105,22 +105,28 @@ def stepper(
   if channel_axis not in (-1, 1):
     raise ValueError(f'channel_axis = {channel_axis}: use -1 for [B, H, W, C], 1 for [B, C, H, W]')
 
+  last = lambda x: jnp.moveaxis(x, channel_axis, -1) if np.ndim(x) else x
+
+  def proposals(function, problem: _stepper.Problem, *rows: Array) -> Array:
+    """`function(bounds, x, key, epsilon, *row)` for each example, images with channels last."""
+    images = problem._replace(bounds=tuple(map(last, problem.bounds)))
+    x = _stepper.each(function, images, last(problem.x), problem.key, problem.epsilon, *rows)
+    return jnp.moveaxis(x, -1, channel_axis)
+
   def init(problem: _stepper.Problem) -> State:
-    x = problem.x
-    image_shape(x.shape[1:], channel_axis)
-    none = jnp.zeros(len(x), jnp.int32)
-    return State(none, none.astype(bool), x, jnp.full(len(x), -jnp.inf, x.dtype))
+    # In a step, XLA would draw the start for each query again.
+    start = functools.partial(_start, shape=image_shape(problem.x.shape[1:], channel_axis), norm=norm)
+    none = jnp.zeros(len(problem.x), jnp.int32)
+    return State(none, none.astype(bool), proposals(start, problem),
+                 jnp.full(len(problem.x), -jnp.inf, problem.x.dtype))
 
   def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
     shape = image_shape(problem.x.shape[1:], channel_axis)
     table = sides(num_queries, p_init, shape[0] * shape[1])
     propose = _propose if norm == 'linf' else functools.partial(_propose_moved, norm=norm)
     propose = functools.partial(propose, table=table, shape=shape)
-    last = lambda x: jnp.moveaxis(x, channel_axis, -1) if np.ndim(x) else x
-    best, images, *bounds = map(last, (state.x_adv, problem.x, *problem.bounds))
-    images = problem._replace(x=images, bounds=tuple(bounds))
-    x = _stepper.each(propose, images, best, images.x, problem.key, problem.epsilon, state.count)
-    x = jnp.moveaxis(x, -1, channel_axis)
+    x = proposals(propose, problem, last(state.x_adv), state.count)
+    x = _stepper.where(state.count == 0, state.x_adv, x)
     logits = _stepper.logits_of(logits_fn, x)
     margin, wrong = losses.margin(logits, problem.y), ~_stepper.is_correct(logits, problem.y)
     # A NaN compares false with everything, so no later point would be better.
@@ -161,37 +167,43 @@ def image_shape(shape: tuple[int, ...], channel_axis: int = -1) -> tuple[int, in
   return (1, height, channels) if width == 1 else (height, width, channels)
 
 
-def _propose(bounds, best, x, key, epsilon, count, *, table, shape) -> Array:
+def _start(bounds, x, key, epsilon, *, shape, norm) -> Array:
+  """The first query of one example."""
+  height, width, channels = shape
+  key = jax.random.fold_in(key, 0)
+  if norm == 'linf':
+    stripes = jax.random.rademacher(key, (1, width, channels), x.dtype)
+    return jnp.clip(x + epsilon * jnp.broadcast_to(stripes, shape).reshape(x.shape), *bounds)
+  draws = jax.random.uniform(jax.random.split(key, 3)[2], (height, width, channels + 1), x.dtype)
+  return _apply(norm, _patches.tiling(shape, draws, norm).reshape(x.shape), x, epsilon, bounds)
+
+
+def _propose(bounds, x, key, epsilon, best, count, *, table, shape) -> Array:
   """The next query of one example in L∞."""
   height, width, channels = shape
-  key = jax.random.fold_in(key, count)
-  draw = jax.random.uniform(key, (2 + channels,))
+  draw = jax.random.uniform(jax.random.fold_in(key, count), (2 + channels,))
   side = jnp.array(table, jnp.int32)[count]
   rows, columns = _free_lines(bounds, x, shape)
   inside = _span(draw[0], side, height, *rows)[:, None] & _span(draw[1], side, width, *columns)[None, :]
   change = jnp.where(inside[:, :, None], jnp.where(draw[2:] < .5, -2, 2) * epsilon, 0)
   moved = x + jnp.clip(best + change.astype(x.dtype).reshape(x.shape) - x, -epsilon, epsilon)
-  stripes = jax.random.rademacher(key, (1, width, channels), x.dtype)
-  start = x + epsilon * jnp.broadcast_to(stripes, shape).reshape(x.shape)
-  return jnp.clip(jnp.where(count == 0, start, moved), *bounds)
+  return jnp.clip(moved, *bounds)
 
 
-def _propose_moved(bounds, best, x, key, epsilon, count, *, table, shape, norm) -> Array:
+def _propose_moved(bounds, x, key, epsilon, best, count, *, table, shape, norm) -> Array:
   """The next query of one example in L2 or L1."""
   table = _patches.odd_sides(table, shape)
   distinct = tuple(sorted(set(table)))
   side = jnp.array(table, jnp.int32)[count]
   eta = jnp.asarray(_patches.patches(distinct, norm), x.dtype)[
       jnp.array([distinct.index(s) for s in table])[count]]
-  places, draws, start = jax.random.split(jax.random.fold_in(key, count), 3)
+  places, draws, _ = jax.random.split(jax.random.fold_in(key, count), 3)
   within = [jnp.array(2 * pair) for pair in zip(*_free_lines(bounds, x, shape), strict=True)]
   places = jax.vmap(lambda draw, *line: _patches.first(draw, side, *line))(
       jax.random.uniform(places, (4,)), jnp.array(2 * shape[:2]), *within)
   moved = _patches.move((best - x).reshape(shape), side, eta, epsilon, places,
                        jax.random.uniform(draws, (shape[2] + 1,)), norm)
-  draws = jax.random.uniform(start, (*shape[:2], shape[2] + 1), x.dtype)
-  tiles = _patches.tiling(shape, draws, norm)
-  return _apply(norm, jnp.where(count == 0, tiles, moved).reshape(x.shape), x, epsilon, bounds)
+  return _apply(norm, moved.reshape(x.shape), x, epsilon, bounds)
 
 
 def _apply(norm: str, change: Array, x: Array, epsilon: Array, bounds: tuple[Array, Array]) -> Array:

@@ -12,7 +12,7 @@ import pytest
 from at_jax.attacks import _patches, _stepper
 from at_jax.attacks.apgd import stepper as apgd_stepper
 from at_jax.attacks.fab import stepper as fab_stepper
-from at_jax.attacks.square import _propose, sides
+from at_jax.attacks.square import _propose, _start, sides
 from tests.fixtures import reference_numbers
 
 KEY, NUMBERS = jax.random.key(0), reference_numbers.NUMBERS
@@ -86,21 +86,17 @@ def test_square_proposals_in_linf_equal_the_reference(monkeypatch):
     x = jnp.array(numbers['x'])
     table = sides(len(numbers['draws']) - 1, .8, x.shape[0] * x.shape[1])
 
-    def propose(best, count):
-      return _propose((0., 1.), best, x, KEY, jnp.float64(epsilon), jnp.array(count), table=table,
-                      shape=x.shape)
-
+    example = (0., 1.), x, KEY, jnp.float64(epsilon)
     # The reference has channels first.
     stripes = np.array(numbers['draws'][0]).reshape(x.shape[2], x.shape[1]).T
-    draw_instead(monkeypatch, uniform=np.zeros(4), rademacher=stripes)
-    point = propose(x, 0)
+    draw_instead(monkeypatch, rademacher=stripes)
+    point = _start(*example, shape=x.shape, norm='linf')
     np.testing.assert_allclose(point, numbers['start'], rtol=0, atol=1e-8)
     places = np.array(numbers['places']).reshape(-1, 2)
     for n, (place, signs) in enumerate(zip(places, numbers['draws'][1:], strict=True), start=1):
       where = (place + .5) / (x.shape[0] - table[n] + 1)  # the middle of the draws for this place
-      draw_instead(monkeypatch, rademacher=0 * stripes,
-                   uniform=np.concatenate([where, np.where(np.array(signs) < 0, .25, .75)]))
-      point = propose(point, n)
+      draw_instead(monkeypatch, uniform=np.concatenate([where, np.where(np.array(signs) < 0, .25, .75)]))
+      point = _propose(*example, point, jnp.array(n), table=table, shape=x.shape)
     np.testing.assert_allclose(point, numbers['end'], rtol=0, atol=1e-8)
   moved = np.abs(np.array(numbers['end']) - numbers['start'])
   assert (moved > 0).mean() > .3 and len(places) == 30  # else this would say little
