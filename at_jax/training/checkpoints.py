@@ -1,12 +1,13 @@
 """Checkpoints of a run: written in the background, verified when read, kept by a rule.
 
 Each checkpoint is a folder named by its step. Orbax writes it under a temporary name and renames it, so a
-folder with the final name is complete. Orbax does not detect a byte that changes on disk; a digest of each
-leaf does. `write_weights` keeps the variables of one checkpoint as a single file. Several processes read and
-write checkpoints together, in a folder that they share; process 0 writes.
+folder with the final name is complete. Orbax does not detect a byte that changes on disk; digests of each
+leaf and of the metadata do. `write_weights` keeps the variables of one checkpoint as a single file. Several
+processes read and write checkpoints together, in a folder that they share; process 0 writes.
 """
 
 import fnmatch
+import hashlib
 import json
 import os
 import pathlib
@@ -168,6 +169,10 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
+def _digest(metadata: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
 class Checkpoints:
   """The checkpoints of one run: the newest ones and the one with the highest score.
 
@@ -206,8 +211,9 @@ class Checkpoints:
       self._directory.mkdir(parents=True, exist_ok=True)
       if devices.is_first() and path.exists():
         shutil.rmtree(path)
+      metadata = {'digests': metrics.digests(state), 'info': info}
       response = ocp.save_checkpointables_async(
-          path, {'state': state}, custom_metadata={'digests': metrics.digests(state), 'info': info})
+          path, {'state': state}, custom_metadata=metadata | {'digest': _digest(metadata)})
     except Exception as error:  # orbax and tensorstore raise a full disk as errors of many types
       raise self._unwritable(error) from error
     self._writing = (step, response)
@@ -290,10 +296,13 @@ class Checkpoints:
 
   def _metadata(self, step: int) -> dict[str, Any]:
     try:
-      metadata = ocp.checkpointables_metadata(self._path(step)).custom_metadata
-      return {'digests': metadata['digests'], 'info': metadata['info']}
+      stored = ocp.checkpointables_metadata(self._path(step)).custom_metadata
+      metadata = {'digests': stored['digests'], 'info': stored['info']}
     except Exception as error:  # a damaged file makes orbax raise errors of many types
       raise Corrupt(f'its metadata cannot be read ({type(error).__name__})') from error
+    if stored.get('digest', _digest(metadata)) != _digest(metadata):  # earlier versions stored none
+      raise Corrupt('the digest of its metadata differs')
+    return metadata
 
   def _load(self, step: int, template: Any) -> Saved:
     metadata = devices.from_first(self._metadata, step)
@@ -304,11 +313,16 @@ class Checkpoints:
     try:
       state = ocp.load_checkpointables(self._path(step), {'state': template})['state']
     except Exception as error:  # as above
+      self._check_damage(step, metadata['digests'])
       raise Corrupt(f'it cannot be read ({type(error).__name__})') from error
     found = metrics.digests(state)
     for name, digest in metadata['digests'].items():
       if found.get(name) != digest:
+        self._check_damage(step, metadata['digests'])  # orbax converts a leaf of another dtype
         raise Corrupt(f'the digest of {name} differs')
+    shapes = lambda tree: [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    if shapes(state) != shapes(template):  # of which orbax says nothing
+      raise self._other_state(step, 'shapes differ')
     return Saved(step, state, metadata['info'])
 
   def _check_structure(self, step: int, stored: dict[str, str], template: Any) -> None:
@@ -317,10 +331,22 @@ class Checkpoints:
               for path, _ in jax.tree_util.tree_leaves_with_path(template)}
     differing = sorted(wanted ^ stored.keys())
     if differing:
-      raise errors.UserError(
-          'workdir', str(self._directory.parent), f'checkpoint {step} does not match the state that this '
-          f'version of at_jax makes from the configuration ({len(differing)} leaves differ, the first is '
-          f'{differing[0]}): use the version that wrote it, or name another folder')
+      raise self._other_state(step, f'{len(differing)} leaves differ, the first is {differing[0]}')
+
+  def _check_damage(self, step: int, digests: dict[str, str]) -> None:
+    """Raises UserError if the checkpoint is whole as it was stored: then the template is of another state."""
+    try:
+      state = ocp.load_checkpointables(self._path(step))['state']
+    except Exception:  # as above
+      return
+    if sorted(metrics.digests(state).values()) == sorted(digests.values()):
+      raise self._other_state(step, 'fields or dtypes differ')
+
+  def _other_state(self, step: int, difference: str) -> errors.UserError:
+    return errors.UserError(
+        'workdir', str(self._directory.parent), f'checkpoint {step} does not match the state that this '
+        f'version of at_jax makes from the configuration ({difference}): use the version that wrote it, or '
+        'name another folder')
 
   def _first_undamaged(self, steps: list[int], template: Any) -> tuple[Saved | None, list[str]]:
     messages = []

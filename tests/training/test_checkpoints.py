@@ -1,5 +1,8 @@
 """Checkpoints and exported weights: exact, kept by the rule, and damage is detected."""
 
+import shutil
+from typing import Any, NamedTuple
+
 import jax
 import numpy as np
 import pytest
@@ -136,6 +139,36 @@ def test_every_flipped_byte_is_detected(tmp_path):
   assert store.newest(state(0))[0].step == 1
 
 
+def flipped(content):
+  content, middle = content or b'0', len(content) // 2
+  return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:]
+
+
+@pytest.mark.parametrize('damage', [
+    flipped, lambda content: content[:len(content) // 2], lambda content: b'', None],
+    ids=['flipped', 'halved', 'emptied', 'removed'])
+def test_damage_in_any_file_is_detected_or_harmless(tmp_path, damage):
+  store, info = fill(tmp_path / 'x', [.1, .25]), {'score': .25, 'seconds': 1.}
+  folder = tmp_path / 'x' / '00000002'
+  shutil.copytree(folder, tmp_path / 'whole')
+  files = [path.relative_to(folder) for path in folder.rglob('*') if path.is_file()]
+  assert len(files) > 3
+  for name in files:
+    if damage:
+      (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    else:
+      (folder / name).unlink()
+    found, messages = store.newest(state(0))
+    if found.step == 2:
+      assert (found.info, messages) == (info, []), name
+    assert [path.name for path in (tmp_path / 'x').iterdir() if path.suffix] == (
+        [] if found.step == 2 else ['00000002.corrupt'])
+    np.testing.assert_array_equal(found.state['w'], state(found.step)['w'])
+    for path in (folder, folder.with_suffix('.corrupt')):
+      shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(tmp_path / 'whole', folder)
+
+
 def test_unfinished_checkpoints_are_removed(tmp_path):
   store = fill(tmp_path, [.1])
   left = tmp_path / '00000002.orbax-checkpoint-tmp-123'
@@ -193,3 +226,30 @@ def test_weights_of_another_model_are_refused(tmp_path):
            'batch_stats': {}}
   with pytest.raises(errors.UserError, match='does not match the model .*params/a/w'):
     checkpoints.read_weights(path, wider)
+
+
+class Before(NamedTuple):
+  w: Any
+  method: Any = ()
+
+
+class After(NamedTuple):
+  w: Any
+  method: Any = ()
+  more: Any = ()
+
+
+@pytest.mark.parametrize('other', [
+    After(np.ones(3, np.float32)),  # a field without leaves
+    Before(np.ones(3, np.int32)),  # which orbax would convert
+    Before(np.ones(4, np.float32))])  # of which it says nothing
+def test_state_of_another_version_is_not_damage(tmp_path, other):
+  store, state = checkpoints.Checkpoints(tmp_path, keep=2), Before(np.arange(3, dtype=np.float32))
+  for step in (1, 2):
+    store.save(step, state, {})
+  store.wait()
+  with pytest.raises(errors.UserError, match='checkpoint 2 does not match .*differ.: use the version that'):
+    store.newest(other)
+  assert store.steps() == [1, 2]
+  truncate(tmp_path / '00000002')  # still damage
+  assert store.newest(state)[0].step == 1
