@@ -10,6 +10,7 @@ but not 8/255.
 
 from collections.abc import Callable, Collection, Sequence
 import math
+import os
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -19,7 +20,7 @@ from at_jax import errors, methods, models
 from at_jax.config import import_path
 from at_jax.evaluation import attack_names, autoattack_run
 from at_jax.methods import finetune
-from at_jax.models import dual_batchnorm
+from at_jax.models import dual_batchnorm, importers
 
 _HAVE_REGULARISER = ('trades', 'gair_trades', 'mart', 'consistency', 'nuat', 'fgsm_pgi', 'finetune')
 
@@ -91,6 +92,23 @@ def may_regularise(loss: str) -> bool:
     (True, False, True)
   """
   return loss in _HAVE_REGULARISER or '.' in loss
+
+
+def is_state_dict(source: str) -> bool:
+  """Returns whether `finetune.source` is a file with a PyTorch state dict, and not a work directory.
+
+  Args:
+    source: the field `finetune.source`.
+
+  Returns:
+    True for a name that ends as such files do, unless it is that of a folder.
+
+  Example:
+    >>> is_state_dict('resnet18.pt'), is_state_dict('runs/clean')
+    (True, False)
+  """
+  path = os.path.expanduser(source)
+  return path.endswith(importers.SUFFIXES) and not os.path.isdir(path)
 
 
 def _number(values: str, remedy: str, accepts: Callable[[Any], bool]) -> Check:
@@ -309,10 +327,14 @@ FIELDS |= _group('dummy', {
 }, _DUMMIES)
 FIELDS |= _group('finetune', {
     'start_epoch': Field(100, 'Epochs of clean training before; 0 starts from `finetune.source`.', _whole(0)),
-    'source': Field('', "Work directory of the run to start from; '' for none."),
+    'source': Field('', 'What to start from: the work directory of a run, or a file with a PyTorch state '
+                    "dict (.pt, .pth, .safetensors, .npz); '' for none."),
     'checkpoint': Field('best', 'Checkpoint of the source that fine-tuning starts from.',
                         _choice('best', 'last'),
-                        _both(_FINETUNE, _differs('finetune.source', ''))),
+                        _both(_FINETUNE, When('`finetune.source` is a work directory', lambda flat: (
+                            flat['finetune.source'] != '' and not is_state_dict(flat['finetune.source']))))),
+    'clean_weight': Field(1.0, 'Weight of the cross-entropy at x; x takes no pass with 0, no anchor and the '
+                          'distance `cross_entropy`.', _NOT_NEGATIVE),
     'distance': Field('kl', "Regulariser: distance of f(x') to the clean prediction (kl) or to the label.",
                       _choice(*finetune.DISTANCES)),
     'anchor': Field('kl', "Distance of f(x) to the teacher's logits.", _choice(*finetune.ANCHORS),

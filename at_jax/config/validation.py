@@ -10,6 +10,7 @@ import ml_collections
 from at_jax import errors, methods
 from at_jax.config import fields, import_path, variants
 from at_jax.evaluation import attack_names, metrics
+from at_jax.methods import finetune
 
 
 def check(config: ml_collections.ConfigDict, warn: Callable[[str], None] = warnings.warn) -> None:
@@ -319,6 +320,13 @@ def _check_finetune(flat: dict) -> None:
   normalises = flat.get('model.batch_norm', flat['model.name'] != 'SmallCNN')
   _require(flat, 'finetune.batch_norm', normalises or f['batch_norm'] == 'shared',
            "the network has no BatchNorm: use 'shared', or model.batch_norm = True")
+  reads_clean = finetune.uses_clean(f['distance'], f['clean_weight'], anchored=f['anchor_weight'] > 0)
+  _require(flat, 'finetune.clean_weight', reads_clean or f['batch_norm'] == 'shared',
+           'the BatchNorm of clean examples would have no examples: use a number above 0')
+  _require(flat, 'beta', reads_clean or flat['beta'] > 0,
+           'no term of the loss is left: use a number above 0, or finetune.clean_weight above 0')
+  _require(flat, 'weights.on', reads_clean or flat['weights.kind'] == 'none' or flat['weights.on'] != 'fit',
+           "without the cross-entropy at x the fit is 0: use 'regulariser', or finetune.clean_weight above 0")
 
 
 def _require(flat: dict, name: str, fine: bool, remedy: str) -> None:

@@ -2,7 +2,7 @@
 
 With f₀ the model where fine-tuning begins (the teacher):
 
-  L = CE(f(x), y) + μ · A(f₀(x), f(x)) + λ · D(f(x'), ·)          `finetune`
+  L = ω · CE(f(x), y) + μ · A(f₀(x), f(x)) + λ · D(f(x'), ·)      `finetune`
   D = KL(p ‖ p'), p held fixed, or CE(f(x'), y)
   A = KL(p₀ ‖ p), or the mean over classes of (z₀ − z)²
 
@@ -37,11 +37,12 @@ _SLACK = 1e-6
 
 def finetune(forward: objective.Forward, batch_stats: Any, x: Array, x_adv: Array, y: Array, *,
              distance: str, anchor: str, anchor_weight: float,
-             reference: Array | None = None) -> objective.Outcome:
-  """The fit is CE(f(x), y) + μ · A(f₀(x), f(x)), the regulariser is D(f(x'), ·).
+             clean_weight: float = 1., reference: Array | None = None) -> objective.Outcome:
+  """The fit is ω · CE(f(x), y) + μ · A(f₀(x), f(x)), the regulariser is D(f(x'), ·).
 
-  x and x' take one pass each. With dual BatchNorm each goes through its own BatchNorm layers. In D = KL
-  no gradient flows through the clean prediction, so x' is pulled towards x and not x towards x'.
+  x and x' take one pass each; x takes none if no term reads f(x). With dual BatchNorm each goes through its
+  own BatchNorm layers. In D = KL no gradient flows through the clean prediction, so x' is pulled towards x
+  and not x towards x'.
 
   Args:
     forward: the network in train mode; it takes `branch`, 'clean' or 'adversarial'.
@@ -52,6 +53,7 @@ def finetune(forward: objective.Forward, batch_stats: Any, x: Array, x_adv: Arra
     distance: D, 'kl' or 'cross_entropy'.
     anchor: A, 'kl' or 'squared'.
     anchor_weight: μ.
+    clean_weight: ω.
     reference: f32[B, K], the teacher's logits at x, or None for no anchor.
 
   Returns:
@@ -68,14 +70,36 @@ def finetune(forward: objective.Forward, batch_stats: Any, x: Array, x_adv: Arra
   Reference: based on the abstract of Hou et al., Adversarial Fine-tune with Dynamically Regulated Adversary,
   2022.
   """
+  if not uses_clean(distance, clean_weight, anchored=reference is not None):
+    adversarial, batch_stats = forward(x_adv, batch_stats, branch='adversarial')
+    regulariser = losses.cross_entropy(adversarial, y)
+    return objective.Outcome(jnp.zeros_like(regulariser), regulariser, adversarial, batch_stats)
   clean, batch_stats = forward(x, batch_stats, branch='clean')
   adversarial, batch_stats = forward(x_adv, batch_stats, branch='adversarial')
-  fit = losses.cross_entropy(clean, y)
+  fit = clean_weight * losses.cross_entropy(clean, y)
   if reference is not None:
     fit += anchor_weight * (losses.kl if anchor == 'kl' else _squared)(reference, clean)
   regulariser = (losses.kl(jax.lax.stop_gradient(clean), adversarial) if distance == 'kl'
                  else losses.cross_entropy(adversarial, y))
   return objective.Outcome(fit, regulariser, adversarial, batch_stats)
+
+
+def uses_clean(distance: str, clean_weight: float, *, anchored: bool) -> bool:
+  """Returns whether a term of the loss reads f(x).
+
+  Args:
+    distance: D, 'kl' or 'cross_entropy'.
+    clean_weight: ω.
+    anchored: whether μ > 0.
+
+  Returns:
+    True if one does.
+
+  Example:
+    >>> uses_clean('cross_entropy', 0., anchored=False), uses_clean('kl', 0., anchored=False)
+    (False, True)
+  """
+  return bool(clean_weight) or anchored or distance == 'kl'
 
 
 def _squared(reference: Array, logits: Array) -> Array:

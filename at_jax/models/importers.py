@@ -29,6 +29,7 @@ _LEAVES = {('params', 'kernel'): 'weight', ('params', 'scale'): 'weight',
            ('params', 'bias'): 'bias', ('batch_stats', 'mean'): 'running_mean',
            ('batch_stats', 'var'): 'running_var'}
 _WITH_LAYERS = (resnet.PreActResNet18, resnet.ResNet18)  # whose blocks are layer1.0, …
+SUFFIXES = ('.pt', '.pth', '.safetensors', '.npz')  # of files with a state dict
 _LISTED = 4  # number of names of each kind in an error message
 
 
@@ -48,8 +49,9 @@ def from_torch(
   Args:
     model: a `SmallCNN`, `PreActResNet18`, `ResNet18` or `WideResNet` with the sizes of the weights.
     state_dict: mapping from names to arrays or tensors of any floating-point dtype and device; what
-      `torch.load` returns, in which one nested mapping fits the model; or the path of a .safetensors file.
-      Names may have a common prefix, such as 'module.' or '1.'.
+      `torch.load` returns, in which one nested mapping fits the model; or the path of a file with one of
+      them: .safetensors, .npz (names and arrays), or .pt and .pth, which PyTorch reads without running code
+      of the file. Names may have a common prefix, such as 'module.' or '1.'.
     image_shape: (H, W, C) of one input.
 
   Returns:
@@ -121,20 +123,37 @@ def _check(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
 
 
 def _read(path: str | os.PathLike) -> Mapping[str, Any]:
-  """The arrays of a .safetensors file."""
+  """What a file of `SUFFIXES` holds."""
   path = os.path.expanduser(os.fspath(path))
-  if pathlib.Path(path).suffix != '.safetensors':
-    raise errors.UserError('state_dict', path, "use a .safetensors file, or torch.load(path, 'cpu')")
+  suffix = pathlib.Path(path).suffix
+  if suffix not in SUFFIXES:
+    raise errors.UserError('state_dict', path, f'use a file that ends in {", ".join(SUFFIXES)}')
+  if not os.path.isfile(path):
+    raise errors.UserError('state_dict', path, 'cannot be read: there is no such file')
   try:
-    import safetensors
-    from safetensors import flax  # the one for NumPy has no bfloat16
-  except ImportError:
-    raise errors.UserError('state_dict', path, 'to read it, pip install safetensors') from None
-  try:
-    return flax.load_file(path)
-  except (OSError, safetensors.SafetensorError) as error:
-    remedy = f'cannot be read: name a complete .safetensors file; {error}'
-    raise errors.UserError('state_dict', path, remedy) from error
+    return {'.npz': _read_npz, '.safetensors': _read_safetensors}.get(suffix, _read_torch)(path)
+  except ImportError as error:
+    package = 'safetensors' if suffix == '.safetensors' else 'torch'
+    raise errors.UserError('state_dict', path, f'to read it, pip install {package}') from error
+  except Exception as error:  # a damaged file makes each package raise errors of many types
+    reason = f'{type(error).__name__}: ' + str(error).partition('\n')[0]
+    raise errors.UserError('state_dict', path, f'cannot be read: name a complete {suffix} file with the '
+                           f'state dict; {reason}') from error
+
+
+def _read_npz(path: str) -> Mapping[str, Any]:
+  with np.load(path) as file:
+    return dict(file)
+
+
+def _read_safetensors(path: str) -> Mapping[str, Any]:
+  from safetensors import flax  # the one for NumPy has no bfloat16
+  return flax.load_file(path)
+
+
+def _read_torch(path: str) -> Mapping[str, Any]:
+  import torch
+  return torch.load(path, 'cpu', weights_only=True)
 
 
 class _Found(NamedTuple):

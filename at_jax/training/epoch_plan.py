@@ -158,7 +158,7 @@ def _objective(config: ml_collections.ConfigDict, *, with_ducat: bool) -> object
   if config.loss == 'finetune':
     f = config.finetune
     return functools.partial(finetune.finetune, distance=f.distance, anchor=f.anchor,
-                             anchor_weight=f.anchor_weight)
+                             anchor_weight=f.anchor_weight, clean_weight=f.clean_weight)
   objective = import_path.load('loss', config.loss, methods.OBJECTIVES)
   if config.loss == 'consistency':
     objective = functools.partial(objective, temperature=config.consistency_temperature)

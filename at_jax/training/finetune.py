@@ -11,7 +11,7 @@ import ml_collections
 from at_jax import environment, errors
 from at_jax.config import fields
 from at_jax.methods import cfa, finetune
-from at_jax.models import dual_batchnorm
+from at_jax.models import dual_batchnorm, importers
 from at_jax.training import epoch_plan, restore, setup
 from at_jax.training import step as step_lib
 
@@ -34,7 +34,10 @@ class Point(NamedTuple):
 
 
 def start_from(run: setup.Run, state: step_lib.TrainState) -> step_lib.TrainState:
-  """Makes the state of a new run that starts from the evaluated model of `config.finetune.source`.
+  """Makes the state of a new run that starts from `config.finetune.source`.
+
+  The source is the evaluated model of a work directory, or a file with a PyTorch state dict. A run needs it
+  until its first checkpoint, which holds the teacher.
 
   Args:
     run: the run.
@@ -47,23 +50,48 @@ def start_from(run: setup.Run, state: step_lib.TrainState) -> step_lib.TrainStat
     errors.UserError: if the source cannot be read or does not fit.
   """
   c = run.config
-  before = _source_config(c)
-  other = setup.build(before, dataset=run.dataset)
-  found = restore.variables(other, c.finetune.source, c.finetune.checkpoint)
-  if found is None:
-    raise errors.UserError('config.finetune.source', c.finetune.source,
-                           'none of its checkpoints can be read: name the work directory of a trained run')
-  variables = _double(c, _single(before, found))
+  variables = _double(c, _imported(run) if fields.is_state_dict(c.finetune.source) else _of_run(run))
   return state._replace(**variables, opt_state=run.optimizer.init(variables['params']))
 
 
-def _source_config(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def _imported(run: setup.Run) -> dict[str, Any]:
+  """The variables of a file with a PyTorch state dict, on the host."""
+  c, field = run.config, 'config.finetune.source'
+  path = environment.local_path(field, c.finetune.source)
+  try:
+    found = importers.from_torch(setup.model(c), path, run.dataset.image_shape)
+  except errors.UserError as error:
+    if error.field.startswith('model.'):  # an argument of the network, which the configuration can change
+      raise errors.UserError(f'config.{error.field}', error.value, error.remedy) from error
+    reason = f'it does not fit config.model: {error}' if error.field == 'model' else error.remedy
+    raise errors.UserError(field, c.finetune.source, reason) from error
+  return {'batch_stats': {}} | jax.device_get(found)
+
+
+def _of_run(run: setup.Run) -> dict[str, Any]:
+  """The evaluated variables of another run, with one BatchNorm."""
+  f = run.config.finetune
+  before = _source_config(run)
+  other = setup.build(before, dataset=run.dataset)
+  found = restore.variables(other, f.source, f.checkpoint)
+  if found is None:
+    raise errors.UserError('config.finetune.source', f.source,
+                           'none of its checkpoints can be read: name the work directory of a trained run')
+  return _single(before, found)
+
+
+def _source_config(run: setup.Run) -> ml_collections.ConfigDict:
   """The configuration of the source, after checking that it fits."""
+  c = run.config
   source = c.finetune.source
-  before = restore.read_config(environment.local_path('config.finetune.source', source))
+  path = environment.local_path('config.finetune.source', source)
+  before = restore.read_config(path)
   if before is None:
     raise errors.UserError('config.finetune.source', source, 'there is no config.json in it: name '
                            'the work directory of a run')
+  digest = (restore.stored_data_info(path) or {}).get('digest')
+  if digest and digest == run.dataset.digest:  # of a .npz file, which may have been moved since
+    before.dataset.name = c.dataset.name
   old, now = (fields.flatten(each.to_dict()) for each in (before, c))
   names = {name for name in old.keys() | now.keys() if name.startswith('model.')}
   for name in (*_SHARED, *sorted(names - {'model.dtype'})):

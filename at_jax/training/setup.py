@@ -291,7 +291,7 @@ def search_network(run: Run) -> deployed_lib.Network | None:
 
 
 def _network(config: ml_collections.ConfigDict, dtype: str | None = None) -> deployed_lib.Network:
-  network = deployed_lib.deploy(_model(config, dtype), has_dummies=config.dummy.enabled)
+  network = deployed_lib.deploy(model(config, dtype), has_dummies=config.dummy.enabled)
   if config.loss == 'finetune' and config.finetune.batch_norm == 'dual':
     network = dual_batchnorm.dual_batchnorm(network, deployed=config.finetune.deployed)
   return network
@@ -313,8 +313,19 @@ def network_function(config: ml_collections.ConfigDict) -> Callable[..., nn.Modu
   return import_path.load('model.name', config.model.name, known)
 
 
-def _model(config: ml_collections.ConfigDict, dtype: str | None = None) -> nn.Module:
-  """The network of a configuration. It gets `axis_name` and `dtype` if it has these arguments."""
+def model(config: ml_collections.ConfigDict, dtype: str | None = None) -> nn.Module:
+  """Makes the linen module of a configuration. It gets `axis_name` and `dtype` if it has these arguments.
+
+  Args:
+    config: the configuration.
+    dtype: type of the computation; None for `config.model.dtype`.
+
+  Returns:
+    The module.
+
+  Raises:
+    errors.UserError: if a field of `config.model` is wrong.
+  """
   name, options = config.model.name, config.model.to_dict()
   make = network_function(config)
   own = {each: _tuples(value) for each, value in options.items() if each not in ('name', 'dtype')}
@@ -331,13 +342,13 @@ def _model(config: ml_collections.ConfigDict, dtype: str | None = None) -> nn.Mo
       if value not in (None, '', 'float32'):
         raise errors.UserError(f'config.{field}', value, f'{name} has no argument dtype: add it')
   try:
-    model = make(**taken, **own)
+    found = make(**taken, **own)
   except TypeError as error:
     raise errors.UserError('config.model', options, f'{name}: {error}') from error
-  if not isinstance(model, nn.Module):
-    raise errors.UserError('config.model.name', name, f'it makes a {type(model).__name__}: use a flax linen '
+  if not isinstance(found, nn.Module):
+    raise errors.UserError('config.model.name', name, f'it makes a {type(found).__name__}: use a flax linen '
                            'module, or a function that returns one')
-  return model
+  return found
 
 
 def _tuples(value: Any) -> Any:

@@ -144,9 +144,10 @@ def test_safetensors_files_are_read(tmp_path):
     safetensors.save_file(rounded, tmp_path / 'weights.safetensors')
     jax.tree.map(np.testing.assert_array_equal, imported(tmp_path / 'weights.safetensors'), imported(rounded))
   (tmp_path / 'damaged.safetensors').write_bytes(b'damaged')
-  unread = 'cannot be read: name a complete .safetensors file; '
-  for name, message in (('damaged.safetensors', unread), ('none.safetensors', unread),
-                        ('weights.pt', r"or torch.load\(path, 'cpu'\)$")):
+  for name, message in (
+      ('damaged.safetensors', 'cannot be read: name a complete .safetensors file with the state dict; '),
+      ('none.safetensors', 'cannot be read: there is no such file$'),
+      ('weights.ckpt', 'use a file that ends in .pt, .pth, .safetensors, .npz$')):
     with pytest.raises(errors.UserError, match=f'state_dict = .*{name}.: .*{message}'):
       imported(str(tmp_path / name))
 
@@ -394,3 +395,16 @@ def test_residual_networks_equal_pytorch(name):
   variables = importers.from_torch(model, {'state_dict': arrays}, (8, 8, 3))
   logits = model.apply(variables, x.numpy().transpose(0, 2, 3, 1))
   np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_files_of_pytorch_and_of_numpy_are_read(tmp_path):
+  arrays, _ = small_arrays()
+  np.savez(tmp_path / 'weights.npz', **arrays)
+  jax.tree.map(np.testing.assert_array_equal, imported(tmp_path / 'weights.npz'), imported(arrays))
+  torch = pytest.importorskip('torch')
+  path = str(tmp_path / 'weights.pt')
+  torch.save({'net': {name: torch.from_numpy(value) for name, value in arrays.items()}, 'acc': 94.}, path)
+  jax.tree.map(np.testing.assert_array_equal, imported(path), imported(arrays))
+  torch.save(torch.nn.Linear(2, 2), path)  # a whole module: code would run
+  with pytest.raises(errors.UserError, match='name a complete .pt file with the state dict; '):
+    imported(path)

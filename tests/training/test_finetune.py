@@ -245,3 +245,34 @@ def test_incompatible_fields_are_refused(field, value, reason):
   c[group][name] = value
   with pytest.raises(errors.UserError, match=reason):
     validation.check(c)
+
+
+def test_without_terms_at_x_only_x_adv_takes_a_pass():
+  passed = []
+  forward = lambda x, batch_stats, branch: passed.append(x) or (x, batch_stats + 1)
+  x, x_adv, y = jnp.array([[2., 0.]]), jnp.array([[0., 1.]]), jnp.array([0])
+  options = dict(distance='cross_entropy', anchor='kl', anchor_weight=0.)
+  found = finetune.finetune(forward, 0, x, x_adv, y, clean_weight=0., **options)
+  assert passed == [x_adv] and found.batch_stats == 1
+  np.testing.assert_allclose(found.fit + found.regulariser, np.log(1 + np.e), rtol=1e-6)
+  halved, whole = (finetune.finetune(forward, 0, x, x_adv, y, clean_weight=w, **options) for w in (.5, 1.))
+  np.testing.assert_allclose(halved.fit, np.log(1 + np.exp(-2)) / 2, rtol=1e-6)
+  np.testing.assert_array_equal(halved.regulariser, whole.regulariser)
+
+
+@pytest.mark.long
+def test_on_x_adv_alone_it_is_pgd_at_to_the_bit():
+  run, found = tuned(clean_weight=0., distance='cross_entropy', learning_rate=.1, decay_factor=1.)
+  c = run.config.copy_and_resolve_references()
+  c.loss = 'pgd_at'
+  plain = setup.build(c)
+  expected = take(plain, jax.device_get(setup.init_state(plain)), 0)
+  equal((found.params, found.batch_stats), (expected.params, expected.batch_stats))
+
+
+@pytest.mark.parametrize('fields, reason', [
+    (dict(batch_norm='dual'), 'finetune.clean_weight = 0.0: .*no examples'),
+    (dict(beta=0.), 'beta = 0.0: no term of the loss is left')])
+def test_a_loss_without_terms_at_x_is_checked(fields, reason):
+  with pytest.raises(errors.UserError, match=reason):
+    config_of(start_epoch=0, anchor_weight=0., clean_weight=0., distance='cross_entropy', **fields)

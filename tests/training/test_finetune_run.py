@@ -9,9 +9,9 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import pytest
 
-from at_jax import main
+from at_jax import errors, main, models
 from at_jax.config import fields as fields_lib
-from at_jax.models import dual_batchnorm
+from at_jax.models import dual_batchnorm, importers
 from at_jax.training import batchnorm, checkpoints, loop, setup
 from at_jax.training import finetune as finetune_lib
 from tests.fixtures import finetune_runs, tiny_data
@@ -149,3 +149,150 @@ def test_a_resumed_run_does_not_need_its_source(source, tmp_path):
   assert command(workdir, epochs=2, **fields) == 0
   store = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1)
   assert store.steps()[-1] == 4
+
+
+TINY = dict(width=2, stage_sizes=(1, 1))
+
+
+def tiny_resnet(torch):
+  """The ResNet of kuangliu's resnet.py with basic blocks, as small as TINY, and its names."""
+  nn = torch.nn
+
+  class Block(nn.Module):
+
+    def __init__(self, c, f, stride):
+      super().__init__()
+      self.conv1, self.bn1 = nn.Conv2d(c, f, 3, stride, 1, bias=False), nn.BatchNorm2d(f)
+      self.conv2, self.bn2 = nn.Conv2d(f, f, 3, 1, 1, bias=False), nn.BatchNorm2d(f)
+      self.shortcut = nn.Sequential()
+      if stride != 1:
+        self.shortcut = nn.Sequential(nn.Conv2d(c, f, 1, stride, bias=False), nn.BatchNorm2d(f))
+
+    def forward(self, x):
+      out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+      return torch.relu(out + self.shortcut(x))
+
+  class Net(nn.Module):
+
+    def __init__(self):
+      super().__init__()
+      self.conv1, self.bn1 = nn.Conv2d(1, 2, 3, 1, 1, bias=False), nn.BatchNorm2d(2)
+      self.layer1, self.layer2 = nn.Sequential(Block(2, 2, 1)), nn.Sequential(Block(2, 4, 2))
+      self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+      x = self.layer2(self.layer1(torch.relu(self.bn1(self.conv1(x)))))
+      return self.linear(x.mean((2, 3)))
+
+  torch.manual_seed(0)
+  net = Net()
+  for _ in range(3):
+    net.train()(torch.rand(16, 1, 4, 4))  # so that the running statistics are not the initial ones
+  return net.eval()
+
+
+def tiny_arrays():
+  """Random arrays with the names and the shapes of `tiny_resnet`."""
+  rng, shapes = np.random.default_rng(0), {'conv1': (2, 1, 3, 3), 'linear': (3, 4)}
+  norms = {'bn1': 2}
+  for layer, (c, f) in {'layer1.0': (2, 2), 'layer2.0': (2, 4)}.items():
+    shapes |= {f'{layer}.conv1': (f, c, 3, 3), f'{layer}.conv2': (f, f, 3, 3)}
+    norms |= {f'{layer}.bn1': f, f'{layer}.bn2': f}
+  shapes['layer2.0.shortcut.0'], norms['layer2.0.shortcut.1'] = (4, 2, 1, 1), 4
+  arrays = {f'{name}.weight': rng.normal(size=shape) for name, shape in shapes.items()}
+  for name, size in norms.items():
+    arrays |= {f'{name}.{part}': rng.uniform(.5, 1, size)
+               for part in ('weight', 'bias', 'running_mean', 'running_var')}
+  arrays['linear.bias'] = rng.normal(size=3)
+  return {name: value.astype(np.float32) for name, value in arrays.items()}
+
+
+def pretrained_run(source, **model):
+  """A run of :pretrained on the tiny data that starts from a file."""
+  c = finetune_runs.config_of(start_epoch=0, source=str(source), distance='cross_entropy', clean_weight=0.,
+                              anchor_weight=0.)
+  c.model = dict(name='ResNet18', dtype='float32') | TINY | model
+  return finetune_runs.pieces(c)[0]
+
+
+def variables_of(state):
+  return {'params': state.params, 'batch_stats': state.batch_stats}
+
+
+def test_it_starts_from_a_file_without_pytorch(tmp_path):
+  path, arrays = tmp_path / 'net.npz', tiny_arrays()
+  np.savez(path, **{f'module.{name}': value for name, value in arrays.items()})
+  run = pretrained_run(path)
+  state = finetune_lib.start_from(run, setup.init_state(run))
+  expected = importers.from_torch(models.ResNet18(num_outputs=3, **TINY), arrays, (4, 4, 1))
+  finetune_runs.equal(variables_of(state), expected)
+  assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(state.batch_stats))
+  # What does not fit is one line that names it.
+  for name, content, field, reason in (
+      ('gone.npz', None, 'finetune.source', 'there is no such file'),
+      ('damaged.npz', b'PK', 'finetune.source', 'cannot be read: name a complete .npz file'),
+      ('other.npz', {'conv2.weight': np.ones(2)}, 'finetune.source',
+       "config.model: model = 'ResNet18': the state dict is of another network; missing: bn1.bias, .*; "
+       'unknown: conv2.weight'),
+      ('normalised.npz', {'mean': np.full(1, .5), 'std': np.full(1, .25)}, 'model.normalize',
+       r'make the model with normalize=\(\(0.5,\), \(0.25,\)\)$')):
+    if isinstance(content, dict):
+      np.savez(tmp_path / name, **(arrays if 'mean' in content else {}), **content)
+    elif content:
+      (tmp_path / name).write_bytes(content)
+    run.config.finetune.source = str(tmp_path / name)
+    with pytest.raises(errors.UserError, match=rf'^config.{field} = .*: .*{reason}') as caught:
+      finetune_lib.start_from(run, state)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_it_starts_with_the_logits_of_pytorch(tmp_path):
+  torch = pytest.importorskip('torch')
+  net = tiny_resnet(torch)
+  torch.save({'net': net.state_dict(), 'acc': 94.1, 'epoch': 199}, tmp_path / 'ckpt.pth')
+  run = pretrained_run(tmp_path / 'ckpt.pth')
+  state = finetune_lib.start_from(run, setup.init_state(run))
+  x = torch.rand(5, 1, 4, 4)
+  with torch.no_grad():
+    expected = net(x).numpy()
+  found = run.network.deployed(variables_of(state), x.numpy().transpose(0, 2, 3, 1))
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_data_of_the_source_may_be_moved(source, tmp_path):
+  moved, other = tmp_path / 'moved.npz', tmp_path / 'other.npz'
+  shutil.copy(tiny_data.path(24), moved)
+  arrays = dict(np.load(moved))
+  np.savez(other, **arrays | {'test_label': arrays['test_label'][::-1]})
+  c = fields_lib.default()
+  stored = json.loads((source / 'config.json').read_text())
+  c.model = {}
+  c.update(stored)
+  c.loss = 'finetune'
+  c.finetune.update(start_epoch=0, source=str(source))
+  c.dataset.name = str(moved)
+  run = setup.build(c)
+  state = setup.init_state(run)
+  assert finetune_lib.start_from(run, state).step == 0
+  c.dataset.name = str(other)
+  with pytest.raises(errors.UserError, match='^config.finetune.source = .*: its config.dataset.name is '):
+    finetune_lib.start_from(setup.build(c), state)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('form', ['', 'radius-', 'controller-', 'dual-'])
+def test_a_pretrained_run_resumes_without_its_file(form, tmp_path, capsys):
+  whole, parts, path = tmp_path / 'whole', tmp_path / 'parts', tmp_path / 'net.npz'
+  np.savez(path, **tiny_arrays())
+  fields = {'finetune.source': path, 'model.width': 2, 'checkpoint.keep': 9}
+  assert command(whole, f'pretrained-{form}', **fields) == 0, capsys.readouterr().err
+  shutil.copytree(whole, parts)
+  for step in range(5, 9):
+    shutil.rmtree(parts / 'checkpoints' / f'{step:08d}', ignore_errors=True)
+  (parts / 'results.json').unlink()
+  path.unlink()
+  assert command(parts, f'pretrained-{form}', **fields) == 0
+  assert 'resuming after step 4' in capsys.readouterr().err
+  assert digests(whole, 8) == digests(parts, 8)
+  curves = [json.loads((d / 'results.json').read_text())['finetune'] for d in (whole, parts)]
+  assert curves[0] == curves[1] and [point['epoch'] for point in curves[0]['curve']] == [1, 2, 3, 4]
