@@ -20,8 +20,8 @@ def workdir(tmp_path_factory):
   """A run with dummy classes, averaged weights and a fitted logit adjustment."""
   path = tmp_path_factory.mktemp('runs') / 'run'
   fields = {'inference.kind': 'bias', 'inference.rounds': 2, 'optimizer.ema_decay': .9, 'epochs': 4,
-            'batch_size': 173, 'dataset.validation_size': 100, 'evaluate.num_examples': 397,
-            'evaluate.batch_size': 397, 'attack.epsilon_255': 8., 'attack.step_size_255': 8.}
+            'dummy.start_epoch': 0, 'batch_size': 173, 'dataset.validation_size': 100,
+            'evaluate.num_examples': 397, 'attack.epsilon_255': 8., 'attack.step_size_255': 8.}
   assert main.main([f'--config={CONFIG}:smoke', f'--workdir={path}',
                     *(f'--config.{name}={value}' for name, value in fields.items())]) == 0
   return path
