@@ -104,8 +104,8 @@ def whole(tmp_path_factory):
   c.optimizer.entropy.update(noise=1e-4, gamma=.03, momentum=.9)
   c.dataset.update(name=str(path / 'tiny.npz'), num_classes=3, validation_size=8, pad=0, flip=False)
   c.model.update(name='SmallCNN', features=(2,), hidden=(), padding='SAME', batch_norm=True)
-  c.loss, c.epochs, c.validate.num_steps, c.evaluate.attacks = 'standard', 2, 1, ('fgsm',)
-  c.batch_size, c.evaluate.batch_size, c.validate.batch_size = 4, 24, 8
+  c.loss, c.epochs, c.validate.num_steps, c.evaluate.attacks = 'standard', 2, 1, ('pgd1',)
+  c.batch_size, c.evaluate.batch_size, c.validate.batch_size = 4, 8, 8  # one program attacks
   c.log_every_steps = c.checkpoint.every_steps = 1
   states, variables = {}, []
   save, run_attacks = checkpoints.Checkpoints.save, robustness.evaluate
