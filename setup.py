@@ -17,7 +17,7 @@ TRAIN = [
 ANALYSIS = ['matplotlib>=3.8']  # a part of the extra `train`, so that every run can be reported
 DATA = ['tensorflow-datasets>=4.9.10', 'array-record>=0.5', 'pillow>=10', 'scikit-learn>=1.4']
 # The tests attack models of Equinox and Haiku, and execute the notebooks.
-DEV = ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'chex>=0.1.89', 'ruff>=0.9', 'equinox',
+DEV = ['pytest>=8', 'pytest-xdist>=3.7', 'hypothesis>=6.100', 'chex>=0.1.89', 'ruff>=0.9', 'equinox',
        'dm-haiku', 'safetensors>=0.4', 'nbclient>=0.10', 'ipykernel>=6.29']
 
 setuptools.setup(

@@ -6,8 +6,9 @@
 # --newest  runs the quick tests with the newest packages, on Python 3.13 or 3.12 if one is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# Two workers, because one process compiles on one core; tests of a file share fixtures and programs.
-suite=(python -m pytest -q -n 2 --dist loadfile)
+# Two workers, because one process compiles on one core; tests of a file share fixtures and programs. Files run
+# in the order of tests/conftest.py.
+suite=(python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder)
 case "${1:-}" in
   --all)
     shift

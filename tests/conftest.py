@@ -20,19 +20,21 @@ hypothesis.settings.load_profile('default')
 _LIGHTLY_COMPILED = tuple(f'{pathlib.Path(__file__).parent}/{name}' for name in (
     'analysis', 'attacks/autoattack/test_audit', 'attacks/autoattack/test_batching',
     'attacks/autoattack/test_driver', 'attacks/autoattack/test_multihost',
-    'attacks/autoattack/test_state_file', 'attacks/test_any_model', 'attacks/test_arguments',
-    'attacks/test_composition', 'attacks/test_diagnostics', 'attacks/test_draws', 'attacks/test_masks',
-    'attacks/test_model', 'attacks/test_pgd_friendly', 'attacks/test_pgd_options', 'attacks/test_random',
-    'attacks/test_reference', 'attacks/test_square_channels', 'config', 'datasets/test_autoaugment',
-    'datasets/test_pipeline', 'evaluation', 'methods/test_carried', 'methods/test_cfa',
-    'methods/test_entropy_sgd_composes', 'methods/test_finetune', 'methods/test_inner_attacks',
-    'methods/test_objective', 'methods/test_single_step', 'models', 'released_code', 'test_launch',
-    'test_readme', 'training/test_ahead_of_time', 'training/test_batchnorm', 'training/test_checkpoints',
-    'training/test_compose', 'training/test_entropy_run', 'training/test_epoch', 'training/test_fair_average',
+    'attacks/autoattack/test_state_file', 'attacks/test_any_model',
+    'attacks/test_arguments', 'attacks/test_composition', 'attacks/test_diagnostics', 'attacks/test_draws',
+    'attacks/test_masks', 'attacks/test_model', 'attacks/test_pgd_friendly', 'attacks/test_pgd_options',
+    'attacks/test_random', 'attacks/test_reference', 'attacks/test_square_channels', 'config',
+    'datasets/test_autoaugment', 'datasets/test_pipeline', 'evaluation', 'methods/test_carried',
+    'methods/test_cfa', 'methods/test_entropy_sgd_composes', 'methods/test_finetune',
+    'methods/test_inner_attacks', 'methods/test_objective', 'methods/test_single_step', 'models',
+    'released_code', 'test_launch', 'test_readme', 'training/test_ahead_of_time', 'training/test_batchnorm',
+    'training/test_checkpoints', 'training/test_compose',
+    'training/test_entropy_run', 'training/test_epoch', 'training/test_fair_average',
     'training/test_final_evaluation', 'training/test_finetune', 'training/test_loop',
     'training/test_model_selection', 'training/test_processes', 'training/test_promotion',
     'training/test_reductions', 'training/test_restore', 'training/test_user_functions',
     'training/test_watch'))
+_CHOSEN_BY_USER = 'JAX_DISABLE_MOST_OPTIMIZATIONS' in os.environ
 _TEMPORARY = []
 
 
@@ -48,29 +50,40 @@ def pytest_configure(config: pytest.Config) -> None:
                       JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1')
 
 
+def _is_light(item: pytest.Item) -> bool:
+  return not _CHOSEN_BY_USER and str(item.path).startswith(_LIGHTLY_COMPILED)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  items.sort(key=lambda item: not _is_light(item))  # the settings change once, see `_compile_lightly`
+
+
 @pytest.fixture(scope='module', autouse=True)
 def compiler_settings(request: pytest.FixtureRequest):
   """Compiles the programs of `_LIGHTLY_COMPILED`, here and in child processes, without optimizations."""
-  if not str(request.path).startswith(_LIGHTLY_COMPILED) or 'JAX_DISABLE_MOST_OPTIMIZATIONS' in os.environ:
+  if not _is_light(request.node):
     yield
     return
-  import jax  # after the cache has been named
+  _compile_lightly(True)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-    _set_light(jax, True)
     yield
-    _set_light(jax, False)
 
 
-def _set_light(jax, light: bool) -> None:
-  jax.clear_caches()  # of programs that other modules share
-  jax.config.update('jax_disable_most_optimizations', light)
+def _compile_lightly(light: bool) -> None:
+  import jax  # after the cache has been named
+  if jax.config.read('jax_disable_most_optimizations') != light:
+    jax.clear_caches()  # of programs with the other settings; hundreds of small ones compile again
+    jax.config.update('jax_disable_most_optimizations', light)
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-  """Frees compiled programs: each maps memory, and a process may map memory only 65,530 times."""
+  """Ends light compilation, and frees programs: a process may map memory only 65,530 times."""
   if nextitem and nextitem.parent is item.parent and not item.get_closest_marker('long'):
     return  # counting takes longer than many tests
+  if _is_light(item) and not (nextitem and _is_light(nextitem)):
+    _compile_lightly(False)
   maps = pathlib.Path('/proc/self/maps')
   if 'jax' in sys.modules and maps.exists() and len(maps.read_bytes().splitlines()) > 15_000:
     sys.modules['jax'].clear_caches()
