@@ -112,6 +112,7 @@ def _lower_run(run, phase, values, devices) -> jax.stages.Lowered:
   with _loops.tracing_for(devices[0].platform):
     order = sharding.steps_per_call(run.steps_per_epoch), run.config.batch_size // len(devices)
     *mapped, key, values = _inputs(run, values, run.dataset.train_size, order)
+    mapped[1] = jax.eval_shape(step_lib.rows, mapped[1])
     steps = sharding.mapped(step_lib.train_steps, epoch_plan.recipe(run, phase), devices)
     return steps.lower(*_on_each(devices, mapped), key, values)
 

@@ -55,7 +55,7 @@ def reestimate_batchnorm(run: setup.Run) -> Callable[[step_lib.TrainState], dict
     # The key differs from that of the training order: every evaluation uses the same batches.
     order = np.asarray(pipeline.epoch_order(run.keys['evaluate'], 0, len(train.labels)))
     taken = order[:count * c.batch_size]
-    images, labels = sharding.replicate((train.images[taken], train.labels[taken]))
+    images, labels = sharding.replicate((step_lib.rows(train.images[taken]), train.labels[taken]))
     order = np.arange(len(taken), dtype=np.int32).reshape(count, -1)
     tuning = state.tuning
     # The steps index into `taken`.

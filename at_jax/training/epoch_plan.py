@@ -108,7 +108,7 @@ def recipe(run: setup.Run, phase: str) -> step_lib.Recipe:
   """
   c = run.config
   common = dict(pad=c.dataset.pad, flip=c.dataset.flip, steps_per_epoch=run.steps_per_epoch,
-                autoaugment=c.dataset.augment == 'autoaugment')
+                autoaugment=c.dataset.augment == 'autoaugment', image_shape=run.dataset.image_shape)
   if phase == 'standard':  # the loss of the whole run, or the phase before fine-tuning
     return step_lib.Recipe(run.network, run.optimizer, pgd_at.standard, None, attack_folded=False,
                            awp_gamma=c.awp_gamma if c.loss == 'standard' else 0., **common)

@@ -210,7 +210,8 @@ def _passed(every: int, before: int, step: int) -> bool:
 
 def _step_function(run: setup.Run) -> Callable[[Any, _Call], tuple[Any, step_lib.Metrics]]:
   """`(replicated state, call) -> (state, metrics on the host)`; compiles once per phase."""
-  images, labels = sharding.replicate(tuple(run.dataset.train))
+  train = run.dataset.train
+  images, labels = sharding.replicate((step_lib.rows(train.images), train.labels))
   programs = {}
 
   def take_steps(state, call):

@@ -112,6 +112,7 @@ class Recipe(NamedTuple):
     attack_beta: pass β to the attack, as `beta`.
     radius: ε of the configuration, the scale of perturbations that are carried over.
     replays: m of Free-AT, steps that a minibatch is used for; 0 for any other method.
+    image_shape: (H, W, C) of a training set that is given as `rows`; () if it is given as images.
   """
   network: deployed_lib.Network
   optimizer: optax.GradientTransformation
@@ -133,6 +134,7 @@ class Recipe(NamedTuple):
   attack_beta: bool = False
   radius: float = 0.
   replays: int = 0
+  image_shape: tuple[int, ...] = ()
 
 
 def init(network: deployed_lib.Network, optimizer: optax.GradientTransformation, key: Array,
@@ -377,6 +379,26 @@ def _outcome(state: TrainState, examples: Examples, recipe: Recipe,
   return outcome
 
 
+def rows(images: Any) -> Any:
+  """Flattens the images of a training set, so that a TPU keeps it as it is.
+
+  A program that picks examples among images of 32 × 32 pixels would first copy the whole set into a layout
+  in which 32 pixels take the place of 128.
+
+  Args:
+    images: uint8[N, H, W, C].
+
+  Returns:
+    uint8[N, H·W·C].
+  """
+  return images.reshape(len(images), -1)
+
+
+def _taken(images: Array, index: Array, recipe: Recipe) -> Array:
+  """The images of some examples, uint8[b, H, W, C]."""
+  return images[index].reshape(-1, *recipe.image_shape or images.shape[1:])
+
+
 def train_steps(
     state: TrainState, images: Array, labels: Array, order: Array, key: Array,
     values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe, axis_name: str | None = None,
@@ -385,7 +407,7 @@ def train_steps(
 
   Args:
     state: the state before the steps.
-    images: uint8[N, H, W, C], the whole training set.
+    images: uint8[N, H·W·C], the whole training set as `rows`, or uint8[N, H, W, C].
     labels: i32[N].
     order: i32[S, b], the examples of this device in each step.
     key: PRNG key of training.
@@ -397,7 +419,7 @@ def train_steps(
     The state after S steps, and `Metrics` with a leading axis S.
   """
   def body(state: TrainState, index: Array) -> tuple[TrainState, Metrics]:
-    return train_step(state, images[index], labels[index], index, key, values, recipe=recipe,
+    return train_step(state, _taken(images, index, recipe), labels[index], index, key, values, recipe=recipe,
                       axis_name=axis_name)
 
   return _loops.scan(body, state, order, length=len(order))
@@ -413,7 +435,7 @@ def batchnorm_steps(
 
   Args:
     state: the state before the steps; its optimizer state is not used.
-    images: uint8[N, H, W, C].
+    images: as for `train_steps`.
     labels: i32[N].
     order: i32[S, b], the examples of this device in each step.
     key: PRNG key.
@@ -429,8 +451,8 @@ def batchnorm_steps(
   """
   def body(state: TrainState, index: Array) -> tuple[TrainState, None]:
     by_class = cfa.by_class(recipe.calibration, state.class_counts, values.calibrated)
-    examples = _examples(state, images[index], labels[index], index, key, values, recipe, by_class,
-                         axis_name)
+    examples = _examples(state, _taken(images, index, recipe), labels[index], index, key, values, recipe,
+                         by_class, axis_name)
     outcome = _outcome(state, examples, recipe, by_class)
     return state._replace(step=state.step + 1, batch_stats=outcome.batch_stats), None
 

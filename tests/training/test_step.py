@@ -145,8 +145,9 @@ def test_several_steps_in_a_call_equal_single_steps():
   train = pipeline.load('digits').train
   start = init(recipe, pipeline.to_unit(train.images[:1]))
   order, key = np.arange(48).reshape(3, 16), jax.random.key(1)
-  together, _ = jax.jit(functools.partial(step_lib.train_steps, recipe=recipe))(
-      start, train.images, train.labels, order, key)
+  of_rows = recipe._replace(image_shape=train.images.shape[1:])
+  together, _ = jax.jit(functools.partial(step_lib.train_steps, recipe=of_rows))(
+      start, step_lib.rows(train.images), train.labels, order, key)
   single = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
   state = start
   for taken in order:
