@@ -12,7 +12,8 @@ suite=(python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder)
 case "${1:-}" in
   --all)
     shift
-    (source launch/environment.sh .venv-oldest all-cpu,dev 'jax==0.7.2' 'jaxlib==0.7.2' 'flax==0.11.2'
+    (source launch/environment.sh .venv-oldest all-cpu,dev,torch 'jax==0.7.2' 'jaxlib==0.7.2' 'flax==0.11.2' \
+       torch==2.13.0
      "${suite[@]}" -m oldest tests)
     source launch/environment.sh .venv-peers all-cpu,dev,peers torch==2.13.0  # that of the recorded numbers
     # The one module of adv-lib that a test compares with needs neither torchvision nor visdom.

@@ -1,4 +1,11 @@
-"""The notebooks: valid files without outputs, commands that parse; the long tests execute them."""
+"""The notebooks: valid files without outputs, commands that parse; the long tests execute them.
+
+They are executed with the packages of the interpreter that runs pytest. `bash launch/test.sh --all` does it
+with the current ones and with those that Colab ships. For any others, with a Python of at least 3.11:
+
+  PYTHON -m pip install -e '.[all-cpu,dev,torch]' jax==VERSION flax==VERSION
+  TFDS_DATA_DIR=FOLDER PYTHON -m pytest -m long tests/test_notebooks.py
+"""
 
 import json
 import os

@@ -123,8 +123,8 @@ def classes(name: str, where: str, compared: table.Table) -> figures.Captioned:
   image = axes.imshow(shares, cmap=figures.SEQUENTIAL, vmin=0, vmax=top, aspect='auto')
   _name_rows(axes, [row.method for row in rows])
   if len(names) <= _MAX_NUMBERS:
-    axes.set_xticks(range(len(names)), [figures.label(each) for each in names], rotation=90,
-                    fontsize=figures.SMALL)
+    axes.set_xticks(range(len(names)), [figures.label(each) for each in names],
+                    rotation=90 if max(map(len, names)) > 2 else 0, fontsize=figures.SMALL)
     for (i, j), share in np.ndenumerate(shares):
       if not np.isnan(share):
         axes.text(j, i, f'{share:.0f}', ha='center', va='center', fontsize=figures.SMALL - 1,

@@ -29,7 +29,8 @@ a { color: #00558c }
   linear-gradient(270deg, #fff 40%, transparent) 100% 0 / 2rem 100% no-repeat local,
   linear-gradient(270deg, rgba(0, 0, 0, .3), transparent) 100% 0 / .7rem 100% no-repeat scroll }
 /* Separate borders, because those of a cell that stays at the left do not move with it if they collapse. */
-table { border-collapse: separate; border-spacing: 0; font-size: .85rem; font-variant-numeric: tabular-nums; min-width: 100% }
+table { border-collapse: separate; border-spacing: 0; font-size: .85rem; min-width: 100%;
+  font-variant-numeric: tabular-nums }
 caption { text-align: left; padding: .35rem .5rem; color: #444 }
 caption span { position: sticky; left: .5rem; display: inline-block; max-width: min(85vw, 44rem) }
 th, td { padding: .2rem .5rem; text-align: right; white-space: nowrap; border-top: 1px solid #e2e2e2 }

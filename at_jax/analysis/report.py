@@ -192,7 +192,7 @@ def _training(found: Sequence[folders.Folder]) -> page.Cells:
     changes = [curves.overfitting(each)[1] for each in seeds if len(folders.validations(each)) > 1]
     rows.append([
         f'`{method}`', str(c.get('loss', '')), str(c.get('model', {}).get('name', '')),
-        str(c.get('epochs', '')), _attack(c.get('attack', {})), _chosen(seeds[0]),
+        str(c.get('epochs', '')), _attack(c), _chosen(seeds[0]),
         _duration(seconds.get(method)), ', '.join(f'{change:+.1f}' for change in changes).replace('-', '−')])
   head = ['method', 'loss', 'network', 'epochs', 'attack in training', 'epoch of the checkpoint',
           'training time', 'robust, last − best']
@@ -223,9 +223,10 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
   return fields.flatten(fields.default().to_dict()) | fields.flatten(fields.upgrade(config))
 
 
-def _attack(attack: dict[str, Any]) -> str:
-  if not attack.get('norm'):
-    return ''
+def _attack(config: dict[str, Any]) -> str:
+  if not statements.attacked(config):
+    return 'none'
+  attack = config['attack']
   return (f'{metrics.norm_name(attack["norm"])} {attack["epsilon_255"]:g}/255, '
           f'{statements.plural(attack["num_steps"], "step")}')
 

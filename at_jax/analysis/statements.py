@@ -7,13 +7,14 @@ import numpy as np
 
 from at_jax import attacks as attacks_lib
 from at_jax.analysis import class_statistics, folders, markdown, mcnemar, table
+from at_jax.evaluation import attack_names
 from at_jax.training import final_evaluation
 
 _FEW = 200  # test images of a class, below which a warning says how few they are
-# What the columns of the tables are; others have the names of `evaluate.attacks`.
+# What the columns of the tables are, without those of `_pgd`.
 _COLUMNS = {
     'PGD-20': 'PGD of 20 steps on the cross-entropy.',
-    'margin PGD-100×5': 'PGD of 100 steps on the margin (largest wrong logit − true logit), five restarts.',
+    'margin PGD-100×5': 'PGD of 100 steps on the margin (largest wrong logit − true logit), 5 restarts.',
     'logit-scaled': 'worst case over PGD-20 with the logits times eight factors, .2 to 50. It is far below '
                     'PGD-20 if the cross-entropy hides its gradient.',
     'dummy-aware': 'worst case over PGD of 100 steps on margins that include the dummy classes of DUCAT.',
@@ -88,13 +89,23 @@ def terms(compared: dict[str, table.Table]) -> list[str]:
                  f'with p < {class_statistics.LEVEL}.')
   lines.append('Worst class: worst-case accuracy of the weakest class.')
   columns = dict.fromkeys(column for each in compared.values() for column in each.columns)
-  lines += [f'{column}: {_COLUMNS[column]}' for column in columns if column in _COLUMNS]
+  lines += [f'{column}: {text}' for column in columns if (text := _COLUMNS.get(column) or _pgd(column))]
   if any(column.startswith('released') for column in columns):
     lines.append(f'Released: {_RELEASED}')
   if any(audit(run) for row in rows for run in row.runs.values()):
     lines.append('Audit: of m images that are robust under fast AutoAttack, the whole of AutoAttack fooled '
                  'k. The 95 % interval is for the robust accuracy under both.')
   return lines
+
+
+def _pgd(column: str) -> str:
+  """What a column with the name of a PGD attack is; '' for others."""
+  spec = attack_names.parse(column)
+  losses = {'cross_entropy': 'cross-entropy', 'margin': 'margin (largest wrong logit − true logit)'}
+  if not isinstance(spec, attack_names.Spec) or spec.loss not in losses:
+    return ''
+  restarts = f', {spec.restarts} restarts' if spec.restarts > 1 else ''
+  return f'PGD of {plural(spec.num_steps, "step")} on the {losses[spec.loss]}{restarts}.'
 
 
 def what(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> list[str]:
@@ -122,11 +133,11 @@ def what(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> l
   lines.append('Threat model: ' + '; '.join(f'{title} ({plural(len(each.rows), "method")})'
                                             for title, each in compared.items()))
   attacks = dict.fromkeys(column for each in compared.values() for column in each.columns)
-  lines.append('Attacks, explained below the tables: '
+  lines.append('Attacks: '
                + ', '.join(column for column in attacks if column not in ('clean', 'worst case')))
   lines.append(f'Training: {_training([folder.config for folder in evaluated(found)])}')
   lines.append('Every accuracy is of the best checkpoint, chosen on held-out training images. An attack '
-               'succeeds if it changes the decision of the deployed model')
+               'succeeds if the deployed model then decides wrongly')
   hardware = dict.fromkeys(str(each.get('device', 'unknown')) for each in results)
   lines.append(f'Hardware: {", ".join(hardware)}')
   return lines
@@ -137,8 +148,21 @@ def _training(configs: Sequence[dict[str, Any]]) -> str:
   listed = lambda values: ' or '.join(dict.fromkeys(map(str, values)))
   networks = listed(f'`{each.get("model", {}).get("name", "unknown")}`' for each in configs)
   epochs = listed(sorted(each['epochs'] for each in configs))
-  steps = listed(sorted(each.get('attack', {}).get('num_steps', 0) for each in configs))
-  return f'{networks}, {epochs} epochs, attacks of {steps} steps; more under “How the models were trained”'
+  steps = sorted(each['attack']['num_steps'] for each in configs if attacked(each))
+  attack = f', attacks of {listed(steps)} steps' if steps else ', no attack'
+  return f'{networks}, {epochs} epochs{attack}; more under “How the models were trained”'
+
+
+def attacked(config: dict[str, Any]) -> bool:
+  """Returns whether training attacks its examples.
+
+  Args:
+    config: the configuration of a run.
+
+  Returns:
+    False for standard training, whose fields of the attack are those of the evaluation.
+  """
+  return config.get('loss') != 'standard' and bool(config.get('attack', {}).get('norm'))
 
 
 def verdict(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> list[str]:
@@ -187,6 +211,9 @@ def state(folder: folders.Folder) -> str:
 def _sentence(title: str, compared: table.Table) -> str:
   rows = compared.rows
   n, best = table.examples(rows[0]), rows[0]
+  if not any('autoattack' in column.lower() and not column.startswith('released')
+             for column in compared.columns):
+    title += ', without AutoAttack'
   worst_case = markdown.percent(*best.values['worst case'])
   text = (f'{title}: `{best.method}` classifies {worst_case} percent of {n:,} '
           f'test images correctly in the worst case over all attacks (95 % interval {interval(best)})')

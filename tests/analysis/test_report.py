@@ -151,6 +151,7 @@ def test_warnings_are_those_of_the_evaluation(page):
 def test_page_explains_what_it_shows(page):
   outline = page[1]
   for line in ('Training: SmallCNN, 4 epochs, attacks of 5 steps', 'AutoAttack: its standard version',
+               'pgd5: PGD of 5 steps on the cross-entropy',
                'PGD-20: PGD of 20 steps on the cross-entropy', 'Released: the evaluation of'):
     assert line in outline.text
   # Only seed 1 of `rival` is always right on one class and never on another.
@@ -193,6 +194,21 @@ def test_single_run_reports_its_recommendation(runs):
   assert sections['Verdict'][0].startswith(expected)
   assert 'paired test' not in sections['Accuracies'][0].head
   assert 'Accuracy in percent: clean 75.0, PGD-20 35.0, ' in sections['Figures'][0].alt
+
+
+def test_standard_training_has_no_attack(tmp_path):
+  run_folders.going(tmp_path / 'x-0', loss='standard')
+  sections = report.build(folders.read([tmp_path]), '', {}, []).sections
+  cells = next(section.parts[0] for section in sections if section.title == 'How the models were trained')
+  assert dict(zip(cells.head, cells.rows[0]))['attack in training'] == 'none'
+
+
+def test_verdict_names_a_missing_autoattack(tmp_path):
+  for name, robust in (('x-0', 9), ('y-0', 8)):
+    run_folders.evaluated(tmp_path / name, robust, attacks={'pgd20': robust}, released={'autoattack': 20})
+  found = folders.read([tmp_path])
+  line, = statements.verdict(found, report.tables(found, 'x'))
+  assert line.startswith('L∞, 8/255, without AutoAttack: `x` classifies 22.5 percent of 40 test images')
 
 
 def test_names_and_texts_are_escaped(tmp_path):
