@@ -13,12 +13,17 @@ resnet18: the ResNet-18 that pyautoattack ships, trained without attacks on CIFA
   half of the images are robust.
 
 All attack the first --n images of the test set with the same batch size and threads: 'standard', 'fast', and
-the reference. Each begins without compiled programs. A network has a file in --output; one that has a file
-is not run again. `benchmarks/fast.py` prints the table of all files. Needs the packages of at_jax[peers]. Use
-a quiet machine: the load average before each is stored.
+the reference. Each begins without compiled programs. With --part=250 they attack 250 images at a time, so
+that a large --n can be timed over several sittings. 'fast' with its audit attacks all images at the end,
+because it draws its sample among all survivors. Each part, and the audit, has a file in --output; what has
+one is not run again, and --most limits what is run now. Parts add up, because an image's draws here depend
+on its place in the test set only; the reference draws the same numbers in every batch. Each part compiles
+again. `benchmarks/fast.py` prints the table of all files. Needs the packages of at_jax[peers]. Use a quiet
+machine: the load average before each is stored.
 """
 
 import argparse
+import hashlib
 import os
 import pathlib
 import sys
@@ -126,53 +131,84 @@ class Counted(torch.nn.Module):
     return self.net(x)
 
 
-def run_ours(case: Case, x, y, version: str, audit: int, batch_size: int
+def run_ours(case: Case, part: slice, version: str, audit: int, batch_size: int
              ) -> tuple[attacks.AutoAttackResult, dict[str, Any]]:
-  """The result of a version of at_jax, and its part of the file."""
+  """The result of a version of at_jax on a part of the test set, and its entry in the file."""
+  x, y = images(case, part)
   jax.clear_caches()
   compiling, begun = verdicts.Compiling(), time.perf_counter()
   result = attacks.autoattack(
       case.logits_fn, x, y, jax.random.key(0), epsilon=case.epsilon, version=version, audit=audit,
-      batch_size=batch_size, progress=compiling.update)
+      batch_size=batch_size, index=part.start + np.arange(len(y)), progress=compiling.update)
   return result, {
       'seconds': time.perf_counter() - begun, 'compiling': sum(compiling.by_attack().values()),
-      'components': result.seconds, 'robust': np.flatnonzero(result.robust).tolist(),
+      'components': result.seconds, 'robust': verdicts.indices(result.robust, part.start),
       'forward': sum(each.forward for each in result.passes.values()),
       'backward': sum(each.backward for each in result.passes.values())}
 
 
-def run_reference(case: Case, x, y, batch_size: int) -> dict[str, Any]:
-  """The part of the file of the reference code."""
+def run_reference(case: Case, part: slice, batch_size: int) -> dict[str, Any]:
+  """The entry of the reference code."""
+  x, y = images(case, part)
   net, begun = Counted(case.net), time.perf_counter()
   clean, seconds = verdicts.is_right(net, x, y), {}
   for name, after, spent in verdicts.reference(net, x, y, epsilon=case.epsilon, batch_size=batch_size, seed=0,
                                                robust=clean, names=verdicts.COMPONENTS):
     robust, seconds[name] = after, spent
   return {'seconds': time.perf_counter() - begun, 'compiling': 0., 'components': seconds,
-          'robust': np.flatnonzero(robust).tolist(), 'forward': net.passed, 'backward': net.differentiated}
+          'robust': verdicts.indices(robust, part.start), 'forward': net.passed,
+          'backward': net.differentiated}
 
 
-def run(case: Case, arguments) -> dict[str, Any]:
-  """All versions on one network, as `sittings.show_sittings` prints them."""
-  x, y = np.asarray(pipeline.to_unit(case.test.images[:arguments.n])), case.test.labels[:arguments.n]
+def images(case: Case, part: slice) -> tuple[np.ndarray, np.ndarray]:
+  """Images in [0, 1] and labels."""
+  return np.asarray(pipeline.to_unit(case.test.images[part])), case.test.labels[part]
+
+
+def run(case: Case, part: slice, arguments, audit: int) -> dict[str, Any]:
+  """'standard', 'fast' and the reference on a part, or with `audit` > 0 'fast' and its audit."""
+  found, load, sentence = {}, [], None
+  for name in ('fast and audit',) if audit else ('standard', 'fast', 'reference'):
+    load.append(os.getloadavg()[0])
+    if name == 'reference':
+      found[name] = run_reference(case, part, arguments.batch_size)
+    else:
+      result, found[name] = run_ours(case, part, name.split()[0], audit, arguments.batch_size)
+      sentence = str(result.audit) if audit else None
+    print(f'{name}, {part.start} to {part.stop}: {found[name]["seconds"]:.0f} s', file=sys.stderr, flush=True)
+  return {'first': part.start, 'n': part.stop - part.start, 'load': load, 'audit': sentence,
+          'versions': found, 'torch': torch.__version__, 'packages': records.versions()}
+
+
+def identity(case: Case, arguments) -> dict[str, Any]:
+  """Fields that all files of a network must share: parts of two versions of the code are no sum."""
+  weights, code = hashlib.sha256(), hashlib.sha256()
+  for value in case.net.state_dict().values():
+    weights.update(value.numpy().tobytes())
+  for path in sorted(pathlib.Path(attacks.__file__).parent.rglob('*.py')):
+    code.update(path.read_bytes())
+  return {'epsilon': case.epsilon, 'batch_size': arguments.batch_size, 'seed': 0,
+          'threads': arguments.threads, 'weights': weights.hexdigest()[:16], 'code': code.hexdigest()[:16]}
+
+
+def check(case: Case) -> None:
+  """Exits unless the two networks agree."""
+  x, _ = images(case, slice(16))
   with torch.no_grad():
-    apart = np.abs(case.net(torch.from_numpy(x[:16].transpose(0, 3, 1, 2).copy())).numpy()
-                   - case.logits_fn(x[:16])).max()
+    apart = np.abs(case.net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+                   - case.logits_fn(x)).max()
   if not apart <= 1e-4:
     sys.exit(f'the logits of the two networks differ by {apart}')
-  found, load, audit = {}, [], None
-  for name, version, m in (('standard', 'standard', 0), ('fast', 'fast', 0),
-                           ('fast and audit', 'fast', arguments.audit)):
-    load.append(os.getloadavg()[0])
-    result, found[name] = run_ours(case, x, y, version, m, arguments.batch_size)
-    print(f'{name}: {found[name]["seconds"]:.0f} s', file=sys.stderr, flush=True)
-    audit = str(result.audit)
-  load.append(os.getloadavg()[0])
-  found['reference'] = run_reference(case, x, y, arguments.batch_size)
-  print(f'reference: {found["reference"]["seconds"]:.0f} s', file=sys.stderr, flush=True)
-  return {'n': len(y), 'epsilon': case.epsilon, 'batch_size': arguments.batch_size, 'seed': 0, 'load': load,
-          'threads': arguments.threads, 'audit': audit, 'versions': found, 'torch': torch.__version__,
-          'packages': records.versions()}
+
+
+def missing(files: list[dict[str, Any]], arguments) -> list[tuple[slice, int]]:
+  """The parts that have no file, each with 0, and then all images with the number to audit."""
+  n = arguments.n
+  parts = [(slice(first, min(first + arguments.part, n)), 0)
+           for first in range(sittings.num_images(files, 'reference'), n, arguments.part)]
+  if arguments.audit and sittings.num_images(files, 'fast and audit') < n:
+    parts.append((slice(0, n), arguments.audit))
+  return parts[:arguments.most]
 
 
 def main() -> None:
@@ -184,23 +220,34 @@ def main() -> None:
   parser.add_argument('--mnist', default='mnist', help='data set of at_jax.datasets, or .npz file')
   parser.add_argument('--cifar10', default='cifar10', help='data set of at_jax.datasets, or .npz file')
   parser.add_argument('--n', type=int, default=1000, help='number of images')
-  parser.add_argument('--audit', type=int, default=200, help='images that are audited')
+  parser.add_argument('--part', type=int, help='number of images to time at once; all by default')
+  parser.add_argument('--most', type=int, help='number of parts, audit included, to run now; all by default')
+  parser.add_argument('--audit', type=int, default=200, help='images that are audited; 0 for no audit')
   parser.add_argument('--batch_size', type=int, default=250)
   parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
   parser.add_argument('--output', default='results/speed', help='folder of the files')
   arguments = parser.parse_args()
+  arguments.part = arguments.part or arguments.n
   for network, field in (('mnist', 'weights'), ('cifar10', 'workdir')):
     if arguments.network == network and not getattr(arguments, field):
       parser.error(f'{network} needs --{field}')
   name = pathlib.Path(arguments.workdir).name if arguments.network == 'cifar10' else arguments.network
-  path = pathlib.Path(arguments.output) / f'{name}.json'
-  if not path.exists():
+  folder = pathlib.Path(arguments.output)
+  files = [found for found in sittings.read(folder) if found['network'] == name]
+  parts = missing(files, arguments)
+  if parts:
     # XLA starts with the first array and takes one thread for each CPU of the process.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:arguments.threads])
     torch.set_num_threads(arguments.threads)
-    found = run(makers[arguments.network](arguments), arguments)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    records.write_json(path, {'network': name} | found)
+    case = makers[arguments.network](arguments)
+    check(case)
+    same = {'network': name} | identity(case, arguments)
+    if any(found.get(field) != value for found in files for field, value in same.items()):
+      sys.exit(f'{folder} has files of {name} with other weights, code or options: use another --output')
+    folder.mkdir(parents=True, exist_ok=True)
+  for part, audit in parts:
+    path = folder / f'{name}-{"audit" if audit else part.start}.json'
+    records.write_json(path, same | run(case, part, arguments, audit))
   sittings.show_sittings(arguments.output)
 
 

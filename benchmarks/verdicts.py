@@ -87,7 +87,8 @@ class Compiling:
     self._seconds[now.attack] = sum(seconds for at, seconds in self._heard if at > began)
 
   def by_attack(self) -> dict[str, float]:
-    """Seconds of each attack, and 'rest': compilations outside of the attacks."""
+    """Ends the measurement: seconds of each attack, and 'rest', compilations outside of the attacks."""
+    jax.monitoring.unregister_event_duration_listener(self._hear)
     total = sum(seconds for _, seconds in self._heard)
     spent = self._seconds | {'rest': total - sum(self._seconds.values())}
     return {name: round(seconds, 1) for name, seconds in spent.items()}
