@@ -75,9 +75,9 @@ def round_up(batch_size: int, devices: Sequence[jax.Device]) -> int:
 
 
 def num_slots(num_items: int, batch_size: int, devices: Sequence[jax.Device]) -> int:
-  """The number of slots for a list of items: a multiple of one eighth of the batch size.
+  """The number of slots for a list of items: a multiple of a 32nd of the batch size.
 
-  Runs that go to their end come in rounds, and empty slots are not free: 258 items take two rounds of 160
+  Runs that go to their end come in rounds, and empty slots are not free: 258 items take two rounds of 136
   slots instead of 256. The multiple bounds the number of compiled programs: otherwise, one would be compiled
   for each number of remaining examples.
 
@@ -92,13 +92,13 @@ def num_slots(num_items: int, batch_size: int, devices: Sequence[jax.Device]) ->
   Example:
     >>> cpu = jax.local_devices()[:1]
     >>> num_slots(1000, 250, cpu), num_slots(258, 256, cpu), num_slots(1, 250, cpu)
-    (250, 160, 32)
+    (250, 136, 8)
   """
-  eighth = round_up(-(-batch_size // 8), devices)
+  multiple = round_up(-(-batch_size // 32), devices)
   num_items = max(num_items, 1)
   num_rounds = -(-num_items // batch_size)
   share = -(-num_items // num_rounds)
-  return min(batch_size, -(-share // eighth) * eighth)
+  return min(batch_size, -(-share // multiple) * multiple)
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:

@@ -87,10 +87,10 @@ def test_refilling_compiles_nothing_and_leaves_no_slot_free():
 
 
 def test_short_list_gets_no_more_slots_than_it_fills():
-  # 7 examples, batch size 32: one eighth is 4, so 8 slots are enough. The draws, and therefore the fooled
+  # 7 examples, batch size 100: a 32nd is 4, so 8 slots are enough. The draws, and therefore the fooled
   # examples, are those of any other batch size.
   logits_fn, x, y = small_models.network(n=7)
-  calls, fooled, _ = run_batched(logits_fn, x, y, STEPPERS['square'], batch_size=32)
+  calls, fooled, _ = run_batched(logits_fn, x, y, STEPPERS['square'], batch_size=100)
   assert {len(slots.example) for slots in calls} == {8}
   calls, fooled_in_4, _ = run_batched(logits_fn, x, y, STEPPERS['square'], batch_size=4)
   assert {len(slots.example) for slots in calls} == {4}

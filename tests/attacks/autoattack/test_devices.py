@@ -86,9 +86,9 @@ def test_one_device_leaves_arrays_where_they_are():
 
 
 @pytest.mark.parametrize('num_items, batch_size, num_devices, num_slots', [
-    (3, 16, 1, 4), (3, 16, 4, 4), (5, 16, 4, 8), (16, 16, 4, 16), (99, 16, 1, 16), (0, 16, 1, 2),
-    (134, 250, 1, 160),
-    # Two rounds of 9, four of 13, eight of 16, each in eighths of the batch: of 2 slots, or of 4.
-    (17, 16, 1, 10), (17, 16, 4, 12), (49, 16, 1, 14), (128, 16, 1, 16)])
+    (3, 64, 1, 4), (3, 64, 4, 4), (5, 64, 4, 8), (64, 64, 4, 64), (99, 16, 1, 15), (0, 64, 1, 2),
+    (134, 250, 1, 136),
+    # Two rounds of 33, four of 49, two of 64, each in 32nds of the batch: of 2 slots, or of 4.
+    (65, 64, 1, 34), (65, 64, 4, 36), (193, 64, 1, 50), (128, 64, 1, 64)])
 def test_num_slots_fills_whole_rounds_and_divides(num_items, batch_size, num_devices, num_slots):
   assert devices_lib.num_slots(num_items, batch_size, [None] * num_devices) == num_slots
