@@ -177,7 +177,7 @@ class Checkpoints:
   """The checkpoints of one run: the newest ones and the one with the highest score.
 
   Args:
-    directory: the folder; created by the first `save`.
+    directory: the folder; created by the first `save` in an existing folder.
     keep: how many of the newest to keep.
   """
 
@@ -208,7 +208,7 @@ class Checkpoints:
     self.wait()
     path = self._path(step)
     try:
-      self._directory.mkdir(parents=True, exist_ok=True)
+      self._directory.mkdir(exist_ok=True)  # not its parent: a folder that vanished is an error
       if devices.is_first() and path.exists():
         shutil.rmtree(path)
       metadata = {'digests': metrics.digests(state), 'info': info}

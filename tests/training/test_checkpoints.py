@@ -54,6 +54,7 @@ def test_odd_folder_names_work_or_are_refused(tmp_path, name):
     assert [path.name for path in (workdir / 'checkpoints').iterdir()] == ['00000001']
     return
   checkpoints.check_path(workdir)
+  workdir.mkdir()
   store = fill(workdir / 'checkpoints', [.1])
   assert store.newest(state(0))[0].step == 1
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -266,3 +267,45 @@ def test_an_npz_file_trains_and_may_be_moved(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(restore, 'stored_data_info', lambda workdir: dict(list(info.items())[:2]))
   assert run(moved, '--mode=evaluate') == 2
   assert f"config.dataset.name was '{path}' and is '{moved}'" in capsys.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('loss, reason', [
+    ('vanished', 'No such file or directory'), ('read-only', 'Permission denied')])
+def test_a_folder_lost_in_training_is_one_line(loss, reason, monkeypatch, capsys):
+  folder, write, user = pathlib.Path(tempfile.mkdtemp()), records.Metrics.write, os.geteuid()
+  folder.chmod(0o755)
+  workdir = folder / 'run'
+
+  def lose(metrics, step, **numbers):
+    write(metrics, step, **numbers)
+    if loss == 'vanished':
+      shutil.rmtree(workdir)
+    else:
+      workdir.chmod(0o555)
+      if user == 0:  # root may write anywhere
+        os.seteuid(65534)
+
+  monkeypatch.setattr(records.Metrics, 'write', lose)
+  try:
+    assert main.main([QUICK, f'--workdir={workdir}']) == 2
+  finally:
+    os.seteuid(user)
+  err = capsys.readouterr().err
+  last = err.splitlines()[-1]
+  assert last.startswith(f"at_jax: workdir = '{workdir}': a checkpoint could not be written, earlier ")
+  assert reason in last and 'Traceback' not in err
+  assert not workdir.exists() or not (workdir / 'results.json').exists()
+  shutil.rmtree(folder)
+
+
+@pytest.mark.long
+def test_a_clock_that_jumps_changes_nothing(finished, tmp_path, monkeypatch):
+  # Days and years, forwards and backwards, at each reading.
+  now, chance = time.time, random.Random(0)
+  monkeypatch.setattr(time, 'time', lambda: now() + chance.choice((-1, 1)) * 10 ** chance.uniform(0, 9))
+  assert main.main([QUICK, f'--workdir={tmp_path}/run', '--config.seed=3']) == 0
+  monkeypatch.undo()
+  assert digests(tmp_path / 'run', 2) == digests(finished, 2)
+  lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  assert all(0 <= line['seconds'] < 3600 for line in lines if 'seconds' in line)
