@@ -60,7 +60,8 @@ def test_pgd_stays_float32_with_float64_options(written_out, monkeypatch):
       assert result.x.dtype == np.float32 and result.kappa.dtype == np.int32
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2', pytest.param('l1', marks=pytest.mark.long)])
+@pytest.mark.parametrize('norm', [
+    'linf', *(pytest.param(norm, marks=pytest.mark.long) for norm in ('l2', 'l1'))])
 def test_looped_and_unrolled_steps_agree(norm, monkeypatch):
   logits_fn, x, y = network()
   run = lambda: attacks.apgd(logits_fn, x, y, KEY, epsilon=.1, norm=norm, num_steps=12)
