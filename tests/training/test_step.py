@@ -18,8 +18,8 @@ from at_jax.training import step as step_lib
 from tests.fixtures import processes
 from tests.fixtures.training_steps import init, make
 
-# Runs in a process of its own: the number of devices and float64 are set before jax starts. Training uses pmap;
-# vmap is one program more.
+# Runs in a process of its own: the number of devices and float64 are set before jax starts. Training uses
+# pmap; vmap is one program more.
 _FOUR_DEVICES = '''
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
