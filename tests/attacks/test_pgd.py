@@ -25,6 +25,12 @@ else:  # Before jax 0.8.
 pytestmark = pytest.mark.oldest
 
 
+@pytest.fixture(autouse=True)
+def loops(monkeypatch):
+  """Steps are a loop, which compiles sooner; a test below compares it with unrolled steps."""
+  monkeypatch.setattr(_loops, 'unrolls', lambda: False)
+
+
 @pytest.fixture
 def weights():
   return jax.random.normal(jax.random.key(1), (4, 3, 2))
@@ -46,8 +52,7 @@ def test_l2_on_a_linear_model_is_the_closed_form(weights):
   np.testing.assert_allclose(result.x, x - .2 * weights / jnp.linalg.norm(weights), atol=1e-5)
 
 
-def test_l1_on_a_linear_model_comes_close_to_the_closed_form(monkeypatch):
-  monkeypatch.setattr(_loops, 'unrolls', lambda: False)  # compiles sooner
+def test_l1_on_a_linear_model_comes_close_to_the_closed_form():
   # Within the ball and the bounds the maximum fills the entries of largest |w| one after the other.
   w = np.random.default_rng(1).normal(size=20).astype(np.float32)
   x = np.random.default_rng(2).uniform(size=(3, 20)).astype(np.float32)
@@ -187,7 +192,7 @@ def test_kappa_agrees_with_a_slow_loop():
 def test_looped_and_unrolled_pgd_steps_agree(monkeypatch):
   x = jax.random.uniform(jax.random.key(3), (6, 2, 2, 1))
   run = lambda: attacks.pgd(lambda x: quadratic(x), x, jnp.zeros(6, int), jax.random.key(0),
-                            epsilon=.3, step_size=.05, num_steps=25)
+                            epsilon=.3, step_size=.05, num_steps=20)  # unrolled in one program, called twice
   results = []
   for written_out in (True, False):
     monkeypatch.setattr(_loops, 'unrolls', lambda form=written_out: form)
