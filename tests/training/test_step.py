@@ -10,6 +10,7 @@ import pytest
 
 from at_jax import attacks, errors, models
 from at_jax import devices as devices_lib
+from at_jax.attacks import _loops
 from at_jax.datasets import pipeline
 from at_jax.methods import cfa, pgd_at
 from at_jax.methods import ducat as ducat_lib
@@ -140,7 +141,8 @@ def test_the_update_equals_sgd():
   np.testing.assert_allclose(metrics.loss, value, rtol=1e-5)
 
 
-def test_several_steps_in_a_call_equal_single_steps():
+def test_several_steps_in_a_call_equal_single_steps(monkeypatch):
+  monkeypatch.setattr(_loops, 'unrolls', lambda: False)  # as on accelerators, which compiles one step
   recipe = make(num_steps=1)._replace(network=deployed_lib.deploy(SMALL, has_dummies=False))
   train = pipeline.load('digits').train
   start = init(recipe, pipeline.to_unit(train.images[:1]))

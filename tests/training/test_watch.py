@@ -26,7 +26,7 @@ from at_jax.training import pictures, records
 # Two epochs of 13 steps on digits, each with a validation.
 COMMAND = (
     f'--config={pathlib.Path(__file__).parents[2]}/configs/quickstart.py:pgd_at', '--config.epochs=2',
-    '--config.validate.every_epochs=1', '--config.validate.num_steps=2', '--config.attack.num_steps=2',
+    '--config.validate.every_epochs=1', '--config.validate.num_steps=1', '--config.attack.num_steps=1',
     '--config.log_every_steps=13', '--config.evaluate.num_examples=16', '--config.evaluate.batch_size=16',
     "--config.evaluate.attacks=('pgd1',)")
 NOTE = ('validation clean {validation_clean:.3f}, robust {validation_robust:.3f}, '
