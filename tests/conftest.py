@@ -20,7 +20,7 @@ hypothesis.settings.load_profile('default')
 _LIGHTLY_COMPILED = tuple(f'{pathlib.Path(__file__).parent}/{name}' for name in (
     'analysis', 'attacks/autoattack/test_audit', 'attacks/autoattack/test_batching',
     'attacks/autoattack/test_driver', 'attacks/autoattack/test_multihost',
-    'attacks/autoattack/test_state_file', 'attacks/test_any_model',
+    'attacks/autoattack/test_state_file', 'attacks/autoattack/test_verdicts', 'attacks/test_any_model',
     'attacks/test_arguments', 'attacks/test_composition', 'attacks/test_diagnostics', 'attacks/test_draws',
     'attacks/test_masks', 'attacks/test_model', 'attacks/test_pgd_friendly', 'attacks/test_pgd_options',
     'attacks/test_random', 'attacks/test_reference', 'attacks/test_square_channels', 'config',
@@ -28,7 +28,7 @@ _LIGHTLY_COMPILED = tuple(f'{pathlib.Path(__file__).parent}/{name}' for name in 
     'methods/test_cfa', 'methods/test_entropy_sgd_composes', 'methods/test_finetune',
     'methods/test_inner_attacks', 'methods/test_objective', 'methods/test_single_step', 'models',
     'released_code', 'test_launch', 'test_readme', 'training/test_ahead_of_time', 'training/test_batchnorm',
-    'training/test_checkpoints', 'training/test_compose',
+    'training/test_checkpoints', 'training/test_compose', 'training/test_doubtful_settings',
     'training/test_entropy_run', 'training/test_epoch', 'training/test_fair_average',
     'training/test_final_evaluation', 'training/test_finetune', 'training/test_loop',
     'training/test_model_selection', 'training/test_processes', 'training/test_promotion',
