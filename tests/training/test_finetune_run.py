@@ -29,8 +29,8 @@ def command(workdir, form='', **fields):
   c = {'dataset.name': tiny_data.path(24),
        'dataset.num_classes': 3, 'dataset.validation_size': 8,
        'batch_size': 8, 'validate.batch_size': 8, 'evaluate.batch_size': 8, 'epochs': 4,
-       'evaluate.num_examples': 8, 'model.features': (2,)} | fields
-  return main.main([f'{SMOKE}:{form}small-smoke', f'--workdir={workdir}',
+       'evaluate.num_examples': 8, 'model.width': 2} | fields
+  return main.main([f'{SMOKE}:{form}smoke', f'--workdir={workdir}',
                     *(f'--config.{name}={value}' for name, value in c.items())])
 
 
