@@ -14,10 +14,11 @@ collect_ignore = ['released_code/make_reference.py', 'released_code/checkouts.py
 hypothesis.settings.register_profile('default', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('default')
 # Tests of files, messages, pages, options, bookkeeping and composition, and of released code in float64,
-# which rounding does not affect. They compile without most optimizations, which takes a quarter to two thirds
-# of the CPU time. Tests that compare attacks, losses or the training step in float32 with a number compile
-# programs as users do.
-_LIGHTLY_COMPILED = tuple(f'{pathlib.Path(__file__).parent}/{name}' for name in (
+# which rounding does not affect. They and the examples of docstrings compile without most optimizations, which
+# takes a quarter to two thirds of the CPU time. Tests that compare attacks, losses or the training step in
+# float32 with a number compile programs as users do.
+_TESTS = pathlib.Path(__file__).parent
+_LIGHTLY_COMPILED = tuple(f'{_TESTS}/{name}' for name in (
     'analysis', 'attacks/autoattack/test_audit', 'attacks/autoattack/test_batching',
     'attacks/autoattack/test_driver', 'attacks/autoattack/test_multihost',
     'attacks/autoattack/test_state_file', 'attacks/autoattack/test_verdicts', 'attacks/test_any_model',
@@ -51,21 +52,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _is_light(item: pytest.Item) -> bool:
-  return not _CHOSEN_BY_USER and str(item.path).startswith(_LIGHTLY_COMPILED)
+  is_docstring = _TESTS not in item.path.parents
+  return not _CHOSEN_BY_USER and (is_docstring or str(item.path).startswith(_LIGHTLY_COMPILED))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   items.sort(key=lambda item: not _is_light(item))  # the settings change once, see `_compile_lightly`
+  _compile_lightly(any(map(_is_light, items)))  # the fixture below does not reach the examples of docstrings
 
 
 @pytest.fixture(scope='module', autouse=True)
 def compiler_settings(request: pytest.FixtureRequest):
   """Compiles the programs of `_LIGHTLY_COMPILED`, here and in child processes, without optimizations."""
+  _compile_lightly(_is_light(request.node))
   if not _is_light(request.node):
     yield
     return
-  _compile_lightly(True)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
     yield
@@ -79,11 +82,9 @@ def _compile_lightly(light: bool) -> None:
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-  """Ends light compilation, and frees programs: a process may map memory only 65,530 times."""
+  """Frees programs: a process may map memory only 65,530 times."""
   if nextitem and nextitem.parent is item.parent and not item.get_closest_marker('long'):
     return  # counting takes longer than many tests
-  if _is_light(item) and not (nextitem and _is_light(nextitem)):
-    _compile_lightly(False)
   maps = pathlib.Path('/proc/self/maps')
   if 'jax' in sys.modules and maps.exists() and len(maps.read_bytes().splitlines()) > 15_000:
     sys.modules['jax'].clear_caches()
