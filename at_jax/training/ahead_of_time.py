@@ -26,7 +26,8 @@ from at_jax.training import step as step_lib
 
 RUN = 'run'  # the program that a run executes; the others have no loop
 _COLLECTIVE = re.compile(
-    r'\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(')
+    r'\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\('
+    r'(?:.*\bchain_id="(\d+)")?')
 _OUT_OF_MEMORY = re.compile(r'\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)')
 _MEMORY = ('argument', 'output', 'temp', 'alias', 'generated_code')
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -205,14 +206,17 @@ def collectives(text: str) -> dict[str, int]:
     text: the program, as `jax.stages.Compiled.as_text` gives it.
 
   Returns:
-    The number of each kind. An asynchronous one counts once.
+    The number of each kind. An asynchronous one counts once: libtpu writes it again in each operation that it
+    overlaps with, under one chain_id.
 
   Example:
     >>> collectives('a = f32[] all-reduce-start(b)\\n c = f32[] all-reduce-done(a)')
     {'all-reduce': 1}
   """
   found = _COLLECTIVE.findall(text)
-  return {kind: found.count(kind) for kind in sorted(set(found))}
+  pieces = {(kind, chain) for kind, chain in found if chain}
+  counted = [kind for kind, chain in found if not chain] + [kind for kind, _ in pieces]
+  return {kind: counted.count(kind) for kind in sorted(set(counted))}
 
 
 def per_step(reports: Mapping[str, Mapping[str, Any]], attack_steps: int, quantity: str) -> float:
