@@ -32,15 +32,16 @@ def get_config(arg: str = ''):
   c.model.name, c.model.features, c.model.hidden = 'SmallCNN', (), (256, 256)
   c.epochs, c.batch_size = 60, 100
   c.attack.epsilon_255, c.attack.step_size_255 = .15 * 255, .0375 * 255
-  c.dummy.enabled, c.dummy.start_epoch = True, 20
   c.optimizer.decay_epochs = (40, 50)
   c.log_every_steps = 65
   c.validate.every_epochs = 60  # once, so that the last checkpoint is evaluated
   c.evaluate.batch_size, c.evaluate.attacks = 397, ('pgd20', 'margin20x2')
   c.evaluate.audit = 0
   if arg in ('standard', 'pgd_at'):
-    c.loss, c.dummy.enabled = arg, False
-  elif arg == 'smoke':
+    c.loss = arg
+  else:
+    c.dummy.enabled, c.dummy.start_epoch = True, 20
+  if arg == 'smoke':
     c.model.batch_norm = True  # its network has two convolutions
     c = variants.smoke(c)
   variants.only(arg, 'pgd_at', 'smoke', 'standard')
