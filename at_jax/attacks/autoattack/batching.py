@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from at_jax.attacks import _loops, _stepper
+from at_jax.attacks import _loops, _random, _stepper
 from at_jax.attacks.autoattack import devices as devices_lib
 
 Array = jax.Array
@@ -114,11 +114,13 @@ def run_batched(
   verify_each_step = search_fn is not verify_fn and stepper.differentiates
   num_steps = 1 if verify_each_step else steps_per_refill(stepper)
   advance = _advance(stepper.differentiates, tuple(devices))
+  load = _loader(_loops.compiler_options(None))
   slots, problem = _pad(slots, devices), None
   size, key = len(slots.example), work.key if random else None
   search_fn, num_classes = _stepper.capture(search_fn, work.x, size // len(devices), key)
   verify_fn, _ = _stepper.capture(verify_fn, work.x, size, key)
   work, search_fn, verify_fn = devices_lib.replicate((work, search_fn, verify_fn), devices)
+  keys = run_keys(work, int(slots.items[:, 1].max(initial=0)) + 1)
   each_step = stepper.forward, num_classes if stepper.backward is None else stepper.backward
   count = np.zeros(size, int) if slots.state is None else np.asarray(slots.state.count)
   while True:
@@ -128,10 +130,10 @@ def run_batched(
     if not occupied.any():
       return
     if problem is None or is_new.any():
-      problem = devices_lib.shard(problem_at(work, np.maximum(example, 0), slots.run), devices)
+      problem = devices_lib.shard(problem_at(work, keys, np.maximum(example, 0), slots.run), devices)
       loads = is_new | (state is None)
       state = _any_state(problem, stepper, devices) if state is None else state
-      state = devices_lib.shard(_load(problem, loads, ~occupied, state, stepper=stepper), devices)
+      state = devices_lib.shard(load(problem, loads, ~occupied, state, stepper=stepper), devices)
     for n in _loops.calls(num_steps, at_once=1):
       state = advance(search_fn, problem, state, stepper=stepper, num_steps=n)
     before = np.where(is_new, 0, count)
@@ -154,15 +156,18 @@ def run_batched(
     yield slots
 
 
-@functools.cache
 def _advance(differentiates: bool, devices: tuple[jax.Device, ...]):
+  return _advancer(devices, _loops.compiler_options(differentiates))
+
+
+@functools.cache
+def _advancer(devices: tuple[jax.Device, ...], options: tuple[tuple[str, str], ...]):
   def advance(logits_fn, problem, state, *, stepper, num_steps):
     steps = functools.partial(_stepper.take_steps, stepper=stepper, num_steps=num_steps)
     return devices_lib.per_device(steps, devices)(logits_fn, problem, state)
 
   # The driver is never traced, so compiler options are allowed here.
-  return jax.jit(advance, static_argnames=('stepper', 'num_steps'),
-                 compiler_options=_loops.compiler_options(differentiates))
+  return jax.jit(advance, static_argnames=('stepper', 'num_steps'), compiler_options=dict(options))
 
 
 def count_passes(passes: np.ndarray, each: tuple[int, int], num_taken: int, num_computed: int) -> None:
@@ -184,15 +189,22 @@ def steps_per_refill(stepper: _stepper.Stepper) -> int:
   return 1 if _loops.unrolls() else min(5, stepper.length)
 
 
-@jax.jit  # apart from `_load`, because all attacks share this program
-def problem_at(work: Work, example: Array, run: Array) -> _stepper.Problem:
-  """The problem of some examples and their runs, both i64[B]."""
-  fold = jax.vmap(lambda index, run: jax.random.fold_in(jax.random.fold_in(work.key, index), run))
+_fold = jax.jit(jax.vmap(jax.random.fold_in))
+
+
+def run_keys(work: Work, num_runs: int) -> tuple[Array, ...]:
+  """For each run, N keys, one per example. Made for all examples, so that all attacks share the program."""
+  keys = _random.fold(work.key, work.index)
+  return tuple(_fold(keys, np.full(len(work.x), run)) for run in range(num_runs))
+
+
+@jax.jit  # apart from `_load`, because attacks with as many slots share this program
+def problem_at(work: Work, keys: tuple[Array, ...], example: Array, run: Array) -> _stepper.Problem:
+  """The problem of some examples and their runs, both i64[B]; `keys` are `run_keys`."""
   column = jnp.minimum(run, work.targets.shape[1] - 1)
   return _stepper.Problem(
-      work.x[example], work.y[example], work.targets[example, column],
-      fold(work.index[example], run), work.epsilon[example],
-      tuple(bound[example] if np.ndim(bound) else bound for bound in work.bounds))
+      work.x[example], work.y[example], work.targets[example, column], jnp.stack(keys)[run, example],
+      work.epsilon[example], tuple(bound[example] if np.ndim(bound) else bound for bound in work.bounds))
 
 
 def _pad(slots: Slots, devices: Sequence[jax.Device]) -> Slots:
@@ -225,7 +237,11 @@ def _any_state(problem, stepper, devices) -> Any:
   return devices_lib.shard(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), devices)
 
 
-@functools.partial(jax.jit, static_argnames='stepper')
+@functools.cache
+def _loader(options: tuple[tuple[str, str], ...]):
+  return jax.jit(_load, static_argnames='stepper', compiler_options=dict(options))
+
+
 def _load(problem: _stepper.Problem, is_new, is_empty, state, *, stepper):
   state = _stepper.where(is_new, stepper.init(problem), state)
   # An empty slot counts as finished, so its steps change nothing.

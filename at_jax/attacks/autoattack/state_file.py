@@ -213,7 +213,7 @@ def read(
 
 
 def _read_state(path, saved, work, slots: batching.Slots, stepper: _stepper.Stepper) -> Any:
-  init = lambda *examples: stepper.init(batching.problem_at(*examples))
+  init = lambda work, *at: stepper.init(batching.problem_at(work, batching.run_keys(work, 1), *at))
   state = jax.eval_shape(init, work, slots.example, slots.run)
   leaves = [saved[f'leaf{i}'] for i in range(sum(name.startswith('leaf') for name in saved))]
   layout = lambda leaves: [(leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves]
