@@ -16,6 +16,8 @@ TRAIN = [
 ]
 ANALYSIS = ['matplotlib>=3.8']  # a part of the extra `train`, so that every run can be reported
 DATA = ['tensorflow-datasets>=4.9.10', 'array-record>=0.5', 'pillow>=10', 'scikit-learn>=1.4']
+# The files of `data`, read while they are used. grain needs array-record 0.8.1.
+STREAM = [*DATA, 'grain>=0.2.18']
 # The tests attack models of Equinox and Haiku, and execute the notebooks.
 DEV = ['pytest>=8', 'pytest-xdist>=3.7', 'hypothesis>=6.100', 'chex>=0.1.89', 'ruff>=0.9', 'equinox',
        'dm-haiku', 'safetensors>=0.4', 'nbclient>=0.10', 'ipykernel>=6.29']
@@ -33,8 +35,9 @@ setuptools.setup(
     extras_require={
         'train': TRAIN + ANALYSIS,
         'data': DATA,
+        'stream': STREAM,
         'analysis': ANALYSIS,
-        'all-cpu': TRAIN + ANALYSIS + DATA,
+        'all-cpu': TRAIN + ANALYSIS + STREAM,
         'cuda12': ['jax[cuda12]>=0.7.2'],
         'cuda13': ['jax[cuda13]>=0.7.2'],
         'tpu': ['jax[tpu]>=0.7.2'],

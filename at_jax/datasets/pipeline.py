@@ -28,6 +28,7 @@ SIZES = {  # shape of an image, number of training examples
     'fashion_mnist': ((28, 28, 1), 60000), 'mnist': ((28, 28, 1), 60000), 'stl10': ((96, 96, 3), 5000),
     'svhn_cropped': ((32, 32, 3), 73257), 'tiny_imagenet': ((64, 64, 3), 100000)}
 TFDS_SETS = tuple(name for name in SIZES if name != 'digits')
+IMAGENET_SIZE = 1281167  # training examples, of several shapes
 _QUANTILE = .999  # of chi-square, up to which the classes of examples pass for a random draw
 
 
@@ -61,7 +62,7 @@ class Dataset(NamedTuple):
   @property
   def train_size(self) -> int:
     """Number of training examples."""
-    return len(self.train.labels)
+    return len(self.train.images)  # a stream would read all labels
 
 
 class DeferredDataset:
@@ -230,7 +231,7 @@ def _split(name: str, arrays: local.Arrays, validation_size: int, drop_class: in
                     f'remain to train on: use fewer, such as {max((n + rest) // 10, 1)}', stacklevel=3)
   else:
     validation = Split(*arrays.validation)
-    _check_size(validation_size, np.inf, 'use a whole number of at least 0')
+    check_validation_size(validation_size, np.inf, 'use a whole number of at least 0')
     if validation_size < len(validation.labels):
       validation = hold_out(validation, validation_size)[1]
     elif validation_size > len(validation.labels):
@@ -287,7 +288,7 @@ def hold_out(split: Split, size: int) -> tuple[Split, Split]:
     [0, 1]
   """
   n = len(split.labels)
-  _check_size(size, n - 1, f'use a whole number from 0 to {n - 1}; there are {n} training examples')
+  check_validation_size(size, n - 1, f'use a whole number from 0 to {n - 1}; there are {n} training examples')
   if size == 0:  # avoids a copy of the images, which may take gigabytes
     return split, Split(split.images[:0], split.labels[:0])
   held_out = _stratified(split.labels, size)
@@ -295,7 +296,17 @@ def hold_out(split: Split, size: int) -> tuple[Split, Split]:
           Split(split.images[held_out], split.labels[held_out]))
 
 
-def _check_size(size: int, largest: float, remedy: str) -> None:
+def check_validation_size(size: int, largest: float, remedy: str) -> None:
+  """Checks a number of examples to hold out.
+
+  Args:
+    size: the number.
+    largest: the largest that is possible.
+    remedy: what to do about a wrong one.
+
+  Raises:
+    UserError: if it is not a whole number from 0 to `largest` (field 'validation_size').
+  """
   is_integer = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
   if not is_integer or not 0 <= size <= largest:
     raise errors.UserError('validation_size', size, remedy)
@@ -342,7 +353,7 @@ def subset(split: Split, size: int) -> tuple[Split, str]:
   """
   n = len(split.labels)
   if not 0 < size < n:
-    return split, 'all'
+    return Split(split.images[:], split.labels), 'all'  # the images of a stream are decoded here
   counts = np.bincount(split.labels)
   expected = size * counts[counts > 0] / n
   observed = np.bincount(split.labels[:size], minlength=len(counts))[counts > 0]

@@ -6,7 +6,7 @@ images, which TFDS encodes without TensorFlow, and replaces `tf` by a substitute
 preparing. Everything else is stock TFDS, and so are the prepared files.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import importlib.resources.abc
 import io
@@ -57,21 +57,68 @@ def read(name: str, *, data_dir: str | os.PathLike | None = None) -> local.Array
 
   Reference: www.tensorflow.org/datasets/catalog.
   """
-  builder = _builder(name, data_dir)
-  _check_features(name, builder)
-  if not _is_prepared(builder):
-    _prepare(name, builder)
-    builder = _builder(name, data_dir)  # a builder reads the folder only when it is created
+  builder = open_builder(name, data_dir)
   missing = [split for split in ('train', 'test') if split not in builder.info.splits]
   if missing:
     remedy = (f'has no split {missing[0]} but {", ".join(builder.info.splits)}: '
               'give a split of your own, in a .npz file')
     raise errors.UserError('dataset', name, remedy)
-  try:
+  with reading(name, builder):
     splits = {split: _examples(builder, split) for split in ('train', 'validation', 'test')
               if split in builder.info.splits}
     return local.Arrays(splits['train'], splits.get('validation'), splits['test'],
                         tuple(builder.info.features['label'].names))
+
+
+def open_builder(name: str, data_dir: str | os.PathLike | None, *, any_shape: bool = False
+                 ) -> dataset_builder.DatasetBuilder:
+  """Opens a data set, and prepares it first if needed.
+
+  Args:
+    name: as `read`.
+    data_dir: as `read`.
+    any_shape: take images of several shapes.
+
+  Returns:
+    The builder of TFDS, whose data are prepared.
+
+  Raises:
+    UnknownName, UserError: as `read`.
+  """
+  builder = _builder(name, data_dir)
+  _check_features(name, builder, any_shape)
+  if not _is_prepared(builder):
+    _prepare(name, builder)
+    builder = _builder(name, data_dir)  # a builder reads the folder only when it is created
+  return builder
+
+
+def encoded(builder: dataset_builder.DatasetBuilder, split: str) -> Sequence[dict[str, Any]]:
+  """Opens a split whose images are left encoded.
+
+  Args:
+    builder: of a prepared data set.
+    split: name of the split.
+
+  Returns:
+    The records, in the order of the files, with `image`, bytes, and `label`.
+  """
+  return builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+
+
+@contextlib.contextmanager
+def reading(name: str, builder: dataset_builder.DatasetBuilder) -> Iterator[None]:
+  """Turns errors of the prepared files into one line.
+
+  Args:
+    name: name of the data set.
+    builder: its builder.
+
+  Raises:
+    UserError: if files have no random access, or cannot be read (field 'dataset').
+  """
+  try:
+    yield
   except NotImplementedError as error:  # raised by TFDS if the file format has no random access
     remedy = (f'is prepared in {builder.data_path} as {builder.info.file_format.value}, not as '
               'array_record: use another data_dir, or move that folder away to prepare it again')
@@ -94,21 +141,22 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> dataset_builder.D
                            'the images as a .npz file') from error
 
 
-def _check_features(name: str, builder: dataset_builder.DatasetBuilder) -> None:
-  """Images of one shape, and one class for each."""
+def _check_features(name: str, builder: dataset_builder.DatasetBuilder, any_shape: bool) -> None:
+  """Images of one shape (or of any, in colour), and one class for each."""
   features = builder.info.features
   names = list(features) if isinstance(features, tfds.features.FeaturesDict) else []
   image, label = (features[key] if key in names else None for key in ('image', 'label'))
   reason = ''
   if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
     reason = f'has the features {", ".join(names) or features}, not `image` and `label`'
-  elif None in image.shape:
+  elif None in image.shape and not any_shape:
     reason = f'has images of shape {image.shape}, which are not of one shape'
   elif image.np_dtype != np.uint8:
     reason = f'has images of {np.dtype(image.np_dtype)}, not of uint8'
   if reason:
+    stream = "; dataset.augment = 'resized_crop' gives them one" if 'of one shape' in reason else ''
     raise errors.UserError('dataset', name, f'{reason}: convert it to a .npz file with uint8 images of '
-                           'one shape')
+                           f'one shape{stream}')
 
 
 def _is_prepared(builder: dataset_builder.DatasetBuilder) -> bool:
