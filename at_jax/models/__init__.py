@@ -9,15 +9,16 @@ from at_jax.models.resnet import (
   DucatResNet18,
   PreActResNet18,
   ResNet18,
+  ResNet50,
   WideResNet,
   WideResNet28_10,
   WideResNet34_10,
 )
 from at_jax.models.small_cnn import SmallCNN
 
-NETWORKS = ('DucatResNet18', 'PreActResNet18', 'ResNet18', 'SmallCNN', 'WideResNet', 'WideResNet28_10',
-            'WideResNet34_10')
+NETWORKS = ('DucatResNet18', 'PreActResNet18', 'ResNet18', 'ResNet50', 'SmallCNN', 'WideResNet',
+            'WideResNet28_10', 'WideResNet34_10')
 
 __all__ = [
-    'NETWORKS', 'DucatResNet18', 'Network', 'PreActResNet18', 'ResNet18', 'SmallCNN', 'WideResNet',
-    'WideResNet28_10', 'WideResNet34_10', 'deploy', 'from_torch']
+    'NETWORKS', 'DucatResNet18', 'Network', 'PreActResNet18', 'ResNet18', 'ResNet50', 'SmallCNN',
+    'WideResNet', 'WideResNet28_10', 'WideResNet34_10', 'deploy', 'from_torch']

@@ -28,7 +28,7 @@ _WEIGHT_NORM = (('weight_g', 'weight_v'),
 _LEAVES = {('params', 'kernel'): 'weight', ('params', 'scale'): 'weight',
            ('params', 'bias'): 'bias', ('batch_stats', 'mean'): 'running_mean',
            ('batch_stats', 'var'): 'running_var'}
-_WITH_LAYERS = (resnet.PreActResNet18, resnet.ResNet18)  # whose blocks are layer1.0, …
+_WITH_LAYERS = (resnet.PreActResNet18, resnet.ResNet18, resnet.ResNet50)  # whose blocks are layer1.0, …
 SUFFIXES = ('.pt', '.pth', '.safetensors', '.npz')  # of files with a state dict
 _LISTED = 4  # number of names of each kind in an error message
 
@@ -39,15 +39,16 @@ def from_torch(
   """Converts the PyTorch state dict of a network to the variables of the same linen network.
 
   Layers must have the names of the TRADES, AWP and RobustBench code for `SmallCNN`, `PreActResNet18` and
-  `WideResNet`, and those of kuangliu's code for `ResNet18`. Kernels [out, in, h, w] and [out, in] are
-  transposed, and the rows of `SmallCNN`'s first dense layer are reordered from channels first to channels
-  last. Pairs of weight normalisation become weights. The names do not determine where the shortcuts of a
-  PreActResNet-18 start, and most files do not have the normalisation of the images: set the model's
-  `raw_shortcut` and `normalize`, and compare the clean accuracy with the published one. If the file has a
-  mean and a std, `normalize` must equal them.
+  `WideResNet`, those of kuangliu's code for `ResNet18`, and torchvision's for `ResNet50`. Kernels [out, in,
+  h, w] and [out, in] are transposed, and the rows of `SmallCNN`'s first dense layer are reordered from
+  channels first to channels last. Pairs of weight normalisation become weights. The names do not determine
+  where the shortcuts of a PreActResNet-18 start, and most files do not have the normalisation of the images:
+  set the model's `raw_shortcut` and `normalize`, and compare the clean accuracy with the published one. If
+  the file has a mean and a std, `normalize` must equal them.
 
   Args:
-    model: a `SmallCNN`, `PreActResNet18`, `ResNet18` or `WideResNet` with the sizes of the weights.
+    model: a `SmallCNN`, `PreActResNet18`, `ResNet18`, `ResNet50` or `WideResNet`, with the sizes of the
+      weights.
     state_dict: mapping from names to arrays or tensors of any floating-point dtype and device; what
       `torch.load` returns, in which one nested mapping fits the model; or the path of a file with one of
       them: .safetensors, .npz (names and arrays), or .pt and .pth, which PyTorch reads without running code
@@ -77,8 +78,8 @@ def from_torch(
     >>> print(model.apply(variables, jnp.zeros((1, 8, 8, 1))))  # 16 · (4 · 9 · 3 + 3) + 3
     [[1779. 1779.]]
 
-  Reference: github.com/yaodongyu/TRADES, github.com/csdongxian/AWP, github.com/RobustBench/robustbench and
-  github.com/kuangliu/pytorch-cifar (the names).
+  Reference: github.com/yaodongyu/TRADES, github.com/csdongxian/AWP, github.com/RobustBench/robustbench,
+  github.com/kuangliu/pytorch-cifar and github.com/pytorch/vision (the names).
   """
   _check(model, image_shape)
   if isinstance(state_dict, (str, os.PathLike)):
@@ -113,8 +114,8 @@ def from_torch(
 def _check(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
   if not isinstance(model, (small_cnn.SmallCNN, *_WITH_LAYERS, resnet.WideResNet)):
     raise errors.UserError(
-        'model', type(model).__name__, 'weights can be read for SmallCNN, PreActResNet18, ResNet18 and '
-        'WideResNet; to attack any other PyTorch model, use torch_model.TorchModel')
+        'model', type(model).__name__, 'weights can be read for SmallCNN, PreActResNet18, ResNet18, ResNet50 '
+        'and WideResNet; to attack any other PyTorch model, use torch_model.TorchModel')
   if isinstance(model, small_cnn.SmallCNN) and model.stem_stride != 1:
     raise errors.UserError('model.stem_stride', model.stem_stride,
                            'published weights have stride 1, and the rows of fc1 are ordered for it: use 1')
@@ -258,8 +259,9 @@ def _layer(model: nn.Module, layer: str) -> str:
     return f'{"classifier" if layer.startswith("fc") else "feature_extractor"}.{layer}'
   if isinstance(model, _WITH_LAYERS):
     layer = re.sub(r'^layer(\d+)_(\d+)_', r'layer\1.\2.', layer)
-    layer = re.sub(r'\.shortcut_bn$', '.shortcut.1', layer)
-    return re.sub(r'\.shortcut$', '.shortcut.0', layer)
+    shortcut = 'downsample' if isinstance(model, resnet.ResNet50) else 'shortcut'
+    layer = re.sub(r'\.shortcut_bn$', f'.{shortcut}.1', layer)
+    return re.sub(r'\.shortcut$', f'.{shortcut}.0', layer)
   layer = re.sub(r'^block(\d+)_(\d+)_', r'block\1.layer.\2.', layer)
   return re.sub(r'\.shortcut$', '.convShortcut', layer)
 

@@ -1,4 +1,4 @@
-"""Residual networks for CIFAR and Tiny-ImageNet."""
+"""Residual networks for CIFAR, Tiny-ImageNet and ImageNet."""
 
 from collections.abc import Callable
 import functools
@@ -201,6 +201,52 @@ class DucatResNet18(_PostActivationResNet):
   """
 
   block = staticmethod(_bottleneck_block)
+
+
+class ResNet50(nn.Module):
+  """ResNet-50 for ImageNet: 25,557,032 parameters with 1,000 outputs.
+
+  The stem is a 7×7 convolution and a 3×3 max-pooling, both of stride 2. Blocks are bottlenecks with the
+  stride in the 3×3 convolution, as in torchvision (version 1.5 of the network).
+
+  Initialisation, as in torchvision: convolutions N(0, 2/(kh·kw·out)), PyTorch's default for the head.
+
+  Attributes:
+    num_outputs: number of logits.
+    width: inner channels of the first stage; its output has 4 times as many.
+    stage_sizes: number of blocks in each stage.
+    normalize, axis_name, dtype: as in `PreActResNet18`.
+
+  Example:
+    >>> model = ResNet50(num_outputs=1000)
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    >>> sum(x.size for x in jax.tree.leaves(variables['params']))
+    25557032
+
+  Reference: K. He et al., Deep Residual Learning for Image Recognition, 2016; layout of
+  torchvision.models.resnet50.
+  """
+
+  num_outputs: int
+  width: int = 64
+  stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
+  normalize: tuple | None = None
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps images float[B, H, W, C] in [0, 1] to logits float32[B, num_outputs]."""
+    conv, norm = _builders(self, train, layers.kaiming_normal_fan_out)
+    x = layers.prepare(x, self.normalize, self.dtype)
+    x = conv(self.width, (7, 7), strides=2, padding=3, name='conv1')(x)
+    x = nn.max_pool(nn.relu(norm(name='bn1')(x)), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    for stage, size in enumerate(self.stage_sizes):
+      for block in range(size):
+        stride = 2 if stage > 0 and block == 0 else 1
+        x = _bottleneck_block(x, self.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{block}')
+    x = layers.dense(self.num_outputs, x.mean(axis=(1, 2)), dtype=self.dtype, name='fc')
+    return x.astype(layers.param_dtype(self.dtype))
 
 
 class WideResNet(nn.Module):

@@ -21,6 +21,7 @@ RESIDUAL = {
                                           final_norm=False),
     'wide': models.WideResNet(num_outputs=5, depth=16, widen_factor=2),
     'resnet': models.ResNet18(num_outputs=5, width=4, stage_sizes=(2, 1)),
+    'resnet50': models.ResNet50(num_outputs=5, width=4, stage_sizes=(2, 1)),
 }
 # With the published sizes.
 WHOLE = {'preact whole': models.PreActResNet18(num_outputs=10),
@@ -84,7 +85,7 @@ def test_names_and_shapes_that_differ_are_listed():
   with pytest.raises(errors.UserError, match=r'another shape for inputs \(8, 12, 1\), which is '
                      r'\(H, W, C\): classifier.fc1.weight \(5, 24\)$'):
     importers.from_torch(SMALL, arrays, (8, 12, 1))
-  with pytest.raises(errors.UserError, match='SmallCNN, PreActResNet18, ResNet18 and WideResNet'):
+  with pytest.raises(errors.UserError, match='SmallCNN, PreActResNet18, ResNet18, ResNet50 and WideResNet'):
     importers.from_torch(models.DucatResNet18(num_outputs=5, width=4), {}, (8, 8, 3))
 
 
@@ -223,7 +224,9 @@ LEAVES = {('params', 'kernel'): 'weight', ('params', 'scale'): 'weight', ('param
 # for the head; 3 and 6 blocks. A ResNet has BatchNorm after the shortcut and the stem, but not at the end.
 @pytest.mark.parametrize('name, layer, count', [
     ('preact', 'layer2.0.shortcut.0.weight', 38), ('preact no bn', 'layer1.1.bn2.running_var', 34),
-    ('wide', 'block2.layer.0.convShortcut.weight', 70), ('resnet', 'layer2.0.shortcut.1.running_var', 42)])
+    ('wide', 'block2.layer.0.convShortcut.weight', 70), ('resnet', 'layer2.0.shortcut.1.running_var', 42),
+    # 15 for a bottleneck, 5 for each shortcut (also the first block's), 5 for the stem, 2 for the head.
+    ('resnet50', 'layer1.0.downsample.1.running_var', 62)])
 def test_every_array_of_a_residual_network_is_placed(name, layer, count):
   model = RESIDUAL[name]
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
@@ -283,6 +286,38 @@ def preact(torch, *, width, sizes, outputs, raw, final_norm):
       return self.linear(x.mean((2, 3)))
 
   return Net()
+
+
+def bottleneck(torch, *, width, sizes, outputs):
+  """The ResNet-50 of torchvision, version 1.5, with its names."""
+  nn = torch.nn
+
+  class Block(nn.Module):
+
+    def __init__(self, c, f, stride):
+      super().__init__()
+      self.conv1, self.bn1 = nn.Conv2d(c, f, 1, bias=False), nn.BatchNorm2d(f)
+      self.conv2, self.bn2 = nn.Conv2d(f, f, 3, stride, 1, bias=False), nn.BatchNorm2d(f)
+      self.conv3, self.bn3 = nn.Conv2d(f, 4 * f, 1, bias=False), nn.BatchNorm2d(4 * f)
+      if stride != 1 or c != 4 * f:
+        self.downsample = nn.Sequential(nn.Conv2d(c, 4 * f, 1, stride, bias=False), nn.BatchNorm2d(4 * f))
+
+    def forward(self, x):
+      out = torch.relu(self.bn1(self.conv1(x)))
+      out = self.bn3(self.conv3(torch.relu(self.bn2(self.conv2(out)))))
+      return torch.relu(out + (self.downsample(x) if hasattr(self, 'downsample') else x))
+
+  stem = dict(conv1=nn.Conv2d(3, width, 7, 2, 3, bias=False), bn1=nn.BatchNorm2d(width), relu=nn.ReLU(),
+              maxpool=nn.MaxPool2d(3, 2, 1))
+  c, stages = width, {}
+  for stage, size in enumerate(sizes):
+    f, blocks = width * 2 ** stage, []
+    for block in range(size):
+      blocks.append(Block(c, f, 2 if stage and not block else 1))
+      c = 4 * f
+    stages[f'layer{stage + 1}'] = nn.Sequential(*blocks)
+  head = dict(avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(c, outputs))
+  return nn.Sequential(collections.OrderedDict(stem | stages | head))
 
 
 def wide(torch, *, depth, widen, outputs):
@@ -383,6 +418,8 @@ def test_residual_networks_equal_pytorch(name):
   model = (RESIDUAL | WHOLE)[name]
   if isinstance(model, models.WideResNet):
     net = wide(torch, depth=model.depth, widen=model.widen_factor, outputs=model.num_outputs)
+  elif isinstance(model, models.ResNet50):
+    net = bottleneck(torch, width=model.width, sizes=model.stage_sizes, outputs=model.num_outputs)
   else:
     net = preact(torch, width=model.width, sizes=model.stage_sizes, outputs=model.num_outputs,
                  raw=model.raw_shortcut, final_norm=model.final_norm)

@@ -19,6 +19,7 @@ SMALL = {
     'PreActResNet18': dict(width=4, stage_sizes=(1, 1)),
     'DucatResNet18': dict(width=4, stage_sizes=(1, 1)),
     'ResNet18': dict(width=4, stage_sizes=(1, 1)),
+    'ResNet50': dict(width=4, stage_sizes=(1, 1)),
     'WideResNet': dict(depth=10, widen_factor=1),
 }
 
@@ -57,6 +58,7 @@ def train(model, variables, x):
     ('PreActResNet18', {'stem_stride': 2}, TINY, 11_172_170),
     ('DucatResNet18', {}, CIFAR, 13_958_986),  # 13.96 M
     ('ResNet18', {}, CIFAR, 11_173_962),  # 9,600 of BatchNorm, 5,130 head, the rest convolutions
+    ('ResNet50', {}, (224, 224, 3), 23_528_522),  # torchvision's 25,557,032, less 990 outputs of 2,049 each
     ('WideResNet28_10', {}, CIFAR, 36_479_194),  # 36.5 M in Zagoruyko and Komodakis, table 4
     ('WideResNet34_10', {}, CIFAR, 46_160_474),  # without the block that TRADES never calls
 ])
