@@ -33,8 +33,8 @@ _LIGHTLY_COMPILED = tuple(f'{_TESTS}/{name}' for name in (
     'training/test_entropy_run', 'training/test_epoch', 'training/test_fair_average',
     'training/test_final_evaluation', 'training/test_finetune', 'training/test_loop',
     'training/test_model_selection', 'training/test_processes', 'training/test_promotion',
-    'training/test_reductions', 'training/test_restore', 'training/test_user_functions',
-    'training/test_watch'))
+    'training/test_reductions', 'training/test_restore', 'training/test_streams',
+    'training/test_user_functions', 'training/test_watch'))
 _CHOSEN_BY_USER = 'JAX_DISABLE_MOST_OPTIMIZATIONS' in os.environ
 _TEMPORARY = []
 

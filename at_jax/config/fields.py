@@ -244,10 +244,17 @@ FIELDS |= _group('dataset', {
                             'one. −1 for none.', _whole(-1)),
     'data_dir': Field('', "Folder of the prepared TFDS data; '' for the default folder of TFDS.", free=True),
     'validation_size': Field(1000, 'Examples held out to select the best checkpoint.', _whole(0)),
-    'pad': Field(4, 'Pixels of zero padding before the random crop.', _whole(0)),
+    'source': Field('device', "'device' keeps the training set on each device; 'stream' reads the examples "
+                    'of a step from the files of TFDS while the step before is computed.',
+                    _choice('device', 'stream')),
+    'pad': Field(4, 'Pixels of zero padding before the random crop.', _whole(0),
+                 _is_one_of('dataset.augment', 'crop', 'autoaugment')),
     'flip': Field(True, 'Random horizontal flips.'),
-    'augment': Field('crop', "Augmentation; 'autoaugment' adds AutoAugment's CIFAR-10 policy and Cutout.",
-                     _choice('crop', 'autoaugment')),
+    'augment': Field('crop', "Augmentation; 'autoaugment' adds AutoAugment's CIFAR-10 policy and Cutout, "
+                     "'resized_crop' crops 8 to 100 % of an image of any size and resizes it.",
+                     _choice('crop', 'autoaugment', 'resized_crop')),
+    'image_size': Field(224, 'Side of the images that resized crops give; in evaluation the crop is central.',
+                        _whole(8), _equals('dataset.augment', 'resized_crop')),
     'autoaugment_start_epoch': Field(0, 'Epoch from which AutoAugment and Cutout are used.', _whole(0),
                                      _equals('dataset.augment', 'autoaugment')),
 })

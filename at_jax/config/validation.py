@@ -40,6 +40,7 @@ def check(config: ml_collections.ConfigDict, warn: Callable[[str], None] = warni
     if field.check is not None:
       remedy = field.check.remedy(name, flat[name])
       _require(flat, name, not remedy, remedy)
+  _check_data(flat)
   _check_attacks(flat)
   _check_method(flat)
   _check_weights(flat)
@@ -156,6 +157,21 @@ def _scale(norm: str, epsilon: float, step_size: float, steps: dict[str, int]) -
       return 'step_size_255', (f'{name} = {count} steps move at most {count * step_size:g}, less than the '
                                f'radius {epsilon:g}: use a larger step or more of them')
   return '', ''
+
+
+def _check_data(flat: dict) -> None:
+  """Data that are read while they are used."""
+  streams = flat['dataset.source'] == 'stream'
+  _require(flat, 'dataset.augment', streams or flat['dataset.augment'] != 'resized_crop',
+           "it crops images when they are read: use dataset.source = 'stream', or 'crop'")
+  if not streams:
+    return
+  _require(flat, 'dataset.source', flat['dataset.name'] != 'digits' and '.' not in flat['dataset.name'],
+           f"{flat['dataset.name']} is no data set of TFDS: use 'device'")
+  _require(flat, 'dataset.drop_class', flat['dataset.drop_class'] < 0,
+           "a stream does not know the labels of all examples: use -1, or dataset.source = 'device'")
+  _require(flat, 'loss', flat['loss'] != 'fgsm_pgi', 'it keeps a perturbation of every training example on '
+           "the device: use another loss, or dataset.source = 'device'")
 
 
 def _check_attacks(flat: dict) -> None:

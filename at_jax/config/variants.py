@@ -122,12 +122,15 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c = config
   # One batch per epoch, and one batch shape for all attacks of an evaluation, which compile once.
   c.epochs, c.batch_size = 2, 1384
-  c.dataset.update(name='digits', num_classes=10, validation_size=16, pad=1)
+  c.dataset.update(name='digits', num_classes=10, validation_size=16, pad=1, source='device')
+  if c.dataset.augment == 'resized_crop':  # a stream's
+    c.dataset.augment = 'crop'
   sizes = {'SmallCNN': dict(features=(4, 4), hidden=(8,), padding='SAME'),
            'WideResNet': dict(depth=10, widen_factor=1),
            'PreActResNet18': dict(width=4, stage_sizes=(1, 1)),
            'DucatResNet18': dict(width=4, stage_sizes=(1, 1)),
-           'ResNet18': dict(width=4, stage_sizes=(1, 1))}
+           'ResNet18': dict(width=4, stage_sizes=(1, 1)),
+           'ResNet50': dict(width=4, stage_sizes=(1, 1))}
   c.model.update(sizes.get(c.model.name, {}))
   if 'normalize' in c.model and not _is_own(c.model):
     del c.model.normalize

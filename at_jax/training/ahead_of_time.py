@@ -95,11 +95,12 @@ def phases(run: setup.Run, devices: Sequence[jax.Device]) -> list[Phase]:
   return found
 
 
-def _inputs(run: setup.Run, values: step_lib.EpochValues, num_images: int, index: tuple[int, ...]) -> tuple:
+def _inputs(run: setup.Run, values: step_lib.EpochValues, examples: tuple[int, ...], index: tuple[int, ...]
+            ) -> tuple:
   """Shapes of the arguments of `step.train_steps` or `step.train_step`, on one device."""
   shape = jax.ShapeDtypeStruct
   return (jax.eval_shape(lambda: setup.init_state(run)),
-          shape((num_images, *run.dataset.image_shape), jnp.uint8), shape((num_images,), jnp.int32),
+          shape((*examples, *run.dataset.image_shape), jnp.uint8), shape(examples, jnp.int32),
           shape(index, jnp.int32), shape((), run.keys['train'].dtype),
           jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), values))
 
@@ -110,11 +111,15 @@ def _on_each(devices: Sequence[jax.Device], tree: Any) -> Any:
 
 def _lower_run(run, phase, values, devices) -> jax.stages.Lowered:
   """The program that `sharding.train_steps` runs."""
+  streamed, share = run.config.dataset.source == 'stream', run.config.batch_size // len(devices)
   with _loops.tracing_for(devices[0].platform):
-    order = sharding.steps_per_call(run.steps_per_epoch), run.config.batch_size // len(devices)
-    *mapped, key, values = _inputs(run, values, run.dataset.train_size, order)
-    mapped[1] = jax.eval_shape(step_lib.rows, mapped[1])
-    steps = sharding.mapped(step_lib.train_steps, epoch_plan.recipe(run, phase), devices)
+    if streamed:  # one step a call, with its own images
+      *mapped, key, values = _inputs(run, values, (1, share), (1, share))
+    else:
+      order = sharding.steps_per_call(run.steps_per_epoch), share
+      *mapped, key, values = _inputs(run, values, (run.dataset.train_size,), order)
+      mapped[1] = jax.eval_shape(step_lib.rows, mapped[1])
+    steps = sharding.mapped(step_lib.train_steps, epoch_plan.recipe(run, phase), devices, streamed=streamed)
     return steps.lower(*_on_each(devices, mapped), key, values)
 
 
@@ -142,7 +147,7 @@ def _lower_attack(run, phase, values, devices, num_steps) -> jax.stages.Lowered:
   """The attack of a step."""
   with _unrolled():
     share = run.config.batch_size // len(devices)
-    *mapped, key, values = _inputs(run, values, share, (share,))
+    *mapped, key, values = _inputs(run, values, (share,), (share,))
     attack = jax.pmap(functools.partial(_attacked, recipe=_with_attack_of(run, phase, num_steps)),
                       devices_lib.AXIS, in_axes=(0, 0, 0, 0, None, None), devices=devices)
     return attack.lower(*_on_each(devices, mapped), key, values)
@@ -152,7 +157,7 @@ def _lower_update(run, phase, values, devices) -> jax.stages.Lowered:
   """The update of a step, with attacked examples as arguments."""
   with _unrolled():
     share = run.config.batch_size // len(devices)
-    *mapped, key, values = _inputs(run, values, share, (share,))
+    *mapped, key, values = _inputs(run, values, (share,), (share,))
     state, *_, index = mapped = _on_each(devices, mapped)
     attack = jax.vmap(functools.partial(_attacked, recipe=_with_attack_of(run, phase, 1)),
                       in_axes=(0, 0, 0, 0, None, None), axis_name=devices_lib.AXIS)

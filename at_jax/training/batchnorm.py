@@ -1,6 +1,7 @@
 """The variables that are evaluated: averaged weights, with BatchNorm statistics of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from at_jax import devices
 from at_jax.datasets import pipeline
 from at_jax.methods import finetune, weight_averaging
-from at_jax.training import epoch_plan, setup, sharding
+from at_jax.training import epoch_plan, setup, sharding, streams
 from at_jax.training import step as step_lib
 
 # Running statistics keep .9 of their value per batch (linen's default), so 0.5 % of the old statistics
@@ -48,27 +49,39 @@ def reestimate_batchnorm(run: setup.Run) -> Callable[[step_lib.TrainState], dict
       return {'params': params, 'batch_stats': statistics}
     epoch = max(int(state.step) - 1, 0) // run.steps_per_epoch
     name = epoch_plan.name(c, epoch)
+    streamed = c.dataset.source == 'stream'
     if name not in functions:
-      functions[name] = sharding.batchnorm_steps(epoch_plan.recipe(run, name))
+      functions[name] = sharding.batchnorm_steps(epoch_plan.recipe(run, name), streamed=streamed)
     devices.check_batch_size('config.batch_size', c.batch_size)  # a restored run may be on another machine
-    train = run.dataset.train
     # The key differs from that of the training order: every evaluation uses the same batches.
-    order = np.asarray(pipeline.epoch_order(run.keys['evaluate'], 0, len(train.labels)))
-    taken = order[:count * c.batch_size]
-    images, labels = sharding.replicate((step_lib.rows(train.images[taken]), train.labels[taken]))
-    order = np.arange(len(taken), dtype=np.int32).reshape(count, -1)
+    taken = np.asarray(pipeline.epoch_order(run.keys['evaluate'], 0, run.dataset.train_size))
+    taken = taken[:count * c.batch_size].reshape(count, -1)
     tuning = state.tuning
     # The steps index into `taken`.
     if isinstance(tuning, finetune.Tuning) and not isinstance(tuning.radius, tuple):
-      tuning = tuning._replace(radius=tuning.radius[taken])
+      tuning = tuning._replace(radius=tuning.radius[taken.ravel()])
     elif c.loss == 'fgsm_pgi':
-      tuning = tuning[taken]
+      tuning = tuning[taken.ravel()]
     moving = sharding.replicate(state._replace(
         step=np.zeros((), np.int32), params=params, opt_state=(), average=(), tuning=tuning))
-    per_call = sharding.steps_per_call(count)
-    for first in range(0, count, per_call):
-      moving, _ = functions[name](moving, images, labels, order[first:first + per_call],
-                                  run.keys['evaluate'], epoch_plan.epoch_values(c, epoch))
+    for images, labels, order in _calls(run, taken):
+      moving, _ = functions[name](moving, images, labels, order, run.keys['evaluate'],
+                                  epoch_plan.epoch_values(c, epoch))
     return {'params': params, 'batch_stats': sharding.unreplicate(moving).batch_stats}
 
   return eval_variables
+
+
+def _calls(run: setup.Run, taken: np.ndarray) -> Iterator[tuple[Any, Any, np.ndarray]]:
+  """Images, labels and order of each call."""
+  train, order = run.dataset.train, np.arange(taken.size, dtype=np.int32).reshape(taken.shape)
+  if run.config.dataset.source == 'stream':
+    feed = streams.Feed(train, [streams.Part(taken, 0)], run.keys['evaluate'])
+    with contextlib.closing(feed):
+      for index in order:
+        yield *feed.take()[0], index[None]
+    return
+  images, labels = sharding.replicate((step_lib.rows(train.images[taken.ravel()]), train.labels[taken.ravel()]))
+  per_call = sharding.steps_per_call(len(order))
+  for first in range(0, len(order), per_call):
+    yield images, labels, order[first:first + per_call]

@@ -107,7 +107,7 @@ def recipe(run: setup.Run, phase: str) -> step_lib.Recipe:
     A `step.Recipe`.
   """
   c = run.config
-  common = dict(pad=c.dataset.pad, flip=c.dataset.flip, steps_per_epoch=run.steps_per_epoch,
+  common = dict(pad=setup.padding(c), flip=c.dataset.flip, steps_per_epoch=run.steps_per_epoch,
                 autoaugment=c.dataset.augment == 'autoaugment', image_shape=run.dataset.image_shape)
   if phase == 'standard':  # the loss of the whole run, or the phase before fine-tuning
     return step_lib.Recipe(run.network, run.optimizer, pgd_at.standard, None, attack_folded=False,

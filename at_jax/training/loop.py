@@ -13,7 +13,6 @@ import numpy as np
 
 from at_jax import devices, environment, errors
 from at_jax.config import fields, resume
-from at_jax.datasets import pipeline
 from at_jax.training import (
   batchnorm,
   checkpoints,
@@ -26,6 +25,7 @@ from at_jax.training import (
   restore,
   setup,
   sharding,
+  streams,
   user_functions,
 )
 from at_jax.training import step as step_lib
@@ -144,12 +144,10 @@ class _Call(NamedTuple):
 
 def _calls(run: setup.Run, step: int) -> Iterator[_Call]:
   """The calls that remain after `step` steps."""
-  per_call, per_epoch = sharding.steps_per_call(run.steps_per_epoch), run.steps_per_epoch
-  batch_size, examples = run.config.batch_size, len(run.dataset.train.labels)
-  replays = setup.replays(run.config)
+  per_epoch = run.steps_per_epoch
+  per_call = 1 if run.config.dataset.source == 'stream' else sharding.steps_per_call(per_epoch)
   for epoch in range(step // per_epoch, run.config.epochs):
-    order = np.asarray(pipeline.epoch_order(run.keys['order'], epoch, examples))
-    order = order[:per_epoch // replays * batch_size].reshape(-1, batch_size).repeat(replays, axis=0)
+    order = streams.order(run, epoch).repeat(setup.replays(run.config), axis=0)
     for first in range(max(step - epoch * per_epoch, 0), per_epoch, per_call):
       taken = order[first:first + per_call]
       yield _Call(epoch, taken, first == 0, first + len(taken) == per_epoch)
@@ -160,9 +158,9 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
   """Trains to the last epoch; returns the seconds of training, with those before a resume."""
   c, step = run.config, int(state.step)
   total, started = c.epochs * run.steps_per_epoch, time.monotonic() - seconds
-  state, take_steps = sharding.replicate(state), _step_function(run)
+  state, spent = sharding.replicate(state), np.zeros(2)  # seconds without data, and of all calls
   eval_variables = batchnorm.reestimate_batchnorm(run)
-  note, logged = '', (step, time.monotonic())
+  note, waits, logged = '', '', (step, time.monotonic())
   with contextlib.ExitStack() as stack:
     metrics = progress = records.Silent()
     if devices.is_first():
@@ -170,20 +168,24 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
       progress = stack.enter_context(contextlib.closing(
           records.Progress('training', total * c.batch_size, done=step * c.batch_size)))
     stack.callback(store.wait)
+    take_steps = stack.enter_context(_step_function(run, step))
     for call in _calls(run, step):
       if call.starts_epoch:
         for hook in epoch_hooks.at_start(run, call.epoch, eval_variables):
           state = sharding.replicate(hook(run, sharding.unreplicate(state), call.epoch))
-      before = step
-      state, numbers = take_steps(state, call)
+      before, begun = step, time.monotonic()
+      state, numbers, waited = take_steps(state, call)
+      spent += waited, time.monotonic() - begun
       _check_finite(numbers.finite, before, workdir)
       step += len(call.order)
       if _passed(c.log_every_steps, before, step):
         now = time.monotonic()
         speed = (step - logged[0]) * c.batch_size / (now - logged[1])
+        idle = {'data_wait': spent[0] / spent[1]} if c.dataset.source == 'stream' else {}
         metrics.write(step, **_step_numbers(run, call.epoch, step, numbers), examples_per_second=speed,
-                      seconds=now - started)
-        logged = step, now
+                      seconds=now - started, **idle)
+        waits = f'waits for data {100 * idle["data_wait"]:.1f} %' if idle else ''
+        logged, spent = (step, now), np.zeros(2)
       hooks = epoch_hooks.at_end(run, call.epoch, eval_variables) if call.ends_epoch else []
       end, state = _walk(hooks, run, state, call.epoch)
       if end.numbers:
@@ -191,7 +193,7 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
       if end.images:
         metrics.draw(step, end.images)
       note = end.note or note
-      progress.show(step * c.batch_size, note)
+      progress.show(step * c.batch_size, ', '.join(filter(None, (note, waits))))
       due = _passed(c.checkpoint.every_steps or run.steps_per_epoch, before, step)
       stop = interrupts.agree(received) and step < total
       if end.save or due or stop or step == total:
@@ -208,21 +210,34 @@ def _passed(every: int, before: int, step: int) -> bool:
   return step // every > before // every
 
 
-def _step_function(run: setup.Run) -> Callable[[Any, _Call], tuple[Any, step_lib.Metrics]]:
-  """`(replicated state, call) -> (state, metrics on the host)`; compiles once per phase."""
-  train = run.dataset.train
-  images, labels = sharding.replicate((step_lib.rows(train.images), train.labels))
-  programs = {}
+@contextlib.contextmanager
+def _step_function(run: setup.Run, step: int) -> Iterator[Callable[..., tuple[Any, step_lib.Metrics, float]]]:
+  """`(replicated state, call) -> (state, metrics on the host, seconds without data)`.
 
-  def take_steps(state, call):
-    name = epoch_plan.name(run.config, call.epoch)
-    if name not in programs:
-      programs[name] = sharding.train_steps(epoch_plan.recipe(run, name))
-    state, numbers = programs[name](state, images, labels, call.order, run.keys['train'],
-                                    epoch_plan.epoch_values(run.config, call.epoch))
-    return state, jax.device_get(numbers)
+  It compiles once per phase. The calls are those of `_calls`, from this step on.
+  """
+  c, programs = run.config, {}
+  streamed = c.dataset.source == 'stream'
+  with contextlib.ExitStack() as stack:
+    if streamed:
+      feed = stack.enter_context(contextlib.closing(streams.Feed(
+          run.dataset.train, streams.remaining(run, step), run.keys['train'], setup.replays(c))))
+    else:
+      train = run.dataset.train
+      data = sharding.replicate((step_lib.rows(train.images), train.labels))
 
-  return take_steps
+    def take_steps(state, call):
+      name = epoch_plan.name(c, call.epoch)
+      if name not in programs:
+        programs[name] = sharding.train_steps(epoch_plan.recipe(run, name), streamed=streamed)
+      (images, labels), waited = feed.take() if streamed else (data, 0.)
+      state, numbers = programs[name](state, images, labels, call.order, run.keys['train'],
+                                      epoch_plan.epoch_values(c, call.epoch))
+      if streamed:
+        waited += feed.prepare(numbers)
+      return state, jax.device_get(numbers), waited
+
+    yield take_steps
 
 
 def _step_numbers(run: setup.Run, epoch: int, step: int, numbers: step_lib.Metrics) -> dict[str, Any]:

@@ -113,6 +113,8 @@ def read_data(config: ml_collections.ConfigDict) -> pipeline.Dataset:
                            'the arrays with numpy.savez, or name a loader module.function')
   loader = import_path.load('dataset.name', name, takes=('options',)) if is_loader else None
   try:
+    if config.dataset.source == 'stream':
+      return _open_stream(config.dataset)
     if loader:
       try:
         arrays = loader(config.dataset)
@@ -125,8 +127,23 @@ def read_data(config: ml_collections.ConfigDict) -> pipeline.Dataset:
     return pipeline.load(name, data_dir=config.dataset.data_dir or None, **options)
   except errors.UserError as error:
     field = {'dataset': 'dataset.name', 'validation_size': 'dataset.validation_size',
-             'drop_class': 'dataset.drop_class'}.get(error.field)
+             'dataset.source': 'dataset.source', 'drop_class': 'dataset.drop_class'}.get(error.field)
     raise errors.UserError(f'config.{field}', error.value, error.remedy) if field else error from error
+
+
+def _open_stream(options: ml_collections.ConfigDict) -> pipeline.Dataset:
+  try:
+    from at_jax.datasets import streaming, tfds  # need packages that other data sets do not
+  except ImportError as error:
+    raise errors.UserError('dataset.source', 'stream', f'needs a package that is missing ({error}): '
+                           "pip install 'at_jax[stream]'") from error
+  try:
+    return streaming.load(options.name, validation_size=options.validation_size,
+                          data_dir=options.data_dir or None,
+                          image_size=options.image_size if options.augment == 'resized_crop' else 0)
+  except tfds.UnknownName as error:
+    raise errors.UserError('dataset', options.name, "a stream needs a data set of TFDS: use its name, or "
+                           "dataset.source = 'device'") from error
 
 
 def data_info(dataset: pipeline.Dataset | pipeline.DeferredDataset) -> dict[str, Any]:
@@ -163,10 +180,13 @@ def known_sizes(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
     >>> known_sizes(config.default())
     {'image_shape': (32, 32, 3), 'train_size': 49000}
   """
-  name, held_out = config.dataset.name, config.dataset.validation_size
-  if name not in pipeline.SIZES or config.dataset.drop_class >= 0:
+  c, name, held_out = config.dataset, config.dataset.name, config.dataset.validation_size
+  sizes = pipeline.SIZES
+  if c.augment == 'resized_crop':
+    sizes = {'imagenet2012': ((c.image_size, c.image_size, 3), pipeline.IMAGENET_SIZE)}
+  if name not in sizes or c.drop_class >= 0:
     return None
-  shape, whole = pipeline.SIZES[name]
+  shape, whole = sizes[name]
   return {'image_shape': shape, 'train_size': whole - held_out}
 
 
@@ -258,7 +278,7 @@ def _warn_of_data(config: ml_collections.ConfigDict, dataset: pipeline.Dataset,
     if epsilon >= grey:
       warn(f'config.{part}.epsilon_255 = {epsilon:g}: every ball holds the image that is 1/2 everywhere, so '
            f'no model can be robust: use less than {grey:g}')
-  pad, sides = config.dataset.pad, dataset.image_shape[:2]
+  pad, sides = padding(config), dataset.image_shape[:2]
   # Of the 2·pad + 1 offsets along a side, 2·(pad − side + 1) leave nothing of the image.
   kept = math.prod(1 - 2 * max(pad - side + 1, 0) / (2 * pad + 1) for side in sides)
   if kept < 1:
@@ -267,6 +287,18 @@ def _warn_of_data(config: ml_collections.ConfigDict, dataset: pipeline.Dataset,
   if config.dataset.flip and config.dataset.name.partition('/')[0] in _CHARACTERS:
     warn(f'config.dataset.flip = True: {config.dataset.name} has digits or letters, and half of them would '
          'be mirrored: use False')
+
+
+def padding(config: ml_collections.ConfigDict) -> int:
+  """Returns the pixels of padding before the random crop of the step.
+
+  Args:
+    config: the configuration.
+
+  Returns:
+    `config.dataset.pad`; 0 for images that were cropped when they were read.
+  """
+  return 0 if config.dataset.augment == 'resized_crop' else config.dataset.pad
 
 
 def _key(seed: int) -> jax.Array:

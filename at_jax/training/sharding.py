@@ -45,52 +45,81 @@ def unreplicate(tree: Any) -> Any:
   return jax.device_get(jax.tree.map(lambda leaf: leaf[0], tree))
 
 
-def train_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainState, Any]]:
+@functools.cache
+def _identity() -> Callable[[Any], Any]:
+  # One function, so that it compiles once.
+  return jax.pmap(lambda tree: tree, devices_lib.AXIS)
+
+
+def place(batch: Any) -> Any:
+  """Copies the minibatch of one step to the devices of this process, each its share.
+
+  Args:
+    batch: pytree of arrays [B, ...], the examples of this process.
+
+  Returns:
+    The pytree with arrays [devices, 1, B / devices, ...], as streamed steps take them.
+
+  Example:
+    >>> place(np.arange(3)).tolist()  # on one device
+    [[[0, 1, 2]]]
+  """
+  count = jax.local_device_count()
+  return _identity()(jax.tree.map(lambda leaf: leaf.reshape(count, 1, -1, *leaf.shape[1:]), batch))
+
+
+def train_steps(recipe: step_lib.Recipe, *, streamed: bool = False
+                ) -> Callable[..., tuple[step_lib.TrainState, Any]]:
   """Runs `step.train_steps` on all devices, as a function of a replicated state.
 
   Args:
     recipe: what a step does.
+    streamed: whether images and labels are those of the steps.
 
   Returns:
     `(state, images, labels, order i32[S, B], key, values) -> (state, metrics of S steps)`; state,
-    images and labels are replicated. The order is that of the global batches, in every process. The state
-    that is passed in is donated.
+    images and labels are replicated, or the latter as `place` returns them if streamed. The order is that of
+    the global batches, in every process. The state that is passed in is donated.
   """
-  return _over_devices(step_lib.train_steps, recipe)
+  return _over_devices(step_lib.train_steps, recipe, streamed)
 
 
-def batchnorm_steps(recipe: step_lib.Recipe) -> Callable[..., tuple[step_lib.TrainState, None]]:
+def batchnorm_steps(recipe: step_lib.Recipe, *, streamed: bool = False
+                    ) -> Callable[..., tuple[step_lib.TrainState, None]]:
   """Runs `step.batchnorm_steps` on all devices, as `train_steps`.
 
   Args:
     recipe: what a training step does.
+    streamed: as in `train_steps`.
 
   Returns:
     `(state, images, labels, order i32[S, B], key, values) -> (state, None)`. The state that is passed
     in is donated.
   """
-  return _over_devices(step_lib.batchnorm_steps, recipe)
+  return _over_devices(step_lib.batchnorm_steps, recipe, streamed)
 
 
-def mapped(steps: Callable, recipe: step_lib.Recipe, devices: Sequence[jax.Device] | None = None) -> Callable:
+def mapped(steps: Callable, recipe: step_lib.Recipe, devices: Sequence[jax.Device] | None = None, *,
+           streamed: bool = False) -> Callable:
   """Maps steps of one device over devices, as they are compiled.
 
   Args:
     steps: `step.train_steps` or `step.batchnorm_steps`.
     recipe: what a step does.
     devices: the devices, which need not be of this machine to lower and compile; None for all local ones.
+    streamed: as in `train_steps`.
 
   Returns:
     `(state, images, labels, order i32[devices, S, b], key, values) -> (state, metrics)`, by `jax.pmap`; all
     but key and values have a leading axis of devices. The state is donated.
   """
-  per_device = functools.partial(steps, recipe=recipe, axis_name=devices_lib.AXIS)
+  per_device = functools.partial(steps, recipe=recipe, axis_name=devices_lib.AXIS, streamed=streamed)
   return jax.pmap(per_device, devices_lib.AXIS, in_axes=(0, 0, 0, 0, None, None), devices=devices,
                   donate_argnums=0)
 
 
-def _over_devices(steps: Callable, recipe: step_lib.Recipe) -> Callable:
-  run = mapped(steps, recipe)
+def _over_devices(steps: Callable, recipe: step_lib.Recipe, streamed: bool) -> Callable:
+  run = mapped(steps, recipe, streamed=streamed)
 
   def call(state, images, labels, order, key, values=step_lib.DEFAULT_VALUES):
     devices = jax.device_count()  # of all processes; pmap puts those of process 0 first

@@ -402,32 +402,45 @@ def _taken(images: Array, index: Array, recipe: Recipe) -> Array:
 def train_steps(
     state: TrainState, images: Array, labels: Array, order: Array, key: Array,
     values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe, axis_name: str | None = None,
+    streamed: bool = False,
 ) -> tuple[TrainState, Metrics]:
-  """Takes several steps in one program, with the training set on the device.
+  """Takes several steps in one program.
 
   Args:
     state: the state before the steps.
-    images: uint8[N, H·W·C], the whole training set as `rows`, or uint8[N, H, W, C].
-    labels: i32[N].
+    images: uint8[N, H·W·C], the whole training set as `rows`, or uint8[N, H, W, C]; uint8[S, b, H, W, C] of
+      these steps if streamed.
+    labels: i32[N], or i32[S, b].
     order: i32[S, b], the examples of this device in each step.
     key: PRNG key of training.
     values: values of the epoch.
     recipe: what a step does.
     axis_name: axis over devices, or None.
+    streamed: whether images and labels are those of the steps.
 
   Returns:
     The state after S steps, and `Metrics` with a leading axis S.
   """
-  def body(state: TrainState, index: Array) -> tuple[TrainState, Metrics]:
-    return train_step(state, _taken(images, index, recipe), labels[index], index, key, values, recipe=recipe,
-                      axis_name=axis_name)
+  def body(state: TrainState, images: Array, labels: Array, index: Array) -> tuple[TrainState, Metrics]:
+    return train_step(state, images, labels, index, key, values, recipe=recipe, axis_name=axis_name)
 
-  return _loops.scan(body, state, order, length=len(order))
+  return _scan(body, state, images, labels, order, recipe, streamed)
+
+
+def _scan(body: Callable, state: TrainState, images: Array, labels: Array, order: Array, recipe: Recipe,
+          streamed: bool) -> tuple[TrainState, Any]:
+  """Scans `body(state, images, labels, index)` over the steps."""
+  if streamed:
+    return _loops.scan(lambda state, batch: body(state, *batch), state, (images, labels, order),
+                       length=len(order))
+  pick = lambda index: (_taken(images, index, recipe), labels[index], index)
+  return _loops.scan(lambda state, index: body(state, *pick(index)), state, order, length=len(order))
 
 
 def batchnorm_steps(
     state: TrainState, images: Array, labels: Array, order: Array, key: Array,
     values: EpochValues = DEFAULT_VALUES, *, recipe: Recipe, axis_name: str | None = None,
+    streamed: bool = False,
 ) -> tuple[TrainState, None]:
   """Updates the BatchNorm statistics as `train_steps` does, with fixed parameters.
 
@@ -435,13 +448,14 @@ def batchnorm_steps(
 
   Args:
     state: the state before the steps; its optimizer state is not used.
-    images: as for `train_steps`.
-    labels: i32[N].
+    images: as in `train_steps`.
+    labels: as in `train_steps`.
     order: i32[S, b], the examples of this device in each step.
     key: PRNG key.
     values: values of the epoch.
     recipe: what a training step does.
     axis_name: axis over devices, or None.
+    streamed: as in `train_steps`.
 
   Returns:
     The state with statistics updated S times, and None.
@@ -449,11 +463,10 @@ def batchnorm_steps(
   Reference: Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, 2018
   (re-estimation for an average of weights).
   """
-  def body(state: TrainState, index: Array) -> tuple[TrainState, None]:
+  def body(state: TrainState, images: Array, labels: Array, index: Array) -> tuple[TrainState, None]:
     by_class = cfa.by_class(recipe.calibration, state.class_counts, values.calibrated)
-    examples = _examples(state, _taken(images, index, recipe), labels[index], index, key, values, recipe,
-                         by_class, axis_name)
+    examples = _examples(state, images, labels, index, key, values, recipe, by_class, axis_name)
     outcome = _outcome(state, examples, recipe, by_class)
     return state._replace(step=state.step + 1, batch_stats=outcome.batch_stats), None
 
-  return _loops.scan(body, state, order, length=len(order))
+  return _scan(body, state, images, labels, order, recipe, streamed)

@@ -47,7 +47,8 @@ def test_every_condition_can_hold_and_fail():
                'finetune.regulator': 'radius', 'finetune.batch_norm': 'dual', 'finetune.source': 'run',
                'evaluate.attacks': ['autoattack_fast']}
   others = [flat | {'loss': 'consistency', 'weights.kind': 'margin', 'optimizer.name': 'mine.adam'},
-            flat | {'loss': 'standard', 'weights.kind': 'class_wise', 'optimizer.schedule': 'cosine'},
+            flat | {'loss': 'standard', 'weights.kind': 'class_wise', 'optimizer.schedule': 'cosine',
+                    'dataset.augment': 'resized_crop'},
             on | {'finetune.regulator': 'boundary'}, flat | {'loss': 'free_at'}, flat | {'loss': 'fgsm_pgi'}]
   conditions = {field.when for field in fields.FIELDS.values() if field.when} - {fields.ALWAYS}
   for condition in conditions:

@@ -14,6 +14,7 @@ from at_jax.training import setup
 from tests.fixtures import tiny_data
 from tests.fixtures.command_errors import QUICK, ROOT, assert_message
 
+STREAM = f'--config={ROOT}/configs/trades_imagenet.py'
 IDS = lambda value: value[-1].split('/')[-1] if isinstance(value, list) else ''
 
 
@@ -59,6 +60,14 @@ def test_wrong_name_is_one_line(arguments, expected, capsys, tmp_path):
     ([QUICK, '--config.dummy.start_epoch=2'], ['dummy.start_epoch', 'epochs = 2']),
     ([QUICK, '--config.dataset.augment=autoaugment', '--config.dataset.autoaugment_start_epoch=2'],
      ['dataset.autoaugment_start_epoch', 'epochs = 2']),
+    ([QUICK, '--config.dataset.source=disk'], ["dataset.source = 'disk'", 'known: device, stream']),
+    ([QUICK, '--config.dataset.source=stream'], ["dataset.source = 'stream': digits is no data set of TFDS"]),
+    ([QUICK, '--config.dataset.augment=resized_crop'],
+     ["dataset.augment = 'resized_crop'", "dataset.source = 'stream'"]),
+    ([STREAM, '--config.dataset.drop_class=3'], ['dataset.drop_class = 3', 'does not know the labels']),
+    ([STREAM, '--config.loss=fgsm_pgi', '--config.attack.num_steps=1'],
+     ["loss = 'fgsm_pgi'", 'perturbation of every training example']),
+    ([STREAM, '--config.dataset.image_size=0'], ['dataset.image_size = 0']),
     ([QUICK, '--config.dummy.benign_weight=1.5'], ['dummy.benign_weight']),
     ([QUICK, '--config.loss=standard'], ['loss', 'dummy classes']),
     ([QUICK, '--config.dataset.num_classes=12'], ['num_classes', '10 classes']),

@@ -78,6 +78,19 @@ def test_steps_have_the_form_of_the_platform_that_is_named():
   assert not has_loop()
 
 
+def test_a_stream_is_planned_without_its_data():
+  c = command_line.parse(['--config=configs/trades_imagenet.py']).config
+  c.dataset.image_size = 32
+  with c.unlocked():
+    c.model.update(width=4, stage_sizes=(1, 1))
+  devices = jax.devices()[:1]
+  phase, = ahead_of_time.phases(ahead_of_time.build(c, devices), devices)
+  assert phase.num_steps == 90 * ((1281167 - 10000) // 512)
+  # A step has its own images, and the training set is on no device.
+  text = phase.programs['run']().as_text()
+  assert '1x1x512x32x32x3xui8' in text and '1271167x' not in text
+
+
 def test_phases_of_ducat_and_their_programs():
   c = command_line.parse(['--config=configs/ducat_cifar10.py']).config
   devices = jax.devices()[:1]
