@@ -14,9 +14,9 @@ collect_ignore = ['released_code/make_reference.py', 'released_code/checkouts.py
 hypothesis.settings.register_profile('default', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('default')
 # Tests of files, messages, pages, options, bookkeeping and composition, and of released code in float64,
-# which rounding does not affect. They and the examples of docstrings compile without most optimizations, which
-# takes a quarter to two thirds of the CPU time. Tests that compare attacks, losses or the training step in
-# float32 with a number compile programs as users do.
+# which rounding does not affect. They and the examples of docstrings compile without most optimizations, in a
+# quarter to two thirds of the CPU time. Tests that compare attacks, losses or the training step in float32
+# with a number compile programs as users do.
 _TESTS = pathlib.Path(__file__).parent
 _LIGHTLY_COMPILED = tuple(f'{_TESTS}/{name}' for name in (
     'analysis', 'attacks/autoattack/test_audit', 'attacks/autoattack/test_batching',

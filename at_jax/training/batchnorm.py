@@ -81,7 +81,8 @@ def _calls(run: setup.Run, taken: np.ndarray) -> Iterator[tuple[Any, Any, np.nda
       for index in order:
         yield *feed.take()[0], index[None]
     return
-  images, labels = sharding.replicate((step_lib.rows(train.images[taken.ravel()]), train.labels[taken.ravel()]))
+  split = pipeline.Split(train.images[taken.ravel()], train.labels[taken.ravel()])
+  images, labels = sharding.replicate((step_lib.rows(split.images), split.labels))
   per_call = sharding.steps_per_call(len(order))
   for first in range(0, len(order), per_call):
     yield images, labels, order[first:first + per_call]
