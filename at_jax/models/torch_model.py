@@ -1,6 +1,7 @@
 """PyTorch models as functions from JAX inputs to logits, for every attack; needs PyTorch."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import itertools
 import threading
 from typing import Any, NamedTuple
@@ -179,7 +180,8 @@ class TorchModel:
     return tensor.to(like.device, like.dtype)
 
 
-class _Fill(NamedTuple):
+@dataclasses.dataclass(frozen=True)  # jax 0.7 refers to it weakly, which a tuple does not allow
+class _Fill:
   """A function of arrays as a callback that writes its results in place; equal if the functions are."""
   function: Callable[..., Any]
 

@@ -80,6 +80,7 @@ def attacked(logits_fn, **options):
   return attacks.pgd(logits_fn, X, y, KEY, epsilon=.1, step_size=.03, num_steps=2, **options)
 
 
+@pytest.mark.oldest  # its callbacks are held by weak references
 def test_new_weights_are_used_without_compiling_again():
   net = network()
   logits_fn, compiled = torch_model.TorchModel(net, channels_last=True), []
