@@ -353,7 +353,8 @@ def subset(split: Split, size: int) -> tuple[Split, str]:
   """
   n = len(split.labels)
   if not 0 < size < n:
-    return Split(split.images[:], split.labels), 'all'  # the images of a stream are decoded here
+    # The images of a stream are decoded here.
+    return split if isinstance(split, Split) else Split(split.images[:], split.labels), 'all'
   counts = np.bincount(split.labels)
   expected = size * counts[counts > 0] / n
   observed = np.bincount(split.labels[:size], minlength=len(counts))[counts > 0]
