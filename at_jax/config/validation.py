@@ -339,9 +339,10 @@ def _check_finetune(flat: dict) -> None:
   reads_clean = finetune.uses_clean(f['distance'], f['clean_weight'], anchored=f['anchor_weight'] > 0)
   _require(flat, 'finetune.clean_weight', reads_clean or f['batch_norm'] == 'shared',
            'the BatchNorm of clean examples would have no examples: use a number above 0')
-  _require(flat, 'beta', reads_clean or flat['beta'] > 0,
+  has_fit = f['clean_weight'] > 0 or f['anchor_weight'] > 0
+  _require(flat, 'beta', has_fit or flat['beta'] > 0,
            'no term of the loss is left: use a number above 0, or finetune.clean_weight above 0')
-  _require(flat, 'weights.on', reads_clean or flat['weights.kind'] == 'none' or flat['weights.on'] != 'fit',
+  _require(flat, 'weights.on', has_fit or flat['weights.kind'] == 'none' or flat['weights.on'] != 'fit',
            "without the cross-entropy at x the fit is 0: use 'regulariser', or finetune.clean_weight above 0")
 
 
