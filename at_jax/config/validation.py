@@ -166,7 +166,8 @@ def _check_data(flat: dict) -> None:
            "it crops images when they are read: use dataset.source = 'stream', or 'crop'")
   if not streams:
     return
-  _require(flat, 'dataset.source', flat['dataset.name'] != 'digits' and '.' not in flat['dataset.name'],
+  _require(flat, 'dataset.source', flat['dataset.name'] != 'digits' and
+           '.' not in flat['dataset.name'].partition(':')[0],  # of name:version in TFDS
            f"{flat['dataset.name']} is no data set of TFDS: use 'device'")
   _require(flat, 'dataset.drop_class', flat['dataset.drop_class'] < 0,
            "a stream does not know the labels of all examples: use -1, or dataset.source = 'device'")
