@@ -4,7 +4,7 @@ RUN is the folder of a trained run of all classes, WITHOUT that of a run with da
 are attacked on the same test images, those of the other classes:
 
   all classes   the deployed model of RUN
-  masked        the same with the logit of the class at −∞, for the attack too: fewer classes alone
+  masked        the same with the logit of the class at −∞, also for the attack
   retrained     the deployed model of WITHOUT
 
 An example that is misclassified clean is not attacked, and counts by its clean prediction. Tables are in
@@ -146,7 +146,7 @@ def report(found: dict[str, Any], title: str) -> str:
 def _models(run: pathlib.Path, without: pathlib.Path, n: int) -> tuple[dict[str, runs.Model], int]:
   """The three models on the same examples, that of WITHOUT with its own labels, and the class left out."""
   data: dict[str, Any] = {}
-  every = runs.trained(run, data, test=n)
+  every = runs.trained(run, data, test=n or sys.maxsize)  # 0 would take those of the evaluation
   rest = runs.trained(without, data, test=1)
   dataset, label = every.parts.config.dataset, rest.parts.config.dataset.drop_class
   if label < 0 or dataset.drop_class >= 0 or rest.parts.config.dataset.name != dataset.name:
