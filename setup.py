@@ -16,7 +16,7 @@ TRAIN = [
 ]
 ANALYSIS = ['matplotlib>=3.8']  # a part of the extra `train`, so that every run can be reported
 DATA = ['tensorflow-datasets>=4.9.10', 'array-record>=0.5', 'pillow>=10', 'scikit-learn>=1.4']
-# The files of `data`, read while they are used. grain needs array-record 0.8.1.
+# grain reads the files of TFDS during training; it needs array-record 0.8.1.
 STREAM = [*DATA, 'grain>=0.2.18']
 # The tests attack models of Equinox and Haiku, and execute the notebooks.
 DEV = ['pytest>=8', 'pytest-xdist>=3.7', 'hypothesis>=6.100', 'chex>=0.1.89', 'ruff>=0.9', 'equinox',

@@ -219,7 +219,7 @@ def learning(name: str, found: Sequence[folders.Folder]) -> figures.Captioned | 
                 fontsize=figures.SMALL)
   most = min(losses, key=losses.get)
   folder = next(each for seeds in methods.values() for each in seeds if each.name == most)
-  seen = (f'`{most}` loses most, {-losses[most]:.1f} points (in brackets){_beside_chance(folder)}.'
+  seen = (f'`{most}` loses most, {-losses[most]:.1f} points (in brackets){_against_interval(folder)}.'
           if losses[most] < 0 else 'none falls.')
   if len(shown) < len(methods):
     seen += f' The {len(shown)} of {len(methods)} methods that fall most are drawn.'
@@ -231,7 +231,7 @@ def learning(name: str, found: Sequence[folders.Folder]) -> figures.Captioned | 
       f'accuracy in points: {figures.listed(list(losses), list(losses.values()), len(losses))}.')
 
 
-def _beside_chance(folder: folders.Folder) -> str:
+def _against_interval(folder: folders.Folder) -> str:
   """Whether the fall of a run stays within the 95 % interval of its best checkpoint."""
   n, lines = folder.config.get('dataset', {}).get('validation_size'), folders.validations(folder)
   if not n:

@@ -160,7 +160,7 @@ def attacked(config: dict[str, Any]) -> bool:
     config: the configuration of a run.
 
   Returns:
-    False for standard training, whose fields of the attack are those of the evaluation.
+    False for standard training, which does not use the fields of its attack.
   """
   return config.get('loss') != 'standard' and bool(config.get('attack', {}).get('norm'))
 

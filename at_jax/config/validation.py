@@ -160,7 +160,7 @@ def _scale(norm: str, epsilon: float, step_size: float, steps: dict[str, int]) -
 
 
 def _check_data(flat: dict) -> None:
-  """Data that are read while they are used."""
+  """Streamed data."""
   streams = flat['dataset.source'] == 'stream'
   _require(flat, 'dataset.augment', streams or flat['dataset.augment'] != 'resized_crop',
            "it crops images when they are read: use dataset.source = 'stream', or 'crop'")

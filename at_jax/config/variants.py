@@ -123,7 +123,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   # One batch per epoch, and one batch shape for all attacks of an evaluation, which compile once.
   c.epochs, c.batch_size = 2, 1384
   c.dataset.update(name='digits', num_classes=10, validation_size=16, pad=1, source='device')
-  if c.dataset.augment == 'resized_crop':  # a stream's
+  if c.dataset.augment == 'resized_crop':  # of streams only
     c.dataset.augment = 'crop'
   sizes = {'SmallCNN': dict(features=(4, 4), hidden=(8,), padding='SAME'),
            'WideResNet': dict(depth=10, widen_factor=1),

@@ -177,7 +177,7 @@ class Checkpoints:
   """The checkpoints of one run: the newest ones and the one with the highest score.
 
   Args:
-    directory: the folder; created by the first `save` in an existing folder.
+    directory: the folder; created by the first `save`. Its parent must exist.
     keep: how many of the newest to keep.
   """
 
@@ -321,7 +321,7 @@ class Checkpoints:
         self._check_damage(step, metadata['digests'])  # orbax converts a leaf of another dtype
         raise Corrupt(f'the digest of {name} differs')
     shapes = lambda tree: [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
-    if shapes(state) != shapes(template):  # of which orbax says nothing
+    if shapes(state) != shapes(template):  # orbax does not compare them
       raise self._other_state(step, 'shapes differ')
     return Saved(step, state, metadata['info'])
 
@@ -334,7 +334,7 @@ class Checkpoints:
       raise self._other_state(step, f'{len(differing)} leaves differ, the first is {differing[0]}')
 
   def _check_damage(self, step: int, digests: dict[str, str]) -> None:
-    """Raises UserError if the checkpoint is whole as it was stored: then the template is of another state."""
+    """Raises UserError if the digests hold, because then the template is of another state."""
     try:
       state = ocp.load_checkpointables(self._path(step))['state']
     except Exception:  # as above

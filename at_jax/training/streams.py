@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent import futures
-import contextlib
 import time
 from typing import Any, NamedTuple
 
@@ -135,5 +134,5 @@ class Feed:
   def close(self) -> None:
     """Ends the threads."""
     self._reader.shutdown(wait=True, cancel_futures=True)
-    with contextlib.suppress(AttributeError):  # nothing was opened
+    if self._opened is not None:
       self._opened.close()
