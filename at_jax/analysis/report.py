@@ -198,7 +198,8 @@ def _training(found: Sequence[folders.Folder]) -> page.Cells:
           'training time', 'robust, last − best']
   return page.Cells('Settings of each method (first seed); training time at the best speed of its logs '
                     '(mean); change of robust validation accuracy from the best to the last epoch, in points '
-                    'for each seed. It is positive if the best epoch was not chosen by robust accuracy alone',
+                    'for each seed. It can be positive if the best epoch was not chosen by robust accuracy '
+                    'alone',
                     head, rows)
 
 
