@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from at_jax import environment, errors
+from at_jax import devices, environment, errors
 from at_jax.analysis import class_statistics, markdown, mcnemar, runs
 from at_jax.datasets import pipeline
 from at_jax.evaluation import attack_names, metrics
@@ -147,6 +147,7 @@ def _models(run: pathlib.Path, without: pathlib.Path, n: int) -> tuple[dict[str,
   """The three models on the same examples, that of WITHOUT with its own labels, and the class left out."""
   data: dict[str, Any] = {}
   every = runs.trained(run, data, test=n or sys.maxsize)  # 0 would take those of the evaluation
+  devices.check_batch_size('config.evaluate.batch_size', every.settings['batch_size'])
   rest = runs.trained(without, data, test=1)
   dataset, label = every.parts.config.dataset, rest.parts.config.dataset.drop_class
   if label < 0 or dataset.drop_class >= 0 or rest.parts.config.dataset.name != dataset.name:
