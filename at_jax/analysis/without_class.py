@@ -150,9 +150,10 @@ def _models(run: pathlib.Path, without: pathlib.Path, n: int) -> tuple[dict[str,
   devices.check_batch_size('config.evaluate.batch_size', every.settings['batch_size'])
   rest = runs.trained(without, data, test=1)
   dataset, label = every.parts.config.dataset, rest.parts.config.dataset.drop_class
-  if label < 0 or dataset.drop_class >= 0 or rest.parts.config.dataset.name != dataset.name:
-    raise errors.UserError('WITHOUT', str(without), 'name a run with dataset.drop_class on the data of RUN, '
-                           'and a RUN of all classes')
+  if dataset.drop_class >= 0:
+    raise errors.UserError('RUN', str(run), 'name a run of all classes, without dataset.drop_class')
+  if label < 0 or rest.parts.config.dataset.name != dataset.name:
+    raise errors.UserError('WITHOUT', str(without), 'name a run with dataset.drop_class on the data of RUN')
   if logit_adjustment.COLLECTION in every.variables:
     raise errors.UserError('RUN', str(run), "its logits are adjusted: use a run with inference.kind = 'none'")
   images, labels = every.split

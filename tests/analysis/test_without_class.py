@@ -76,7 +76,7 @@ def test_three_models_are_compared_on_the_same_images(folders, tmp_path, capsys)
 
 @pytest.mark.parametrize('order, arguments, expected', [
     ((0, 0), [], 'name a run with dataset.drop_class'),
-    ((1, 1), [], 'name a run with dataset.drop_class'),
+    ((1, 1), [], 'name a run of all classes, without dataset.drop_class'),
     ((0, 1), ['--attack=none'], "--attack = 'none': name an attack"),
     ((0, 1), ['--attack=autoattack'], "--attack = 'autoattack': use PGD"),
     ((0, 1), ['--n=-1'], '--n = -1: use a whole number of at least 0'),
