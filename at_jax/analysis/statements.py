@@ -136,7 +136,7 @@ def what(found: Sequence[folders.Folder], compared: dict[str, table.Table]) -> l
   lines.append('Attacks: '
                + ', '.join(column for column in attacks if column not in ('clean', 'worst case')))
   lines.append(f'Training: {_training([folder.config for folder in evaluated(found)])}')
-  lines.append('Every accuracy is of the best checkpoint, chosen on held-out training images. An attack '
+  lines.append('Every accuracy is of the best checkpoint, chosen on the validation split. An attack '
                'succeeds if the deployed model then decides wrongly')
   hardware = dict.fromkeys(str(each.get('device', 'unknown')) for each in results)
   lines.append(f'Hardware: {", ".join(hardware)}')
@@ -279,7 +279,8 @@ def warnings(found: Sequence[folders.Folder], compared: dict[str, table.Table]) 
   runs, lines = evaluated(found), []
   robust = lambda folder: folder.run.results['robust']
   for text, holds in (
-      ('A model predicts one class for every test image, so its accuracy is the share of that class',
+      ('A model is right on all test images of one class and on no other, so its accuracy is the share of that '
+       'class',
        lambda folder: _is_constant(folder.run.results)),
       ('AutoAttack was not run, so the worst case may be far too high',
        lambda folder: not any(name.startswith('autoattack') for name in robust(folder))),
@@ -292,7 +293,7 @@ def warnings(found: Sequence[folders.Folder], compared: dict[str, table.Table]) 
 
 
 def _is_constant(results: dict[str, Any]) -> bool:
-  """Whether a model predicts one class: that one always correctly, and the others never."""
+  """Whether a model is right on all images of one class and on no other, as if it predicted one class."""
   clean = [share for share in results.get('by_class', {}).get('clean', []) if share is not None]
   return len(clean) > 1 and sorted(clean) == [0.] * (len(clean) - 1) + [1.]
 

@@ -117,7 +117,7 @@ def test_gallery_shows_images_and_predictions(run, tmp_path, capsys):
   assert drawn.caption in capsys.readouterr().err
   assert f'({len(fooled)} of {(~robust).sum()} such images)' in drawn.caption
   # The factor is ⌊.5 / (40/255)⌋ = 3.
-  assert drawn.caption.endswith('with the perturbation times 3.')
+  assert 'with the perturbation times 3 on grey.' in drawn.caption
   lines = np.reshape(drawn.figure.axes, (-1, 4))
   shown = [int(part.split()[1].rstrip(':')) for part in drawn.alt.split('; ')]
   assert set(shown) <= set(fooled) and len(shown) == len(lines) == min(6, len(fooled))

@@ -67,7 +67,7 @@ def test_curve_counts_radii_beyond_epsilon(tmp_path):
   compared, = report.tables(found, 'x').values()
   drawn = curves.minimum_norm('r', 'L∞', compared, {'x-0': radius})
   # A(0) = 30/40; A(8) = 20/40; A(16) = 10/40; the mean of min(radius, ε)/ε is (0 + ½ + 1 + 1)/4.
-  assert 'x: 75.0 at 0, 50.0 at ε (worst case 20.0), 25.0 at 2ε, mean over 0 to ε 62.5.' in drawn.alt
+  assert 'x-0: 75.0 at 0, 50.0 at ε (worst case 20.0), 25.0 at 2ε, mean over 0 to ε 62.5.' in drawn.alt
   assert 'up to 30.0 points lower (`x`)' in drawn.caption
   assert curves.minimum_norm('r', 'L∞', compared, {}) is None
 

@@ -155,7 +155,7 @@ def test_page_explains_what_it_shows(page):
                'PGD-20: PGD of 20 steps on the cross-entropy', 'Released: the evaluation of'):
     assert line in outline.text
   # Only seed 1 of `rival` is always right on one class and never on another.
-  assert 'predicts one class for every test image, so its accuracy is the share of that class: rival-1.' in (
+  assert 'of one class and on no other, so its accuracy is the share of that class: rival-1.' in (
       outline.text)
 
 
