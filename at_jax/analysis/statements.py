@@ -279,8 +279,8 @@ def warnings(found: Sequence[folders.Folder], compared: dict[str, table.Table]) 
   runs, lines = evaluated(found), []
   robust = lambda folder: folder.run.results['robust']
   for text, holds in (
-      ('A model is right on all test images of one class and on no other, so its accuracy is the share of that '
-       'class',
+      ('A model is right on all test images of one class and on no other, so its accuracy is the share of '
+       'that class',
        lambda folder: _is_constant(folder.run.results)),
       ('AutoAttack was not run, so the worst case may be far too high',
        lambda folder: not any(name.startswith('autoattack') for name in robust(folder))),
