@@ -164,6 +164,10 @@ def main() -> None:
   arguments = parser.parse_args()
   if unknown := set(arguments.rows) - set(ROWS):
     parser.error(f'no row {", ".join(sorted(unknown))}: use {", ".join(ROWS)}')
+  if min(arguments.hours, arguments.n, arguments.epochs, *arguments.rates) <= 0:
+    parser.error('--hours, --n, --epochs and --rates: use numbers above 0')
+  if importlib.util.find_spec('pyautoattack') is None:
+    parser.error("the ResNet-18 is a part of pyautoattack: pip install -e '.[peers]'")
   deadline, scratch = time.monotonic() + 3600 * arguments.hours, arguments.scratch.absolute()
   try:
     small = write_data(scratch / 'tuning.npz', arguments.images, TUNING['n'])

@@ -23,7 +23,8 @@ To start from a run of your own, with the same model and data: --config.finetune
 :pretrained is after Jeddi et al., A Simple Fine-tuning Is All You Need: Towards Robust Deep Learning Via
 Adversarial Fine-tuning, 2020: ten epochs on adversarial examples alone, from a clean model. Ours there:
 N-FGSM, the learning rate, the regulators, and an operating point with at most 14 points of clean accuracy
-less. FILE is a state dict of `ResNet18` without normalisation; for another network set config.model.
+less. FILE is a state dict of `ResNet18` without normalisation; for another network copy this file and set
+c.model.
 
 Published: none that could be read. For the same aim, ARREST (WRN-34-10, reported): CIFAR-10 clean
 90.24, AutoAttack 50.20; CIFAR-100 73.05, 24.32.
@@ -63,7 +64,7 @@ def get_config(arg: str = ''):
     if c.model.name == 'SmallCNN':
       c.model.batch_norm = True
   if 'smoke' in asked:
-    c.finetune.source = ''
+    c.finetune.update(source='', start_epoch=1)
   elif 'small' in asked and 'pretrained' not in asked:
     # As many passes as eight epochs of PGD-AT with five steps.
     c.epochs, c.finetune.start_epoch, c.optimizer.decay_epochs = 24, 20, (12, 17)

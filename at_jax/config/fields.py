@@ -101,14 +101,14 @@ def is_state_dict(source: str) -> bool:
     source: the field `finetune.source`.
 
   Returns:
-    True for a name that ends as such files do, unless it is that of a folder.
+    True for a file, and for a name that ends as such files do, unless it is that of a folder.
 
   Example:
     >>> is_state_dict('resnet18.pt'), is_state_dict('runs/clean')
     (True, False)
   """
   path = os.path.expanduser(source)
-  return path.endswith(importers.SUFFIXES) and not os.path.isdir(path)
+  return os.path.isfile(path) or path.endswith(importers.SUFFIXES) and not os.path.isdir(path)
 
 
 def _number(values: str, remedy: str, accepts: Callable[[Any], bool]) -> Check:

@@ -48,7 +48,8 @@ def check(config: ml_collections.ConfigDict, warn: Callable[[str], None] = warni
   _check_finetune(flat)
   _check_dummies(flat)
   _check_carried(flat)
-  for line in (*_unread(flat), *_wrong_scale(flat), *_never_reached(flat), *_rate_of_sgd(flat)):
+  for line in (*_unread(flat), *_wrong_scale(flat), *_never_reached(flat), *_rate_of_sgd(flat),
+               *_untrained(flat)):
     warn(line)
 
 
@@ -109,6 +110,13 @@ def _never_reached(flat: dict) -> Iterator[str]:
     if late and flat['epochs'] >= 10 and (when is None or when.holds(flat)):  # fewer are a trial
       yield (f'config.{name} = {tuple(flat[name])!r}: a run of {flat["epochs"]} epochs does not reach '
              f'{", ".join(map(str, late))}: use smaller ones, or more epochs')
+
+
+def _untrained(flat: dict) -> Iterator[str]:
+  """A line if fine-tuning would begin from a network that nothing has trained."""
+  if flat['loss'] == 'finetune' and not flat['finetune.start_epoch'] and not flat['finetune.source']:
+    yield ("config.finetune.source = '': an untrained network is fine-tuned; name the work directory of a "
+           'run or a file with a state dict, or set finetune.start_epoch')
 
 
 def _rate_of_sgd(flat: dict) -> Iterator[str]:

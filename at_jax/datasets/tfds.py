@@ -154,7 +154,8 @@ def _check_features(name: str, builder: dataset_builder.DatasetBuilder, any_shap
   elif image.np_dtype != np.uint8:
     reason = f'has images of {np.dtype(image.np_dtype)}, not of uint8'
   if reason:
-    stream = "; dataset.augment = 'resized_crop' gives them one" if 'of one shape' in reason else ''
+    stream = ("; dataset.source = 'stream' with dataset.augment = 'resized_crop' gives them one"
+              if 'of one shape' in reason else '')
     raise errors.UserError('dataset', name, f'{reason}: convert it to a .npz file with uint8 images of '
                            f'one shape{stream}')
 

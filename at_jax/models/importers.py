@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 from typing import Any, NamedTuple
+import zipfile
 
 from flax import linen as nn
 import jax
@@ -143,6 +144,8 @@ def _read(path: str | os.PathLike) -> Mapping[str, Any]:
 
 
 def _read_npz(path: str) -> Mapping[str, Any]:
+  if not zipfile.is_zipfile(path):  # which NumPy would offer to unpickle
+    raise ValueError('it is no archive of arrays')
   with np.load(path) as file:
     return dict(file)
 

@@ -139,6 +139,15 @@ def test_an_unusual_scale_is_one_line(changes, parts):
     assert part in line
 
 
+def test_fine_tuning_of_an_untrained_network_is_one_line():
+  lines = lambda **changes: [line for line in lines_of(
+      loss='finetune', finetune__anchor_weight=0., **changes) if 'untrained' in line]
+  line, = lines(finetune__start_epoch=0)
+  assert line.startswith("config.finetune.source = '': an untrained network is fine-tuned; name the work")
+  assert not lines(finetune__start_epoch=1)
+  assert not lines(finetune__start_epoch=0, finetune__source='clean.npz')
+
+
 @pytest.mark.parametrize('changes', [
     {}, dict(attack__epsilon_255=0.), dict(evaluate__epsilon_255=0.), dict(attack__epsilon_255=1.),
     dict(attack__step_size_255=.8),

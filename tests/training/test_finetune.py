@@ -208,8 +208,8 @@ def test_statistics_use_the_radius_of_each_example(monkeypatch):
   c.optimizer.ema_decay = .9
   run, eval_variables, _ = pieces(c)
   seen = []
-  monkeypatch.setattr(sharding, 'batchnorm_steps', lambda recipe: lambda state, images, labels, order,
-                      key, values: seen.append((state.tuning.radius, images)) or (state, None))
+  monkeypatch.setattr(sharding, 'batchnorm_steps', lambda recipe, streamed: lambda state, images, labels,
+                      order, key, values: seen.append((state.tuning.radius, images)) or (state, None))
   state = jax.device_get(setup.init_state(run))
   own = np.linspace(0, 1, 16, dtype=np.float32)
   state = state._replace(step=np.int32(4), tuning=state.tuning._replace(radius=own))
