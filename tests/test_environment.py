@@ -9,6 +9,7 @@ import pathlib
 import pickle
 import runpy
 import sys
+import types
 
 import jax
 import numpy as np
@@ -73,7 +74,7 @@ def test_no_function_makes_a_folder_of_a_bucket(tmp_path, monkeypatch, capsys):
       call('gs://bucket/run')
   config.finetune.source = 's3://bucket/run'
   with pytest.raises(errors.UserError, match='config.finetune.source = .*only local paths'):
-    finetune._source_config(config)
+    finetune._source_config(types.SimpleNamespace(config=config))
   assert "--workdir = 'gs://bucket/run': only local" in message(capsys, QUICK, '--workdir=gs://bucket/run')
   assert "--config = 's3://bucket/x.py': only local" in message(capsys, '--config=s3://bucket/x.py')
   assert table.main(['gs://bucket/runs']) == 2 and 'only local paths' in capsys.readouterr().err
