@@ -185,9 +185,10 @@ def main(arguments: list[str] | None = None) -> int:
   asked = parser.parse_args(arguments)
   try:
     output, spec = runs.output_path('--output', asked.output), runs.pgd(asked.attack)
-    if spec is None or asked.n < 0:
-      raise errors.UserError('--attack' if spec is None else '--n', asked.attack if spec is None else asked.n,
-                             'name an attack' if spec is None else 'use a whole number of at least 0')
+    if spec is None:
+      raise errors.UserError('--attack', asked.attack, 'name an attack')
+    if asked.n < 0:
+      raise errors.UserError('--n', asked.n, 'use a whole number of at least 0')
     models, label = _models(environment.local_path('RUN', asked.run),
                             environment.local_path('WITHOUT', asked.without), asked.n)
     found = {}

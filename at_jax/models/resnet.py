@@ -64,6 +64,15 @@ def _builders(module: nn.Module, train: bool, kernel_init: Callable) -> tuple[Ca
   return conv, norm
 
 
+def _stages(network, block, x, conv, norm):
+  """The blocks of all stages; each stage after the first doubles the channels and halves the image."""
+  for stage, size in enumerate(network.stage_sizes):
+    for i in range(size):
+      stride = 2 if stage > 0 and i == 0 else 1
+      x = block(x, network.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{i}')
+  return x
+
+
 class PreActResNet18(nn.Module):
   """Pre-activation ResNet-18 for small images: 11,172,170 parameters with 10 outputs.
 
@@ -110,12 +119,7 @@ class PreActResNet18(nn.Module):
     conv, norm = _builders(self, train, layers.torch_default)
     x = layers.prepare(x, self.normalize, self.dtype)
     x = conv(self.width, (3, 3), strides=self.stem_stride, name='conv1')(x)
-    for stage, size in enumerate(self.stage_sizes):
-      for block in range(size):
-        stride = 2 if stage > 0 and block == 0 else 1
-        x = _pre_activation_block(
-            x, self.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{block}',
-            self.raw_shortcut)
+    x = _stages(self, functools.partial(_pre_activation_block, raw_shortcut=self.raw_shortcut), x, conv, norm)
     if self.final_norm:
       x = nn.relu(norm(name='bn')(x))
     x = layers.dense(self.num_outputs, x.mean(axis=(1, 2)), dtype=self.dtype, name='linear')
@@ -142,10 +146,7 @@ class _PostActivationResNet(nn.Module):
     x = layers.prepare(x, self.normalize, self.dtype)
     x = conv(self.width, (3, 3), strides=self.stem_stride, name='conv1')(x)
     x = nn.relu(norm(name='bn1')(x))
-    for stage, size in enumerate(self.stage_sizes):
-      for block in range(size):
-        stride = 2 if stage > 0 and block == 0 else 1
-        x = self.block(x, self.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{block}')
+    x = _stages(self, self.block, x, conv, norm)
     x = layers.dense(self.num_outputs, x.mean(axis=(1, 2)), dtype=self.dtype, name='linear')
     return x.astype(layers.param_dtype(self.dtype))
 
@@ -241,10 +242,7 @@ class ResNet50(nn.Module):
     x = layers.prepare(x, self.normalize, self.dtype)
     x = conv(self.width, (7, 7), strides=2, padding=3, name='conv1')(x)
     x = nn.max_pool(nn.relu(norm(name='bn1')(x)), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    for stage, size in enumerate(self.stage_sizes):
-      for block in range(size):
-        stride = 2 if stage > 0 and block == 0 else 1
-        x = _bottleneck_block(x, self.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{block}')
+    x = _stages(self, _bottleneck_block, x, conv, norm)
     x = layers.dense(self.num_outputs, x.mean(axis=(1, 2)), dtype=self.dtype, name='fc')
     return x.astype(layers.param_dtype(self.dtype))
 
