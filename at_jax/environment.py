@@ -1,5 +1,6 @@
 """Local paths as users write them, and output on streams of any encoding."""
 
+import argparse
 import contextlib
 import os
 import pathlib
@@ -59,6 +60,24 @@ def printable(text: str, file: TextIO | None = None) -> str:
   """
   encoding = getattr(file or sys.stdout, 'encoding', None) or 'utf-8'
   return text.encode(encoding, 'backslashreplace').decode(encoding)
+
+
+def parser(program: str, text: str) -> argparse.ArgumentParser:
+  """Makes the parser of a command, whose help is the docstring of its module.
+
+  Args:
+    program: how the command is typed, without its arguments.
+    text: the docstring.
+
+  Returns:
+    The parser, without arguments. Its help keeps the lines of the text.
+
+  Example:
+    >>> parser('python -m mine', 'What it does.').format_usage()
+    'usage: python -m mine [-h]\\n'
+  """
+  return argparse.ArgumentParser(prog=program, description=printable(text),
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def log(text: str, file: TextIO | None = None) -> None:

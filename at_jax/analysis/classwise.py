@@ -9,7 +9,6 @@ attacked; in a confusion matrix it counts by its clean prediction. Tables are in
 --output writes all numbers as JSON, shares as fractions.
 """
 
-import argparse
 from collections.abc import Sequence
 import math
 import pathlib
@@ -246,9 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
   Returns:
     The exit code: 0, or 2 after a line on stderr with the error and the remedy.
   """
-  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis classwise',
-                                   description=environment.printable(__doc__),
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = environment.parser('python -m at_jax.analysis classwise', __doc__)
   parser.add_argument('runs', nargs='+', metavar='RUN')
   parser.add_argument('--attack', default='pgd20',
                       help='attack of the confusion matrices; none for no attack')

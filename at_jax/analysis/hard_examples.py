@@ -274,9 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
   Returns:
     The exit code: 0, or 2 after a line on stderr with the error and the remedy.
   """
-  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis hard_examples',
-                                   description=environment.printable(__doc__),
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = environment.parser('python -m at_jax.analysis hard_examples', __doc__)
   parser.add_argument('runs', nargs='+', metavar='RUN')
   parser.add_argument('--attack', default='none', help='attack to run again; none reads files only')
   parser.add_argument('--split', default='test', choices=('test', 'train'), help='which examples')

@@ -6,7 +6,6 @@ misclassified point that was found, 0 for an example that is misclassified clean
 found; `labels`, i32[N]. `report --radii=FOLDER` draws the robust accuracy over ε of these radii.
 """
 
-import argparse
 from collections.abc import Sequence
 import os
 import pathlib
@@ -105,9 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
   Returns:
     The exit code: 0, or 2 after a line on stderr with the error and the remedy.
   """
-  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis radii',
-                                   description=environment.printable(__doc__),
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = environment.parser('python -m at_jax.analysis radii', __doc__)
   parser.add_argument('runs', nargs='+', metavar='RUN')
   parser.add_argument('--output', required=True, metavar='FOLDER', help='a folder, which is made')
   parser.add_argument('--steps', type=int, default=100, help='number of steps of FMN (default 100)')

@@ -12,7 +12,6 @@ Accuracies are those of the best checkpoint's deployed model, by the same functi
 attacked, and no folder is changed.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 import csv
 import io
@@ -343,9 +342,7 @@ def main(arguments: list[str] | None = None) -> int:
   Returns:
     The exit code: 0, or 2 after a line on stderr with the error and the remedy.
   """
-  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis report',
-                                   description=environment.printable(__doc__),
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = environment.parser('python -m at_jax.analysis report', __doc__)
   parser.add_argument('runs', nargs='*', metavar='RUN')
   parser.add_argument('--output', default='report.html', metavar='FILE', help='.html, .md or .csv')
   parser.add_argument('--against', metavar='METHOD',

@@ -13,7 +13,6 @@ estimates at .1 %. Growth is the estimate at .1 % over that at 1 %: 1 if it is s
 --output writes all numbers as JSON. --figures draws the estimates, and the loss on a plane around w.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 import pathlib
 import sys
@@ -314,9 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
   Returns:
     The exit code: 0, or 2 after a line on stderr with the error and the remedy.
   """
-  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis smoothness',
-                                   description=environment.printable(__doc__),
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = environment.parser('python -m at_jax.analysis smoothness', __doc__)
   parser.add_argument('runs', nargs='+', metavar='RUN')
   parser.add_argument('--n', type=int, default=256, help='number of test images, one batch (256)')
   parser.add_argument('--output', metavar='FILE', help='a JSON file for all numbers')

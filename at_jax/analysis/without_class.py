@@ -11,7 +11,6 @@ An example that is misclassified clean is not attacked, and counts by its clean 
 Markdown, shares in percent. --output writes all numbers as JSON, shares as fractions.
 """
 
-import argparse
 import math
 import pathlib
 import sys
@@ -174,9 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
   Returns:
     The exit code: 0, or 2 after a line on stderr with the error and the remedy.
   """
-  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis without_class',
-                                   description=environment.printable(__doc__),
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = environment.parser('python -m at_jax.analysis without_class', __doc__)
   parser.add_argument('run', metavar='RUN')
   parser.add_argument('without', metavar='WITHOUT')
   parser.add_argument('--n', type=int, default=0, help='number of test images of all classes (0, all)')
