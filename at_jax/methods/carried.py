@@ -53,20 +53,20 @@ def store(carried: Array, places: Array, delta: Array, epsilon: float, *,
   """Stores the perturbations of a batch.
 
   Args:
-    carried: int8[N, ...], the same on all devices.
+    carried: int8[N, D], the same on all devices.
     places: i32[B], the rows of this device's examples. No row appears twice in the batch of all devices.
-    delta: f32[B, ...].
+    delta: f32[B, ...], of D entries each.
     epsilon: ε, in units of x.
     axis_name: the axis over devices, or None. Every device stores the perturbations of all devices.
 
   Returns:
-    int8[N, ...].
+    int8[N, D].
 
   Example:
     >>> print(store(jnp.zeros((3, 1), jnp.int8), jnp.array([2]), jnp.array([[.1]]), .1)[:, 0])
     [  0   0 120]
   """
-  packed = pack(delta, epsilon)
+  packed = pack(delta, epsilon).reshape(len(delta), -1)
   if axis_name is not None:
     places, packed = jax.lax.all_gather((places, packed), axis_name, tiled=True)
   return carried.at[places].set(packed)

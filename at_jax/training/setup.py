@@ -424,7 +424,7 @@ def init_state(run: Run) -> step_lib.TrainState:
   state = init(run.keys['init'])
   rows = {'free_at': c.batch_size, 'fgsm_pgi': run.dataset.train_size}.get(c.loss)
   if rows:
-    state = state._replace(tuning=jnp.zeros((rows, *run.dataset.image_shape), jnp.int8))
+    state = state._replace(tuning=jnp.zeros((rows, x.size), jnp.int8))
   if c.loss != 'finetune':
     return state
   variables = {'params': state.params, 'batch_stats': state.batch_stats}

@@ -33,8 +33,9 @@ class TrainState(NamedTuple):
     class_counts: `cfa.ClassCounts` if weights or calibration depend on the class, else empty.
     average: `weight_averaging.FairAverageState` if CFA averages weights, else empty.
     tuning: what the method keeps besides. `methods.finetune.Tuning` for the loss 'finetune'; perturbations
-      as `methods.carried` packs them, of each training example for 'fgsm_pgi' and of each place of the
-      global batch for 'free_at'; else empty. Another field would make earlier checkpoints unreadable.
+      as `methods.carried` packs them, in the form of `rows`, of each training example for 'fgsm_pgi' and
+      of each place of the global batch for 'free_at'; else empty. Another field would make earlier
+      checkpoints unreadable.
   """
   step: Array
   params: Any
@@ -198,7 +199,7 @@ def _examples(state, images, labels, index, key, values, recipe, by_class, axis_
                           images, keys)
   x = pipeline.to_unit(images)
   if recipe.replays:
-    delta = carried.unpack(state.tuning[_places(index, axis_name)], recipe.radius, x.dtype)
+    delta = _carried(state, _places(index, axis_name), x, recipe)
     return Examples(x, jnp.clip(x + delta, 0, 1), y, None)
   if recipe.attack is None:
     return Examples(x, x, y, None)
@@ -228,10 +229,14 @@ def _places(index: Array, axis_name: str | None) -> Array:
   return first + jnp.arange(len(index), dtype=jnp.int32)
 
 
+def _carried(state: TrainState, places: Array, x: Array, recipe: Recipe) -> Array:
+  return carried.unpack(state.tuning[places], recipe.radius, x.dtype).reshape(x.shape)
+
+
 def _prior(state, x, index, key, values, recipe) -> Array:
   """x + δ₀: the perturbation that each example had in the epoch before, or random signs."""
   signs = jnp.where(inner_attacks_lib.unit_noise(x, key, index) < 0, -1, 1).astype(x.dtype)
-  before = carried.unpack(state.tuning[index], recipe.radius, x.dtype)
+  before = _carried(state, index, x, recipe)
   radius = recipe.radius if values.scale is None else values.scale * recipe.radius
   return jnp.clip(x + jnp.where(values.fresh, radius * signs, before), 0, 1)
 
@@ -383,7 +388,7 @@ def rows(images: Any) -> Any:
   """Flattens the images of a training set, so that a TPU keeps it as it is.
 
   A program that picks examples among images of 32 × 32 pixels would first copy the whole set into a layout
-  in which 32 pixels take the place of 128.
+  in which 32 pixels take the place of 128. The same holds for perturbations.
 
   Args:
     images: uint8[N, H, W, C].

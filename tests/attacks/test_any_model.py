@@ -105,8 +105,8 @@ def pytorch():
   return torch_model.TorchModel(net.eval())
 
 
-MODELS = [linen, nnx, equinox, *(pytest.param(make, marks=pytest.mark.long)
-                                 for make in (init_apply_pair, haiku, pytorch))]
+MODELS = [linen, nnx, *(pytest.param(make, marks=pytest.mark.long)
+                        for make in (equinox, init_apply_pair, haiku, pytorch))]
 
 
 def attacked(logits_fn):

@@ -29,7 +29,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize('name', [
-    pytest.param(name, marks=[pytest.mark.long] * (name not in ('pgd', 'apgd l2', 'fab l1', 'square l1')))
+    pytest.param(name, marks=[pytest.mark.long] * (name not in ('pgd', 'apgd l2', 'fab l1')))
     for name in SHORT])
 def test_a_robustness_curve_in_one_compiled_call(name):
   logits_fn, x, y = network()

@@ -131,7 +131,8 @@ def test_square_windows_equal_the_reference(norm, epsilon):
   np.testing.assert_allclose(point, numbers['end'], rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+@pytest.mark.parametrize('norm', [
+    'linf', *(pytest.param(norm, marks=pytest.mark.long) for norm in ('l2', 'l1'))])
 def test_square_accepts_the_same_proposals_as_the_reference(norm):
   numbers, points, best = NUMBERS['square keeps'][norm], [], []
   attack = square_stepper(norm=norm, num_queries=len(numbers['margins']) - 1)

@@ -29,7 +29,10 @@ def test_steps_of_every_config_keep_the_state_s_shapes(path):
     return state, after, metrics, run.network.deployed(variables, run.dataset.test.images[:2] / 255)
 
   shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-  for epoch in range(c.epochs):
+  # One epoch of each phase: others have the same program.
+  phases = {(epoch_plan.name(c, epoch), jax.tree.structure(epoch_plan.epoch_values(c, epoch))): epoch
+            for epoch in range(c.epochs)}
+  for epoch in phases.values():
     state, after, metrics, logits = jax.eval_shape(lambda epoch=epoch: step(epoch))
     assert shapes(after) == shapes(state)
     assert metrics.loss.shape == metrics.finite.shape == (1,)

@@ -99,7 +99,7 @@ def test_free_at_is_its_algorithm_by_hand():
     delta = jnp.clip(delta + EPSILON * jnp.sign(ascent), -EPSILON, EPSILON)
     delta = jnp.clip(x + delta, 0, 1) - x
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found.params, params)
-  np.testing.assert_allclose(carried.unpack(found.tuning, EPSILON), delta, atol=2e-7)
+  np.testing.assert_allclose(carried.unpack(found.tuning, EPSILON), delta.reshape(len(delta), -1), atol=2e-7)
   assert np.abs(delta).max() == pytest.approx(EPSILON, rel=1e-5)
 
 

@@ -238,6 +238,7 @@ def test_killed_ten_times_it_ends_with_the_same_bits(tmp_path):
   assert [results[0][k] for k in same] == [results[1][k] for k in same]
 
 
+@pytest.mark.long
 def test_an_npz_file_trains_and_may_be_moved(tmp_path, monkeypatch, capsys):
   rng, workdir = np.random.default_rng(0), tmp_path / 'run'
   path, moved, other = (tmp_path / f'{name}.npz' for name in ('mine', 'moved', 'other'))

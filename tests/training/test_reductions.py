@@ -26,8 +26,8 @@ def in_cells(*quick):
   return pytest.mark.parametrize('weights, loss, head, optimizer, awp', [quick, *REDUCED])
 
 
-@pytest.mark.parametrize('weights, loss', [
-    ('geometry', 'pgd_at'), pytest.param('margin', 'trades', marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('weights, loss', [('geometry', 'pgd_at'), ('margin', 'trades')])
 def test_burn_in_has_no_weights_and_one_program(weights, loss):
   traces = []
 

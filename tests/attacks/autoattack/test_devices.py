@@ -46,7 +46,7 @@ def on_four_devices(*arguments):
 
 
 @pytest.mark.parametrize('n, sizes, names', [
-    (24, ((7, 1), (24, 4)), ('apgd-ce', 'square')),
+    (24, ((7, 1), (24, 4)), ('square',)),
     pytest.param(500, SIZES, NAMES, marks=pytest.mark.long)])
 def test_float64_verdicts_are_equal_for_all_batches_and_devices(n, sizes, names, light):
   found, shares, (alone, across) = on_four_devices('float64', n, sizes, names)
@@ -73,6 +73,7 @@ def test_float32_verdicts_differ_on_one_example_in_500_at_most():
   assert other.mean() <= .002, differing
 
 
+@pytest.mark.long
 def test_compiled_steps_contain_no_collective(light):
   assert json.loads(processes.in_four_devices(_COLLECTIVES)) == {name: [] for name in STEPPERS}
 
