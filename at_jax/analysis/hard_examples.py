@@ -6,9 +6,10 @@ evaluation, in the worst case over all attacks. With --attack that attack is run
 evaluation; --split=train attacks training examples, for which there are no verdicts.
 
 Tables show how many examples fail in all runs, and how far runs fail on the same ones, with the numbers
-of independent runs. Shares are in percent. --output writes all numbers as JSON, shares as fractions,
-with the indices of the examples that always fail. --gallery draws some of them under --attack on the first
-RUN.
+of independent runs. --checkpoints=all attacks every checkpoint that a run has kept, and follows its examples
+over epochs; --curves draws that. Shares are in percent. --output writes all numbers as JSON, shares as
+fractions, with the indices of the examples that always fail. --gallery draws some of them under --attack on
+the first RUN.
 """
 
 import argparse
@@ -22,12 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from at_jax import environment, errors
-from at_jax.analysis import class_statistics, figures, gallery, markdown, overlap, runs
+from at_jax.analysis import class_statistics, figures, gallery, markdown, over_epochs, overlap, runs
+from at_jax.training import restore
 
 WORST_CASE = 'worst case'
 _TRAINING_EXAMPLES = 1000
-_PUBLISHED = ('Published for CIFAR-10: up to 40 % of the examples always fail, across methods (Wang et al., '
-              'arXiv 2410.12671).')
 
 
 class Member(NamedTuple):
@@ -40,6 +40,7 @@ class Member(NamedTuple):
     class_names: C names.
     labels: i32[N].
     wrong: `{'clean' or attack: bool[N]}`, misclassified. The last one decides whether an example fails.
+    epoch: number of epochs of training, of the checkpoints of --checkpoints=all.
   """
   name: str
   run: str
@@ -47,48 +48,66 @@ class Member(NamedTuple):
   class_names: tuple[str, ...]
   labels: np.ndarray
   wrong: dict[str, np.ndarray]
+  epoch: float | None = None
 
 
-def members(found: runs.Evaluation, name: str, attack: str, *, last: bool, train: int, data: dict[str, Any]
-            ) -> list[Member]:
-  """Finds the examples on which a run fails, from its files or by an attack.
+def members(found: runs.Evaluation, name: str, attack: str, *, checkpoints: Sequence[str | int], train: int,
+            data: dict[str, Any]) -> list[Member]:
+  """Finds the examples on which checkpoints of a run fail, from its files or by an attack.
 
   Args:
     found: the run.
     name: its name in tables.
     attack: name of the attack; 'none' to read files only.
-    last: add the last checkpoint of the run, if it is not the best one.
+    checkpoints: as in `restore.load`; steps need an attack.
     train: as in `runs.load`.
     data: as in `runs.load`.
 
   Returns:
-    The best checkpoint, and the last one if asked for.
+    One for each checkpoint.
 
   Raises:
-    errors.UserError: as `runs.load`.
+    errors.UserError: as `runs.load`, or if a checkpoint is damaged.
   """
-  spec, checkpoints = runs.pgd(attack), ['best']
-  steps = [results.get('step') for results in (found.results, found.results.get('last', found.results))]
-  if last and steps[0] != steps[1]:
-    checkpoints.append('last')
-  elif last:
-    environment.log(f'{name}: its last checkpoint is its best one, or is not stored')
-  class_names = tuple(map(str, range(found.results['config']['dataset']['num_classes'])))
-  labels, made = found.labels, []
+  spec = runs.pgd(attack)
+  model = runs.load(found, data, train=train) if spec else None
+  names = model.class_names if model else map(str, range(found.results['config']['dataset']['num_classes']))
+  class_names, labels = tuple(names), model.split.labels if model else found.labels
+  made = []
   for checkpoint in checkpoints:
-    if spec is None:
+    epoch, suffix = None, '' if checkpoint == 'best' else f' ({checkpoint})'
+    if isinstance(checkpoint, int):
+      epoch = checkpoint / model.parts.steps_per_epoch
+      suffix = f' (epoch {epoch:.4g})'
+      environment.log(f'{name}{suffix}')
+    if model is None:
       verdicts = found.verdicts[checkpoint]
       wrong = {'clean': ~verdicts['clean'],
                **{key: ~robust for key, robust in found.robust(checkpoint).items()},
                WORST_CASE: ~verdicts['worst_case']}
     else:
-      model = runs.load(found, data, checkpoint=checkpoint, train=train)
-      class_names, labels = model.class_names, model.split.labels
+      model = model if checkpoint == 'best' else runs.at_checkpoint(model, found.path, checkpoint)
       correct = runs.clean(model) == labels
       wrong = {'clean': ~correct, attack: runs.attack(model, spec, correct).predictions != labels}
-    made.append(Member(name if checkpoint == 'best' else f'{name} (last)', name, found.threat, class_names,
-                       labels, wrong))
+    made.append(Member(name + suffix, name, found.threat, class_names, labels, wrong, epoch))
   return made
+
+
+def _checkpoints(found: runs.Evaluation, name: str, which: str) -> list[str | int]:
+  """The checkpoints of a run that --checkpoints asks for."""
+  if which == 'all':
+    steps, epochs = restore.steps(found.path), found.results['config']['epochs']
+    if not steps:
+      raise errors.UserError('--checkpoints', 'all', f'there are no checkpoints in {found.path}: name the '
+                             f'work directory of a run with --config.checkpoint.keep={epochs}')
+    if len(steps) < epochs:
+      environment.log(f'{name}: of {epochs} epochs, {len(steps)} checkpoints are stored; training with '
+                      f'--config.checkpoint.keep={epochs} keeps all')
+    return steps
+  steps = [results.get('step') for results in (found.results, found.results.get('last', found.results))]
+  if which == 'last' and steps[0] == steps[1]:
+    environment.log(f'{name}: its last checkpoint is its best one, or is not stored')
+  return ['best', 'last'] if which == 'last' and steps[0] != steps[1] else ['best']
 
 
 def statistics(group: Sequence[Member]) -> dict[str, Any]:
@@ -108,8 +127,11 @@ def statistics(group: Sequence[Member]) -> dict[str, Any]:
   always = failed.all(axis=0)
   observed, by_chance = overlap.among(failed)
   methods: dict[str, list[int]] = {}
+  epochs: dict[str, list[int]] = {}
   for i, member in enumerate(group):
     methods.setdefault(runs.method(member.run), []).append(i)
+    if member.epoch is not None:
+      epochs.setdefault(member.run, []).append(i)
   pairs = [_pair(group, failed, i, j) for i, j in itertools.combinations(range(len(group)), 2)]
   by_relation = {}
   for each in pairs:
@@ -122,6 +144,9 @@ def statistics(group: Sequence[Member]) -> dict[str, Any]:
       'among': {'observed': observed.tolist(), 'by_chance': by_chance.tolist()},
       'within_methods': {name: {'models': len(places)} | overlap.common(failed[places], labels)._asdict()
                          for name, places in methods.items() if len(places) > 1},
+      'over_epochs': {run: {'epochs': [group[i].epoch for i in places]} | {
+          key: each.tolist() for key, each in over_epochs.shares(failed[places])._asdict().items()}
+                      for run, places in epochs.items()},
       'overlap': {relation: _summary(each) for relation, each in by_relation.items()},
       'always_by_class': [_mean(always[labels == c]) for c in range(len(first.class_names))],
       'examples': np.flatnonzero(always).tolist(), 'pairs': pairs}
@@ -164,7 +189,10 @@ def report(found: dict[str, Any], title: str) -> str:
   parts = [f'## {title}, {len(found["models"])} models of {found["methods"]} methods', _common_table(found)]
   low, high = found['interval']
   parts.append(f'Fails: misclassified, {found["fails"]}. In all models: {len(found["examples"])} of '
-               f'{found["n"]} examples, 95 % interval {100 * low:.1f} to {100 * high:.1f} %. {_PUBLISHED}')
+               f'{found["n"]} examples, 95 % interval {100 * low:.1f} to {100 * high:.1f} %. '
+               f'Published: {over_epochs.PUBLISHED}.')
+  if found['over_epochs']:
+    parts.append(over_epochs.report(found['over_epochs'], found['n']))
   if len(found['models']) > 1:
     parts += [_among_table(found['among']), _overlap_table(found['overlap'])]
   if found['within_methods']:
@@ -211,15 +239,16 @@ def _overlap_table(found: dict[str, Any]) -> str:
        for relation, each in found.items()))
 
 
-def _groups(paths: Sequence[pathlib.Path], attack: str, last: bool, train: int, data: dict[str, Any]
+def _groups(paths: Sequence[pathlib.Path], attack: str, which: str, train: int, data: dict[str, Any]
             ) -> dict[str, list[Member]]:
   """`{title: members}`, the group of the first run first; the files of all runs are read before an attack."""
   spec, groups = runs.pgd(attack), {}
-  found = [runs.read(path) for path in paths]
-  for i, (name, each) in enumerate(zip(runs.names(paths), found, strict=True)):
+  found, names = [runs.read(path) for path in paths], runs.names(paths)
+  chosen = [_checkpoints(each, name, which) for each, name in zip(found, names, strict=True)]
+  for i, (name, each, checkpoints) in enumerate(zip(names, found, chosen, strict=True)):
     if spec:
       environment.log(f'{i + 1} of {len(found)}: {each.path}')
-    for member in members(each, name, attack, last=last, train=train, data=data):
+    for member in members(each, name, attack, checkpoints=checkpoints, train=train, data=data):
       group = groups.setdefault(member.threat, [])
       group.append(member)
       _check(member, group[0])
@@ -253,15 +282,15 @@ def _training_examples(asked: argparse.Namespace) -> int:
   return asked.n or _TRAINING_EXAMPLES
 
 
-def _gallery_path(path: str | None, attack: str) -> pathlib.Path | None:
-  if path and attack == 'none':
-    raise errors.UserError('--gallery', path, 'it shows attacked images: add an attack, such as '
-                           '--attack=pgd20')
+def _png_path(field: str, path: str | None, lacks: str) -> pathlib.Path | None:
+  """The file of a figure; `lacks` says what the figure needs, '' if it is there."""
+  if path and lacks:
+    raise errors.UserError(field, path, lacks)
   if path and not path.endswith('.png'):
-    raise errors.UserError('--gallery', path, 'name a .png file')
+    raise errors.UserError(field, path, 'name a .png file')
   if path:
     figures.new()  # raises if matplotlib is missing
-  return runs.output_path('--gallery', path)
+  return runs.output_path(field, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -279,26 +308,38 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--attack', default='none', help='attack to run again; none reads files only')
   parser.add_argument('--split', default='test', choices=('test', 'train'), help='which examples')
   parser.add_argument('--n', type=int, help=f'number of training examples, default {_TRAINING_EXAMPLES}')
-  parser.add_argument('--last', action='store_true', help='add the last checkpoint of each run')
+  parser.add_argument('--checkpoints', default='best', choices=('best', 'last', 'all'),
+                      help='of each run: the best, the best and the last, or all that it has kept')
   parser.add_argument('--output', metavar='FILE', help='a JSON file for all numbers')
   parser.add_argument('--gallery', metavar='FILE.png', help='a figure of examples that always fail')
+  parser.add_argument('--curves', metavar='FILE.png', help='a figure of shares over epochs')
   asked = parser.parse_args(arguments)
   try:
     runs.pgd(asked.attack)
     train, data = _training_examples(asked), {}
     output = runs.output_path('--output', asked.output)
-    path = _gallery_path(asked.gallery, asked.attack)
+    attacked, every = asked.attack != 'none', asked.checkpoints == 'all'
+    if every and not attacked:
+      raise errors.UserError('--checkpoints', 'all', 'there are verdicts of the best and the last checkpoint '
+                             'only: add an attack, such as --attack=pgd20')
+    path = _png_path('--gallery', asked.gallery, '' if attacked else
+                     'it shows attacked images: add an attack, such as --attack=pgd20')
+    curves = _png_path('--curves', asked.curves, '' if every else 'it shows epochs: add --checkpoints=all')
     paths = [environment.local_path('RUN', each) for each in asked.runs]
-    groups = _groups(paths, asked.attack, asked.last, train, data)
+    groups = _groups(paths, asked.attack, asked.checkpoints, train, data)
     found = {title: statistics(group) for title, group in groups.items()}
     if output:
       runs.write(output, {'attack': asked.attack, 'split': asked.split, 'groups': found})
+    title, group = next(iter(groups.items()))
+    if curves:
+      drawn = over_epochs.figure(curves.stem, title, found[title]['over_epochs'])
+      figures.write(drawn, curves.parent)
+      environment.log(f'{curves}: {drawn.caption}')
     if path:
-      title, group = next(iter(groups.items()))
       model = runs.load(runs.read(paths[0]), data, train=train)
       drawn = gallery.gallery(model, asked.attack, np.isin(np.arange(len(group[0].labels)),
                                                            found[title]['examples']),
-                              name=path.stem, run=group[0].name, models=len(group))
+                              name=path.stem, run=group[0].run, models=len(group))
       figures.write(drawn, path.parent)
       environment.log(f'{path}: {drawn.caption}')
   except errors.UserError as error:

@@ -159,14 +159,13 @@ class Model(NamedTuple):
   settings: dict[str, Any]
 
 
-def load(found: Evaluation, data: dict[str, Any], *, checkpoint: str = 'best', train: int = 0,
+def load(found: Evaluation, data: dict[str, Any], *, train: int = 0,
          hint: str = '. An attack needs the data; --attack=none does not') -> Model:
-  """Reads the model of a run, and the examples of its evaluation or training examples.
+  """Reads the best checkpoint of a run, and the examples of its evaluation or training examples.
 
   Args:
     found: result of `read`.
     data: the data that other runs have read, to which those of this run are added.
-    checkpoint: 'best' or 'last'.
     train: 0 for the examples of the evaluation, otherwise the number of training examples.
     hint: how the analysis can do without test examples, for the error message.
 
@@ -176,22 +175,21 @@ def load(found: Evaluation, data: dict[str, Any], *, checkpoint: str = 'best', t
   Raises:
     errors.UserError: if model or data cannot be read, or the data are not those of the evaluation.
   """
-  devices.check_batch_size('config.evaluate.batch_size', found.results['config']['evaluate']['batch_size'])
-  model = trained(found.path, data, checkpoint=checkpoint, train=train, hint='' if train else hint)
+  model = trained(found.path, data, train=train, hint='' if train else hint)
+  devices.check_batch_size('config.evaluate.batch_size', model.settings['batch_size'])
   if not train and not np.array_equal(model.split.labels, found.labels):
     raise errors.UserError('RUN', str(found.path), 'the test examples are not those of its verdicts: use the '
                            'data set that it was evaluated on, or evaluate it again with --mode=evaluate')
   return model
 
 
-def trained(path: pathlib.Path, data: dict[str, Any], *, checkpoint: str = 'best', train: int = 0,
-            test: int = 0, hint: str = '') -> Model:
-  """Reads the model of a run that need not be evaluated, and test or training examples.
+def trained(path: pathlib.Path, data: dict[str, Any], *, train: int = 0, test: int = 0,
+            hint: str = '') -> Model:
+  """Reads the best checkpoint of a run that need not be evaluated, and test or training examples.
 
   Args:
     path: the folder of the run.
     data: as in `load`.
-    checkpoint: as in `load`.
     train: as in `load`.
     test: the number of test examples; 0 for those of the evaluation.
     hint: as in `load`.
@@ -202,11 +200,29 @@ def trained(path: pathlib.Path, data: dict[str, Any], *, checkpoint: str = 'best
   Raises:
     errors.UserError: if model or data cannot be read.
   """
-  parts, model = restore.load(path, checkpoint=checkpoint)
+  parts, model = restore.load(path)
   settings = evaluation_settings(path, parts.config)
   split, class_names = _examples(parts, test or settings['num_examples'], train, data, hint)
   variables, = model.args
   return Model(parts, variables, split, class_names, settings)
+
+
+def at_checkpoint(model: Model, path: pathlib.Path, checkpoint: str | int) -> Model:
+  """Reads another checkpoint of a model's run, which shares the compiled programs of the model.
+
+  Args:
+    model: result of `load`.
+    path: the folder of the run.
+    checkpoint: as in `restore.load`.
+
+  Returns:
+    The `Model` with the variables of this checkpoint.
+
+  Raises:
+    errors.UserError: if the checkpoint is missing or damaged.
+  """
+  variables, = restore.deployed(model.parts, path, checkpoint).args
+  return model._replace(variables=variables)
 
 
 def evaluation_settings(path: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -268,6 +268,29 @@ class Checkpoints:
     scores = devices.from_first(self._scores)
     return self._first_undamaged(sorted(scores, key=lambda step: (-scores[step], step)), template)
 
+  def at(self, step: int, template: Any) -> Saved:
+    """Reads the checkpoint of one step. A damaged one keeps its name.
+
+    Args:
+      step: number of training steps taken.
+      template: as in `newest`.
+
+    Returns:
+      The checkpoint.
+
+    Raises:
+      errors.UserError: if there is none, it is damaged, or its structure differs from the template's.
+    """
+    stored = devices.from_first(self.steps)
+    if step not in stored:
+      raise errors.UserError('checkpoint', step, f'{self._directory.parent} has none of this step: use '
+                             f'one of {", ".join(map(str, stored))}')
+    saved, reason = self._try(step, template)
+    if saved is None:
+      raise errors.UserError('checkpoint', step, f'the one in {self._directory.parent} is damaged, {reason}: '
+                             f'use another step, or move {self._path(step)} away')
+    return saved
+
   def newest_info(self) -> dict[str, Any]:
     """The JSON object of the newest checkpoint whose metadata can be read; empty without one."""
     for step in reversed(self.steps()):
@@ -348,15 +371,20 @@ class Checkpoints:
         f'version of at_jax makes from the configuration ({difference}): use the version that wrote it, or '
         'name another folder')
 
+  def _try(self, step: int, template: Any) -> tuple[Saved | None, str]:
+    """A checkpoint and ''; in all processes None and the reason if it is damaged for one of them."""
+    saved, reason = None, ''
+    try:
+      saved = self._load(step, template)
+    except Corrupt as error:
+      reason = str(error)
+    return (None if devices.largest(saved is None) else saved), reason
+
   def _first_undamaged(self, steps: list[int], template: Any) -> tuple[Saved | None, list[str]]:
     messages = []
     for step in steps:
-      saved, reason = None, ''
-      try:
-        saved = self._load(step, template)
-      except Corrupt as error:
-        reason = str(error)
-      if not devices.largest(saved is None):
+      saved, reason = self._try(step, template)
+      if saved is not None:
         return saved, messages
       aside = self._path(step).with_suffix('.corrupt')
       if devices.is_first():

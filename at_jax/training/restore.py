@@ -23,13 +23,13 @@ from at_jax.training import batchnorm, checkpoints, model_selection, records, se
 _RECORDS = ('config.json', 'metrics.jsonl', 'verdicts.npz', 'results.json')
 
 
-def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
+def load(workdir: str | os.PathLike, *, checkpoint: str | int = 'best'
          ) -> tuple[setup.Run, jax.tree_util.Partial]:
   """Reads the deployed model of a run as the function that attacks take.
 
   Args:
     workdir: the run's work directory, or a folder written by `export`.
-    checkpoint: 'best' (the checkpoint of results.json) or 'last'.
+    checkpoint: 'best' (the checkpoint of results.json), 'last', or the step of a stored one.
 
   Returns:
     The `Run` (configuration and data), and the deployed logits, f32[B, H, W, C] in [0, 1] ->
@@ -42,9 +42,9 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
     statistics of averaged weights, and to fit `config.inference`.
 
   Raises:
-    errors.UserError: if the folder holds no run, no checkpoint can be read, data that are needed are not
-      available, or `checkpoint` is 'last' and the folder was written by `export`, which keeps the best
-      checkpoint only.
+    errors.UserError: if the folder holds no run, no checkpoint or not the one of this step can be read, data
+      that are needed are not available, or the folder was written by `export`, which keeps the best
+      checkpoint only, and `checkpoint` is another one.
     ValueError: for another `checkpoint`.
 
   Example:
@@ -52,27 +52,45 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = 'best'
     >>> model(datasets.to_unit(run.dataset.test.images[:2])).shape  # doctest: +SKIP
     (2, 10)
   """
-  if checkpoint not in ('best', 'last'):
-    raise ValueError(f"checkpoint = {checkpoint!r}: use 'best' or 'last'")
+  run = _open(environment.local_path('workdir', workdir))
+  return run, deployed(run, workdir, checkpoint)
+
+
+def deployed(run: setup.Run, workdir: str | os.PathLike, checkpoint: str | int) -> jax.tree_util.Partial:
+  """Reads the deployed model of another checkpoint of a run that was loaded.
+
+  Models of one `Run` share compiled programs; those of two calls of `load` do not.
+
+  Args:
+    run: result of `load`.
+    workdir: as in `load`.
+    checkpoint: as in `load`.
+
+  Returns:
+    The deployed logits, as `load`.
+
+  Raises:
+    errors.UserError: as `load`.
+    ValueError: as `load`.
+  """
+  if checkpoint not in ('best', 'last') and not isinstance(checkpoint, int):
+    raise ValueError(f"checkpoint = {checkpoint!r}: use 'best', 'last' or a step")
   workdir = environment.local_path('workdir', workdir)
-  run = _open(workdir)
   found = _evaluated(run, workdir, checkpoint)
   if found is None:
     raise _no_checkpoint(workdir)
-  deployed = jax.device_put(_adjusted(run, workdir, checkpoint, found))
-  return run, jax.tree_util.Partial(run.network.deployed, deployed)
+  return jax.tree_util.Partial(run.network.deployed, jax.device_put(_adjusted(run, workdir, found)))
 
 
-def _adjusted(run: setup.Run, workdir: pathlib.Path, checkpoint: str, found: checkpoints.Weights
-              ) -> dict[str, Any]:
+def _adjusted(run: setup.Run, workdir: pathlib.Path, found: checkpoints.Weights) -> dict[str, Any]:
   """The variables with the logit adjustment that was evaluated, or else a new fit."""
   wanted = run.config.inference.to_dict()
   if wanted['kind'] == 'none':
     return found.variables
   results = records.read_json(workdir / 'results.json') or {}
-  tested = results.get('last', results) if checkpoint == 'last' else results
-  if results and results['config'].get('inference') == wanted and tested['step'] == found.step:
-    by_class = {name: np.float32(tested['inference'][name])
+  tested = [each for each in (results, results.get('last', {})) if each.get('step') == found.step]
+  if tested and results['config'].get('inference') == wanted:
+    by_class = {name: np.float32(tested[0]['inference'][name])
                 for name in logit_adjustment.identity(run.dataset.num_classes)}
     return found.variables | {logit_adjustment.COLLECTION: by_class}
   setup.check_devices(run.config)
@@ -128,14 +146,15 @@ def variables(run: setup.Run, workdir: str | os.PathLike, checkpoint: str) -> di
   return found and found.variables
 
 
-def _evaluated(run: setup.Run, workdir: pathlib.Path, checkpoint: str) -> checkpoints.Weights | None:
+def _evaluated(run: setup.Run, workdir: pathlib.Path, checkpoint: str | int) -> checkpoints.Weights | None:
   found = weights(run, workdir, checkpoint)
   if _is_export(workdir) and checkpoint not in found:
     raise errors.UserError('checkpoint', checkpoint, f"{workdir} holds the best checkpoint only: use 'best'")
   return found.get(checkpoint)
 
 
-def weights(run: setup.Run, workdir: str | os.PathLike, *names: str) -> dict[str, checkpoints.Weights]:
+def weights(run: setup.Run, workdir: str | os.PathLike, *names: str | int
+            ) -> dict[str | int, checkpoints.Weights]:
   """Reads the variables that checkpoints of a run are evaluated with, and what is stored with them.
 
   They are the averaged weights and re-estimated BatchNorm statistics where the configuration has them. A
@@ -144,14 +163,16 @@ def weights(run: setup.Run, workdir: str | os.PathLike, *names: str) -> dict[str
   Args:
     run: the run.
     workdir: its work directory, or a folder written by `export`.
-    *names: 'best' or 'last'. Without a readable scored checkpoint, 'best' is the last one.
+    *names: 'best', 'last', or the step of a stored checkpoint. Without a readable scored checkpoint, 'best'
+      is the last one.
 
   Returns:
-    `{name: Weights}`, empty if no checkpoint can be read. A checkpoint that has both names is one object. A
-    folder written by `export` has no 'last'.
+    `{name: Weights}`, empty if no checkpoint can be read. A checkpoint that has two names is one object. A
+    folder written by `export` has 'best' only.
 
   Raises:
-    errors.UserError: if a file does not match the configuration, or weights.npz is damaged.
+    errors.UserError: if a file does not match the configuration, or weights.npz or the checkpoint of a step
+      is damaged or missing.
   """
   workdir = environment.local_path('workdir', workdir)
   if _is_export(workdir):
@@ -166,7 +187,9 @@ def weights(run: setup.Run, workdir: str | os.PathLike, *names: str) -> dict[str
   by_step: dict[int, checkpoints.Weights] = {}
   found = {}
   for name in names:
-    saved = checkpoints.report_damage(store.best(template)) if name == 'best' else None
+    saved = store.at(name, template) if isinstance(name, int) else None
+    if name == 'best':
+      saved = checkpoints.report_damage(store.best(template))
     saved = saved or checkpoints.report_damage(store.newest(template))
     if saved is None:
       return {}
@@ -217,6 +240,18 @@ def _statistics_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
   return workdir / 'statistics' / f'{step:08d}.npz'
 
 
+def steps(workdir: pathlib.Path) -> list[int]:
+  """Lists the checkpoints that a run has kept.
+
+  Args:
+    workdir: its work directory.
+
+  Returns:
+    Their steps, oldest first; none for a folder written by `export`.
+  """
+  return checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).steps()
+
+
 def has_weights(workdir: pathlib.Path) -> bool:
   """Returns whether a folder holds a checkpoint or exported weights, readable or not.
 
@@ -226,15 +261,11 @@ def has_weights(workdir: pathlib.Path) -> bool:
   Returns:
     True if it does.
   """
-  return _has_checkpoints(workdir) or (workdir / checkpoints.WEIGHTS).exists()
+  return bool(steps(workdir)) or (workdir / checkpoints.WEIGHTS).exists()
 
 
 def _is_export(workdir: pathlib.Path) -> bool:
-  return not _has_checkpoints(workdir) and (workdir / checkpoints.WEIGHTS).exists()
-
-
-def _has_checkpoints(workdir: pathlib.Path) -> bool:
-  return bool(checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).steps())
+  return not steps(workdir) and (workdir / checkpoints.WEIGHTS).exists()
 
 
 def _info(run: setup.Run, saved: checkpoints.Saved) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from at_jax.analysis import gallery, hard_examples, runs
+from at_jax.analysis import figures, gallery, hard_examples, over_epochs, runs
 from at_jax.training import records
 from tests.fixtures import evaluated_runs, tiny_data
 
@@ -68,6 +68,14 @@ def test_attack_again_gives_the_verdicts_of_the_evaluation(run, tmp_path):
   assert found['common']['clean']['always'] == (~clean).mean() and found['fails'] == 'pgd2'
 
 
+def test_settings_that_older_results_lack_are_those_of_the_run(run, tmp_path):
+  path = shutil.copytree(run, tmp_path / 'old-0')
+  results = json.loads((path / 'results.json').read_text())
+  del results['config']['evaluate']['batch_size']
+  records.write_json(path / 'results.json', results)
+  assert runs.load(runs.read(path), {}).settings['batch_size'] == 20  # of config.json
+
+
 def test_training_examples_are_attacked(run, tmp_path):
   # The training set of this data set is its test set, and draws depend on an example's place only.
   found = found_by(tmp_path, run, '--attack=pgd2', '--split=train', '--n=30')
@@ -85,10 +93,48 @@ def test_last_checkpoint_is_another_model_of_its_run(tmp_path, capsys):
     changed = {key: verdicts[key] for key in verdicts.files}
   changed['last/worst_case'] = np.zeros_like(changed['labels'], bool)
   np.savez(path / 'verdicts.npz', **changed)
-  (found,) = found_by(tmp_path, path, RESULTS / ROWS[1], '--last').values()
+  (found,) = found_by(tmp_path, path, RESULTS / ROWS[1], '--checkpoints=last').values()
   assert found['models']['x-0 (last)'] == 1 and len(found['models']) == 3 and found['methods'] == 2
   assert found['overlap']['checkpoints of a run']['pairs'] == 1
   assert f'{ROWS[1]}: its last checkpoint is its best one' in capsys.readouterr().err
+
+
+def test_examples_are_followed_over_epochs(run, tmp_path, capsys):
+  # After the first two epochs the model predicts class 0 and then class 1, and the attack changes nothing.
+  path = evaluated_runs.with_epochs(run, tmp_path / 'tiny-0', 0, 1)
+  groups = found_by(tmp_path, path, '--attack=pgd2', '--checkpoints=all', '--curves', tmp_path / 'epochs.png')
+  labels, robust = stored(run, 'labels', 'best/robust/pgd2')
+  found = groups[f'{THREAT}, 60 test examples']
+  assert list(found['models']) == [f'tiny-0 (epoch {epoch})' for epoch in (1, 2, 3)]
+  share = lambda these: pytest.approx(these.mean())
+  assert found['over_epochs'] == {'tiny-0': {
+      'epochs': [1, 2, 3],
+      'fails': [share(labels != 0), share(labels != 1), share(~robust)],
+      'always': [share(labels != 0), share(labels == 2), share(~robust & (labels == 2))],
+      'learnt': [share(labels == 0), share(labels == 1), share(robust & (labels == 2))],
+      'forgotten': [0, share(labels == 0), share(~robust & (labels != 2))]}}
+  assert found['examples'] == np.flatnonzero(~robust & (labels == 2)).tolist()
+  assert found['overlap']['checkpoints of a run']['pairs'] == 3
+  out, err = capsys.readouterr()
+  percent = [f'{100 * each.mean():.1f}' for each in (labels != 1, labels == 2, labels == 1, labels == 0)]
+  assert f'| 2 | {" | ".join(percent)} |' in out
+  always = (~robust & (labels == 2)).sum()
+  assert f'Never robust at 3 checkpoints: {always} of 60 examples, 95 % interval' in out
+  assert 'tiny-0: of 130 epochs, 3 checkpoints are stored' in err  # 130 is the default of the configuration
+  drawn, = figures.read('', tmp_path)
+  assert f'failed after every epoch tiny-0 {100 * always / 60:.1f}.' in drawn.alt
+
+
+def test_shares_over_epochs_add_up():
+  wrong = np.random.default_rng(0).random((5, 40)) < .6
+  found = over_epochs.shares(wrong)
+  # Each example that does not always fail was learnt once, and one that fails is in one of two groups.
+  np.testing.assert_allclose(found.learnt.sum(), 1 - wrong.all(axis=0).mean())
+  for i, now in enumerate(wrong):
+    before = wrong[:i].all(axis=0)
+    assert found.learnt[i] == pytest.approx((~now & before).mean())
+    assert found.forgotten[i] == pytest.approx((now & ~before).mean())
+    assert found.fails[i] == now.mean() and found.always[i] == (now & before).mean()
 
 
 def test_attacked_points_are_those_of_the_predictions(run):
@@ -147,6 +193,10 @@ def test_model_of_one_class_is_warned_of(tmp_path, capsys):
     ([RESULTS / ROWS[0], '--gallery=x.png'], "--gallery = 'x.png': it shows attacked images: add"),
     ([RESULTS / ROWS[0], '--gallery=x.pdf', '--attack=pgd2'], "--gallery = 'x.pdf': name a .png file"),
     ([RESULTS / ROWS[0], '--gallery=no/x.png', '--attack=pgd2'], "--gallery = 'no/x.png': there is no such"),
+    ([RESULTS / ROWS[0], '--checkpoints=all'], "--checkpoints = 'all': there are verdicts of the best"),
+    ([RESULTS / ROWS[0], '--checkpoints=all', '--attack=pgd2'],
+     "--checkpoints = 'all': there are no checkpoints in"),
+    ([RESULTS / ROWS[0], '--curves=x.png'], "--curves = 'x.png': it shows epochs: add --checkpoints=all"),
     ([RESULTS / ROWS[0], '--output=no/such/file'], "--output = 'no/such/file': there is no such"),
 ])
 def test_mistake_is_one_line(arguments, expected, capsys):

@@ -109,6 +109,17 @@ def break_metadata(folder):
   (folder / '_CHECKPOINT_METADATA').write_text('{')
 
 
+def test_each_step_can_be_read(tmp_path):
+  store = fill(tmp_path, [.1, .9, .3], keep=3)
+  assert [int(store.at(step, state(0)).state['step']) for step in (1, 2, 3)] == [1, 2, 3]
+  with pytest.raises(errors.UserError, match='^checkpoint = 4: .* none of this step: use one of 1, 2, 3$'):
+    store.at(4, state(0))
+  flip_byte(tmp_path / '00000002')
+  with pytest.raises(errors.UserError, match='^checkpoint = 2: the one in .* is damaged, .*: use another'):
+    store.at(2, state(0))
+  assert store.steps() == [1, 2, 3]  # it keeps its name
+
+
 @pytest.mark.parametrize('damage', [flip_byte, truncate, remove_file, empty, break_metadata])
 def test_damage_is_reported_and_the_previous_one_used(tmp_path, damage):
   store = fill(tmp_path, [.1, .2])

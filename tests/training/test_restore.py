@@ -48,6 +48,19 @@ def test_predictions_are_those_of_the_evaluation(workdir, checkpoint):
       for a, b in zip(*map(jax.tree.leaves, (raw, model.args[0]['params'])), strict=True))
 
 
+def test_step_is_the_checkpoint_of_its_name(workdir):
+  run, best = restore.load(workdir)
+  results = json.loads((workdir / 'results.json').read_text())
+  steps = restore.steps(workdir)
+  assert {results['step'], results['last']['step']} <= set(steps)
+  for step, model in ((results['step'], best), (steps[-1], restore.deployed(run, workdir, 'last'))):
+    found = restore.deployed(run, workdir, step)
+    assert found.func is best.func  # which shares what it has compiled
+    jax.tree.map(np.testing.assert_array_equal, found.args[0], model.args[0])
+  with pytest.raises(errors.UserError, match=r'checkpoint = 1: .* has none of this step: use one of '):
+    restore.load(workdir, checkpoint=1)
+
+
 @pytest.fixture
 def without_data(monkeypatch):
   """Reading any data set is an error of one line, as on a machine without them."""
@@ -140,7 +153,7 @@ def test_evaluation_without_a_checkpoint_reads_no_data(tmp_path, without_data, c
 def test_folder_without_a_run_is_one_line(workdir, tmp_path):
   with pytest.raises(errors.UserError, match='no config.json'):
     restore.load(tmp_path)
-  with pytest.raises(ValueError, match="checkpoint = 'newest': use 'best' or 'last'"):
+  with pytest.raises(ValueError, match="checkpoint = 'newest': use 'best', 'last' or a step"):
     restore.load(workdir, checkpoint='newest')
   (tmp_path / 'config.json').write_text((workdir / 'config.json').read_text())
   with pytest.raises(errors.UserError, match='none of its checkpoints can be read'):
@@ -188,6 +201,7 @@ def test_export_has_the_same_model_and_evaluation(workdir, tmp_path, capsys):
   assert {name.split('/')[0] for name in np.load(folder / 'verdicts.npz')} == {'labels', 'best'}
   with pytest.raises(errors.UserError, match="checkpoint = 'last': .*best checkpoint only: use 'best'"):
     restore.load(folder, checkpoint='last')
+  assert restore.steps(folder) == []
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) <= 8 and 'results.json' in lines[0]
   assert lines[-1].startswith(f"Report {100 * after['worst_case']:.2f} %, the deployed worst case")
