@@ -1,6 +1,6 @@
 """Folders of runs, as far as the runs have come: configuration, log of training, results."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 import contextlib
 import json
 import os
@@ -86,16 +86,25 @@ def by_method(found: Iterable[Folder]) -> dict[str, list[Folder]]:
   return methods
 
 
-def _runs_in(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """The folder itself if it is that of a run, otherwise those of the runs in it."""
+def _runs_in(path: str | os.PathLike) -> list[pathlib.Path]:
+  """The folder itself if it is that of a run, otherwise those of the runs in it, evaluated or going."""
   folder = environment.local_path('RUN', path).absolute()
   is_run = lambda place: (place / 'config.json').exists() or (place / 'results.json').exists()
-  inside = sorted(folder.iterdir()) if folder.is_dir() else []
-  found = [folder] if is_run(folder) else [place for place in inside if is_run(place)]
+  if is_run(folder):
+    return [folder]
+  found = [place for place in sorted(folder.iterdir()) if is_run(place)] if folder.is_dir() else []
   if not found:
     raise errors.UserError('RUN', str(path), 'there is no config.json in it or in its folders: name the work '
                            'directory of a run, or a folder of several')
-  yield from found
+  lacking = [place for place in found
+             if (place / 'results.json').exists() and not (place / 'verdicts.npz').exists()]
+  names = ', '.join(place.name for place in lacking)
+  if lacking == found:
+    raise errors.UserError('RUN', str(path), f'its runs have no verdicts.npz ({names}): evaluate them '
+                           'again, or name another folder')
+  if lacking:
+    environment.log(f'{path}: runs without verdicts.npz are left out: {names}')
+  return [place for place in found if place not in lacking]
 
 
 def _printable(name: str) -> str:

@@ -322,6 +322,19 @@ def test_folder_names_are_methods_and_seeds(tmp_path, monkeypatch):
                    ('y-small', 7)]
 
 
+def test_runs_without_verdicts_in_a_folder_are_left_out(tmp_path, capsys):
+  for name in ('x-0', 'y-0'):
+    (run_folders.evaluated(tmp_path / name, 8) / 'verdicts.npz').unlink()
+  with pytest.raises(errors.UserError, match=r'no verdicts.npz \(x-0, y-0\): evaluate them again'):
+    folders.read([tmp_path])
+  run_folders.evaluated(tmp_path / 'z-0', 8)
+  run_folders.going(tmp_path / 'going-0')
+  assert [each.name for each in folders.read([tmp_path])] == ['going-0', 'z-0']
+  assert capsys.readouterr().err == f'{tmp_path}: runs without verdicts.npz are left out: x-0, y-0\n'
+  with pytest.raises(errors.UserError, match='x-0.: there is no verdicts.npz in it: evaluate the run again'):
+    folders.read([tmp_path / 'x-0'])
+
+
 def test_incomplete_last_line_of_a_log_is_left_out(tmp_path):
   path = run_folders.going(tmp_path / 'x-0', [(.4, .2)])
   with (path / 'metrics.jsonl').open('a') as file:
