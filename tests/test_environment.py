@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from at_jax import attacks, environment, errors, main
-from at_jax.analysis import table
+from at_jax.analysis import evaluations, table
 from at_jax.config import command_line
 from at_jax.config import default as default_config
 from at_jax.training import finetune, interrupts, loop, records, restore
@@ -69,7 +69,7 @@ def test_no_function_makes_a_folder_of_a_bucket(tmp_path, monkeypatch, capsys):
   config = default_config()
   for call in (lambda path: loop.train_and_evaluate(config, path, ''), restore.load, restore.read_config,
                lambda path: loop.evaluate_only(config, path, ''), lambda path: restore.export('x', path),
-               table.read, lambda path: table.write(path, '')):
+               evaluations.read, lambda path: table.write(path, '')):
     with pytest.raises(errors.UserError, match='only local paths'):
       call('gs://bucket/run')
   config.finetune.source = 's3://bucket/run'

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from at_jax import main
-from at_jax.analysis import table
+from at_jax.analysis import evaluations, table
 from at_jax.config import command_line, fields
 from at_jax.methods import inner_attacks
 from at_jax.training import setup, user_functions
@@ -262,7 +262,7 @@ def cells(lines):
 @pytest.fixture(scope='module')
 def measured():
   """The cells of the tables of results/small_cifar10, by row."""
-  printed = table.tables(table.read(ROOT / 'results' / 'small_cifar10'), against='pgd_at_cifar10')
+  printed = table.tables(evaluations.read(ROOT / 'results' / 'small_cifar10'), against='pgd_at_cifar10')
   return cells('\n'.join(printed.values()).splitlines())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from at_jax.analysis import figures, folders, table
+from at_jax.analysis import evaluations, figures, folders, table
 from at_jax.evaluation import attack_names, metrics
 
 _MAX_LINES = 6      # of one figure: a reader cannot follow more
@@ -128,7 +128,7 @@ def minimum_norm(name: str, where: str, compared: table.Table, radii: dict[str, 
       'Falling curves with bands of 95 percent. ' + '. '.join(text for _, text in drawn) + '.')
 
 
-def _radius_line(axes: Any, place: int, method: str, runs: dict[str, table.Run],
+def _radius_line(axes: Any, place: int, method: str, runs: dict[str, evaluations.Run],
                  radii: dict[str, np.ndarray], epsilon: float) -> tuple[float, str]:
   """Draws the curve of a method; returns how far the worst case is below it, and its numbers."""
   grid = np.linspace(0, 2 * epsilon, 65)

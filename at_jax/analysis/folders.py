@@ -8,7 +8,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from at_jax import environment, errors
-from at_jax.analysis import table
+from at_jax.analysis import evaluations
 
 
 class Folder(NamedTuple):
@@ -27,7 +27,7 @@ class Folder(NamedTuple):
   seed: int
   config: dict[str, Any]
   log: list[dict[str, Any]]
-  run: table.Run | None
+  run: evaluations.Run | None
 
   @property
   def name(self) -> str:
@@ -52,7 +52,7 @@ def read(paths: Sequence[str | os.PathLike]) -> list[Folder]:
   for place in places:
     parents.setdefault(_split(place.name)[0], set()).add(place.parent)
   for place in places:
-    run = table.read_run(place) if (place / 'results.json').exists() else None
+    run = evaluations.read_run(place) if (place / 'results.json').exists() else None
     config = run.results['config'] if run else _config(place)
     method, seed = _split(place.name)
     seed = config.get('seed', 0) if seed is None else seed

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from at_jax.analysis import figures, table
+from at_jax.analysis import evaluations, figures, table
 from at_jax.evaluation import metrics
 
 _CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
@@ -145,7 +145,7 @@ def classes(name: str, where: str, compared: table.Table) -> figures.Captioned:
           for row, c, share in zip(rows, weakest, shares, strict=True)) + ' percent.')
 
 
-def _class_names(run: table.Run) -> Sequence[str]:
+def _class_names(run: evaluations.Run) -> Sequence[str]:
   """Names of the classes: those of CIFAR-10, otherwise labels, as results have no names."""
   data = run.results['config'].get('dataset', {})
   number = max(data.get('num_classes', 0), int(run.labels.max()) + 1)

@@ -26,6 +26,7 @@ import numpy as np
 from at_jax import environment, errors
 from at_jax.analysis import (
   curves,
+  evaluations,
   figures,
   folders,
   markdown,
@@ -90,12 +91,12 @@ def tables(found: Iterable[folders.Folder], against: str) -> dict[str, table.Tab
   Raises:
     errors.UserError: if seeds of one method were evaluated in different ways.
   """
-  runs: dict[str, dict[int, table.Run]] = {}
+  runs: dict[str, dict[int, evaluations.Run]] = {}
   for folder in found:
     if folder.run:
       runs.setdefault(folder.method, {})[folder.seed] = folder.run
   for method, seeds in runs.items():
-    table.check_row(method, seeds)
+    evaluations.check_row(method, seeds)
   return table.compare(runs, against=against)
 
 
@@ -276,7 +277,7 @@ def _csv_line(folder: folders.Folder, against: str, test: mcnemar.McNemar | None
     results, n = folder.run.results, len(folder.run.labels)
     low, high = table.interval(results['worst_case'], n)
     classes = metrics.accuracy_by_class(folder.run.worst_case, folder.run.labels, folder.run.labels.max() + 1)
-    line |= {'threat model': table.threat(results), 'n': n, 'worst case': results['worst_case'],
+    line |= {'threat model': evaluations.threat(results), 'n': n, 'worst case': results['worst_case'],
              'worst case low': low, 'worst case high': high, 'clean': results['clean'],
              'worst class': float(np.nanmin(classes)), **results['robust'],
              **{f'released {name}': share for name, share in results['released'].items()}}

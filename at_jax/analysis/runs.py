@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from at_jax import devices, environment, errors
-from at_jax.analysis import table
+from at_jax.analysis import evaluations
 from at_jax.datasets import pipeline
 from at_jax.evaluation import attack_names, robustness
 from at_jax.methods import inner_attacks
@@ -65,7 +65,7 @@ def read(path: pathlib.Path) -> Evaluation:
       checkpoint, _, name = key.partition('/')
       if name:  # not the labels
         verdicts.setdefault(checkpoint, {})[name] = stored[key]
-  threat = f'{data_name(results["config"]["dataset"])}, {table.threat(results)}'
+  threat = f'{data_name(results["config"]["dataset"])}, {evaluations.threat(results)}'
   return Evaluation(path, results, threat, labels, verdicts)
 
 

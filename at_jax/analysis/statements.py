@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from at_jax import attacks as attacks_lib
-from at_jax.analysis import class_statistics, folders, markdown, mcnemar, table
+from at_jax.analysis import class_statistics, evaluations, folders, markdown, mcnemar, table
 from at_jax.evaluation import attack_names
 from at_jax.training import final_evaluation
 
@@ -54,7 +54,7 @@ def evaluated(found: Iterable[folders.Folder]) -> list[folders.Folder]:
   return [folder for folder in found if folder.run]
 
 
-def audit(run: table.Run) -> attacks_lib.Audit | None:
+def audit(run: evaluations.Run) -> attacks_lib.Audit | None:
   """Returns the audit of fast AutoAttack.
 
   Args:

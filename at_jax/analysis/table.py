@@ -10,16 +10,14 @@ its worst-case verdicts against those of the reference method, seed by seed.
 
 import argparse
 from collections.abc import Callable, Sequence
-import json
 import os
-import pathlib
 import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from at_jax import environment, errors
-from at_jax.analysis import class_statistics, markdown, mcnemar
+from at_jax.analysis import class_statistics, evaluations, markdown, mcnemar
 from at_jax.evaluation import metrics
 
 BEGIN = '<!-- begin of the output of python -m at_jax.analysis table -->'
@@ -28,19 +26,6 @@ END = '<!-- end of the output -->'
 _ROBUST = {'pgd20': 'PGD-20', 'margin100x5': 'margin PGD-100×5', 'scales_pgd20': 'logit-scaled',
            'dummies_pgd100': 'dummy-aware', 'autoattack_fast': 'fast AutoAttack', 'autoattack': 'AutoAttack'}
 _RELEASED = {'pgd20': 'released PGD-20', 'autoattack': 'released AutoAttack'}
-
-
-class Run(NamedTuple):
-  """One run.
-
-  Attributes:
-    results: content of results.json.
-    worst_case: bool[N], worst-case verdicts of the best checkpoint.
-    labels: int[N].
-  """
-  results: dict[str, Any]
-  worst_case: np.ndarray
-  labels: np.ndarray
 
 
 class Row(NamedTuple):
@@ -54,7 +39,7 @@ class Row(NamedTuple):
     tests: McNemar's test of the worst case against the reference, by the seeds that both have.
   """
   method: str
-  runs: dict[int, Run]
+  runs: dict[int, evaluations.Run]
   values: dict[str, list[float | None]]
   worst_class: list[float]
   tests: dict[int, mcnemar.McNemar]
@@ -73,118 +58,7 @@ class Table(NamedTuple):
   rows: list[Row]
 
 
-def read_run(path: pathlib.Path) -> Run:
-  """Reads an evaluated run.
-
-  Args:
-    path: its folder, with results.json.
-
-  Returns:
-    A `Run`.
-
-  Raises:
-    errors.UserError: if results.json cannot be read or is not of a run, or there are no verdicts.
-  """
-  if not (path / 'verdicts.npz').exists():
-    raise errors.UserError('RUN', str(path), 'there is no verdicts.npz in it: evaluate the run '
-                           'again, or move it away')
-  try:
-    results = json.loads((path / 'results.json').read_text(encoding='utf-8'))
-    evaluate, _ = results['config']['evaluate'], results['worst_case']
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise errors.UserError('RUN', str(path), f'its results.json is not that of a run ({error!r}): evaluate '
-                           'the run again, or move it away') from error
-  if 'released' not in results:  # older runs have another name for it
-    results['released'] = results.pop('authors')
-    results['warnings'] = {name.replace("authors' protocol", 'released protocol'): lines
-                           for name, lines in results.get('warnings', {}).items()}
-  if not evaluate.get('norm'):  # in older runs it was that of the training attack
-    evaluate['norm'] = results['config']['attack']['norm']
-  verdicts = np.load(path / 'verdicts.npz')
-  return Run(results, verdicts['best/worst_case'], verdicts['labels'])
-
-
-def read(directory: str | os.PathLike) -> dict[str, dict[int, Run]]:
-  """Reads the runs of a folder.
-
-  Args:
-    directory: a folder of folders METHOD-SEED; those without results.json are skipped.
-
-  Returns:
-    `{method: {seed: Run}}`.
-
-  Raises:
-    errors.UserError: if runs of a method in one table attack other examples, or in another way.
-  """
-  runs: dict[str, dict[int, Run]] = {}
-  for path in sorted(environment.local_path('directory', directory).glob('*-*/results.json')):
-    method, _, seed = path.parent.name.rpartition('-')
-    if not seed.isdecimal():  # such as X-small, the default work directory of a variant
-      continue
-    runs.setdefault(method, {})[int(seed)] = read_run(path.parent)
-  for method, seeds in runs.items():
-    check_row(method, seeds)
-  return runs
-
-
-def check_row(method: str, seeds: dict[int, Run]) -> None:
-  """Checks that the mean of the runs of one row has a meaning.
-
-  Args:
-    method: the method.
-    seeds: its runs by seed.
-
-  Raises:
-    errors.UserError: if runs of one table attack other examples, or in another way.
-  """
-  first: dict[tuple, int] = {}
-  for seed, run in seeds.items():
-    begun = first.setdefault(_place(run.results), seed)
-    for what, of in (('attacks', _attacks), ('step size', _step_size), ('test examples', _examples)):
-      values = [of(each) for each in (seeds[begun], run)]
-      if values[0] != values[1]:
-        shown = '' if what == 'test examples' else f' ({values[0]}; {values[1]})'
-        raise errors.UserError('directory', f'{method}-{seed}', f'its {what} are not those of '
-                               f'{method}-{begun}{shown}: evaluate both alike, or rename one')
-
-
-def _attacks(run: Run) -> str:
-  return ', '.join([*run.results['robust'], *(f'{name} released' for name in run.results['released'])])
-
-
-def _step_size(run: Run) -> float | None:
-  return run.results['config']['evaluate'].get('step_size_255')
-
-
-def _examples(run: Run) -> bytes:
-  return np.asarray(run.labels, np.int64).tobytes()
-
-
-def _place(results: dict[str, Any]) -> tuple:
-  """Which table a run belongs to: threat model, data set and number of examples."""
-  return threat(results), results.get('dataset'), results.get('n')
-
-
-def threat(results: dict[str, Any]) -> str:
-  """Names the threat model of an evaluation.
-
-  Args:
-    results: content of results.json.
-
-  Returns:
-    Norm, and radius in 255ths.
-
-  Example:
-    >>> threat({'config': {'evaluate': {'norm': 'l2', 'epsilon_255': 128.}}})
-    'L2, 128/255'
-  """
-  c = results['config']
-  # Older runs have no norm of the evaluation: it was that of the training attack.
-  norm = c['evaluate'].get('norm') or c['attack']['norm']
-  return f'{metrics.norm_name(norm)}, {c["evaluate"]["epsilon_255"]:g}/255'
-
-
-def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
+def tables(runs: dict[str, dict[int, evaluations.Run]], *, against: str) -> dict[str, str]:
   """Formats runs as Markdown tables, one for each threat model.
 
   A column that no run of a table has is left out. `audit` has k of m for each seed: of the m examples robust
@@ -193,7 +67,7 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
   have, and gives the largest p-value of the seeds.
 
   Args:
-    runs: result of `read`.
+    runs: result of `evaluations.read`.
     against: the reference method, as for `compare`.
 
   Returns:
@@ -202,7 +76,7 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
   Example:
     >>> results = {'clean': .5, 'robust': {}, 'released': {}, 'worst_case': .5,
     ...            'config': {'evaluate': {'norm': 'linf', 'epsilon_255': 8.}}}
-    >>> run = Run(results, np.array([True, False]), np.array([0, 0]))
+    >>> run = evaluations.Run(results, np.array([True, False]), np.array([0, 0]))
     >>> print(tables({'plain': {0: run}}, against='plain')['L∞, 8/255'])
     | method | seeds | clean | worst case | worst class | against plain |
     | --- | --- | --- | --- | --- | --- |
@@ -211,11 +85,11 @@ def tables(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, str]:
   return {title: _markdown(table) for title, table in compare(runs, against=against).items()}
 
 
-def compare(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, Table]:
+def compare(runs: dict[str, dict[int, evaluations.Run]], *, against: str) -> dict[str, Table]:
   """Compares runs of the same threat model, data set and number of examples.
 
   Args:
-    runs: result of `read`.
+    runs: result of `evaluations.read`.
     against: the reference method. If a threat model does not have it, its variant AGAINST-VARIANT is used.
 
   Returns:
@@ -225,15 +99,15 @@ def compare(runs: dict[str, dict[int, Run]], *, against: str) -> dict[str, Table
   Example:
     >>> results = {'clean': .5, 'robust': {}, 'released': {}, 'worst_case': .5,
     ...            'config': {'evaluate': {'norm': 'linf', 'epsilon_255': 8.}}}
-    >>> seeds = {0: Run(results, np.array([True, False]), np.array([0, 0]))}
+    >>> seeds = {0: evaluations.Run(results, np.array([True, False]), np.array([0, 0]))}
     >>> found = compare({'plain': seeds, 'other': seeds}, against='plain')['L∞, 8/255']
     >>> found.rows[1].method, found.rows[1].tests
     ('other', {0: McNemar(gained=0, lost=0, p=1.0)})
   """
-  places: dict[tuple, dict[str, dict[int, Run]]] = {}
+  places: dict[tuple, dict[str, dict[int, evaluations.Run]]] = {}
   for method, seeds in runs.items():
     for seed, run in seeds.items():
-      places.setdefault(_place(run.results), {}).setdefault(method, {})[seed] = run
+      places.setdefault(evaluations.place(run.results), {}).setdefault(method, {})[seed] = run
   one_test_set = len({place[1:] for place in places}) == 1
   found = {}
   for (ball, dataset, n), methods in sorted(places.items(), key=lambda item: -len(item[1])):
@@ -308,7 +182,7 @@ def write(page: str | os.PathLike, text: str) -> None:
   page.write_text(f'{before}{begin}\n\n{text}\n\n{end}{after}', encoding='utf-8')
 
 
-def _table(runs: dict[str, dict[int, Run]], against: str) -> Table:
+def _table(runs: dict[str, dict[int, evaluations.Run]], against: str) -> Table:
   columns = _columns([run.results for seeds in runs.values() for run in seeds.values()])
   rows = []
   order = lambda item: -np.mean([run.results['worst_case'] for run in item[1].values()])
@@ -394,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--write', metavar='PAGE', help='a Markdown file with BEGIN and END')
   asked = parser.parse_args(arguments)
   try:
-    runs = read(asked.directory)
+    runs = evaluations.read(asked.directory)
     page = asked.write and environment.local_path('--write', asked.write)
   except errors.UserError as error:
     print(f'at_jax: {error}', file=sys.stderr)

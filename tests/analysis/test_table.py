@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from at_jax.analysis import table
+from at_jax.analysis import evaluations, table
 
 RESULTS = pathlib.Path(__file__).parents[2] / 'results'
 
@@ -51,7 +51,7 @@ def test_audits_state_how_many_examples_fell(tmp_path):
   write(tmp_path / 'plain-0', [1, 0, 0, 0], autoattack_fast=.25, audits=audit(0, 200))
   write(tmp_path / 'plain-1', [1, 0, 0, 0], autoattack_fast=.25, audits=audit(2, 180))
   write(tmp_path / 'other-0', [1, 1, 0, 0], autoattack_fast=.5)
-  text, = table.tables(table.read(tmp_path), against='plain').values()
+  text, = table.tables(evaluations.read(tmp_path), against='plain').values()
   head, _, other, plain = ([cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines())
   place = head.index('audit')
   assert head[place - 2:place] == ['fast AutoAttack', 'worst case']
@@ -66,7 +66,7 @@ def test_each_threat_model_has_its_table_and_reference(tmp_path):
   write(tmp_path / 'other-l2-0', [1, 1, 1, 0], norm='l2')
   write(tmp_path / 'other-l1-0', [1, 1, 1, 1], norm='l1')
   write(tmp_path / 'plain-1', [1, 1, 1, 1], norm='l1')  # another threat model
-  found = table.tables(table.read(tmp_path), against='plain')
+  found = table.tables(evaluations.read(tmp_path), against='plain')
   assert set(found) == {'L∞, 8/255', 'L2, 8/255', 'L1, 8/255'}
   last = {ball: [line.split('|')[-2].strip() for line in text.splitlines()]
           for ball, text in found.items()}
@@ -89,7 +89,7 @@ def test_other_test_sets_have_tables_of_their_own(tmp_path):
                        ('other-0', dict(dataset='svhn', n=4))):
     write(tmp_path / name, [1, 0, 0, 0])
     change(tmp_path / name, **fields)
-  assert set(table.tables(table.read(tmp_path), against='plain')) == {
+  assert set(table.tables(evaluations.read(tmp_path), against='plain')) == {
       'L∞, 8/255, cifar10, 4 test examples', 'L∞, 8/255, cifar10, 2 test examples',
       'L∞, 8/255, svhn, 4 test examples'}
 
@@ -112,7 +112,7 @@ def test_a_row_of_runs_that_differ_is_refused(what, fields, tmp_path, capsys):
 
 def test_key_of_older_results_is_read(tmp_path):
   write(tmp_path / 'plain-0', [1, 0, 0, 0], released='authors')
-  assert table.read(tmp_path)['plain'][0].results['released'] == {}
+  assert evaluations.read(tmp_path)['plain'][0].results['released'] == {}
 
 
 def test_folder_without_runs_is_one_line(tmp_path, capsys):

@@ -1,0 +1,142 @@
+"""Evaluated runs as tables compare them: read from their files, and checked to be alike."""
+
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from at_jax import environment, errors
+from at_jax.evaluation import metrics
+
+
+class Run(NamedTuple):
+  """One run.
+
+  Attributes:
+    results: content of results.json.
+    worst_case: bool[N], worst-case verdicts of the best checkpoint.
+    labels: int[N].
+  """
+  results: dict[str, Any]
+  worst_case: np.ndarray
+  labels: np.ndarray
+
+
+def read_run(path: pathlib.Path) -> Run:
+  """Reads an evaluated run.
+
+  Args:
+    path: its folder, with results.json.
+
+  Returns:
+    A `Run`.
+
+  Raises:
+    errors.UserError: if results.json cannot be read or is not of a run, or there are no verdicts.
+  """
+  if not (path / 'verdicts.npz').exists():
+    raise errors.UserError('RUN', str(path), 'there is no verdicts.npz in it: evaluate the run '
+                           'again, or move it away')
+  try:
+    results = json.loads((path / 'results.json').read_text(encoding='utf-8'))
+    evaluate, _ = results['config']['evaluate'], results['worst_case']
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.UserError('RUN', str(path), f'its results.json is not that of a run ({error!r}): evaluate '
+                           'the run again, or move it away') from error
+  if 'released' not in results:  # older runs have another name for it
+    results['released'] = results.pop('authors')
+    results['warnings'] = {name.replace("authors' protocol", 'released protocol'): lines
+                           for name, lines in results.get('warnings', {}).items()}
+  if not evaluate.get('norm'):  # in older runs it was that of the training attack
+    evaluate['norm'] = results['config']['attack']['norm']
+  verdicts = np.load(path / 'verdicts.npz')
+  return Run(results, verdicts['best/worst_case'], verdicts['labels'])
+
+
+def read(directory: str | os.PathLike) -> dict[str, dict[int, Run]]:
+  """Reads the runs of a folder.
+
+  Args:
+    directory: a folder of folders METHOD-SEED; those without results.json are skipped.
+
+  Returns:
+    `{method: {seed: Run}}`.
+
+  Raises:
+    errors.UserError: if runs of a method in one table attack other examples, or in another way.
+  """
+  runs: dict[str, dict[int, Run]] = {}
+  for path in sorted(environment.local_path('directory', directory).glob('*-*/results.json')):
+    method, _, seed = path.parent.name.rpartition('-')
+    if not seed.isdecimal():  # such as X-small, the default work directory of a variant
+      continue
+    runs.setdefault(method, {})[int(seed)] = read_run(path.parent)
+  for method, seeds in runs.items():
+    check_row(method, seeds)
+  return runs
+
+
+def check_row(method: str, seeds: dict[int, Run]) -> None:
+  """Checks that the mean of the runs of one row has a meaning.
+
+  Args:
+    method: the method.
+    seeds: its runs by seed.
+
+  Raises:
+    errors.UserError: if runs of one table attack other examples, or in another way.
+  """
+  first: dict[tuple, int] = {}
+  for seed, run in seeds.items():
+    begun = first.setdefault(place(run.results), seed)
+    for what, of in (('attacks', _attacks), ('step size', _step_size), ('test examples', _examples)):
+      values = [of(each) for each in (seeds[begun], run)]
+      if values[0] != values[1]:
+        shown = '' if what == 'test examples' else f' ({values[0]}; {values[1]})'
+        raise errors.UserError('directory', f'{method}-{seed}', f'its {what} are not those of '
+                               f'{method}-{begun}{shown}: evaluate both alike, or rename one')
+
+
+def _attacks(run: Run) -> str:
+  return ', '.join([*run.results['robust'], *(f'{name} released' for name in run.results['released'])])
+
+
+def _step_size(run: Run) -> float | None:
+  return run.results['config']['evaluate'].get('step_size_255')
+
+
+def _examples(run: Run) -> bytes:
+  return np.asarray(run.labels, np.int64).tobytes()
+
+
+def place(results: dict[str, Any]) -> tuple:
+  """Returns which table a run belongs to.
+
+  Args:
+    results: content of results.json.
+
+  Returns:
+    Threat model, data set and number of examples.
+  """
+  return threat(results), results.get('dataset'), results.get('n')
+
+
+def threat(results: dict[str, Any]) -> str:
+  """Names the threat model of an evaluation.
+
+  Args:
+    results: content of results.json.
+
+  Returns:
+    Norm, and radius in 255ths.
+
+  Example:
+    >>> threat({'config': {'evaluate': {'norm': 'l2', 'epsilon_255': 128.}}})
+    'L2, 128/255'
+  """
+  c = results['config']
+  # Older runs have no norm of the evaluation: it was that of the training attack.
+  norm = c['evaluate'].get('norm') or c['attack']['norm']
+  return f'{metrics.norm_name(norm)}, {c["evaluate"]["epsilon_255"]:g}/255'
