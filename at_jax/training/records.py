@@ -13,7 +13,6 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
-import tensorboardX
 from tqdm import auto
 
 from at_jax import devices, environment, errors
@@ -130,6 +129,7 @@ class Metrics:
   """
 
   def __init__(self, workdir: pathlib.Path, *, step: int):
+    import tensorboardX  # not above: it imports torch if there is one, which takes seconds in every command
     self._path = workdir / 'metrics.jsonl'
     self._workdir = workdir
     try:
