@@ -8,6 +8,7 @@ from at_jax import environment, errors, xla_flags
 
 _ANALYSES = {'classwise': 'robustness of each class, and what it is confused with',
              'hard_examples': 'examples on which all runs fail, and whether runs fail on the same ones',
+             'passes': 'robustness against the passes through the network that training takes',
              'radii': 'distance of each example to the decision boundary, by FMN',
              'report': 'one page about runs: verdict, table, warnings, figures',
              'smoothness': 'how smooth the adversarial loss is in the weights and in the input',

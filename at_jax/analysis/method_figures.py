@@ -6,7 +6,7 @@ percent. Bars are exact 95 % intervals for the sampling of the test examples.
 
 from collections.abc import Sequence
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,27 @@ from at_jax.evaluation import metrics
 
 _CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 _MAX_NUMBERS = 20   # of classes of a heat map whose cells have numbers
+
+
+class Unit(NamedTuple):
+  """What the cost of training is counted in.
+
+  Attributes:
+    name: its name.
+    axis: label of the axis.
+    less: adjective of a method that has less of it.
+    most: adjective of the method that has most of it.
+    short: its name in lists.
+  """
+  name: str
+  axis: str
+  less: str
+  most: str
+  short: str
+
+
+MINUTES = Unit('minutes', 'minutes of training', 'faster', 'slowest', 'min')
+PASSES = Unit('forward passes', 'forward passes of a training image', 'cheaper', 'most expensive', 'passes')
 
 
 def accuracies(name: str, where: str, compared: table.Table) -> figures.Captioned:
@@ -154,45 +175,47 @@ def _class_names(run: evaluations.Run) -> Sequence[str]:
   return names if data.get('name') == 'cifar10' and len(names) == number else list(map(str, range(number)))
 
 
-def cost(name: str, where: str, compared: table.Table, seconds: dict[str, float]) -> figures.Captioned | None:
-  """Draws robust accuracy against the time of training.
+def cost(name: str, where: str, compared: table.Table, amounts: dict[str, float], unit: Unit = MINUTES
+         ) -> figures.Captioned | None:
+  """Draws robust accuracy against the cost of training.
 
   Args:
     name: name of the figure.
     where: threat model, for its title.
     compared: the methods.
-    seconds: `{method: seconds of training}`; methods without are left out.
+    amounts: `{method: cost of training}`; methods without are left out.
+    unit: the unit of the cost.
 
   Returns:
-    The figure; None unless three methods have a time.
+    The figure; None unless three methods have a cost.
   """
-  rows = [row for row in compared.rows if row.method in seconds]
+  rows = [row for row in compared.rows if row.method in amounts]
   if len(rows) < 3:
     return None
-  minutes = np.array([seconds[row.method] / 60 for row in rows])
+  costs = np.array([amounts[row.method] for row in rows])
   worst = 100 * np.array([_mean(row.values['worst case']) for row in rows])
   figure = figures.new(4.6, 3.6)
   axes = figure.subplots()
-  axes.errorbar(minutes, worst, yerr=table.bars(worst / 100, table.examples(rows[0])), fmt='o', color='0.6',
+  axes.errorbar(costs, worst, yerr=table.bars(worst / 100, table.examples(rows[0])), fmt='o', color='0.6',
                 markersize=4, elinewidth=.8, label='other methods')
-  front = _front(minutes, worst)
-  axes.plot(minutes[front], worst[front], color='black', linewidth=.8)
+  front = _front(costs, worst)
+  axes.plot(costs[front], worst[front], color='black', linewidth=.8)
   for i, color, marker in zip(front, figures.COLORS, figures.MARKERS, strict=False):
-    axes.plot(minutes[i], worst[i], marker, color=color, zorder=3, label=figures.label(rows[i].method))
-  axes.set_xlabel('minutes of training')
+    axes.plot(costs[i], worst[i], marker, color=color, zorder=3, label=figures.label(rows[i].method))
+  axes.set_xlabel(unit.axis)
   axes.set_ylabel('worst-case accuracy in percent')
   axes.set_ylim(bottom=0)
   axes.set_xlim(left=0)
   axes.grid(color='0.9')
   figure.legend(loc='outside upper center', ncols=2, fontsize=figures.SMALL)
-  slowest = int(minutes.argmax())
+  top = int(costs.argmax())
   return figures.Captioned(
       name, f'Robust accuracy and cost of training, {where}', figure,
-      'Higher and further left is better: no method is both faster and more robust than one that has a name; '
-      f'the slowest, `{rows[slowest].method}`, takes {minutes[slowest]:.3g} minutes.',
-      'Dots. Minutes of training and worst-case accuracy: ' + ', '.join(
-          f'{row.method} {x:.1f} min {y:.1f} percent' for row, x, y in zip(rows, minutes, worst, strict=True))
-      + '.')
+      f'Higher and further left is better: no method is both {unit.less} and more robust than one that has a '
+      f'name; the {unit.most}, `{rows[top].method}`, takes {costs[top]:.3g} {unit.name}.',
+      f'Dots. {unit.name.capitalize()} of training and worst-case accuracy: ' + ', '.join(
+          f'{row.method} {x:.1f} {unit.short} {y:.1f} percent' for row, x, y in
+          zip(rows, costs, worst, strict=True)) + '.')
 
 
 def _front(cost: np.ndarray, value: np.ndarray) -> list[int]:

@@ -164,21 +164,28 @@ def _duration(seconds: float | None) -> str:
 def _figures(found: Sequence[folders.Folder], compared: dict[str, table.Table],
              radii: dict[str, np.ndarray]) -> list[Any]:
   """The figures that the runs have numbers for."""
-  seconds = _seconds(found)
+  minutes = {method: each / 60 for method, each in training_seconds(found).items()}
   drawn = []
   for i, (title, each) in enumerate(compared.items(), 1):
     drawn += [method_figures.accuracies(f'accuracies-{i}', title, each),
               method_figures.classes(f'classes-{i}', title, each),
               curves.over_steps(f'steps-{i}', title, each),
               curves.minimum_norm(f'radii-{i}', title, each, radii),
-              method_figures.cost(f'cost-{i}', title, each, seconds)]
+              method_figures.cost(f'cost-{i}', title, each, minutes)]
   drawn += [curves.over_radii('radii', found), curves.finetuning('finetuning', found),
             curves.learning('learning', found)]
   return [figure for figure in drawn if figure]
 
 
-def _seconds(found: Sequence[folders.Folder]) -> dict[str, float]:
-  """`{method: mean seconds of training of its evaluated runs}`."""
+def training_seconds(found: Sequence[folders.Folder]) -> dict[str, float]:
+  """Returns how long training took, as `folders.training_seconds` of the evaluated runs.
+
+  Args:
+    found: the runs.
+
+  Returns:
+    `{method: mean seconds of its runs}`; methods without a speed in their logs are left out.
+  """
   times = {method: [seconds for each in seeds if (seconds := folders.training_seconds(each))]
            for method, seeds in folders.by_method(statements.evaluated(found)).items()}
   return {method: float(np.mean(each)) for method, each in times.items() if each}
@@ -186,7 +193,7 @@ def _seconds(found: Sequence[folders.Folder]) -> dict[str, float]:
 
 def _training(found: Sequence[folders.Folder]) -> page.Cells:
   """Settings, cost and robust overfitting of each method, from its first run."""
-  seconds, rows = _seconds(found), []
+  seconds, rows = training_seconds(found), []
   for method, seeds in folders.by_method(found).items():
     c = seeds[0].config
     changes = [curves.overfitting(each)[1] for each in seeds if len(folders.validations(each)) > 1]

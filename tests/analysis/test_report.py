@@ -293,7 +293,7 @@ def test_figures_say_what_to_see(runs):
           'validation images') in learning.caption
   tuning = curves.finetuning('t', found)
   assert '`tuned-0`, gains 5.0 points for a clean change of −0.4' in tuning.caption
-  cost = method_figures.cost('c', 'L∞', compared, {'plain': 15., 'rival': 20., 'tuned': 12.})
+  cost = method_figures.cost('c', 'L∞', compared, {'plain': .25, 'rival': 1 / 3, 'tuned': .2})
   assert 'plain 0.2 min 51.2 percent, tuned 0.2 min 30.0 percent, rival 0.3 min' in cost.alt
   assert 'the slowest, `rival`, takes 0.333 minutes' in cost.caption
   classes = method_figures.classes('k', 'L∞', compared)

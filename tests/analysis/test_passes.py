@@ -1,0 +1,60 @@
+"""Passes through the network that training takes, and the table and the figure of them."""
+
+import pytest
+
+from at_jax.analysis import passes
+from at_jax.config import command_line
+from tests.fixtures import run_folders
+from tests.fixtures.command_errors import ROOT
+
+
+def config_of(name, *fields):
+  return command_line.parse([f'--config={ROOT}/configs/{name}', *fields]).config
+
+
+# By hand, from the formulas. PGD: K = 10 steps and the update. TRADES, MART and NuAT update at x and x'. The
+# attacks of TRADES and NuAT compare with clean logits, one forward pass. Consistency has two views,
+# GAIR-TRADES two attacks and three updates, AWP a second update.
+@pytest.mark.parametrize('name, forward, backward', [
+    ('pgd_at', 11, 11), ('trades', 13, 12), ('mart', 12, 12), ('consistency', 22, 22), ('awp', 12, 12),
+    ('gair_trades', 24, 23), ('fgsm_rs', 2, 2), ('n_fgsm', 2, 2), ('nuat', 4, 3), ('fgsm_pgi', 3, 3),
+    ('free_at', 1, 1)])
+def test_passes_of_a_step(name, forward, backward):
+  c = config_of(f'{name}_cifar10.py')
+  assert passes.of_step(c, c.loss) == (forward, backward)
+
+
+# :small has K = 5 and eight epochs. DUCAT passes x too in the last three; on TRADES it adds two passes.
+# Free-AT replays each batch four times. Fine-tuning has 20 clean epochs, then four with a teacher.
+@pytest.mark.parametrize('name, forward, backward', [
+    ('pgd_at_cifar10.py:small', 48, 48), ('n_fgsm_cifar10.py:small', 16, 16),
+    ('free_at_cifar10.py:small', 32, 32), ('ducat_cifar10.py:small', 5 * 6 + 3 * 7, 5 * 6 + 3 * 7),
+    ('ducat_trades_cifar10.py:small', 5 * 8 + 3 * 10, 5 * 7 + 3 * 9),
+    ('finetune_cifar10.py:small', 20 + 4 * (5 + 1 + 2 + 1), 20 + 4 * (5 + 2))])
+def test_passes_of_a_training(name, forward, backward):
+  assert passes.of_training(config_of(name)) == (forward, backward)
+
+
+def test_fine_tuning_on_adversarial_examples_alone_takes_two_passes():
+  c = config_of('finetune_cifar10.py:pretrained', '--config.finetune.source=model.pt')
+  assert passes.of_step(c, 'finetune') == (2, 2)
+
+
+def test_table_and_figure_have_the_passes_of_every_method(tmp_path, capsys):
+  for name, loss, robust in (('plain', 'pgd_at', 20), ('trades', 'trades', 16), ('free', 'free_at', 10)):
+    run_folders.evaluated(tmp_path / f'{name}-0', robust, attacks={'autoattack': robust},
+                          validated=[(.5, .4)], config=dict(loss=loss, replays=3))
+  run_folders.evaluated(tmp_path / 'own-0', 12, attacks={'autoattack': 12}, config=dict(loss='mine.loss'))
+  assert passes.main([str(tmp_path), '--against=plain', f'--output={tmp_path / "drawn"}']) == 0
+  out = capsys.readouterr().out
+  # Four epochs; 500 examples are logged at 100 a second; McNemar's p of 4 against 0 is 2/2⁴.
+  assert '| `plain` | 1 | 24 | 24 | 1.00 | 5 | 75.0 | 50.0 |  |  |' in out
+  assert '| `trades` | 1 | 32 | 28 | 1.33 | 5 | 75.0 | 40.0 |  | +0 −4, p ≤ 0.12 |' in out
+  assert '| `free` | 1 | 12 | 12 | 0.50 |' in out and '`own`' not in out
+  assert 'the most expensive, `trades`, takes 32 forward passes' in out
+  assert (tmp_path / 'drawn' / 'passes-1.png').exists()
+
+
+def test_missing_run_is_one_line(tmp_path, capsys):
+  assert passes.main([str(tmp_path)]) == 2
+  assert capsys.readouterr().err.startswith('at_jax: RUN = ')
