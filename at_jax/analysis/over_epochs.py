@@ -6,7 +6,6 @@ import numpy as np
 
 from at_jax.analysis import class_statistics, figures, markdown
 
-PUBLISHED = 'up to 40 % of CIFAR-10, over epochs and methods (Wang et al., arXiv 2410.12671)'
 _MAX_RUNS = 6  # of one figure
 
 
@@ -63,7 +62,7 @@ def report(found: dict[str, Any], n: int) -> str:
     always = round(n * each['always'][-1])
     low, high = class_statistics.interval(always, n)
     parts.append(f'Never robust at {len(each["epochs"])} checkpoints: {always} of {n} examples, 95 % '
-                 f'interval {100 * low:.1f} to {100 * high:.1f} %. Published: {PUBLISHED}.')
+                 f'interval {100 * low:.1f} to {100 * high:.1f} % (published: up to 40 %).')
   return '\n\n'.join(parts)
 
 
