@@ -41,7 +41,7 @@ def _runs_table(runs: dict[str, dict[str, Any]]) -> str:
     clean, robust, lowest, gap = (markdown.percent(share) for share in (
         found['clean'], found['robust'], spread['lowest'], spread['gap']))
     rows.append([f'`{name}`', str(found['n']), clean, robust, _worst(found, 'clean'), _worst(found, 'robust'),
-                 lowest, gap, f'{1e4 * spread["variance"]:.0f}', f'{spread["p"]:.1g}',
+                 lowest, gap, f'{1e4 * spread["variance"]:.0f}', markdown.p_value(spread['p']),
                  '' if math.isnan(order['mean_rho']) else
                  f'{order["mean_rho"]:.2f}, {order["lowest_rho"]:.2f}'])
   return markdown.table(head, rows)

@@ -236,7 +236,7 @@ def _overlap_table(found: dict[str, Any]) -> str:
       ['pairs of', 'number', 'Jaccard', 'Jaccard if independent', 'observed / expected', "Loevinger's H",
        'largest p'],
       ([relation, str(each['pairs']), *(span(each[key]) for key in (
-          'jaccard', 'jaccard_by_chance', 'ratio', 'h')), f'{each["p"]["highest"]:.1g}']
+          'jaccard', 'jaccard_by_chance', 'ratio', 'h')), markdown.p_value(each['p']['highest'])]
        for relation, each in found.items()))
 
 

@@ -42,3 +42,19 @@ def percent(*shares: float | None) -> str:
     return ''
   spread = f' ± {100 * np.std(shares, ddof=1):.1f}' if len(shares) > 1 else ''
   return f'{100 * np.mean(shares):.1f}{spread}'
+
+
+def p_value(p: float) -> str:
+  """Formats a p-value, or its bound if it is too small for a float.
+
+  Args:
+    p: from 0 to 1.
+
+  Returns:
+    The text.
+
+  Example:
+    >>> p_value(.0321), p_value(0.)
+    ('0.03', '< 1e-300')
+  """
+  return f'{p:.1g}' if p != 0 else '< 1e-300'

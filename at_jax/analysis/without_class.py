@@ -130,7 +130,7 @@ def report(found: dict[str, Any], title: str) -> str:
            *('+{gained} −{lost}, p = {p:.1g}'.format(**each['against'][model]) for model in MODELS[:2]),
            percent(each['to_it'])] for name, each in found['classes'].items()]
   fooled = [[name, *(cell for to in ('it', 'another') for cell in (
-      str(each[to]['n']), percent(each[to]['robust']))), f'{each["p"]:.1g}']
+      str(each[to]['n']), percent(each[to]['robust']))), markdown.p_value(each['p'])]
       for name, each in found['fooled'].items()]
   fooled_head = ['model', f'fooled to {it}', 'robust here', 'fooled to another class', 'robust here ', 'p']
   correlation = ', '.join(f'{name} ρ = {each["rho"]:+.2f}, p = {each["p"]:.1g}'
