@@ -40,7 +40,7 @@ def shares(wrong: np.ndarray) -> Shares:
   """
   fails = wrong.mean(axis=1)
   always = np.logical_and.accumulate(wrong).mean(axis=1)
-  return Shares(fails, always, -np.diff(always, prepend=1), fails - always)
+  return Shares(fails, always, np.append(1, always[:-1]) - always, fails - always)
 
 
 def report(found: dict[str, Any], n: int) -> str:
