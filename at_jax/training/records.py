@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import auto
 
 from at_jax import devices, environment, errors
+from at_jax.training import tensorboard
 
 _PACKAGES = ('at_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 # The accuracies come first: a narrow terminal cuts the time and the rate off.
@@ -129,7 +130,6 @@ class Metrics:
   """
 
   def __init__(self, workdir: pathlib.Path, *, step: int):
-    import tensorboardX  # not above: it imports torch if there is one, which takes seconds in every command
     self._path = workdir / 'metrics.jsonl'
     self._workdir = workdir
     try:
@@ -138,7 +138,7 @@ class Metrics:
       temporary = self._path.with_suffix('.tmp')  # a kill while it is written must not lose the lines
       temporary.write_text(''.join(f'{line}\n' for line in kept), encoding='utf-8')
       os.replace(temporary, self._path)
-      self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+      self._events = tensorboard.Events(workdir / 'tensorboard', first_step=step + 1)
     except OSError as error:
       raise errors.unwritable(workdir, error) from error
 
@@ -148,14 +148,14 @@ class Metrics:
       with self._path.open('a', encoding='utf-8') as file:
         file.write(json.dumps({'step': step} | numbers) + '\n')
       for name, value in _scalars(numbers):
-        self._events.add_scalar(name, value, step)
+        self._events.scalar(step, name, value)
       self._events.flush()
 
   def draw(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Adds images to TensorBoard: uint8[H, W, C] by name."""
     with self._writing():
       for name, image in images.items():
-        self._events.add_image(name, image, step, dataformats='HWC')
+        self._events.image(step, name, image)
       self._events.flush()
 
   @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import io
 import json
 import os
 import pathlib
@@ -15,13 +14,12 @@ import threading
 
 import numpy as np
 from orbax.checkpoint import v1 as ocp
-import PIL.Image
 import pytest
-from tensorboardX.proto import event_pb2
 
 from at_jax import datasets, main
 from at_jax.evaluation import robustness
 from at_jax.training import pictures, records
+from tests.fixtures import tensorboard_events
 
 # Two epochs of 13 steps on digits, each with a validation.
 COMMAND = (
@@ -75,27 +73,10 @@ def logged(workdir):
   return [line for line in lines if 'validation_clean' in line]
 
 
-def events(workdir):
-  """What TensorBoard reads: {tag: {step: float, or uint8[H, W, C]}}."""
-  found = {}
-  for path in (workdir / 'tensorboard').iterdir():
-    file = io.BytesIO(path.read_bytes())
-    while header := file.read(12):  # a TFRecord: its length, a checksum, the record, a checksum
-      event = event_pb2.Event.FromString(file.read(struct.unpack('<Q', header[:8])[0]))
-      file.read(4)
-      for value in event.summary.value:
-        content = value.simple_value
-        if value.HasField('image'):
-          content = np.asarray(PIL.Image.open(io.BytesIO(value.image.encoded_image_string)))
-          assert content.shape[:2] == (value.image.height, value.image.width)
-        found.setdefault(value.tag, {})[event.step] = content
-  return found
-
-
 @pytest.mark.long
 def test_curves_of_each_class_are_those_of_the_log(watched):
   workdir, _ = watched
-  found, lines = events(workdir), logged(workdir)
+  found, lines = tensorboard_events.read(workdir), logged(workdir)
   assert [line['step'] for line in lines] == [13, 26]
   labels = datasets.load('digits', validation_size=100).validation.labels
   for line in lines:
@@ -113,7 +94,7 @@ def test_curves_of_each_class_are_those_of_the_log(watched):
 
 @pytest.mark.long
 def test_picture_has_the_attacked_batch_of_each_epoch(watched):
-  found = events(watched[0])['validation_attacked']
+  found = tensorboard_events.read(watched[0])['validation_attacked']
   assert sorted(found) == [13, 26]
   images = datasets.load('digits', validation_size=100).validation.images
   for picture in found.values():
@@ -134,7 +115,7 @@ def test_watching_changes_no_bit(watched, tmp_path, monkeypatch, capsys):
   evaluate = robustness.evaluate
   monkeypatch.setattr(robustness, 'evaluate', lambda *args, observe=None, **rest: evaluate(*args, **rest))
   assert main.main([*COMMAND, f'--workdir={tmp_path}']) == 0
-  assert 'validation_attacked' not in events(tmp_path)
+  assert 'validation_attacked' not in tensorboard_events.read(tmp_path)
   digests = [ocp.checkpointables_metadata(workdir / 'checkpoints' / '00000026').custom_metadata['digests']
              for workdir in (watched[0], tmp_path)]
   assert digests[0] == digests[1] and digests[0]
