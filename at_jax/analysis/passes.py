@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from at_jax import environment, errors, methods
+from at_jax import environment, errors
 from at_jax.analysis import figures, folders, markdown, method_figures, report, table
 from at_jax.methods import finetune, inner_attacks, nuat
 from at_jax.training import epoch_plan, restore, setup
@@ -34,7 +34,9 @@ class Passes(NamedTuple):
 
 
 def of_training(config: ml_collections.ConfigDict) -> Passes | None:
-  """Counts how often training passes an image through the network. Validation does not count.
+  """Counts how often training passes an image through the network.
+
+  Validation, re-estimated BatchNorm statistics and the training of `config.finetune.source` do not count.
 
   Args:
     config: the configuration.
@@ -77,7 +79,8 @@ def of_step(config: ml_collections.ConfigDict, phase: str) -> Passes:
     update = 1
   if phase.startswith('ducat'):  # two passes in place of the one of PGD-AT, or besides those of a loss
     update += 1 if config.loss in ('pgd_at', 'consistency') else 2
-  update *= 2 if config.awp_gamma else 1
+  if config.awp_gamma and (phase != 'standard' or config.loss == 'standard'):  # not before fine-tuning
+    update *= 2
   steps, alone = (0, 0) if phase in ('standard', 'free_at') else _of_attack(config)
   alone += tunes * ((f.anchor_weight > 0) + (f.regulator == 'radius'))  # the teacher, and at the last point
   views = 2 if config.loss == 'consistency' else 1
@@ -86,12 +89,7 @@ def of_step(config: ml_collections.ConfigDict, phase: str) -> Passes:
 
 def _of_attack(config: ml_collections.ConfigDict) -> tuple[int, int]:
   """Passes of the attack, forward and backward, and forward alone."""
-  if config.attack.kind:
-    make = methods.ATTACKS[config.attack.kind]
-  elif config.loss == 'finetune':
-    make = finetune.inner_attack(config.finetune.distance)
-  else:
-    make = getattr(methods.OBJECTIVES[config.loss], 'inner_attack', inner_attacks.uniform)
+  make = epoch_plan.attack_factory(config)
   each = 2 if make is inner_attacks.kl_and_margin else 1
   return each * config.attack.num_steps, int(make in _FROM_CLEAN_LOGITS)
 

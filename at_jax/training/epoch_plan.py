@@ -127,16 +127,36 @@ def recipe(run: setup.Run, phase: str) -> step_lib.Recipe:
       radius=c.attack.epsilon_255 / 255, replays=setup.replays(c) if replayed else 0, **common)
 
 
-def _attack(run: setup.Run) -> tuple[inner_attacks.Attack, bool]:
-  """The inner attack, that of `config.attack.kind` or the one of the loss; and whether it takes β."""
-  c = run.config
+def attack_factory(config: ml_collections.ConfigDict) -> Callable[..., inner_attacks.Attack]:
+  """Returns the factory of the inner attack: that of `config.attack.kind`, or else the one of the loss.
+
+  Args:
+    config: the configuration.
+
+  Returns:
+    The factory, as `methods.inner_attacks` describes it.
+
+  Raises:
+    errors.UserError: if a function of an import path cannot be loaded.
+
+  Example:
+    >>> from at_jax import config
+    >>> attack_factory(config.default()) is inner_attacks.uniform
+    True
+  """
+  c = config
   if c.attack.kind:
-    make = import_path.load('attack.kind', c.attack.kind, methods.ATTACKS)
-  elif c.loss == 'finetune':
-    make = finetune.inner_attack(c.finetune.distance)
-  else:
-    loss = import_path.load('loss', c.loss, methods.OBJECTIVES)
-    make = getattr(loss, 'inner_attack', inner_attacks.uniform)
+    return import_path.load('attack.kind', c.attack.kind, methods.ATTACKS)
+  if c.loss == 'finetune':
+    return finetune.inner_attack(c.finetune.distance)
+  loss = import_path.load('loss', c.loss, methods.OBJECTIVES)
+  return getattr(loss, 'inner_attack', inner_attacks.uniform)
+
+
+def _attack(run: setup.Run) -> tuple[inner_attacks.Attack, bool]:
+  """The inner attack, and whether it takes β."""
+  c = run.config
+  make = attack_factory(c)
   own = dict(axis_name=devices.AXIS) if make is nuat.nuclear else {}
   attack = make(
       norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,

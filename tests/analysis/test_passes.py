@@ -35,6 +35,12 @@ def test_passes_of_a_training(name, forward, backward):
   assert passes.of_training(config_of(name)) == (forward, backward)
 
 
+def test_weights_are_not_perturbed_before_fine_tuning():
+  c = config_of('finetune_cifar10.py:small', '--config.awp_gamma=.01')
+  # As above, with a second update in the four epochs of fine-tuning only.
+  assert passes.of_training(c) == (20 + 4 * (5 + 1 + 2 * 2 + 1), 20 + 4 * (5 + 2 * 2))
+
+
 def test_fine_tuning_on_adversarial_examples_alone_takes_two_passes():
   c = config_of('finetune_cifar10.py:pretrained', '--config.finetune.source=model.pt')
   assert passes.of_step(c, 'finetune') == (2, 2)
