@@ -68,8 +68,8 @@ def test_no_function_makes_a_folder_of_a_bucket(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   config = default_config()
   for call in (lambda path: loop.train_and_evaluate(config, path, ''), restore.load, restore.read_config,
-               lambda path: loop.evaluate_only(config, path, ''), lambda path: restore.export('x', path),
-               evaluations.read, lambda path: table.write(path, '')):
+               restore.steps, lambda path: loop.evaluate_only(config, path, ''),
+               lambda path: restore.export('x', path), evaluations.read, lambda path: table.write(path, '')):
     with pytest.raises(errors.UserError, match='only local paths'):
       call('gs://bucket/run')
   config.finetune.source = 's3://bucket/run'

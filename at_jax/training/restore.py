@@ -240,7 +240,7 @@ def _statistics_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
   return workdir / 'statistics' / f'{step:08d}.npz'
 
 
-def steps(workdir: pathlib.Path) -> list[int]:
+def steps(workdir: str | os.PathLike) -> list[int]:
   """Lists the checkpoints that a run has kept.
 
   Args:
@@ -248,7 +248,11 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
   Returns:
     Their steps, oldest first; none for a folder written by `export`.
+
+  Raises:
+    errors.UserError: if the path is not local, or orbax cannot read checkpoints below it.
   """
+  workdir = environment.local_path('workdir', workdir)
   return checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).steps()
 
 

@@ -201,7 +201,7 @@ def test_export_has_the_same_model_and_evaluation(workdir, tmp_path, capsys):
   assert {name.split('/')[0] for name in np.load(folder / 'verdicts.npz')} == {'labels', 'best'}
   with pytest.raises(errors.UserError, match="checkpoint = 'last': .*best checkpoint only: use 'best'"):
     restore.load(folder, checkpoint='last')
-  assert restore.steps(folder) == []
+  assert restore.steps(str(folder)) == []
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) <= 8 and 'results.json' in lines[0]
   assert lines[-1].startswith(f"Report {100 * after['worst_case']:.2f} %, the deployed worst case")
