@@ -49,6 +49,13 @@ def test_burn_in_has_no_weights_and_one_program(weights, loss):
   assert np.max(np.abs(weighed - after('none', loss, 'C', 'sgd', 0.))) > 1e-6
 
 
+def test_weights_before_their_start_are_ones():
+  c = config_of('geometry', 'trades')
+  c.weights.start_epoch = 1
+  before = take_steps(c, values=epoch_plan.epoch_values(c, 0))[0]
+  np.testing.assert_allclose(before, after('none', 'trades', 'C', 'sgd', 0.), atol=1e-7)
+
+
 @in_cells('geometry', 'trades', 'C', 'sgd', 0.)
 def test_infinite_lambda_is_no_weights(weights, loss, head, optimizer, awp):
   del weights
