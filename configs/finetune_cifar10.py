@@ -66,7 +66,7 @@ def get_config(arg: str = ''):
   if 'smoke' in asked:
     c.finetune.update(source='', start_epoch=1)
   elif 'small' in asked and 'pretrained' not in asked:
-    # As many passes as eight epochs of PGD-AT with five steps.
+    # As many backward passes as eight epochs of PGD-AT with five steps.
     c.epochs, c.finetune.start_epoch, c.optimizer.decay_epochs = 24, 20, (12, 17)
   return c
 

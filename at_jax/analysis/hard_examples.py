@@ -42,7 +42,7 @@ class Member(NamedTuple):
     class_names: C names.
     labels: i32[N].
     wrong: `{'clean' or attack: bool[N]}`, misclassified. The last one decides whether an example fails.
-    epoch: number of epochs of training, of the checkpoints of --checkpoints=all.
+    epoch: epochs of training before the checkpoint; None unless --checkpoints=all.
   """
   name: str
   run: str
