@@ -1,8 +1,8 @@
 """Robustness against the work of training: `python -m at_jax.analysis passes RUN... [--output=FOLDER]`.
 
 Prints for each method how often training passes an image through the network, its time, and how robust the
-model is, and writes FOLDER/passes.png, which draws the one against the other. Methods whose loss or attack
-is imported are left out, because nothing says how many passes they take.
+model is. For three methods or more FOLDER/passes-1.png draws the one against the other. Methods whose loss or
+attack is imported are left out, because nothing says how many passes they take.
 """
 
 from collections.abc import Sequence
@@ -128,14 +128,16 @@ def main(arguments: list[str] | None = None) -> int:
     counted = {method: of_training(restore.read_config(seeds[0].path))
                for method, seeds in folders.by_method(found).items()}
     passes = {method: each for method, each in counted.items() if each}
+    if not found:
+      raise errors.UserError('RUN', ' '.join(asked.runs), 'none of them is evaluated: use --mode=evaluate')
     texts = []
     for i, (title, compared) in enumerate(report.tables(found, asked.against).items(), 1):
       head = ['method', 'seeds', 'forward', 'backward', f'of {compared.against}', 'seconds', 'clean',
               'worst case', 'audit', f'against {compared.against}']
       texts.append(f'{title}:\n\n{markdown.table(head, _rows(found, compared, passes))}')
-      drawn = method_figures.cost(f'passes-{i}', title, compared, {
-          method: each.forward for method, each in passes.items()}, method_figures.PASSES)
-      if asked.output and drawn:
+      amounts = {method: each.forward for method, each in passes.items()}
+      if asked.output and (drawn := method_figures.cost(f'passes-{i}', title, compared, amounts,
+                                                        method_figures.PASSES)):
         texts.append(f'{figures.write(drawn, asked.output)}: {drawn.caption}')
   except errors.UserError as error:
     environment.log(f'at_jax: {error}', sys.stderr)

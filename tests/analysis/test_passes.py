@@ -1,5 +1,7 @@
 """Passes through the network that training takes, and the table and the figure of them."""
 
+import sys
+
 import pytest
 
 from at_jax.analysis import passes
@@ -46,7 +48,7 @@ def test_fine_tuning_on_adversarial_examples_alone_takes_two_passes():
   assert passes.of_step(c, 'finetune') == (2, 2)
 
 
-def test_table_and_figure_have_the_passes_of_every_method(tmp_path, capsys):
+def test_table_and_figure_have_the_passes_of_every_method(tmp_path, capsys, monkeypatch):
   for name, loss, robust in (('plain', 'pgd_at', 20), ('trades', 'trades', 16), ('free', 'free_at', 10)):
     run_folders.evaluated(tmp_path / f'{name}-0', robust, attacks={'autoattack': robust},
                           validated=[(.5, .4)], config=dict(loss=loss, replays=3))
@@ -59,8 +61,14 @@ def test_table_and_figure_have_the_passes_of_every_method(tmp_path, capsys):
   assert '| `free` | 1 | 12 | 12 | 0.50 |' in out and '`own`' not in out
   assert 'the most expensive, `trades`, takes 32 forward passes' in out
   assert (tmp_path / 'drawn' / 'passes-1.png').exists()
+  monkeypatch.setitem(sys.modules, 'matplotlib', None)  # as if it was not installed
+  assert passes.main([str(tmp_path), '--against=plain']) == 0
+  assert '| `plain` | 1 | 24 | 24 |' in capsys.readouterr().out
 
 
 def test_missing_run_is_one_line(tmp_path, capsys):
   assert passes.main([str(tmp_path)]) == 2
   assert capsys.readouterr().err.startswith('at_jax: RUN = ')
+  run_folders.going(tmp_path / 'x-0')
+  assert passes.main([str(tmp_path)]) == 2
+  assert 'none of them is evaluated: use --mode=evaluate' in capsys.readouterr().err
