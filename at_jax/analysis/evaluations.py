@@ -55,6 +55,23 @@ def read_run(path: pathlib.Path) -> Run:
   return Run(results, verdicts['best/worst_case'], verdicts['labels'])
 
 
+def split_name(name: str) -> tuple[str, int | None]:
+  """Splits the name of a run, METHOD-SEED.
+
+  Args:
+    name: the name of its folder.
+
+  Returns:
+    The method and the seed; for another name the name and None.
+
+  Example:
+    >>> split_name('pgd_at_cifar10-l2-0'), split_name('pgd_at_cifar10-small')
+    (('pgd_at_cifar10-l2', 0), ('pgd_at_cifar10-small', None))
+  """
+  method, _, seed = name.rpartition('-')
+  return (method, int(seed)) if method and seed.isdecimal() else (name, None)
+
+
 def read(directory: str | os.PathLike) -> dict[str, dict[int, Run]]:
   """Reads the runs of a folder.
 
@@ -69,10 +86,10 @@ def read(directory: str | os.PathLike) -> dict[str, dict[int, Run]]:
   """
   runs: dict[str, dict[int, Run]] = {}
   for path in sorted(environment.local_path('directory', directory).glob('*-*/results.json')):
-    method, _, seed = path.parent.name.rpartition('-')
-    if not seed.isdecimal():  # such as X-small, the default work directory of a variant
+    method, seed = split_name(path.parent.name)
+    if seed is None:  # such as X-small, the default work directory of a variant
       continue
-    runs.setdefault(method, {})[int(seed)] = read_run(path.parent)
+    runs.setdefault(method, {})[seed] = read_run(path.parent)
   for method, seeds in runs.items():
     check_row(method, seeds)
   return runs

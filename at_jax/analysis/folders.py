@@ -50,11 +50,11 @@ def read(paths: Sequence[str | os.PathLike]) -> list[Folder]:
   places = list(dict.fromkeys(place for path in paths for place in _runs_in(path)))
   found, taken, parents = [], set(), {}
   for place in places:
-    parents.setdefault(_split(place.name)[0], set()).add(place.parent)
+    parents.setdefault(evaluations.split_name(place.name)[0], set()).add(place.parent)
   for place in places:
     run = evaluations.read_run(place) if (place / 'results.json').exists() else None
     config = run.results['config'] if run else _config(place)
-    method, seed = _split(place.name)
+    method, seed = evaluations.split_name(place.name)
     seed = config.get('seed', 0) if seed is None else seed
     if len(parents[method]) > 1:
       method = os.path.relpath(place.parent / method)
@@ -63,12 +63,6 @@ def read(paths: Sequence[str | os.PathLike]) -> list[Folder]:
     taken.add((method, seed))
     found.append(Folder(place, _printable(method), seed, config, _log(place), run))
   return found
-
-
-def _split(name: str) -> tuple[str, int | None]:
-  """Method and seed of a folder METHOD-SEED; another name is that of a method."""
-  method, _, seed = name.rpartition('-')
-  return (method, int(seed)) if method and seed.isdecimal() else (name, None)
 
 
 def by_method(found: Iterable[Folder]) -> dict[str, list[Folder]]:

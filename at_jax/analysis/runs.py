@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 import json
 import math
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -116,7 +115,7 @@ def method(name: str) -> str:
     >>> method('pgd_at_cifar10-l2-0')
     'pgd_at_cifar10-l2'
   """
-  return re.sub(r'-\d+$', '', name)
+  return evaluations.split_name(name)[0]
 
 
 def pgd(attack: str) -> attack_names.Spec | None:
