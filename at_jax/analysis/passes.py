@@ -6,6 +6,7 @@ attack is imported are left out, because nothing says how many passes they take.
 """
 
 from collections.abc import Sequence
+import pathlib
 import sys
 from typing import NamedTuple
 
@@ -94,6 +95,13 @@ def _of_attack(config: ml_collections.ConfigDict) -> tuple[int, int]:
   return each * config.attack.num_steps, int(make in _FROM_CLEAN_LOGITS)
 
 
+def _config(path: pathlib.Path) -> ml_collections.ConfigDict:
+  config = restore.read_config(path)
+  if config is None:
+    raise errors.UserError('RUN', str(path), 'there is no config.json in it: add that of the run')
+  return config
+
+
 def _rows(found: Sequence[folders.Folder], compared: table.Table, passes: dict[str, Passes]
           ) -> list[list[str]]:
   seconds, against = report.training_seconds(found), passes.get(compared.against)
@@ -125,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
   asked = parser.parse_args(arguments)
   try:
     found = [folder for folder in folders.read(asked.runs) if folder.run]
-    counted = {method: of_training(restore.read_config(seeds[0].path))
+    counted = {method: of_training(_config(seeds[0].path))
                for method, seeds in folders.by_method(found).items()}
     passes = {method: each for method, each in counted.items() if each}
     if not found:

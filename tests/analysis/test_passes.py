@@ -72,3 +72,6 @@ def test_missing_run_is_one_line(tmp_path, capsys):
   run_folders.going(tmp_path / 'x-0')
   assert passes.main([str(tmp_path)]) == 2
   assert 'none of them is evaluated: use --mode=evaluate' in capsys.readouterr().err
+  (run_folders.evaluated(tmp_path / 'y-0', 8) / 'config.json').unlink()
+  assert passes.main([str(tmp_path / 'y-0')]) == 2
+  assert 'y-0' in (line := capsys.readouterr().err) and 'there is no config.json in it: add' in line
