@@ -62,8 +62,16 @@ def printable(text: str, file: TextIO | None = None) -> str:
   return text.encode(encoding, 'backslashreplace').decode(encoding)
 
 
+class _Parser(argparse.ArgumentParser):
+  """Prints an error as one line, without the usage."""
+
+  def error(self, message):
+    log(f'at_jax: {message}: `{self.prog} --help` lists the arguments')
+    self.exit(2)
+
+
 def parser(program: str, text: str) -> argparse.ArgumentParser:
-  """Makes the parser of a command, whose help is the docstring of its module.
+  """Makes the parser of a command, whose help is the docstring of its module and whose errors are one line.
 
   Args:
     program: how the command is typed, without its arguments.
@@ -76,8 +84,8 @@ def parser(program: str, text: str) -> argparse.ArgumentParser:
     >>> parser('python -m mine', 'What it does.').format_usage()
     'usage: python -m mine [-h]\\n'
   """
-  return argparse.ArgumentParser(prog=program, description=printable(text),
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+  return _Parser(prog=program, description=printable(text),
+                 formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def log(text: str, file: TextIO | None = None) -> None:

@@ -1,6 +1,5 @@
 """The command `python -m at_jax.datasets NAME`: prepares a data set and prints its sizes."""
 
-import argparse
 from collections.abc import Sequence
 import sys
 import warnings
@@ -19,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit code: 0, or 2 after a line on stderr with the error and the remedy.
   """
   description = main.__doc__.partition('\n')[0]
-  parser = argparse.ArgumentParser(prog='python -m at_jax.datasets', description=description)
+  parser = environment.parser('python -m at_jax.datasets', description)
   parser.add_argument('name', help=f'digits, {", ".join(pipeline.TFDS_SETS)}, another data set '
                       'of TFDS, or a path to a .npz')
   parser.add_argument('--data_dir', help='folder of the prepared data sets; default: that of TFDS')

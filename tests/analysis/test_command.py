@@ -21,6 +21,17 @@ def test_help_names_every_analysis(arguments, capsys):
   assert all(f'  {name} ' in out for name in command._ANALYSES)
 
 
+@pytest.mark.parametrize('arguments, wrong', [
+    (['hard_examples', 'X', '--checkpoints=al'], "'al' (choose from"), (['table', 'X', 'Y'], ': Y: '),
+    (['radii', 'X'], '--output'), (['smoothness', 'X', '--n=few'], "'few'")])
+def test_wrong_arguments_are_one_line(arguments, wrong, capsys):
+  with pytest.raises(SystemExit) as stopped:
+    command.main(arguments)
+  line, = capsys.readouterr().err.splitlines()
+  assert stopped.value.code == 2 and line.startswith('at_jax: ') and wrong in line
+  assert f'`python -m at_jax.analysis {arguments[0]} --help` lists the arguments' in line
+
+
 def test_unknown_analysis_is_one_line(capsys):
   assert command.main(['tabel']) == 2
   line, = capsys.readouterr().err.splitlines()
