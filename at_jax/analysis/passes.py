@@ -1,8 +1,9 @@
 """Robustness against the work of training: `python -m at_jax.analysis passes RUN... [--output=FOLDER]`.
 
 Prints for each method how often training passes an image through the network, its time, and how robust the
-model is. For three methods or more FOLDER/passes-1.png draws the one against the other. Methods whose loss or
-attack is imported are left out, because nothing says how many passes they take.
+model is. For three methods or more FOLDER/passes-1.png draws the one against the other (passes-2.png for a
+second threat model). Methods whose loss or attack is imported are left out, because nothing says how many
+passes they take.
 """
 
 from collections.abc import Sequence
@@ -128,18 +129,20 @@ def main(arguments: list[str] | None = None) -> int:
   """
   parser = environment.parser('python -m at_jax.analysis passes', __doc__)
   parser.add_argument('runs', nargs='+', metavar='RUN')
-  parser.add_argument('--against', default='pgd_at_cifar10', metavar='METHOD', help='the reference method')
+  parser.add_argument('--against', metavar='METHOD',
+                      help=f'the reference method; default {table.REFERENCE}, or else the first method')
   parser.add_argument('--output', metavar='FOLDER', help='a folder for the figure, which is made')
   asked = parser.parse_args(arguments)
   try:
     found = [folder for folder in folders.read(asked.runs) if folder.run]
-    counted = {method: of_training(_config(seeds[0].path))
-               for method, seeds in folders.by_method(found).items()}
-    passes = {method: each for method, each in counted.items() if each}
     if not found:
       raise errors.UserError('RUN', ' '.join(asked.runs), 'none of them is evaluated: use --mode=evaluate')
+    methods = folders.by_method(found)
+    against = table.reference(methods, asked.against)
+    counted = {method: of_training(_config(seeds[0].path)) for method, seeds in methods.items()}
+    passes = {method: each for method, each in counted.items() if each}
     texts = []
-    for i, (title, compared) in enumerate(report.tables(found, asked.against).items(), 1):
+    for i, (title, compared) in enumerate(report.tables(found, against).items(), 1):
       head = ['method', 'seeds', 'forward', 'backward', f'of {compared.against}', 'seconds', 'clean',
               'worst case', 'audit', f'against {compared.against}']
       texts.append(f'{title}:\n\n{markdown.table(head, _rows(found, compared, passes))}')

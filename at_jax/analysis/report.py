@@ -40,8 +40,6 @@ from at_jax.analysis import radii as radii_lib
 from at_jax.config import fields, resume
 from at_jax.evaluation import metrics
 
-_REFERENCE = 'pgd_at_cifar10'
-
 
 def build(found: Sequence[folders.Folder], against: str, radii: dict[str, np.ndarray],
           pictures: Sequence[figures.Captioned]) -> page.Page:
@@ -295,16 +293,6 @@ def _csv_line(folder: folders.Folder, against: str, test: mcnemar.McNemar | None
   return line | {'training seconds': folders.training_seconds(folder)}
 
 
-def _reference(found: Sequence[folders.Folder], asked: str | None) -> str:
-  """The reference method: the one asked for, or PGD-AT, or the first method."""
-  methods = list(folders.by_method(statements.evaluated(found)))
-  known = {*methods, *(method.partition('-')[0] for method in methods)}
-  if asked and asked not in known:
-    raise errors.UserError('--against', asked, f'no evaluated run is of this method; '
-                           f'{errors.nearest(asked, methods)}')
-  return asked or (_REFERENCE if _REFERENCE in known else next(iter(methods), ''))
-
-
 def write(path: pathlib.Path, found: Sequence[folders.Folder], against: str,
           radii: dict[str, np.ndarray], pictures: Sequence[figures.Captioned]) -> None:
   """Writes the report of runs in the format of the file's suffix.
@@ -354,7 +342,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('runs', nargs='*', metavar='RUN')
   parser.add_argument('--output', default='report.html', metavar='FILE', help='.html, .md or .csv')
   parser.add_argument('--against', metavar='METHOD',
-                      help=f'the reference method; default {_REFERENCE}, or else the first method')
+                      help=f'the reference method; default {table.REFERENCE}, or else the first method')
   parser.add_argument('--radii', metavar='FOLDER', help='the --output of `python -m at_jax.analysis radii`')
   parser.add_argument('--pictures', metavar='FOLDER',
                       help='a folder of PNG files that other analyses have written, to be shown too')
@@ -364,7 +352,7 @@ def main(arguments: list[str] | None = None) -> int:
       raise errors.UserError('RUN', '', 'name the work directory of a run, or a folder of several')
     output = _output(asked.output)
     found = folders.read(asked.runs)
-    against = _reference(found, asked.against)
+    against = table.reference(folders.by_method(statements.evaluated(found)), asked.against)
     pictures = figures.read('--pictures', asked.pictures) if asked.pictures else []
     write(output, found, against, radii_lib.read(asked.radii, found) if asked.radii else {},
           [each._replace(name=f'picture-{each.name}') for each in pictures])

@@ -8,8 +8,7 @@ its worst-case verdicts against those of the reference method, seed by seed.
 --write replaces the text of PAGE between the lines `BEGIN` and `END`.
 """
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import os
 import sys
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from at_jax.evaluation import metrics
 
 BEGIN = '<!-- begin of the output of python -m at_jax.analysis table -->'
 END = '<!-- end of the output -->'
+REFERENCE = 'pgd_at_cifar10'  # unless another is asked for
 # Headers of attacks; another attack has its own name as header.
 _ROBUST = {'pgd20': 'PGD-20', 'margin100x5': 'margin PGD-100×5', 'scales_pgd20': 'logit-scaled',
            'dummies_pgd100': 'dummy-aware', 'autoattack_fast': 'fast AutoAttack', 'autoattack': 'AutoAttack'}
@@ -164,6 +164,31 @@ def examples(row: Row) -> int:
   return len(next(iter(row.runs.values())).labels)
 
 
+def reference(methods: Iterable[str], asked: str | None) -> str:
+  """Chooses the reference method of the paired tests.
+
+  Args:
+    methods: the methods of the evaluated runs.
+    asked: the method, or the first part METHOD of METHOD-VARIANT, that the user named; None for none.
+
+  Returns:
+    The one asked for, or `REFERENCE`, or the first method; '' if there is no method.
+
+  Raises:
+    errors.UserError: if no run is of the method asked for.
+
+  Example:
+    >>> reference(['trades_cifar10', 'mart_cifar10'], None)
+    'trades_cifar10'
+  """
+  methods = list(methods)
+  known = {*methods, *(method.partition('-')[0] for method in methods)}
+  if asked and asked not in known:
+    raise errors.UserError('--against', asked, f'no evaluated run is of this method; '
+                           f'{errors.nearest(asked, methods)}')
+  return asked or (REFERENCE if REFERENCE in known else next(iter(methods), ''))
+
+
 def write(page: str | os.PathLike, text: str) -> None:
   """Replaces the text between the lines `BEGIN` and `END` of a page.
 
@@ -172,14 +197,22 @@ def write(page: str | os.PathLike, text: str) -> None:
     text: the new text between them.
 
   Raises:
-    ValueError: if the page does not have both lines.
+    errors.UserError: if the page cannot be read or written, or does not have both lines.
   """
-  page = environment.local_path('page', page)
-  before, begin, rest = page.read_text(encoding='utf-8').partition(BEGIN)
+  page = environment.local_path('--write', page)
+  try:
+    before, begin, rest = page.read_text(encoding='utf-8').partition(BEGIN)
+  except (OSError, UnicodeDecodeError) as error:
+    raise errors.UserError('--write', str(page), 'it cannot be read '
+                           f'({getattr(error, "strerror", "not UTF-8")}): name a Markdown file') from error
   _, end, after = rest.partition(END)
   if not end:
-    raise ValueError(f'page = {str(page)!r}: it needs the lines {BEGIN!r} and {END!r}')
-  page.write_text(f'{before}{begin}\n\n{text}\n\n{end}{after}', encoding='utf-8')
+    raise errors.UserError('--write', str(page), f'add the lines {BEGIN} and {END}, between which the '
+                           'tables go')
+  try:
+    page.write_text(f'{before}{begin}\n\n{text}\n\n{end}{after}', encoding='utf-8')
+  except OSError as error:
+    raise errors.unwritable(page, error, 'cannot write it', '--write') from error
 
 
 def _table(runs: dict[str, dict[int, evaluations.Run]], against: str) -> Table:
@@ -259,27 +292,25 @@ def main(arguments: list[str] | None = None) -> int:
     arguments: the command line without the program; None for that of this process.
 
   Returns:
-    The exit code: 0, or 2 if there is no run.
+    The exit code: 0, or 2 after a line on stderr with the error and the remedy.
   """
-  parser = argparse.ArgumentParser(prog='python -m at_jax.analysis table',
-                                   description=environment.printable(__doc__))
-  parser.add_argument('directory')
-  parser.add_argument('--against', default='pgd_at_cifar10', help='the reference method')
+  parser = environment.parser('python -m at_jax.analysis table', __doc__)
+  parser.add_argument('directory', metavar='DIR', help='the folder of several runs')
+  parser.add_argument('--against', metavar='METHOD',
+                      help=f'the reference method; default {REFERENCE}, or else the first method')
   parser.add_argument('--write', metavar='PAGE', help='a Markdown file with BEGIN and END')
   asked = parser.parse_args(arguments)
   try:
     runs = evaluations.read(asked.directory)
-    page = asked.write and environment.local_path('--write', asked.write)
+    if not runs:
+      raise errors.UserError('DIR', asked.directory, 'it has no METHOD-SEED/results.json: name the folder of '
+                             'several runs')
+    against = reference(runs, asked.against)
+    text = '\n\n'.join(f'{ball}:\n\n{each}' for ball, each in tables(runs, against=against).items())
+    if asked.write:
+      write(asked.write, text)
   except errors.UserError as error:
-    print(f'at_jax: {error}', file=sys.stderr)
+    environment.log(f'at_jax: {error}', sys.stderr)
     return 2
-  if not runs:
-    print(f'at_jax: DIR = {asked.directory}: it has no METHOD-SEED/results.json; name the folder of '
-          'several runs', file=sys.stderr)
-    return 2
-  text = '\n\n'.join(f'{ball}:\n\n{table}'
-                     for ball, table in tables(runs, against=asked.against).items())
-  if page:
-    write(page, text)
   print(environment.printable(text))
   return 0

@@ -66,6 +66,13 @@ def test_table_and_figure_have_the_passes_of_every_method(tmp_path, capsys, monk
   assert '| `plain` | 1 | 24 | 24 |' in capsys.readouterr().out
 
 
+def test_unknown_reference_is_one_line(tmp_path, capsys):
+  run_folders.evaluated(tmp_path / 'plain-0', 20, attacks={'autoattack': 20}, validated=[(.5, .4)])
+  assert passes.main([str(tmp_path), '--against=plan']) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith("at_jax: --against = 'plan': ") and "'plain'" in line
+
+
 def test_missing_run_is_one_line(tmp_path, capsys):
   assert passes.main([str(tmp_path)]) == 2
   assert capsys.readouterr().err.startswith('at_jax: RUN = ')

@@ -135,8 +135,27 @@ def test_write_replaces_what_is_between_the_two_lines(tmp_path, capsys):
     assert table.main([str(tmp_path), '--against=plain', f'--write={page}']) == 0
     printed = capsys.readouterr().out
     assert page.read_text() == f'before\n\n{table.BEGIN}\n\n{printed}\n{table.END}\nafter\n'
-  with pytest.raises(ValueError, match='it needs the lines'):
-    table.write(tmp_path / 'plain-0' / 'results.json', 'table')
+
+
+def test_a_page_that_cannot_take_the_table_is_one_line(tmp_path, capsys):
+  write(tmp_path / 'plain-0', [1, 0, 0, 0])
+  page = tmp_path / 'page.md'
+  page.write_text('no lines')
+  for path, remedy in ((page, 'add the lines'), (tmp_path / 'none.md', 'it cannot be read (No such file'),
+                       (tmp_path, 'it cannot be read (Is a directory)')):
+    assert table.main([str(tmp_path), f'--write={path}']) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"at_jax: --write = '{path}': {remedy}")
+  assert page.read_text() == 'no lines'
+
+
+def test_reference_is_the_first_method_or_a_known_one(tmp_path, capsys):
+  write(tmp_path / 'plain-0', [1, 0, 0, 0])
+  assert table.main([str(tmp_path)]) == 0
+  assert 'against plain' in capsys.readouterr().out
+  assert table.main([str(tmp_path), '--against=plan']) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith("at_jax: --against = 'plan': no evaluated run is of this method; did you mean 'pl")
 
 
 def test_results_page_has_what_the_command_prints(capsys):
