@@ -188,7 +188,9 @@ def report(found: dict[str, Any], title: str) -> str:
   Returns:
     Tables in Markdown.
   """
-  parts = [f'## {title}, {len(found["models"])} models of {found["methods"]} methods', _common_table(found)]
+  models, methods = (f'{number} {name}{"s" * (number != 1)}' for number, name in (
+      (len(found['models']), 'model'), (found['methods'], 'method')))
+  parts = [f'## {title}, {models} of {methods}', _common_table(found)]
   low, high = found['interval']
   parts.append(f'Fails: misclassified, {found["fails"]}. In all models: {len(found["examples"])} of '
                f'{found["n"]} examples, 95 % interval {100 * low:.1f} to {100 * high:.1f} %. {_PUBLISHED}')

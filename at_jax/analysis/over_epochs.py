@@ -88,6 +88,7 @@ def figure(name: str, title: str, found: dict[str, Any]) -> figures.Captioned:
       axes.plot(each['epochs'], 100 * np.array(each[key]), color=color, marker=marker, linestyle=style,
                 markersize=4, label=figures.label(run) if key == 'fails' else None)
   axes.set_xlabel('epoch')
+  axes.xaxis.get_major_locator().set_params(integer=True)
   axes.set_ylabel('examples in percent')
   axes.set_ylim(0, 100)
   axes.grid(color='0.9')

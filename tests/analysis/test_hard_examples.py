@@ -125,6 +125,12 @@ def test_examples_are_followed_over_epochs(run, tmp_path, capsys):
   assert f'failed after every epoch tiny-0 {100 * always / 60:.1f}.' in drawn.alt
 
 
+def test_epochs_of_a_short_run_have_whole_numbers():
+  found = {'x-0': {'epochs': [1., 2., 3.], 'fails': [.9, .9, .8], 'always': [.9, .8, .7]}}
+  axes, = over_epochs.figure('epochs', '', found).figure.axes
+  assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
 def test_shares_over_epochs_add_up():
   wrong = np.random.default_rng(0).random((5, 40)) < .6
   found = over_epochs.shares(wrong)
