@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 from typing import Any, NamedTuple
+import zipfile
+import zlib
 
 import numpy as np
 
@@ -34,7 +36,7 @@ def read_run(path: pathlib.Path) -> Run:
     A `Run`.
 
   Raises:
-    errors.UserError: if results.json cannot be read or is not of a run, or there are no verdicts.
+    errors.UserError: if a file is missing, cannot be read or is not of a run.
   """
   if not (path / 'verdicts.npz').exists():
     raise errors.UserError('RUN', str(path), 'there is no verdicts.npz in it: evaluate the run '
@@ -43,16 +45,52 @@ def read_run(path: pathlib.Path) -> Run:
     results = json.loads((path / 'results.json').read_text(encoding='utf-8'))
     evaluate, _ = results['config']['evaluate'], results['worst_case']
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise errors.UserError('RUN', str(path), f'its results.json is not that of a run ({error!r}): evaluate '
-                           'the run again, or move it away') from error
+    raise unreadable(path, 'results.json', error) from error
   if 'released' not in results:  # older runs have another name for it
     results['released'] = results.pop('authors')
     results['warnings'] = {name.replace("authors' protocol", 'released protocol'): lines
                            for name, lines in results.get('warnings', {}).items()}
   if not evaluate.get('norm'):  # in older runs it was that of the training attack
     evaluate['norm'] = results['config']['attack']['norm']
-  verdicts = np.load(path / 'verdicts.npz')
-  return Run(results, verdicts['best/worst_case'], verdicts['labels'])
+  verdicts = read_verdicts(path)
+  try:
+    return Run(results, verdicts['best/worst_case'], verdicts['labels'])
+  except KeyError as error:
+    raise unreadable(path, 'verdicts.npz', error) from error
+
+
+def read_verdicts(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads the verdicts of a run.
+
+  Args:
+    path: its folder.
+
+  Returns:
+    The arrays of its verdicts.npz.
+
+  Raises:
+    errors.UserError: if the file cannot be read.
+  """
+  try:
+    with np.load(path / 'verdicts.npz') as stored:
+      return {'labels': stored['labels'], **stored}
+  except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    raise unreadable(path, 'verdicts.npz', error) from error
+
+
+def unreadable(path: pathlib.Path, name: str, error: Exception) -> errors.UserError:
+  """Makes the error for a file that is damaged or not of a run.
+
+  Args:
+    path: folder of the run.
+    name: the file.
+    error: what reading it raised.
+
+  Returns:
+    The exception to raise.
+  """
+  return errors.UserError('RUN', str(path), f'its {name} is not that of a run ({error!r}): evaluate the run '
+                          'again, or move it away')
 
 
 def split_name(name: str) -> tuple[str, int | None]:

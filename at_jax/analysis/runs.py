@@ -51,21 +51,23 @@ def read(path: pathlib.Path) -> Evaluation:
     An `Evaluation`.
 
   Raises:
-    errors.UserError: if the folder has no results.
+    errors.UserError: if the folder has no results, or they are damaged.
   """
   results = records.read_json(path / 'results.json')
   if results is None or not (path / 'verdicts.npz').exists():
     raise errors.UserError('RUN', str(path), 'there are no results.json and verdicts.npz in it: name the '
                            'folder of a run that was evaluated')
   verdicts: dict[str, dict[str, np.ndarray]] = {}
-  with np.load(path / 'verdicts.npz') as stored:
-    labels = stored['labels']
-    for key in stored.files:
-      checkpoint, _, name = key.partition('/')
-      if name:  # not the labels
-        verdicts.setdefault(checkpoint, {})[name] = stored[key]
-  threat = f'{data_name(results["config"]["dataset"])}, {evaluations.threat(results)}'
-  return Evaluation(path, results, threat, labels, verdicts)
+  stored = evaluations.read_verdicts(path)
+  for key, each in stored.items():
+    checkpoint, _, name = key.partition('/')
+    if name:  # not the labels
+      verdicts.setdefault(checkpoint, {})[name] = each
+  try:
+    threat = f'{data_name(results["config"]["dataset"])}, {evaluations.threat(results)}'
+  except (KeyError, TypeError) as error:
+    raise evaluations.unreadable(path, 'results.json', error) from error
+  return Evaluation(path, results, threat, stored['labels'], verdicts)
 
 
 def data_name(dataset: Mapping[str, Any]) -> str:

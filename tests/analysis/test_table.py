@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from at_jax.analysis import evaluations, table
+from at_jax.analysis import evaluations, hard_examples, table
 
 RESULTS = pathlib.Path(__file__).parents[2] / 'results'
 
@@ -125,6 +125,23 @@ def test_a_run_without_verdicts_is_one_line(tmp_path, capsys):
   (tmp_path / 'm-0' / 'results.json').write_text('{"released": {}}')
   assert table.main([str(tmp_path)]) == 2
   assert f"RUN = '{tmp_path / 'm-0'}': there is no verdicts.npz in it: " in capsys.readouterr().err
+
+
+def test_damaged_files_are_one_line(tmp_path, capsys):
+  path = tmp_path / 'plain-0'
+  write(path, [1, 0, 0, 0])
+  whole = (path / 'verdicts.npz').read_bytes()
+  for content in (whole[:100], b'', b'text'):
+    (path / 'verdicts.npz').write_bytes(content)
+    for command, argument in ((table, tmp_path), (hard_examples, path)):
+      assert command.main([str(argument)]) == 2
+      line, = capsys.readouterr().err.splitlines()
+      assert line.startswith(f"at_jax: RUN = '{path}': its verdicts.npz is not that of a run")
+  (path / 'verdicts.npz').write_bytes(whole)
+  (path / 'results.json').write_text('{}')
+  assert hard_examples.main([str(path)]) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith(f"at_jax: RUN = '{path}': its results.json is not that of a run (KeyError('config')")
 
 
 def test_write_replaces_what_is_between_the_two_lines(tmp_path, capsys):
