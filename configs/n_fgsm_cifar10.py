@@ -11,7 +11,10 @@ ball, a cyclic learning rate with its peak of .2 in the middle, weight decay 5e-
 Ours: the attack sees the network in inference mode, bfloat16.
 
 Published: none that could be read.
-Measured: not yet.
+Measured (the first 1,000 test images, two CPU cores, results/passes_small_cifar10; percent):
+  :small, mean ± standard deviation of 3 seeds: clean 46.8 ± 1.4, PGD-20 29.8 ± 1.0, fast AutoAttack
+    24.6 ± 1.7, worst case 24.6 ± 1.7.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants

@@ -261,9 +261,10 @@ def cells(lines):
 
 @pytest.fixture(scope='module')
 def measured():
-  """The cells of the tables of results/small_cifar10, by row."""
-  printed = table.tables(evaluations.read(ROOT / 'results' / 'small_cifar10'), against='pgd_at_cifar10')
-  return cells('\n'.join(printed.values()).splitlines())
+  """The cells of the tables of results/small_cifar10 and results/passes_small_cifar10, by row."""
+  runs = [evaluations.read(ROOT / 'results' / name) for name in ('small_cifar10', 'passes_small_cifar10')]
+  printed = [text for each in runs for text in table.tables(each, against='pgd_at_cifar10').values()]
+  return cells('\n'.join(printed).splitlines())
 
 
 def test_headline_numbers_are_those_of_results(measured):

@@ -175,8 +175,8 @@ def _class_names(run: evaluations.Run) -> Sequence[str]:
   return names if data.get('name') == 'cifar10' and len(names) == number else list(map(str, range(number)))
 
 
-def cost(name: str, where: str, compared: table.Table, amounts: dict[str, float], unit: Unit = MINUTES
-         ) -> figures.Captioned | None:
+def cost(name: str, where: str, compared: table.Table, amounts: dict[str, float], unit: Unit = MINUTES,
+         named: str = '') -> figures.Captioned | None:
   """Draws robust accuracy against the cost of training.
 
   Args:
@@ -185,6 +185,7 @@ def cost(name: str, where: str, compared: table.Table, amounts: dict[str, float]
     compared: the methods.
     amounts: `{method: cost of training}`; methods without are left out.
     unit: the unit of the cost.
+    named: a method that has a name even if another is both cheaper and more robust; '' for none.
 
   Returns:
     The figure; None unless three methods have a cost.
@@ -202,6 +203,9 @@ def cost(name: str, where: str, compared: table.Table, amounts: dict[str, float]
   axes.plot(costs[front], worst[front], color='black', linewidth=.8)
   for i, color, marker in zip(front, figures.COLORS, figures.MARKERS, strict=False):
     axes.plot(costs[i], worst[i], marker, color=color, zorder=3, label=figures.label(rows[i].method))
+  for i, row in enumerate(rows):
+    if row.method == named and i not in front:
+      axes.plot(costs[i], worst[i], '*', color='black', markersize=9, zorder=3, label=figures.label(named))
   axes.set_xlabel(unit.axis)
   axes.set_ylabel('worst-case accuracy in percent')
   axes.set_ylim(bottom=0)
@@ -211,8 +215,9 @@ def cost(name: str, where: str, compared: table.Table, amounts: dict[str, float]
   top = int(costs.argmax())
   return figures.Captioned(
       name, f'Robust accuracy and cost of training, {where}', figure,
-      f'Higher and further left is better: no method is both {unit.less} and more robust than one that has a '
-      f'name; the {unit.most}, `{rows[top].method}`, takes {costs[top]:.3g} {unit.name}.',
+      f'Higher and further left is better: no method is both {unit.less} and more robust than one '
+      f'{"on the line" if named else "that has a name"}; the {unit.most}, `{rows[top].method}`, takes '
+      f'{costs[top]:.3g} {unit.name}.',
       f'Dots. {unit.name.capitalize()} of training and worst-case accuracy: ' + ', '.join(
           f'{row.method} {x:.1f} {unit.short} {y:.1f} percent' for row, x, y in
           zip(rows, costs, worst, strict=True)) + '.')

@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
       texts.append(f'{title}:\n\n{markdown.table(head, _rows(found, compared, passes))}')
       amounts = {method: each.forward for method, each in passes.items()}
       if asked.output and (drawn := method_figures.cost(f'passes-{i}', title, compared, amounts,
-                                                        method_figures.PASSES)):
+                                                        method_figures.PASSES, named=compared.against)):
         texts.append(f'{figures.write(drawn, asked.output)}: {drawn.caption}')
   except errors.UserError as error:
     environment.log(f'at_jax: {error}', sys.stderr)

@@ -73,6 +73,13 @@ def test_unknown_reference_is_one_line(tmp_path, capsys):
   assert line.startswith("at_jax: --against = 'plan': ") and "'plain'" in line
 
 
+def test_results_page_has_the_table_of_passes(capsys):
+  results = ROOT / 'results'
+  assert passes.main([str(results / 'small_cifar10'), str(results / 'passes_small_cifar10')]) == 0
+  printed = capsys.readouterr().out.partition('\n\nL2')[0]
+  assert printed.count('_cifar10') > 25 and printed in (results / 'README.md').read_text(encoding='utf-8')
+
+
 def test_missing_run_is_one_line(tmp_path, capsys):
   assert passes.main([str(tmp_path)]) == 2
   assert capsys.readouterr().err.startswith('at_jax: RUN = ')
