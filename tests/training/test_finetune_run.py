@@ -38,8 +38,7 @@ def command(workdir, form='', **fields):
     pytest.param('radius-', 2, marks=pytest.mark.long),  # where fine-tuning begins
     pytest.param('controller-dual-', 5, marks=pytest.mark.long),  # in the middle of its second epoch
 ])
-def test_a_resumed_run_has_the_same_bits_and_curve(form, stopped, tmp_path,
-                                                                     capsys):
+def test_a_resumed_run_has_the_same_bits_and_curve(form, stopped, tmp_path, capsys):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   every = {'checkpoint.every_steps': 1, 'checkpoint.keep': 9}
   assert command(whole, form, **every) == 0
@@ -284,7 +283,7 @@ def test_the_data_of_the_source_may_be_moved(source, tmp_path):
 def test_a_pretrained_run_resumes_without_its_file(form, tmp_path, capsys):
   whole, parts, path = tmp_path / 'whole', tmp_path / 'parts', tmp_path / 'net.npz'
   np.savez(path, **tiny_arrays())
-  fields = {'finetune.source': path, 'model.width': 2, 'checkpoint.keep': 9}
+  fields = {'finetune.source': path, 'finetune.start_epoch': 0, 'model.width': 2, 'checkpoint.keep': 9}
   assert command(whole, f'pretrained-{form}', **fields) == 0, capsys.readouterr().err
   shutil.copytree(whole, parts)
   for step in range(5, 9):
