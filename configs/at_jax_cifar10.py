@@ -14,7 +14,9 @@ out of the training set.
 
 Published, as the target of the whole form: AutoAttack 52.76 ± .14 (DAT with AWP and SWA, reported, arXiv
 2410.12307).
-Measured: not yet.
+Measured (the first 1,000 test images, two CPU cores, results/passes_small_cifar10; percent):
+  :small, seed 0: clean 56.9, PGD-20 34.5, fast AutoAttack 29.7, worst case 29.7.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants
