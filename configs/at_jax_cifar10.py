@@ -6,13 +6,13 @@
 
 Source: ours. Its parts: N-FGSM (de Jorge et al., 2022), AWP (Wu et al., 2020), an average of the weights
 (Gowal et al., 2020), a cyclic learning rate (Wong et al., 2020).
-A large network overfits and a small one underfits, so the two forms differ. The whole form is PGD-AT with
+A large network overfits and a small one underfits, so the two variants differ. The whole one is PGD-AT with
 AWP, an average of the weights and a cosine schedule. :small is N-FGSM for 16 epochs, two passes an image
 each: 32 passes, where the eight epochs of pgd_at_cifar10.py:small take 48. Its learning rate rises to .1 and
 falls to 0, images are flipped and not cropped, and normalised to mean 0. It was chosen on 5,000 images held
 out of the training set.
 
-Published, as the target of the whole form: AutoAttack 52.76 ± .14 (DAT with AWP and SWA, reported, arXiv
+Published, as the target of the whole variant: AutoAttack 52.76 ± .14 (DAT with AWP and SWA, reported, arXiv
 2410.12307).
 Measured (the first 1,000 test images, two CPU cores, results/passes_small_cifar10; percent):
   :small, mean ± standard deviation of 3 seeds: clean 57.6 ± 0.8, PGD-20 34.4 ± 0.7, fast AutoAttack

@@ -50,8 +50,7 @@ def read_run(path: pathlib.Path) -> Run:
     results['released'] = results.pop('authors')
     results['warnings'] = {name.replace("authors' protocol", 'released protocol'): lines
                            for name, lines in results.get('warnings', {}).items()}
-  if not evaluate.get('norm'):  # in older runs it was that of the training attack
-    evaluate['norm'] = results['config']['attack']['norm']
+  evaluate['norm'] = _norm(results['config'])
   verdicts = read_verdicts(path)
   try:
     return Run(results, verdicts['best/worst_case'], verdicts['labels'])
@@ -192,6 +191,9 @@ def threat(results: dict[str, Any]) -> str:
     'L2, 128/255'
   """
   c = results['config']
-  # Older runs have no norm of the evaluation: it was that of the training attack.
-  norm = c['evaluate'].get('norm') or c['attack']['norm']
-  return f'{metrics.norm_name(norm)}, {c["evaluate"]["epsilon_255"]:g}/255'
+  return f'{metrics.norm_name(_norm(c))}, {c["evaluate"]["epsilon_255"]:g}/255'
+
+
+def _norm(config: dict[str, Any]) -> str:
+  """The norm of the evaluation; older runs have none, and it was that of the training attack."""
+  return config['evaluate'].get('norm') or config['attack']['norm']
