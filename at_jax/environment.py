@@ -84,7 +84,8 @@ def parser(program: str, text: str) -> argparse.ArgumentParser:
     >>> parser('python -m mine', 'What it does.').format_usage()
     'usage: python -m mine [-h]\\n'
   """
-  return _Parser(prog=program, description=printable(text),
+  # Abbreviated options would have another meaning once a new option begins like them.
+  return _Parser(prog=program, description=printable(text), allow_abbrev=False,
                  formatter_class=argparse.RawDescriptionHelpFormatter)
 
 

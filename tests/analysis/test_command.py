@@ -23,7 +23,8 @@ def test_help_names_every_analysis(arguments, capsys):
 
 @pytest.mark.parametrize('arguments, wrong', [
     (['hard_examples', 'X', '--checkpoints=al'], "'al' (choose from"), (['table', 'X', 'Y'], ': Y: '),
-    (['radii', 'X'], '--output'), (['smoothness', 'X', '--n=few'], "'few'")])
+    (['radii', 'X'], '--output'), (['smoothness', 'X', '--n=few'], "'few'"),
+    (['table', 'X', '--writ=page.md'], '--writ=page.md')])  # an abbreviation
 def test_wrong_arguments_are_one_line(arguments, wrong, capsys):
   with pytest.raises(SystemExit) as stopped:
     command.main(arguments)
