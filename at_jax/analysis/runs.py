@@ -53,21 +53,20 @@ def read(path: pathlib.Path) -> Evaluation:
   Raises:
     errors.UserError: if the folder has no results, or they are damaged.
   """
-  results = records.read_json(path / 'results.json')
-  if results is None or not (path / 'verdicts.npz').exists():
+  if not all((path / name).exists() for name in ('results.json', 'verdicts.npz')):
     raise errors.UserError('RUN', str(path), 'there are no results.json and verdicts.npz in it: name the '
                            'folder of a run that was evaluated')
+  run = evaluations.read_run(path)
   verdicts: dict[str, dict[str, np.ndarray]] = {}
-  stored = evaluations.read_verdicts(path)
-  for key, each in stored.items():
+  for key, each in evaluations.read_verdicts(path).items():
     checkpoint, _, name = key.partition('/')
     if name:  # not the labels
       verdicts.setdefault(checkpoint, {})[name] = each
   try:
-    threat = f'{data_name(results["config"]["dataset"])}, {evaluations.threat(results)}'
+    threat = f'{data_name(run.results["config"]["dataset"])}, {evaluations.threat(run.results)}'
   except (KeyError, TypeError) as error:
     raise evaluations.unreadable(path, 'results.json', error) from error
-  return Evaluation(path, results, threat, stored['labels'], verdicts)
+  return Evaluation(path, run.results, threat, run.labels, verdicts)
 
 
 def data_name(dataset: Mapping[str, Any]) -> str:
