@@ -76,19 +76,15 @@ def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None
 
 
 def check_devices(config: ml_collections.ConfigDict, count: int | None = None) -> None:
-  """Checks that batches divide over the devices, and that the processes can evaluate together.
+  """Checks that batches divide over the devices.
 
   Args:
     config: the configuration.
     count: number of devices; None for those of JAX's default backend.
 
   Raises:
-    errors.UserError: if a batch size does not, or several processes would make an audit.
+    errors.UserError: if a batch size does not.
   """
-  audit = config.evaluate.audit
-  if count is None and jax.process_count() > 1 and audit and 'autoattack_fast' in config.evaluate.attacks:
-    raise errors.UserError('config.evaluate.audit', audit, f'use 0 with {jax.process_count()} processes, and '
-                           'audit afterwards in one process with --mode=evaluate')
   for field in ('batch_size', 'evaluate.batch_size', 'validate.batch_size'):
     devices.check_batch_size(f'config.{field}', functools.reduce(getattr, field.split('.'), config), count)
 

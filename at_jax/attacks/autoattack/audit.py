@@ -12,8 +12,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from at_jax.attacks import _random
+
 Array = jax.Array
 _TAILS = 40   # each tail of the interval has probability 1/40, so 95 % are between them
+# Folded into the key of the evaluation to draw the sample; attacks fold in small numbers.
+_SAMPLE = 2**31 - 2
 
 
 class Audit(NamedTuple):
@@ -114,7 +118,7 @@ def choose(key: Array, index: Array, robust: np.ndarray, sampled: int) -> np.nda
   sample depends neither on the order of the examples nor on devices.
 
   Args:
-    key: PRNG key, used for nothing else.
+    key: PRNG key of the evaluation.
     index: i32[N], distinct.
     robust: bool[N].
     sampled: m.
@@ -126,6 +130,7 @@ def choose(key: Array, index: Array, robust: np.ndarray, sampled: int) -> np.nda
     >>> print(choose(jax.random.key(0), np.arange(4), np.array([True, False, True, True]), 2).sum())
     2
   """
+  key = jax.random.fold_in(_random.threefry(key), _SAMPLE)
   draw = lambda i: jax.random.bits(jax.random.fold_in(key, i), (2,), 'uint32')  # the same under x64
   high, low = np.asarray(jax.vmap(draw)(index)).T
   order = np.lexsort((low, high))

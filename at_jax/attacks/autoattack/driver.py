@@ -25,8 +25,6 @@ from at_jax.attacks.square import image_shape
 Array = jax.Array
 # Folded into the key of an example for the clean pass of a random model; runs fold in their number.
 _CLEAN = 2**31 - 1
-# Folded into the key of the evaluation to draw the sample of an audit; attacks fold in small numbers.
-_AUDIT = 2**31 - 2
 
 
 class AutoAttackResult(NamedTuple):
@@ -181,7 +179,7 @@ def autoattack(
     this implementation.
   """
   attacks = components_lib.choose(attacks, version, norm)
-  audited = _audited(audit, version)
+  audited = auditors(audit, version)
   settings = dict(num_steps=num_steps, num_queries=num_queries, channel_axis=channel_axis)
   plan = lambda num_classes: [components_lib.plan(names, norm, which, num_classes, **settings)
                               for names, which in ((attacks, version), (audited, 'standard'))]
@@ -220,7 +218,7 @@ def autoattack(
   survivors = run.clean & own.robust.all(axis=0)
   sample = np.zeros_like(survivors)
   if audit:
-    sample = audit_lib.choose(jax.random.fold_in(work.key, _AUDIT), work.index, survivors, audit)
+    sample = audit_lib.choose(work.key, work.index, survivors, audit)
     for lines in _run_audit(run._replace(attacks=audited, clean=sample), audit_parts, others,
                             slots if in_audit else None, write, progress, survivors & ~sample):
       report(lines)
@@ -228,17 +226,17 @@ def autoattack(
   report(_check_result(run, own, robust))
   names = attacks + tuple(f'audit/{name}' for name in audited)
   counts = (int(each.sum()) for each in (survivors, sample, survivors & ~robust))
-  shown = version if attacks == components_lib.VERSIONS[version] else ', '.join(attacks)
   return AutoAttackResult(
       record.x, robust, run.clean, dict(zip(names, record.robust, strict=True)), tuple(all_warnings),
       dict(zip(names, record.seconds.tolist(), strict=True)),
       {name: batching.Passes(*row.tolist()) for name, row in
        zip((*names, 'checks'), (*record.passes, run.checks), strict=True)},
-      audit_lib.summarise(len(robust), *counts, shown) if audit else None, sample)
+      audit_lib.summarise(len(robust), *counts, components_lib.describe(attacks, version)) if audit else None,
+      sample)
 
 
-def _audited(audit: int, version: str) -> tuple[str, ...]:
-  """The attacks of the audit; ValueError if it cannot be made."""
+def auditors(audit: int, version: str) -> tuple[str, ...]:
+  """The attacks of an audit, none if `audit` is 0; ValueError if it cannot be made."""
   _arguments.check_count('audit', audit, or_none=True)
   if audit and version != 'fast':
     raise ValueError(f"audit = {audit}: leave it out with version = {version!r}; it is for version='fast'")
