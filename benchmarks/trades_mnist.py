@@ -33,7 +33,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from pytorch_step import TorchSmallCNN
+from step import TorchSmallCNN
 import torch
 import verdicts
 

@@ -1,23 +1,31 @@
-"""Times one attack step and one training step of at_jax and PyTorch on the same weights and batch.
+"""Measures an attack step and a training step of at_jax and PyTorch on the same weights and batch.
 
-  python benchmarks/pytorch_step.py              # all four rows, about a minute on two cores
-  python benchmarks/pytorch_step.py --models SmallCNN --repeats 9
+  python benchmarks/step.py              # all four rows, four minutes on two cores
+  python benchmarks/step.py --models SmallCNN --repeats 9
+
+Prints the seconds of both and their ratio. Of at_jax's program it prints what XLA counts: operations on
+floats, bytes that are read and written, and temporary arrays. And it prints by how much a step of each raises
+the memory of a process of its own (on Linux).
 
 Needs the packages of at_jax[peers]. The logits of the two must agree to 1e-4 first. An attack step is
-the input gradient and a sign step, with BatchNorm in evaluation mode. Its time is a fifth of that of
-five steps, by `attacks.pgd` (which includes a last forward pass) and by a Python loop in PyTorch. A
-training step is one weight gradient of the cross-entropy on a fixed batch, with BatchNorm in training
-mode, and an SGD update. The repeats of the two alternate, and the medians are compared.
+the input gradient and a sign step, with BatchNorm in evaluation mode. Its numbers are a fifth of those of
+five steps, by `attacks.pgd` (which includes a last forward pass) and by a Python loop in PyTorch; memory is
+that of all five. A training step is one weight gradient of the cross-entropy on a fixed batch, with BatchNorm
+in training mode, and an SGD update. The repeats of the two alternate, and the medians are compared.
 
 Use a quiet machine: PyTorch's threads spin while they wait, so other load slows it more than XLA. The
 load average is printed first.
 """
 
 import argparse
+from collections.abc import Callable
+import multiprocessing
 import os
+import pathlib
 import statistics
 import sys
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +37,7 @@ xla_flags.tune()  # before the first array starts XLA
 try:
   import torch
 except ImportError:
-  sys.exit('pytorch_step needs PyTorch: pip install "at_jax[peers]"')
+  sys.exit('step.py needs PyTorch: pip install "at_jax[peers]"')
 functional = torch.nn.functional
 STEPS, STEP_SIZE, EPSILON, LEARNING_RATE = 5, 0.01, 0.03, 0.01
 CASES = {  # name: batch, image
@@ -106,8 +114,8 @@ def copy_weights(variables: dict, net: torch.nn.Module) -> None:
         state[f'{layer}.{names[name]}'].copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
 
-def ours(model, variables, x, y):
-  """The functions (attack, train) of at_jax. They take no arguments and wait for their result."""
+def ours(model, y) -> dict[str, Callable]:
+  """The steps of at_jax, functions of the variables and the images."""
 
   def cross_entropy(logits):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1).mean()
@@ -128,12 +136,11 @@ def ours(model, variables, x, y):
     params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, variables['params'], gradient)
     return {'params': params, **stats}
 
-  return (lambda: jax.block_until_ready(attack(variables, x)),
-          lambda: jax.block_until_ready(train(variables, x)))
+  return {'attack step': attack, 'training step': train}
 
 
-def theirs(net, x, y):
-  """The functions (attack, train) of PyTorch, in its fastest layout on the CPU, channels last."""
+def theirs(net, x, y) -> dict[str, Callable]:
+  """The steps of PyTorch, in its fastest layout on the CPU, channels last."""
   optimizer = torch.optim.SGD(net.parameters(), LEARNING_RATE)
 
   def attack():
@@ -153,23 +160,18 @@ def theirs(net, x, y):
     functional.cross_entropy(net(x), y).backward()
     optimizer.step()
 
-  return attack, train
+  return {'attack step': attack, 'training step': train}
 
 
-def alternate(first, second, repeats: int) -> tuple[list[float], list[float]]:
-  """Seconds of alternating calls of the two, without the first call of each."""
-  seconds = ([], [])
-  for repeat in range(repeats + 1):
-    for call, kept in zip((first, second), seconds, strict=True):
-      start = time.perf_counter()
-      call()
-      if repeat:
-        kept.append(time.perf_counter() - start)
-  return seconds
+class Row(NamedTuple):
+  """A step of both on the same batch: functions without arguments that wait, and the program of at_jax."""
+  ours: Callable[[], Any]
+  theirs: Callable[[], Any]
+  program: Any
 
 
-def compare(name: str, repeats: int) -> None:
-  """Prints the two rows of one model."""
+def build(name: str) -> dict[str, Row]:
+  """The rows of a network, after checking that both have the same logits."""
   batch, image = CASES[name]
   random = np.random.default_rng(0)
   x = random.uniform(size=(batch, *image)).astype(np.float32)
@@ -186,14 +188,62 @@ def compare(name: str, repeats: int) -> None:
   difference = np.abs(np.asarray(jax.jit(model.apply)(variables, x)) - expected).max()
   if difference > 1e-4:
     sys.exit(f'{name}: the logits differ by {difference:.1e}: the networks are not the same')
-  rows = zip(('attack step', 'training step'), (STEPS, 1),
-             ours(model, variables, jnp.asarray(x), jnp.asarray(y)), theirs(net, torch_x, torch_y),
-             strict=True)
-  for what, count, first, second in rows:
-    here, there = (
-        statistics.median(seconds) / count for seconds in alternate(first, second, repeats))
-    print(f'{name:15s} batch {batch:3d}  {what:13s}  at_jax {here:.4f} s  PyTorch {there:.4f} s  '
-          f'ratio {here / there:.2f}', flush=True)
+  x, others = jnp.asarray(x), theirs(net, torch_x, torch_y)
+  return {what: Row(lambda step=step: jax.block_until_ready(step(variables, x)), others[what],
+                    jax.jit(step).lower(variables, x))
+          for what, step in ours(model, jnp.asarray(y)).items()}
+
+
+def alternate(first, second, repeats: int) -> tuple[list[float], list[float]]:
+  """Seconds of alternating calls of the two, without the first call of each."""
+  seconds = ([], [])
+  for repeat in range(repeats + 1):
+    for call, kept in zip((first, second), seconds, strict=True):
+      start = time.perf_counter()
+      call()
+      if repeat:
+        kept.append(time.perf_counter() - start)
+  return seconds
+
+
+def peak(name: str, what: str, library: str, threads: int) -> float | None:
+  """MiB by which the memory of this process grows in a step, after two steps; None if Linux does not tell."""
+  torch.set_num_threads(threads)
+  call = getattr(build(name)[what], library)
+  call(), call()
+  status = lambda field: next(int(line.split()[1]) for line in pathlib.Path(
+      '/proc/self/status').read_text().splitlines() if line.startswith(field))
+  try:
+    pathlib.Path('/proc/self/clear_refs').write_text('5')  # forgets the peak so far
+    before = status('VmRSS')
+    call()
+    return (status('VmHWM') - before) / 1024
+  except OSError:
+    return None
+
+
+def peaks(*arguments: Any) -> list[float | None]:
+  """`peak` of both libraries, each in a new process that returns what it frees to the system."""
+  os.environ['MALLOC_MMAP_THRESHOLD_'] = str(2 ** 17)
+  context, found = multiprocessing.get_context('spawn'), []
+  for library in ('ours', 'theirs'):
+    with context.Pool(1) as pool:
+      found.append(pool.apply(peak, (*arguments[:2], library, *arguments[2:])))
+  return found
+
+
+def compare(name: str, repeats: int, threads: int) -> None:
+  """Prints the rows of one network."""
+  for what, row in build(name).items():
+    count = STEPS if what == 'attack step' else 1
+    here, there = (statistics.median(seconds) / count
+                   for seconds in alternate(row.ours, row.theirs, repeats))
+    program = row.program.compile()
+    cost, memory = program.cost_analysis(), program.memory_analysis()
+    grown = ['' if each is None else f'{each:.0f}' for each in peaks(name, what, threads)]
+    print(f'| {name}, batch {CASES[name][0]} | {what} | {here:.4f} | {there:.4f} | {here / there:.2f} '
+          f'| {cost["flops"] / count / 1e9:.1f} | {cost["bytes accessed"] / count / 1e9:.2f} '
+          f'| {memory.temp_size_in_bytes / 2 ** 20:.0f} | {grown[0]} | {grown[1]} |', flush=True)
 
 
 def main() -> None:
@@ -205,8 +255,11 @@ def main() -> None:
   torch.set_num_threads(arguments.threads)
   print(f'jax {jax.__version__}, torch {torch.__version__}, {arguments.threads} threads, '
         f'XLA_FLAGS={os.environ.get("XLA_FLAGS", "")!r}, load {os.getloadavg()[0]:.1f}')
+  head = ('network', 'step', 'seconds here', 'PyTorch', 'ratio', 'GFLOP here', 'GB here',
+          'MiB of temporaries here', 'MiB of memory here', 'PyTorch')
+  print(f'\n| {" | ".join(head)} |\n|{"---|" * len(head)}')
   for name in arguments.models:
-    compare(name, arguments.repeats)
+    compare(name, arguments.repeats, arguments.threads)
 
 
 if __name__ == '__main__':
