@@ -16,7 +16,7 @@ from at_jax import devices
 from at_jax.config import default as default_config
 from at_jax.datasets import pipeline, streaming
 from at_jax.training import setup, streams
-from tests.fixtures import data_sets, imagenet
+from tests.fixtures import data_sets, imagenet, processes
 from tests.fixtures.command_errors import ROOT
 from tests.fixtures.run_progress import digests, steps_logged
 
@@ -165,9 +165,9 @@ def test_imagenet_killed_in_an_epoch_ends_with_the_same_bits(tmp_path):
   assert (results['dataset'], results['n'], results['examples']) == ('imagenet2012', 8, 'first')
 
 
-@pytest.mark.long
-@pytest.mark.filterwarnings('ignore:.*have no training example')  # the archive is tiny
-def test_stream_gives_the_bits_of_data_on_the_device(tmp_path, monkeypatch):
+@pytest.fixture
+def on_mnist(tmp_path, monkeypatch):
+  """The command of a run on five images of MNIST, from its folder and more arguments."""
   with data_sets.serve(monkeypatch, data_sets.ARCHIVES['mnist']()[0]):
     pipeline.load('mnist', data_dir=tmp_path)
     assert streaming.load('mnist', data_dir=tmp_path).train_size == 5
@@ -175,10 +175,36 @@ def test_stream_gives_the_bits_of_data_on_the_device(tmp_path, monkeypatch):
              '--config.dataset.validation_size=0', '--config.evaluate.num_examples=2', '--config.epochs=3',
              '--config.evaluate.batch_size=2', '--config.optimizer.ema_decay=.5']
   quick = ROOT / 'configs' / 'pgd_at_cifar10.py:smoke'
-  for source in ('device', 'stream'):
-    done = subprocess.run(command(quick, tmp_path / source, *options, f'--config.dataset.source={source}'),
-                          cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-  assert digests(tmp_path / 'stream', 6) == digests(tmp_path / 'device', 6)
-  results = [json.loads((tmp_path / source / 'results.json').read_text()) for source in ('device', 'stream')]
+  return lambda workdir, *arguments: command(quick, workdir, *options, *arguments)
+
+
+def assert_same_runs(*folders):
+  assert digests(folders[0], 6) == digests(folders[1], 6)
+  results = [json.loads((folder / 'results.json').read_text()) for folder in folders]
   assert results[0]['n'] == results[1]['n'] == 2 and results[0]['last'] == results[1]['last']
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings('ignore:.*have no training example')  # the archive is tiny
+def test_stream_gives_the_bits_of_data_on_the_device(tmp_path, on_mnist):
+  for source in ('device', 'stream'):
+    done = subprocess.run(on_mnist(tmp_path / source, f'--config.dataset.source={source}'), cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+  assert_same_runs(tmp_path / 'stream', tmp_path / 'device')
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings('ignore:.*have no training example')
+def test_stream_of_two_processes_gives_the_bits_of_one(tmp_path, on_mnist):
+  # Both have two devices, and a sum of two numbers does not depend on their order.
+  one, two = ((lambda *more, name=name: on_mnist(tmp_path / name, '--config.dataset.source=stream', *more))
+              for name in ('one', 'two'))
+  started = [subprocess.Popen(one(), env=processes.environment(2), text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE)]
+  (code, _, err), = processes.finish(started)
+  assert code == 0, err
+  for code, _, err in processes.finish(processes.start_together(
+      2, lambda address, index: two(f'--distributed={address},2,{index}'))):
+    assert code == 0, err
+  assert_same_runs(tmp_path / 'one', tmp_path / 'two')
