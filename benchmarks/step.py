@@ -9,9 +9,10 @@ the memory of a process of its own (on Linux).
 
 Needs the packages of at_jax[peers]. The logits of the two must agree to 1e-4 first. An attack step is
 the input gradient and a sign step, with BatchNorm in evaluation mode. Its numbers are a fifth of those of
-five steps, by `attacks.pgd` (which includes a last forward pass) and by a Python loop in PyTorch; memory is
-that of all five. A training step is one weight gradient of the cross-entropy on a fixed batch, with BatchNorm
-in training mode, and an SGD update. The repeats of the two alternate, and the medians are compared.
+five steps, by `attacks.pgd` (which includes a last forward pass) and by a Python loop in PyTorch; temporaries
+and memory are those of all five. A training step is one weight gradient of the cross-entropy on a fixed
+batch, with BatchNorm in training mode, and an SGD update. The repeats of the two alternate, and the medians
+are compared.
 
 Use a quiet machine: PyTorch's threads spin while they wait, so other load slows it more than XLA. The
 load average is printed first.
@@ -125,7 +126,6 @@ def ours(model, y) -> dict[str, Callable]:
     return attacks.pgd(logits_fn, x, y, jax.random.key(0), epsilon=EPSILON, step_size=STEP_SIZE,
                        num_steps=STEPS, random_start=False).x
 
-  @jax.jit
   def train(variables, x):
     def loss(params):
       logits, stats = model.apply(
@@ -156,15 +156,15 @@ def theirs(net, x, y) -> dict[str, Callable]:
 
   def train():
     net.train()
-    optimizer.zero_grad()
     functional.cross_entropy(net(x), y).backward()
     optimizer.step()
+    optimizer.zero_grad()  # frees the gradients
 
   return {'attack step': attack, 'training step': train}
 
 
 class Row(NamedTuple):
-  """A step of both on the same batch: functions without arguments that wait, and the program of at_jax."""
+  """A step of both on the same batch: functions without arguments that wait, and at_jax's program."""
   ours: Callable[[], Any]
   theirs: Callable[[], Any]
   program: Any
@@ -189,9 +189,10 @@ def build(name: str) -> dict[str, Row]:
   if difference > 1e-4:
     sys.exit(f'{name}: the logits differ by {difference:.1e}: the networks are not the same')
   x, others = jnp.asarray(x), theirs(net, torch_x, torch_y)
-  return {what: Row(lambda step=step: jax.block_until_ready(step(variables, x)), others[what],
-                    jax.jit(step).lower(variables, x))
-          for what, step in ours(model, jnp.asarray(y)).items()}
+  programs = {what: jax.jit(step).lower(variables, x).compile()
+              for what, step in ours(model, jnp.asarray(y)).items()}
+  return {what: Row(lambda program=program: jax.block_until_ready(program(variables, x)), others[what],
+                    program) for what, program in programs.items()}
 
 
 def alternate(first, second, repeats: int) -> tuple[list[float], list[float]]:
@@ -222,13 +223,13 @@ def peak(name: str, what: str, library: str, threads: int) -> float | None:
     return None
 
 
-def peaks(*arguments: Any) -> list[float | None]:
+def peaks(name: str, what: str, threads: int) -> list[float | None]:
   """`peak` of both libraries, each in a new process that returns what it frees to the system."""
   os.environ['MALLOC_MMAP_THRESHOLD_'] = str(2 ** 17)
   context, found = multiprocessing.get_context('spawn'), []
   for library in ('ours', 'theirs'):
     with context.Pool(1) as pool:
-      found.append(pool.apply(peak, (*arguments[:2], library, *arguments[2:])))
+      found.append(pool.apply(peak, (name, what, library, threads)))
   return found
 
 
@@ -238,8 +239,7 @@ def compare(name: str, repeats: int, threads: int) -> None:
     count = STEPS if what == 'attack step' else 1
     here, there = (statistics.median(seconds) / count
                    for seconds in alternate(row.ours, row.theirs, repeats))
-    program = row.program.compile()
-    cost, memory = program.cost_analysis(), program.memory_analysis()
+    cost, memory = row.program.cost_analysis(), row.program.memory_analysis()
     grown = ['' if each is None else f'{each:.0f}' for each in peaks(name, what, threads)]
     print(f'| {name}, batch {CASES[name][0]} | {what} | {here:.4f} | {there:.4f} | {here / there:.2f} '
           f'| {cost["flops"] / count / 1e9:.1f} | {cost["bytes accessed"] / count / 1e9:.2f} '
@@ -255,8 +255,8 @@ def main() -> None:
   torch.set_num_threads(arguments.threads)
   print(f'jax {jax.__version__}, torch {torch.__version__}, {arguments.threads} threads, '
         f'XLA_FLAGS={os.environ.get("XLA_FLAGS", "")!r}, load {os.getloadavg()[0]:.1f}')
-  head = ('network', 'step', 'seconds here', 'PyTorch', 'ratio', 'GFLOP here', 'GB here',
-          'MiB of temporaries here', 'MiB of memory here', 'PyTorch')
+  head = ('network', 'step', 'seconds here', 'seconds, PyTorch', 'ratio', 'GFLOP here', 'GB here',
+          'MiB of temporaries here', 'MiB of memory here', 'MiB of memory, PyTorch')
   print(f'\n| {" | ".join(head)} |\n|{"---|" * len(head)}')
   for name in arguments.models:
     compare(name, arguments.repeats, arguments.threads)

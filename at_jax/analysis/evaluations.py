@@ -44,13 +44,13 @@ def read_run(path: pathlib.Path) -> Run:
   try:
     results = json.loads((path / 'results.json').read_text(encoding='utf-8'))
     evaluate, _ = results['config']['evaluate'], results['worst_case']
+    evaluate['norm'] = _norm(results['config'])
+    if 'released' not in results:  # older runs have another name for it
+      results['released'] = results.pop('authors')
+      results['warnings'] = {name.replace("authors' protocol", 'released protocol'): lines
+                             for name, lines in results.get('warnings', {}).items()}
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise unreadable(path, 'results.json', error) from error
-  if 'released' not in results:  # older runs have another name for it
-    results['released'] = results.pop('authors')
-    results['warnings'] = {name.replace("authors' protocol", 'released protocol'): lines
-                           for name, lines in results.get('warnings', {}).items()}
-  evaluate['norm'] = _norm(results['config'])
   verdicts = read_verdicts(path)
   try:
     return Run(results, verdicts['best/worst_case'], verdicts['labels'])

@@ -52,16 +52,6 @@ def choose(attacks: tuple[str, ...] | None, version: str, norm: str) -> tuple[st
   return names
 
 
-def describe(attacks: tuple[str, ...], version: str) -> str:
-  """Names attacks in a sentence: the version if they are all of it, else each of them.
-
-  Example:
-    >>> describe(('apgd-soft', 'apgd-near'), 'fast'), describe(('apgd-ce', 'square'), 'fast')
-    ('fast', 'apgd-ce, square')
-  """
-  return version if attacks == VERSIONS[version] else ', '.join(attacks)
-
-
 def targets(logits: np.ndarray) -> np.ndarray:
   """The target classes of apgd-t and fab-t: all but the most likely class, the likeliest first.
 

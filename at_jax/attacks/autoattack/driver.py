@@ -97,6 +97,7 @@ def autoattack(
     devices: Sequence[jax.Device] | None = None, state_path: str | os.PathLike | None = None,
     save_every: float = 60., progress: Callable[[Progress], None] | None = None, channel_axis: int = -1,
     warn: Callable[[str], None] | None = None,
+    choose_sample: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> AutoAttackResult:
   """Robust accuracy under an ensemble: an example is robust if no attack of the version changes its class.
 
@@ -156,6 +157,8 @@ def autoattack(
       [N, C, H, W].
     warn: called with each warning as soon as it is known, warnings about the model before any attack begins;
       by default `warnings.warn`.
+    choose_sample: for `multihost.autoattack`: from bool[N], the examples robust under 'fast', to bool[N], the
+      sample of the audit. By default it is drawn with the key.
 
   Returns:
     An `AutoAttackResult` of NumPy arrays.
@@ -179,7 +182,7 @@ def autoattack(
     this implementation.
   """
   attacks = components_lib.choose(attacks, version, norm)
-  audited = auditors(audit, version)
+  audited = _audited(audit, version)
   settings = dict(num_steps=num_steps, num_queries=num_queries, channel_axis=channel_axis)
   plan = lambda num_classes: [components_lib.plan(names, norm, which, num_classes, **settings)
                               for names, which in ((attacks, version), (audited, 'standard'))]
@@ -218,7 +221,8 @@ def autoattack(
   survivors = run.clean & own.robust.all(axis=0)
   sample = np.zeros_like(survivors)
   if audit:
-    sample = audit_lib.choose(work.key, work.index, survivors, audit)
+    draw = choose_sample or functools.partial(audit_lib.choose, work.key, work.index, sampled=audit)
+    sample = draw(survivors)
     for lines in _run_audit(run._replace(attacks=audited, clean=sample), audit_parts, others,
                             slots if in_audit else None, write, progress, survivors & ~sample):
       report(lines)
@@ -226,17 +230,17 @@ def autoattack(
   report(_check_result(run, own, robust))
   names = attacks + tuple(f'audit/{name}' for name in audited)
   counts = (int(each.sum()) for each in (survivors, sample, survivors & ~robust))
+  shown = version if attacks == components_lib.VERSIONS[version] else ', '.join(attacks)
   return AutoAttackResult(
       record.x, robust, run.clean, dict(zip(names, record.robust, strict=True)), tuple(all_warnings),
       dict(zip(names, record.seconds.tolist(), strict=True)),
       {name: batching.Passes(*row.tolist()) for name, row in
        zip((*names, 'checks'), (*record.passes, run.checks), strict=True)},
-      audit_lib.summarise(len(robust), *counts, components_lib.describe(attacks, version)) if audit else None,
-      sample)
+      audit_lib.summarise(len(robust), *counts, shown) if audit else None, sample)
 
 
-def auditors(audit: int, version: str) -> tuple[str, ...]:
-  """The attacks of an audit, none if `audit` is 0; ValueError if it cannot be made."""
+def _audited(audit: int, version: str) -> tuple[str, ...]:
+  """The attacks of the audit; ValueError if it cannot be made."""
   _arguments.check_count('audit', audit, or_none=True)
   if audit and version != 'fast':
     raise ValueError(f"audit = {audit}: leave it out with version = {version!r}; it is for version='fast'")

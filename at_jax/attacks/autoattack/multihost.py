@@ -1,9 +1,6 @@
 """AutoAttack on several processes of `jax.distributed`, such as the hosts of a TPU slice."""
 
-from collections.abc import Callable
 import os
-from typing import Any
-import warnings
 
 import jax
 from jax.experimental import multihost_utils
@@ -12,10 +9,8 @@ import numpy as np
 from at_jax.attacks import _arguments, _stepper
 from at_jax.attacks.autoattack import audit as audit_lib
 from at_jax.attacks.autoattack import batching, driver, state_file
-from at_jax.attacks.autoattack import components as components_lib
 
 Array = jax.Array
-_NO_PASSES = batching.Passes(0, 0, 0)
 
 
 class OtherProcessFailed(RuntimeError):
@@ -24,9 +19,7 @@ class OtherProcessFailed(RuntimeError):
 
 def autoattack(
     logits_fn: _stepper.LogitsFn, x: Array, y: Array, key: Array, *, epsilon: float | Array,
-    index: Array | None = None, audit: int = 0, state_path: str | os.PathLike | None = None,
-    progress: Callable[[driver.Progress], None] | None = None, warn: Callable[[str], None] | None = None,
-    **options,
+    index: Array | None = None, audit: int = 0, state_path: str | os.PathLike | None = None, **options,
 ) -> driver.AutoAttackResult:
   """Runs `attacks.autoattack` on several processes, each of which attacks a part of the examples.
 
@@ -43,11 +36,10 @@ def autoattack(
     epsilon: radius, a number or f32[N], in units of x.
     index: i32[N], by default the positions in x.
     audit: as in `attacks.autoattack`, for all N examples together.
-    state_path: the states are written to this path with the suffix '.p-of-P', those of an audit with
-      '.audit.p-of-P'; to resume, use the same number of processes.
-    progress: called in each process with the progress on its part.
-    warn: called in each process with each warning about its part.
-    **options: other options of `attacks.autoattack`.
+    state_path: the states are written to this path with the suffix '.p-of-P'; to resume, use the same number
+      of processes.
+    **options: of `attacks.autoattack`; `progress` and `warn` are called in each process with the findings on
+      its part.
 
   Returns:
     The `AutoAttackResult` of all N examples, in every process. `seconds` are those of the slowest process,
@@ -66,99 +58,53 @@ def autoattack(
     [False  True]
   """
   count, process, n = jax.process_count(), jax.process_index(), len(x)
-  if count == 1:
-    return driver.autoattack(logits_fn, x, y, key, epsilon=epsilon, index=index, audit=audit,
-                             state_path=state_path, progress=progress, warn=warn, **options)
   if n < count:
     raise ValueError(f'x has {n} examples for {count} processes: use at most {n} processes')
   state_file.check_type(state_path)
-  auditors = tuple(f'audit/{name}' for name in driver.auditors(audit, options.get('version', 'standard')))
   # These are checked as a whole, because a part can be valid where the whole is not: a repeated index, or
   # as many radii as the part has examples.
   bounds, mask = options.pop('bounds', (0., 1.)), options.pop('mask', None)
   problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, mask=mask)
-  index = np.asarray(_arguments.indices(index, n, once=True))
+  index, part = np.asarray(_arguments.indices(index, n, once=True)), slice(process, None, count)
 
-  def attack(rows: np.ndarray, suffix: str, **changes) -> driver.AutoAttackResult:
-    return driver.autoattack(
-        logits_fn, np.asarray(problem.x)[rows], np.asarray(problem.y)[rows], key, index=index[rows],
-        epsilon=np.asarray(problem.epsilon)[rows],
-        bounds=tuple(np.asarray(bound)[rows] if bound.ndim else bound for bound in problem.bounds),
-        state_path=None if state_path is None else f'{os.fspath(state_path)}{suffix}.{process}-of-{count}',
-        **options | changes)
+  def sample(survivors: np.ndarray) -> np.ndarray:
+    """The part of the sample that is in this process, from its survivors."""
+    _agree()
+    return audit_lib.choose(key, index, _merge(survivors, n), audit)[part]
 
   # The first collective must come early: processes have seconds to connect, and may end minutes apart.
   _gather(np.zeros(()))
-  rows = np.arange(process, n, count)
-  result = _in_every_process(lambda: attack(rows, '', progress=progress, warn=warn))
-  attacks, summary = tuple(result.components), None
-  if audit:
-    survivors = _merge(result.robust, n)
-    sample = audit_lib.choose(key, index, survivors, audit)
-    chosen = sample[rows]
-    again = lambda **changes: attack(rows[chosen], '.audit', version='standard', attacks=None, **changes)
-    result = _in_every_process(lambda: _audit(result, chosen, again, progress, warn))
-    counts = (survivors, sample, survivors & ~_merge(result.robust, n))
-    summary = audit_lib.summarise(n, *(int(each.sum()) for each in counts),
-                                  components_lib.describe(attacks, 'fast'))
-  names = attacks + auditors
+  try:
+    result = driver.autoattack(
+        logits_fn, np.asarray(problem.x)[part], np.asarray(problem.y)[part], key, index=index[part],
+        epsilon=np.asarray(problem.epsilon)[part],
+        bounds=tuple(np.asarray(bound)[part] if bound.ndim else bound for bound in problem.bounds),
+        audit=audit, choose_sample=sample,
+        state_path=None if state_path is None else f'{os.fspath(state_path)}.{process}-of-{count}',
+        **options)
+  except OtherProcessFailed:
+    raise
+  except Exception:  # of any kind: the other processes must not wait for this one
+    _agree(failed=True)
+    raise
+  _agree()
+  counts = _gather_counts(result.audit[1:4]).sum(axis=0).tolist() if audit else ()
   return driver.AutoAttackResult(
       *(_merge(share, n) for share in (result.x, result.robust, result.clean)),
-      {name: _merge(result.components.get(name, result.robust), n) for name in names},
+      {name: _merge(robust, n) for name, robust in result.components.items()},
       _gather_lines(result.warnings),
-      {name: float(_gather(np.float32(result.seconds.get(name, 0))).max()) for name in names},
-      {name: batching.Passes(*_gather_counts(result.passes.get(name, _NO_PASSES)).sum(axis=0).tolist())
-       for name in (*names, 'checks')},
-      summary, _merge(result.audited, n))
+      {name: float(_gather(np.float32(seconds)).max()) for name, seconds in result.seconds.items()},
+      {name: batching.Passes(*_gather_counts(passes).sum(axis=0).tolist())
+       for name, passes in result.passes.items()},
+      audit_lib.summarise(n, *counts, result.audit.name) if audit else None, _merge(result.audited, n))
 
 
-def _in_every_process(attack: Callable[[], driver.AutoAttackResult]) -> driver.AutoAttackResult:
-  """What an attack finds in this process; if it raises in one process, every process raises."""
-  result, failure = None, None
-  try:
-    result = attack()
-  except Exception as error:  # of any kind: the other processes must not wait for this one
-    failure = error
-  failed = np.flatnonzero(_gather(np.array(failure is not None)))
-  if failure is not None:
-    raise failure
-  if len(failed):
-    raise OtherProcessFailed(f'processes {failed.tolist()} of {jax.process_count()} failed: see their '
+def _agree(failed: bool = False) -> None:
+  """Raises if another process failed. All call it at the same points; one that fails goes to its next one."""
+  others = np.flatnonzero(_gather(np.array(failed)))
+  if len(others) and not failed:
+    raise OtherProcessFailed(f'processes {others.tolist()} of {jax.process_count()} failed: see their '
                              'messages')
-  return result
-
-
-def _audit(result: driver.AutoAttackResult, chosen: np.ndarray, attack: Callable[..., Any],
-           progress: Callable[[driver.Progress], None] | None, warn: Callable[[str], None] | None
-           ) -> driver.AutoAttackResult:
-  """The result of a part after AutoAttack on those of its survivors that are in the sample."""
-  if not chosen.any():
-    return result
-  others = (result.robust & ~chosen).sum()
-  report = warn or warnings.warn
-  is_new = lambda line: line not in result.warnings
-
-  def show(now: driver.Progress) -> None:
-    accuracy = (now.accuracy * chosen.sum() + others) / len(chosen)
-    progress(now._replace(attack=f'audit/{now.attack}', accuracy=float(accuracy)))
-
-  found = attack(progress=progress and show,
-                 warn=lambda line: report(f'audit, {line}') if is_new(line) else None)
-
-  def put(values: np.ndarray, into: np.ndarray) -> np.ndarray:
-    whole = into.copy()
-    whole[chosen] = values
-    return whole
-
-  in_audit = lambda values: {f'audit/{name}': value for name, value in values.items() if name != 'checks'}
-  checks = batching.Passes(*map(sum, zip(result.passes['checks'], found.passes['checks'], strict=True)))
-  return result._replace(
-      x=put(found.x, result.x), robust=put(found.robust, result.robust), audited=chosen,
-      components=result.components | in_audit({name: put(robust, result.robust)
-                                               for name, robust in found.components.items()}),
-      warnings=result.warnings + tuple(f'audit, {line}' for line in filter(is_new, found.warnings)),
-      seconds=result.seconds | in_audit(found.seconds),
-      passes=result.passes | in_audit(found.passes) | {'checks': checks})
 
 
 def _gather(array: np.ndarray) -> np.ndarray:

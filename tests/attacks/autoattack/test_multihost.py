@@ -27,17 +27,17 @@ print(json.dumps(two_processes.evaluate(multihost.autoattack, path, late=process
 _ONE_FAILS = '''
 import json, sys
 import jax, numpy as np
-address, count, process = json.loads(sys.argv[1])
+address, count, process, audit = json.loads(sys.argv[1])
 jax.distributed.initialize(address, count, process)
 from at_jax.attacks.autoattack import multihost
 
-def model(x):
-  if process == 1:
+def progress(now):
+  if process == 1 and now.attack.startswith('audit/' if audit else 'apgd'):
     raise OSError('the disk is full')
-  return x
 
-multihost.autoattack(model, np.eye(4, dtype=np.float32), np.arange(4), jax.random.key(0), epsilon=.1,
-                     attacks=('apgd-ce',), num_steps=2)
+multihost.autoattack(lambda x: x, np.eye(4, dtype=np.float32), np.arange(4), jax.random.key(0), epsilon=.1,
+                     version='fast', attacks=('apgd-ce',), num_steps=2, num_queries=2, audit=audit,
+                     progress=progress)
 '''
 
 
@@ -72,12 +72,12 @@ def test_two_processes_find_what_one_finds(late, audit, tmp_path):
   # Other warnings may differ, because each process sees only its share of the examples.
   assert sum('probabilities' in line for line in expected['warnings']) == 1
   assert sum('probabilities' in line for line in results[0]['warnings']) == 1
-  assert sorted(path.name for path in tmp_path.iterdir()) == [
-      f'state.npz.{part}{process}-of-2' for part in ('', 'audit.')[:1 + (audit > 0)] for process in (0, 1)]
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['state.npz.0-of-2', 'state.npz.1-of-2']
 
 
-def test_failure_of_one_process_ends_the_other():
-  (first, _, message), (second, _, cause) = in_two_processes(_ONE_FAILS)
+@pytest.mark.parametrize('audit', [0, pytest.param(4, marks=pytest.mark.long)])
+def test_failure_of_one_process_ends_the_other(audit):
+  (first, _, message), (second, _, cause) = in_two_processes(_ONE_FAILS, audit)
   assert first != 0 and 'OtherProcessFailed: processes [1] of 2 failed' in message
   assert second != 0 and 'OSError: the disk is full' in cause
 
@@ -86,7 +86,6 @@ def test_failure_of_one_process_ends_the_other():
     (dict(epsilon=np.full(2, .1)), r'epsilon has shape \(2,\)'),
     (dict(epsilon=.1, index=np.array([0, 0, 1, 1])), 'index has 0 more than once'),
     (dict(epsilon=.1, y=np.zeros(5, int)), r'y has shape \(5,\)'),
-    (dict(epsilon=.1, audit=2), "audit = 2: leave it out with version = 'standard'"),
     (dict(epsilon=.1, state_path=3), 'state_path = 3: use the path of a file'),
     (dict(epsilon=.1, x=np.zeros((1, 2), np.float32)), '1 examples for 2 processes')])
 def test_arguments_are_checked_before_they_are_divided(wrong, message, monkeypatch):
