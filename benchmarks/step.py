@@ -212,6 +212,7 @@ def peak(name: str, what: str, library: str, threads: int) -> float | None:
   torch.set_num_threads(threads)
   call = getattr(build(name)[what], library)
   call(), call()
+  time.sleep(1)  # XLA may free temporary arrays a moment after its result is ready
   status = lambda field: next(int(line.split()[1]) for line in pathlib.Path(
       '/proc/self/status').read_text().splitlines() if line.startswith(field))
   try:
