@@ -88,7 +88,10 @@ def autoattack(
     _agree(failed=True)
     raise
   _agree()
-  counts = _gather_counts(result.audit[1:4]).sum(axis=0).tolist() if audit else ()
+  found = result.audit
+  if found:
+    counts = _gather_counts((found.survivors, found.sampled, found.fallen)).sum(axis=0).tolist()
+    found = audit_lib.summarise(n, *counts, found.name)
   return driver.AutoAttackResult(
       *(_merge(share, n) for share in (result.x, result.robust, result.clean)),
       {name: _merge(robust, n) for name, robust in result.components.items()},
@@ -96,7 +99,7 @@ def autoattack(
       {name: float(_gather(np.float32(seconds)).max()) for name, seconds in result.seconds.items()},
       {name: batching.Passes(*_gather_counts(passes).sum(axis=0).tolist())
        for name, passes in result.passes.items()},
-      audit_lib.summarise(n, *counts, result.audit.name) if audit else None, _merge(result.audited, n))
+      found, _merge(result.audited, n))
 
 
 def _agree(failed: bool = False) -> None:

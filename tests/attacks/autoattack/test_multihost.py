@@ -82,6 +82,14 @@ def test_failure_of_one_process_ends_the_other(audit):
   assert second != 0 and 'OSError: the disk is full' in cause
 
 
+def test_one_process_gives_the_result_and_warnings_of_the_driver():
+  expected = of_one_process(0)
+  with jax.enable_x64(True):
+    alone = evaluate(multihost.autoattack)
+  assert alone['seconds'].keys() == expected['seconds'].keys()
+  assert alone | {'seconds': None} == expected | {'seconds': None} and expected['warnings']
+
+
 @pytest.mark.parametrize('wrong, message', [
     (dict(epsilon=np.full(2, .1)), r'epsilon has shape \(2,\)'),
     (dict(epsilon=.1, index=np.array([0, 0, 1, 1])), 'index has 0 more than once'),
