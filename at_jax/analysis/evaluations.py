@@ -41,6 +41,25 @@ def read_run(path: pathlib.Path) -> Run:
   if not (path / 'verdicts.npz').exists():
     raise errors.UserError('RUN', str(path), 'there is no verdicts.npz in it: evaluate the run '
                            'again, or move it away')
+  results, verdicts = read_results(path), read_verdicts(path)
+  try:
+    return Run(results, verdicts['best/worst_case'], verdicts['labels'])
+  except KeyError as error:
+    raise unreadable(path, 'verdicts.npz', error) from error
+
+
+def read_results(path: pathlib.Path) -> dict[str, Any]:
+  """Reads the accuracies of a run.
+
+  Args:
+    path: its folder.
+
+  Returns:
+    The content of its results.json, with the names of this version.
+
+  Raises:
+    errors.UserError: if the file cannot be read or is not of a run.
+  """
   try:
     results = json.loads((path / 'results.json').read_text(encoding='utf-8'))
     evaluate, _ = results['config']['evaluate'], results['worst_case']
@@ -51,11 +70,7 @@ def read_run(path: pathlib.Path) -> Run:
                              for name, lines in results.get('warnings', {}).items()}
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise unreadable(path, 'results.json', error) from error
-  verdicts = read_verdicts(path)
-  try:
-    return Run(results, verdicts['best/worst_case'], verdicts['labels'])
-  except KeyError as error:
-    raise unreadable(path, 'verdicts.npz', error) from error
+  return results
 
 
 def read_verdicts(path: pathlib.Path) -> dict[str, np.ndarray]:

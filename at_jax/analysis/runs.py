@@ -56,17 +56,17 @@ def read(path: pathlib.Path) -> Evaluation:
   if not all((path / name).exists() for name in ('results.json', 'verdicts.npz')):
     raise errors.UserError('RUN', str(path), 'there are no results.json and verdicts.npz in it: name the '
                            'folder of a run that was evaluated')
-  run = evaluations.read_run(path)
+  results, stored = evaluations.read_results(path), evaluations.read_verdicts(path)
   verdicts: dict[str, dict[str, np.ndarray]] = {}
-  for key, each in evaluations.read_verdicts(path).items():
+  for key, each in stored.items():
     checkpoint, _, name = key.partition('/')
     if name:  # not the labels
       verdicts.setdefault(checkpoint, {})[name] = each
   try:
-    threat = f'{data_name(run.results["config"]["dataset"])}, {evaluations.threat(run.results)}'
+    threat = f'{data_name(results["config"]["dataset"])}, {evaluations.threat(results)}'
   except (KeyError, TypeError) as error:
     raise evaluations.unreadable(path, 'results.json', error) from error
-  return Evaluation(path, run.results, threat, run.labels, verdicts)
+  return Evaluation(path, results, threat, stored['labels'], verdicts)
 
 
 def data_name(dataset: Mapping[str, Any]) -> str:
