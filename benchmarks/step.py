@@ -164,10 +164,14 @@ def theirs(net, x, y) -> dict[str, Callable]:
 
 
 class Row(NamedTuple):
-  """A step of both on the same batch: functions without arguments that wait, and at_jax's program."""
-  ours: Callable[[], Any]
+  """A step on the same batch: that of at_jax, not compiled yet, and that of PyTorch, without arguments."""
+  lowered: jax.stages.Lowered
+  inputs: tuple
   theirs: Callable[[], Any]
-  program: Any
+
+  def ours(self, program: jax.stages.Compiled) -> Callable[[], Any]:
+    """A function without arguments that runs the compiled step and waits for it."""
+    return lambda: jax.block_until_ready(program(*self.inputs))
 
 
 def build(name: str) -> dict[str, Row]:
@@ -188,11 +192,9 @@ def build(name: str) -> dict[str, Row]:
   difference = np.abs(np.asarray(jax.jit(model.apply)(variables, x)) - expected).max()
   if difference > 1e-4:
     sys.exit(f'{name}: the logits differ by {difference:.1e}: the networks are not the same')
-  x, others = jnp.asarray(x), theirs(net, torch_x, torch_y)
-  programs = {what: jax.jit(step).lower(variables, x).compile()
-              for what, step in ours(model, jnp.asarray(y)).items()}
-  return {what: Row(lambda program=program: jax.block_until_ready(program(variables, x)), others[what],
-                    program) for what, program in programs.items()}
+  inputs, others = (variables, jnp.asarray(x)), theirs(net, torch_x, torch_y)
+  return {what: Row(jax.jit(step).lower(*inputs), inputs, others[what])
+          for what, step in ours(model, jnp.asarray(y)).items()}
 
 
 def alternate(first, second, repeats: int) -> tuple[list[float], list[float]]:
@@ -210,7 +212,8 @@ def alternate(first, second, repeats: int) -> tuple[list[float], list[float]]:
 def peak(name: str, what: str, library: str, threads: int) -> float | None:
   """MiB by which the memory of this process grows in a step, after two steps; None if Linux does not tell."""
   torch.set_num_threads(threads)
-  call = getattr(build(name)[what], library)
+  row = build(name)[what]
+  call = row.theirs if library == 'PyTorch' else row.ours(row.lowered.compile())
   call(), call()
   time.sleep(1)  # XLA may free temporary arrays a moment after its result is ready
   status = lambda field: next(int(line.split()[1]) for line in pathlib.Path(
@@ -228,7 +231,7 @@ def peaks(name: str, what: str, threads: int) -> list[float | None]:
   """`peak` of both libraries, each in a new process that returns what it frees to the system."""
   os.environ['MALLOC_MMAP_THRESHOLD_'] = str(2 ** 17)
   context, found = multiprocessing.get_context('spawn'), []
-  for library in ('ours', 'theirs'):
+  for library in ('at_jax', 'PyTorch'):
     with context.Pool(1) as pool:
       found.append(pool.apply(peak, (name, what, library, threads)))
   return found
@@ -237,10 +240,10 @@ def peaks(name: str, what: str, threads: int) -> list[float | None]:
 def compare(name: str, repeats: int, threads: int) -> None:
   """Prints the rows of one network."""
   for what, row in build(name).items():
-    count = STEPS if what == 'attack step' else 1
+    count, program = STEPS if what == 'attack step' else 1, row.lowered.compile()
     here, there = (statistics.median(seconds) / count
-                   for seconds in alternate(row.ours, row.theirs, repeats))
-    cost, memory = row.program.cost_analysis(), row.program.memory_analysis()
+                   for seconds in alternate(row.ours(program), row.theirs, repeats))
+    cost, memory = program.cost_analysis(), program.memory_analysis()
     grown = ['' if each is None else f'{each:.0f}' for each in peaks(name, what, threads)]
     print(f'| {name}, batch {CASES[name][0]} | {what} | {here:.4f} | {there:.4f} | {here / there:.2f} '
           f'| {cost["flops"] / count / 1e9:.1f} | {cost["bytes accessed"] / count / 1e9:.2f} '
