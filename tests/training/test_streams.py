@@ -198,13 +198,10 @@ def test_stream_gives_the_bits_of_data_on_the_device(tmp_path, on_mnist):
 @pytest.mark.filterwarnings('ignore:.*have no training example')
 def test_stream_of_two_processes_gives_the_bits_of_one(tmp_path, on_mnist):
   # Both have two devices, and a sum of two numbers does not depend on their order.
-  one, two = ((lambda *more, name=name: on_mnist(tmp_path / name, '--config.dataset.source=stream', *more))
-              for name in ('one', 'two'))
-  started = [subprocess.Popen(one(), env=processes.environment(2), text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE)]
-  (code, _, err), = processes.finish(started)
-  assert code == 0, err
+  streamed = lambda name, *arguments: on_mnist(tmp_path / name, '--config.dataset.source=stream', *arguments)
+  done = subprocess.run(streamed('one'), env=processes.environment(2), capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
   for code, _, err in processes.finish(processes.start_together(
-      2, lambda address, index: two(f'--distributed={address},2,{index}'))):
+      2, lambda address, index: streamed('two', f'--distributed={address},2,{index}'))):
     assert code == 0, err
   assert_same_runs(tmp_path / 'one', tmp_path / 'two')
