@@ -3,7 +3,8 @@
 Attacks the best checkpoint's deployed model of each evaluated run with FMN, on the examples and in the norm
 of its evaluation, and writes FOLDER/METHOD-SEED.npz: `radius`, f32[N], the distance of the nearest
 misclassified point that was found, 0 for an example that is misclassified clean and +inf where none was
-found; `labels`, i32[N]. `report --radii=FOLDER` draws the robust accuracy over ε of these radii.
+found; `labels`, i32[N]; `norm` and `steps`. `report --radii=FOLDER` draws the robust accuracy over ε of these
+radii.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ import os
 import pathlib
 import sys
 from typing import Any
+import zipfile
+import zlib
 
 import jax
 import numpy as np
@@ -83,12 +86,18 @@ def read(directory: str | os.PathLike, found: Sequence[folders.Folder]) -> dict[
   for folder in found:
     path = file(environment.local_path('--radii', directory), folder.name)
     if folder.run and path.exists():
-      stored = np.load(path)
-      norm = folder.run.results['config']['evaluate']['norm']
-      if str(stored['norm']) != norm or not np.array_equal(stored['labels'], folder.run.labels):
+      again = 'run `python -m at_jax.analysis radii` again'
+      try:
+        with np.load(path) as stored:
+          norm, labels, radius = str(stored['norm']), stored['labels'], stored['radius']
+      except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise errors.UserError('--radii', str(path), f'cannot be read ({type(error).__name__}): {again}'
+                               ) from error
+      evaluated = folder.run.results['config']['evaluate']['norm'], folder.run.labels
+      if norm != evaluated[0] or not np.array_equal(labels, evaluated[1]):
         raise errors.UserError('--radii', str(path), 'its norm or examples are not those of the evaluation: '
-                               'run `python -m at_jax.analysis radii` again')
-      radii[folder.name] = stored['radius']
+                               f'{again}')
+      radii[folder.name] = radius
   if not radii:
     raise errors.UserError('--radii', str(directory), 'it has no METHOD-SEED.npz of these runs: name the '
                            '--output of `python -m at_jax.analysis radii`')
@@ -110,14 +119,17 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--steps', type=int, default=100, help='number of steps of FMN (default 100)')
   asked = parser.parse_args(arguments)
   try:
-    if asked.steps < 1:
-      raise errors.UserError('--steps', asked.steps, 'use a whole number above 0')
+    if asked.steps < 2:
+      raise errors.UserError('--steps', asked.steps, 'use a whole number of at least 2')
     output, data = environment.local_path('--output', asked.output), {}
-    for folder in folders.read(asked.runs):
-      if folder.run:
-        radius = measure(folder.path, asked.steps, data)
-        _write(file(output, folder.name), radius=radius, labels=folder.run.labels, steps=asked.steps,
-               norm=folder.run.results['config']['evaluate']['norm'])
+    evaluated = [folder for folder in folders.read(asked.runs) if folder.run]
+    if not evaluated:
+      raise errors.UserError('RUN', ', '.join(asked.runs), 'none of them was evaluated: use --mode=evaluate '
+                             'first')
+    for folder in evaluated:
+      radius = measure(folder.path, asked.steps, data)
+      _write(file(output, folder.name), radius=radius, labels=folder.run.labels, steps=asked.steps,
+             norm=folder.run.results['config']['evaluate']['norm'])
   except errors.UserError as error:
     environment.log(f'at_jax: {error}', sys.stderr)
     return 2
@@ -127,6 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _write(path: pathlib.Path, **arrays: Any) -> None:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **arrays)
+    temporary = path.with_suffix('.tmp.npz')
+    np.savez(temporary, **arrays)
+    os.replace(temporary, path)
   except OSError as error:
     raise errors.unwritable(path.parent, error, field='--output') from error

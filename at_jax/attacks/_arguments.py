@@ -167,11 +167,11 @@ def check_integers(name: str, classes: Array) -> None:
 
 def check_outside_jit(**values: Any) -> None:
   """Raises ValueError under jit, vmap and the like, where a driver on the host cannot run."""
-  traced = [name for name, value in values.items()
-            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))]
-  if traced:
-    raise ValueError(f'{", ".join(traced)} is traced: call autoattack outside of jit, vmap and the like, or '
-                     'use apgd, fab and square, which can be transformed')
+  is_traced = lambda value: any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+  traced = [name for name, value in values.items() if is_traced(value)]
+  if traced or is_traced(jnp.zeros(())):  # in jit even constants are
+    raise ValueError(f'{", ".join(traced) or "the caller"} is traced: call autoattack outside of jit, vmap '
+                     'and the like, or use apgd, fab and square, which can be transformed')
 
 
 def check_radius(radius: Any, num_examples: int, name: str = 'epsilon') -> None:

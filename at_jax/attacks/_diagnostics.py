@@ -5,6 +5,7 @@ each finding can have a harmless cause. A robust accuracy should not be publishe
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
 from typing import Any
 import warnings
 
@@ -47,7 +48,11 @@ def check_model(logits_fn: Callable[..., Array], x: Array, y: Array) -> tuple[st
     of AutoAttack's released code, for probabilities and random models.
   """
   x, y = _arguments.as_examples(x, y)
-  logits = logits_fn(x)
+  _functions.check_function('logits_fn', logits_fn, 'x', like='lambda x: x @ weights')
+  try:
+    logits = logits_fn(x)
+  except Exception as error:
+    raise _functions.failure('logits_fn', logits_fn, (x,), error) from error
   _functions.check_answer(logits, len(x))
   _arguments.check_values(x=x, classes={'y': y}, num_classes=logits.shape[1])
   return check_logits(logits, y) + check_determinism(logits_fn, x, y) + _check_slope(logits_fn, x, y, logits)
@@ -73,10 +78,13 @@ def check_logits(logits: Array, y: Array, attacks: Sequence[str] = ()) -> tuple[
   `attacks` are those that run; the advice names others.
   """
   slack = max(1e-5, 2 * precision(logits))
-  return tuple(_logit_warnings(np.asarray(logits, np.float64), np.asarray(y), attacks, slack))
+  # Losses are computed in float32 at least.
+  limits = np.finfo(np.float64 if precision(logits) < np.finfo(np.float32).eps else np.float32)
+  return tuple(_logit_warnings(np.asarray(logits, np.float64), np.asarray(y), attacks, slack, limits))
 
 
-def _logit_warnings(logits: np.ndarray, y: np.ndarray, attacks: Sequence[str], slack: float) -> Iterator[str]:
+def _logit_warnings(logits: np.ndarray, y: np.ndarray, attacks: Sequence[str], slack: float,
+                    limits: np.finfo) -> Iterator[str]:
   finite, square = are_finite(logits), advise(('square',), attacks, 'trust square')
   if not finite.all():
     yield (f'{(~finite).sum()} of {len(finite)} clean inputs give logits that are not finite; these count as '
@@ -88,24 +96,28 @@ def _logit_warnings(logits: np.ndarray, y: np.ndarray, attacks: Sequence[str], s
   if in_range and np.all(np.abs(logits.sum(axis=-1) - 1) < slack):
     yield f'the outputs are probabilities: attack the logits, before the softmax, or {square}'
   gaps = logit_gap(logits, y)
-  # exp(-88) is the smallest normal float32: beyond it the gradient of cross-entropy is zero.
-  no_gradient = np.mean(gaps > 88)
-  # From log(2^24) on, the probability of the true class rounds to 1, and the gradient at its logit to zero.
+  # exp(-vanishes) is the smallest normal number, e^-88 in float32: beyond it the gradient of cross-entropy is
+  # zero.
+  vanishes = math.ceil(-math.log(limits.tiny))
+  no_gradient = np.mean(gaps > vanishes)
+  # From log(2^24) on in float32, the probability of the true class rounds to 1, and the gradient at its logit
+  # to zero.
   # A few such inputs are normal, and attacks with a scale-free loss find their adversarial examples. If most
   # inputs are such, the scale of the model is the cause.
-  no_true_class_gradient = np.mean(gaps > 24 * np.log(2))
+  rounds = -math.log(limits.eps / 2)
+  no_true_class_gradient = np.mean(gaps > rounds)
   scale_free = [name for name in _SCALE_FREE if name in attacks]
   advice = f'trust {" and ".join(scale_free)}' if scale_free else 'add apgd-dlr or apgd-t'
   if no_gradient > _SHARE:
-    yield (f'logits lead by more than 88 on {100 * no_gradient:.1f} % of inputs: cross-entropy has no '
-           f'gradient there; {advice}, whose loss is scale-free')
+    yield (f'logits lead by more than {vanishes} on {100 * no_gradient:.1f} % of inputs: cross-entropy has '
+           f'no gradient there; {advice}, whose loss is scale-free')
   elif no_true_class_gradient > .5:
-    yield (f'logits lead by more than 16.6 on {100 * no_true_class_gradient:.1f} % of inputs: '
+    yield (f'logits lead by more than {rounds:.1f} on {100 * no_true_class_gradient:.1f} % of inputs: '
            f'cross-entropy has no gradient at the true class there; {advice}')
   # float32 rounds a logit of size z, and a loss near log(C), by up to 1.2e-7 times its size. If the logits
   # differ by no more than about 40 such steps, most of what an attack gains is rounding.
   size = max(2., np.median(np.abs(finite_logits(logits)).max(axis=-1)))
-  smallest = 40 * np.finfo(np.float32).eps * size
+  smallest = 40 * limits.eps * size
   if np.median(logits.max(axis=-1) - logits.min(axis=-1)) < smallest:
     yield (f'logits differ by less than {smallest:.0e}: gradients are lost to rounding; scale them up, '
            f'subtract their common offset, or {square}')
@@ -145,7 +157,7 @@ def check_determinism(logits_fn: Callable[..., Array], x: Array, y: Array,
 
 def _is_random(passes: np.ndarray, y: np.ndarray) -> bool:
   unit = passes / (np.linalg.norm(passes, axis=-1, keepdims=True) + 1e-10)
-  spread = max(np.linalg.norm(a - b, axis=-1).max() for a in unit for b in unit)
+  spread = np.max([np.linalg.norm(a - b, axis=-1) for a in unit for b in unit])  # NaN if one is
   num_correct = {int((logits.argmax(axis=-1) == y).sum()) for logits in passes}
   return len(num_correct) > 1 or not spread <= 1e-4
 

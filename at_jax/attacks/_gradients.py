@@ -55,7 +55,7 @@ def of_loss(
   else:
     gradient, (value, logits) = differentiate(x, None)
   gradient = jnp.where(norms.free(problem.bounds), gradient, 0)
-  return finite(gradient), zero_gradient(gradient), value, logits
+  return finite(gradient), zero_gradient(gradient), value.astype(x.dtype), logits
 
 
 def finite(tree: Any) -> Any:

@@ -84,7 +84,6 @@ def stepper(*, norm: str, num_steps: int = 100, num_targets: int = 9, large_star
 
 def _aimed(logits: Array, y: Array, aim: Array, num_targets: int) -> Array:
   """i32[B], the class c for aim c, and the class of rank r among those other than y for aim -1 - r."""
-  others = jnp.where(jax.nn.one_hot(y, logits.shape[-1], dtype=bool), -jnp.inf, logits)
-  ranked = jax.lax.top_k(others, num_targets)[1]
+  ranked = jax.lax.top_k(losses.without(logits, y), num_targets)[1]
   rank = jnp.maximum(-1 - aim, 0)
   return jnp.where(aim < 0, jnp.take_along_axis(ranked, rank[:, None], axis=-1)[:, 0], aim)

@@ -1,4 +1,4 @@
-"""The interface of APGD, FAB and Square: an attack is a state that is advanced step by step.
+"""The interface of APGD, FAB, FMN and Square: an attack is a state that is advanced step by step.
 
 Every example has its own step counter, so a batch may hold examples at different stages. A finished
 example can be replaced while the others continue; their computations and random numbers do not change.

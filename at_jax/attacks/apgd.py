@@ -191,11 +191,6 @@ def stepper(
   if eot != 0:
     _arguments.check_count('eot', eot)
   _arguments.check_flag('large_start', large_start)
-  if large_start and norm != 'l1':
-    raise ValueError(f"large_start needs norm='l1': norm = {norm!r}")
-  if large_start and num_steps < 2:
-    raise ValueError(f'num_steps = {num_steps}: use at least 2 with large_start, as in '
-                     "AutoAttack's L1 version")
   rule = make_rule(norm, num_steps, large_start)
 
   def step(logits_fn, problem: _stepper.Problem, state: State) -> State:
@@ -224,7 +219,12 @@ class Rule(NamedTuple):
 
 
 def make_rule(norm: str, num_steps: int, large_start: bool = False) -> Rule:
-  """The `Rule` for options of `apgd`."""
+  """The `Rule` for options of `apgd`; raises ValueError where they do not fit `large_start`."""
+  if large_start and norm != 'l1':
+    raise ValueError(f"large_start needs norm='l1': norm = {norm!r}")
+  if large_start and num_steps < 2:
+    raise ValueError(f'num_steps = {num_steps}: use at least 2 with large_start, as in '
+                     "AutoAttack's L1 version")
   table = schedule(num_steps, norm, large_start)
   check, move = (_check_l1, _move_l1) if norm == 'l1' else (_check, _move)
 

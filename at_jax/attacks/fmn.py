@@ -54,7 +54,8 @@ def fmn(
     correct, as all points before      ε ← ‖δ‖ + |margin| / ‖g‖_*          ‖·‖_* is the dual norm
 
   In L0, ε counts entries: it begins at 1 and changes by at least 1. α and γ decay with a cosine, α to a
-  hundredth, γ from .05 to .001. Nothing is random. Composes inside the caller's jit and vmap.
+  hundredth, γ from .05 to .001. Nothing is random. Composes inside the caller's jit and vmap. On the CPU the
+  steps are unrolled there, and compiling 100 takes minutes.
 
   Two details are not the paper's. In the last rule ε grows from max(‖δ‖, ε) by at least a thousandth, since
   bounds or rounding could stop it for good. In L1 the projection is onto the ball and the bounds at once.
@@ -65,7 +66,8 @@ def fmn(
     y: i32[B], true classes.
     norm: 'linf', 'l2', 'l1' or 'l0', the norm of the distance. L0 is the number of entries that change, not
       of pixels. Static.
-    num_steps: number of steps, each of one gradient, at least 1; the paper uses up to 1,000. Static.
+    num_steps: number of steps, each of one gradient, at least 2, because the first one is at the input; the
+      paper uses up to 1,000. Static.
     step_size: α of the first step, the L2 length of the change before the projection, a number or f32[B] in
       units of x, above 0. By default the largest distance of the two bounds, 1 for inputs in 0..1, and 1
       without bounds. Traced.
@@ -144,6 +146,8 @@ def stepper(*, norm: str, num_steps: int = 100) -> _stepper.Stepper:
   """
   _arguments.check_name('norm', norm, NORMS)
   _arguments.check_count('num_steps', num_steps)
+  if num_steps < 2:
+    raise ValueError(f'num_steps = {num_steps}: use at least 2, because the first is taken at the input')
   length = jax.vmap(functools.partial(_length, norm=norm))
 
   def init(problem: _stepper.Problem) -> State:

@@ -27,8 +27,13 @@ def logit_of(logits: Array, y: Array) -> Array:
   return jnp.take_along_axis(logits, y[:, None], axis=-1)[:, 0]
 
 
-def _without(logits: Array, y: Array) -> Array:
-  """The logits with class y's at −∞."""
+def without(logits: Array, y: Array) -> Array:
+  """The logits with class y's at −∞, f32[B, C].
+
+  Example:
+    >>> print(without(jnp.array([[3., 1., 2.]]), jnp.array([0])))
+    [[-inf   1.   2.]]
+  """
   return jnp.where(jax.nn.one_hot(y, logits.shape[-1], dtype=bool), -jnp.inf, logits)
 
 
@@ -72,7 +77,7 @@ def margin(logits: Array, y: Array) -> Array:
   Reference: Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks, 2017, section V
   (f₆ without clipping).
   """
-  return jnp.max(_without(logits, y), axis=-1) - logit_of(logits, y)
+  return jnp.max(without(logits, y), axis=-1) - logit_of(logits, y)
 
 
 def dlr(logits: Array, y: Array) -> Array:
@@ -161,7 +166,7 @@ def soft_margin(logits: Array, y: Array, scale: float | Array) -> Array:
   """
   scale = jnp.asarray(scale)
   column = scale[:, None] if scale.ndim else scale
-  others = jax.nn.logsumexp(column * _without(logits, y), axis=-1)
+  others = jax.nn.logsumexp(column * without(logits, y), axis=-1)
   return others / scale - logit_of(logits, y)
 
 
@@ -261,7 +266,7 @@ def weighted_dummy_margin(logits: Array, y: Array, weight: float | Array) -> Arr
   Inherent Trade-Off between Accuracy and Robustness via Dummy Classes, 2024.
   """
   dummy = y + logits.shape[-1] // 2
-  rival = jnp.max(_without(_without(logits, y), dummy), axis=-1)
+  rival = jnp.max(without(without(logits, y), dummy), axis=-1)
   return rival - weight * logit_of(logits, y) - (1 - weight) * logit_of(logits, dummy)
 
 

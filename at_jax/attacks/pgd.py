@@ -12,6 +12,7 @@ from at_jax.attacks import (
   _arguments,
   _diagnostics,
   _functions,
+  _gradients,
   _loops,
   _model,
   _random,
@@ -270,7 +271,7 @@ def _advance(logits_fn, state, x, y, epsilon, step_size, bounds, loss_args, mome
 
   def step(state: _State) -> _State:
     gradient, logits = jax.grad(objective, has_aux=True)(state.x)
-    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)  # so that no step leaves the ball
+    gradient = _gradients.finite(gradient)
     gradient = jnp.where(norms.free(bounds), gradient, 0)  # so that entries held back use no part of a step
     robust = ~_succeeds(logits, y, decide, targeted)
     velocity = state.velocity

@@ -129,6 +129,7 @@ def stepper(
     x = _stepper.where(state.count == 0, state.x_adv, x)
     logits = _stepper.logits_of(logits_fn, x)
     margin, wrong = losses.margin(logits, problem.y), ~_stepper.is_correct(logits, problem.y)
+    margin = margin.astype(x.dtype)
     # A NaN compares false with everything, so no later point would be better.
     margin = jnp.where(jnp.isnan(margin), -jnp.inf, margin)
     # The best point is misclassified already only if a verifying model disagreed. Then the margin must

@@ -83,10 +83,18 @@ def test_radii_of_another_evaluation_are_refused(tmp_path, capsys):
     np.savez(directory / f'{name}.npz', **arrays | changes)
     with pytest.raises(errors.UserError, match=expected):
       radii.read(directory, folders.read([run]))
+  (directory / 'x-0.npz').write_bytes((directory / 'x-0.npz').read_bytes()[:100])
+  with pytest.raises(errors.UserError, match='cannot be read .*: run `python -m at_jax.analysis radii`'):
+    radii.read(directory, folders.read([run]))
   np.savez(directory / 'x-0.npz', **arrays)
   assert list(radii.read(directory, folders.read([run]))) == ['x-0']
   shutil.rmtree(directory)
   assert report.main([str(run), f'--output={tmp_path / "r.html"}', f'--radii={directory}']) == 2
   assert radii.main([str(run), '--output=x', '--steps=0']) == 2
+  for name in ('results.json', 'verdicts.npz'):
+    (run / name).unlink()
+  assert radii.main([str(run), f'--output={tmp_path / "none"}']) == 2
   lines = capsys.readouterr().err.splitlines()
-  assert ['--radii = ' in lines[0], '--steps = 0: use a whole number above 0' in lines[1]] == [True, True]
+  for line, expected in zip(lines, ('--radii = ', '--steps = 0: use a whole number of at least 2',
+                                    'none of them was evaluated'), strict=True):
+    assert expected in line

@@ -251,6 +251,12 @@ def test_invalid_counts_are_refused_before_the_model_runs(wrong, message):
      'x is traced: call autoattack outside of jit'),
     (lambda: jax.vmap(lambda e: attacks.autoattack(model, X, Y, KEY, epsilon=e).robust)(np.ones(2)),
      'epsilon is traced'),
+    (lambda: jax.jit(lambda i: attacks.autoattack(model, X, Y, KEY, epsilon=.1, index=i).robust)(Y),
+     'index is traced'),
+    (lambda: jax.vmap(lambda w: attacks.autoattack(lambda x: x @ w, X, Y, KEY, epsilon=.1).robust)(W[None]),
+     'logits_fn is traced'),
+    (lambda: jax.jit(lambda w: attacks.autoattack(lambda x: x @ w, X, Y, KEY, epsilon=.1).robust)(W),
+     'the caller is traced'),
     (lambda: attacks.autoattack(model, X, Y, KEY, epsilon=.1, search_fn=lambda x: (x @ W, x)),
      'gives a tuple'),
     (lambda: attacks.autoattack(lambda x, key: (x @ W, x), X, Y, KEY, epsilon=.1, version='rand'),
@@ -268,6 +274,15 @@ def test_only_autoattack_refuses_a_repeated_index():
   attacks.pgd(model, X, Y, KEY, epsilon=.1, step_size=.1, num_steps=1, index=twice)
   with pytest.raises(ValueError, match='index has 3 more than once'):
     attacks.autoattack(model, X, Y, KEY, epsilon=.1, index=twice)
+
+
+@pytest.mark.parametrize('name', ['apgd', 'square'])
+def test_float64_logits_leave_the_state_in_the_dtype_of_x(name):
+  with jax.enable_x64(True):
+    wide = lambda x: x.astype(jnp.float64) @ W.astype(np.float64)
+    run = lambda x: ATTACKS[name](wide, x, Y, KEY, epsilon=.1)  # a loop of another dtype would not compile
+    result = jax.jit(run)(jnp.asarray(X, jnp.float32))
+  assert result.x.dtype == result.loss.dtype == jnp.float32
 
 
 def test_traced_values_are_not_checked():

@@ -43,6 +43,36 @@ def test_check_model_reports_each_problem():
   assert 'the model is random' in warnings_of(impure, x, y, batch_size=250)
 
 
+def test_check_model_names_a_function_that_cannot_be_called():
+  _, x, y = network()
+  for wrong, message in ((lambda x, train: x, r"logits_fn = <lambda> cannot be called as \(x\), .*'train'"),
+                         (lambda x: x @ np.ones((7, 3)), r'logits_fn = <lambda> fails on float32\[')):
+    with pytest.raises(ValueError, match=message) as caught:
+      attacks.check_model(wrong, x, y)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_model_that_becomes_nan_is_random():
+  logits_fn, x, _ = network()
+  calls = iter(range(99))
+  broken = lambda x: logits_fn(x) * jnp.where(next(calls), jnp.nan, 1.)
+  # argmax of NaN is class 0, so with these labels all passes have as many correct predictions.
+  y = jnp.zeros(len(x), int)
+  passes = np.stack([logits_fn(x).at[:, 0].add(1e3), jnp.full((len(x), 5), jnp.nan)])
+  assert _diagnostics._is_random(passes, np.asarray(y))
+  assert 'random' in _diagnostics.check_determinism(broken, x, y)[0]
+
+
+@pytest.mark.parametrize('margin, dtype, warned', [
+    (20., np.float32, True), (20., np.float64, False), (40., np.float64, True)])
+def test_saturation_depends_on_the_dtype(margin, dtype, warned):
+  # 1 − e^-20 rounds to 1 in float32, whose last place is 2^-24, and not in float64, with 2^-53 = e^-36.7.
+  logits = np.array([[margin, 0., 0.]] * 4, dtype)
+  with jax.enable_x64(dtype == np.float64):
+    lines = _diagnostics.check_logits(logits, np.zeros(4, int))
+  assert any('at the true class' in line for line in lines) == warned
+
+
 # Clean logits.
 
 

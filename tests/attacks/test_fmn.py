@@ -131,6 +131,7 @@ def test_the_default_step_size_is_the_range_of_the_inputs():
 @pytest.mark.parametrize('options, message', [
     (dict(norm='l3'), r"norm = 'l3': use one of linf, l2, l1, l0"),
     (dict(num_steps=0), 'num_steps = 0: use a whole number above 0'),
+    (dict(num_steps=1), 'num_steps = 1: use at least 2'),
     (dict(step_size=-1.), 'step_size = -1: use a number of at least 0 and finite'),
     (dict(step_size=0.), 'step_size = 0: use a number above 0, or leave it out$'),
     (dict(step_size=np.arange(float(N))), 'step_size = 0: use a number above 0'),

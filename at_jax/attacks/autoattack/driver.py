@@ -145,7 +145,8 @@ def autoattack(
     search_fn: a model to search on instead, for example one that computes in bfloat16. An example counts
       as fooled only if `logits_fn` confirms it.
     devices: the examples of a batch are divided among these; the batch size is rounded up to a multiple of
-      their number. By default all devices of this process. With one device, arrays are not moved.
+      their number. By default all devices of this process. With one device nothing is placed: x and the
+      arrays of the model stay where they are.
     state_path: local file for the state; its folder is created. If the file exists, the evaluation resumes
       from it. The rounded batch size must be the same; the number of devices may change. The file is verified
       against the inputs, the options, the clean logits, and the weights where they are arguments of a
@@ -248,7 +249,7 @@ def _audited(audit: int, version: str) -> tuple[str, ...]:
 
 
 def _check_examples(x, y, key, epsilon, bounds, mask, index) -> batching.Work:
-  _arguments.check_outside_jit(x=x, y=y, key=key, epsilon=epsilon, bounds=bounds, mask=mask)
+  _arguments.check_outside_jit(x=x, y=y, key=key, epsilon=epsilon, bounds=bounds, mask=mask, index=index)
   problem = _stepper.make_problem(x, y, key, epsilon=epsilon, bounds=bounds, mask=mask)
   index = _arguments.indices(index, len(problem.x), once=True)
   return batching.Work(problem.x, problem.y, problem.y[:, None], index, _random.threefry(key),
@@ -278,10 +279,12 @@ def _prepare(logits_fn, search_fn, work, *, attacks, random, cascade, batch_size
   logits = _in_batches(run, work.x)
   num_classes = logits.shape[1]
   _arguments.check_values(classes={'y': work.y}, num_classes=num_classes)
-  num_searched = num_classes if search_fn is None else _stepper.capture(
-      search_fn, work.x, batch_size, name='search_fn')[1]
-  if num_searched < num_classes:
-    raise ValueError(f'search_fn gives {num_searched} logits, logits_fn {num_classes}: use the same classes')
+  if search_fn is not None:
+    search, num_searched = _stepper.capture(search_fn, work.x, batch_size, name='search_fn')
+    _arguments.check_outside_jit(search_fn=search)
+    if num_searched < num_classes:
+      raise ValueError(f'search_fn gives {num_searched} logits, logits_fn {num_classes}: use the same '
+                       'classes')
   return run._replace(logits=logits, clean=np.asarray(_stepper.is_correct(jnp.asarray(logits), work.y)))
 
 
@@ -380,6 +383,7 @@ def _in_batches(run: _Evaluation, x: Array) -> np.ndarray:
   """Logits of all examples; the last batch is padded, so that one program serves."""
   work = run.work
   model, _ = _stepper.capture(run.verify_fn, work.x, run.batch_size, work.key if run.random else None)
+  _arguments.check_outside_jit(logits_fn=model)
   model, key = devices_lib.replicate((model, work.key), run.devices)
   x, index, logits = np.asarray(x), np.asarray(work.index), []
   for start in range(0, len(x), run.batch_size):

@@ -61,6 +61,7 @@ def autoattack(
   if n < count:
     raise ValueError(f'x has {n} examples for {count} processes: use at most {n} processes')
   state_file.check_type(state_path)
+  _arguments.check_outside_jit(x=x, y=y, key=key, epsilon=epsilon, index=index)
   # These are checked as a whole, because a part can be valid where the whole is not: a repeated index, or
   # as many radii as the part has examples.
   bounds, mask = options.pop('bounds', (0., 1.)), options.pop('mask', None)

@@ -99,6 +99,7 @@ def test_invalid_arguments_raise_with_a_remedy():
       (dict(batch_size=0), 'above 0'), (dict(x=3 * x), 'normalise inside'),
       (dict(bounds=(.5, 1.)), 'beyond 0.5..1'), (dict(x=x[..., None]), 'leave it out'),
       (dict(norm='l1', num_steps=1), 'at least 2'),
+      (dict(norm='l1', num_steps=1, attacks=('apgd-near',)), 'at least 2'),
       (dict(version='rand', search_fn=logits_fn), 'leave it out'),
       (dict(version='rand', attacks=('apgd-t', 'square', 'fab')), 'square, fab need a deterministic model'),
       (dict(version='rand'), 'cannot be called as .x, key., too many positional arguments')):
