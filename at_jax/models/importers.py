@@ -207,7 +207,8 @@ def _prefixes(place: str, arrays: Mapping[str, Any],
     others = {name: value for name, value in arrays.items()
               if name not in used and not _UNUSED.search(name.removeprefix(prefix))}
     fits = all(name in taken and _transposed(taken[name].shape) == shape for name, shape in wanted.items())
-    yield _Found(place + (f'names that begin with {prefix!r}' if prefix else ''), taken, others, fits)
+    where = [each for each in (place, f'names that begin with {prefix!r}' if prefix else '') if each]
+    yield _Found(', '.join(where) or 'the mapping itself', taken, others, fits)
 
 
 def _join_weight_norm(arrays: dict[str, Any]) -> dict[str, Any]:

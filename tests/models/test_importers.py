@@ -99,6 +99,10 @@ def test_several_mappings_that_fit_are_named():
     imported({'state_dict': arrays, 'ema': arrays, 'epoch': 3})
   with pytest.raises(errors.UserError, match="'student.'.*'teacher.'.*: each of these holds the network"):
     imported(named('student.', arrays) | named('teacher.', arrays))
+  with pytest.raises(errors.UserError, match=r"\['state_dict'\], names that begin with 'student.'"):
+    imported({'state_dict': named('student.', arrays) | named('teacher.', arrays)})
+  with pytest.raises(errors.UserError, match='give one, such as the mapping itself alone'):
+    imported(arrays | {'ema': arrays})
   # One that does not fit is no choice.
   imported({'state_dict': arrays, 'ema': named('x.', {'conv1.weight': np.ones(2)})})
 
