@@ -13,6 +13,7 @@ at_jax[peers]. Use a quiet machine for timings.
 import argparse
 import os
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -88,12 +89,17 @@ def main() -> None:
   models = {'torch': torch_model.TorchModel(net, channels_last=True),
             'imported': jax.tree_util.Partial(trades_mnist.apply, variables)}
   test = pipeline.load(arguments.images).test
-  x, y = np.asarray(pipeline.to_unit(test.images[:arguments.pgd])), test.labels[:arguments.pgd]
+  most = max(arguments.pgd, arguments.n)
+  x, y = np.asarray(pipeline.to_unit(test.images[:most])), test.labels[:most]
   path = pathlib.Path(arguments.output)
-  found = records.read_json(path) or {
-      'epsilon': arguments.epsilon, 'seed': arguments.seed, 'threads': arguments.threads,
+  same = {name: getattr(arguments, name) for name in ('epsilon', 'seed', 'threads')}
+  found = records.read_json(path) or same | {
       'load': round(os.getloadavg()[0], 1), 'versions': records.versions(), 'torch': torch.__version__}
-  for attack, count in (('pgd', arguments.pgd), ('autoattack', arguments.n)):
+  counts = {'pgd': min(arguments.pgd, len(y)), 'autoattack': min(arguments.n, len(y))}
+  if any(found[name] != value for name, value in same.items()) or any(
+      attack in found and found[attack]['n'] != count for attack, count in counts.items()):
+    sys.exit(f'{path} has numbers with other options: use another --output')
+  for attack, count in counts.items():
     if attack not in found:
       each = {name: run(arguments, attack, model, net, x[:count], y[:count])
               for name, model in models.items()}
