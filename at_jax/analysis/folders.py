@@ -1,7 +1,6 @@
 """Folders of runs, as far as the runs have come: configuration, log of training, results."""
 
 from collections.abc import Iterable, Sequence
-import contextlib
 import json
 import os
 import pathlib
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 from at_jax import environment, errors
 from at_jax.analysis import evaluations
+from at_jax.training import records
 
 
 class Folder(NamedTuple):
@@ -61,7 +61,7 @@ def read(paths: Sequence[str | os.PathLike]) -> list[Folder]:
     if (method, seed) in taken:  # both X and X-0
       method = place.name
     taken.add((method, seed))
-    found.append(Folder(place, _printable(method), seed, config, _log(place), run))
+    found.append(Folder(place, _printable(method), seed, config, records.read_metrics(place), run))
   return found
 
 
@@ -114,15 +114,6 @@ def _config(folder: pathlib.Path) -> dict[str, Any]:
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise errors.UserError('RUN', str(folder), f'its config.json is not of a run ({error}): name the work '
                            'directory of a run, or move it away') from error
-
-
-def _log(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of metrics.jsonl; the last one of a run that is going may be incomplete."""
-  path, found = folder / 'metrics.jsonl', []
-  for line in path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else ():
-    with contextlib.suppress(ValueError):
-      found.append(json.loads(line))
-  return [line for line in found if isinstance(line, dict) and 'step' in line]
 
 
 def training_seconds(folder: Folder) -> float | None:

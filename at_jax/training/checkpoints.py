@@ -178,10 +178,10 @@ class Checkpoints:
 
   Args:
     directory: the folder; created by the first `save`. Its parent must exist.
-    keep: how many of the newest to keep.
+    keep: how many of the newest to keep; None to read only, which changes nothing in the folder.
   """
 
-  def __init__(self, directory: pathlib.Path, *, keep: int):
+  def __init__(self, directory: pathlib.Path, *, keep: int | None = None):
     self._directory = directory.absolute()
     self._keep = keep
     self._writing: tuple[int, Any] | None = None
@@ -240,7 +240,8 @@ class Checkpoints:
   def newest(self, template: Any) -> tuple[Saved | None, list[str]]:
     """Reads the newest undamaged checkpoint.
 
-    A damaged checkpoint is renamed to STEP.corrupt: it is not used again and not deleted.
+    A damaged checkpoint is renamed to STEP.corrupt, unless `keep` is None: it is not used again and not
+    deleted.
 
     Args:
       template: pytree of host arrays with the structure, shapes and dtypes of the state.
@@ -386,13 +387,18 @@ class Checkpoints:
       saved, reason = self._try(step, template)
       if saved is not None:
         return saved, messages
-      aside = self._path(step).with_suffix('.corrupt')
-      if devices.is_first():
-        shutil.rmtree(aside, ignore_errors=True)
-        self._path(step).rename(aside)
-      messages.append(f'{self._directory.parent}: checkpoint {step} is damaged, {reason}; set aside as '
-                      f'{aside}')
+      message = f'{self._directory.parent}: checkpoint {step} is damaged, {reason}'
+      if self._keep is not None:  # of a run that is being trained, in a folder that is locked
+        message += f'; set aside as {self._set_aside(step)}'
+      messages.append(message)
     return None, messages
+
+  def _set_aside(self, step: int) -> pathlib.Path:
+    aside = self._path(step).with_suffix('.corrupt')
+    if devices.is_first():
+      shutil.rmtree(aside, ignore_errors=True)
+      self._path(step).rename(aside)
+    return aside
 
   def _unwritable(self, error: Exception) -> errors.UserError:
     return errors.unwritable(self._directory.parent, error, 'a checkpoint could not be written, earlier ones '

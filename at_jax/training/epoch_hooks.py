@@ -16,9 +16,6 @@ from at_jax.datasets import pipeline
 from at_jax.training import epoch_plan, finetune, model_selection, pictures, records, setup
 from at_jax.training import step as step_lib
 
-# Above this difference between the accuracies under one step and under PGD a model has overfitted
-# catastrophically. Wong et al., 2020, released code, stop training if PGD's falls by as much in an epoch.
-OVERFITTED = .2
 EvalVariables = Callable[[step_lib.TrainState], dict[str, Any]]
 _DRAWN = 8  # examples of a picture
 
@@ -204,7 +201,7 @@ def watch_overfitting(run: setup.Run, end: EpochEnd, epoch: int) -> EpochEnd:
   """
   single, robust = model_selection.single_step_accuracy(run, end.variables), end.numbers['validation_robust']
   end = end._replace(numbers=end.numbers | {'validation_single_step': single})
-  if single - robust <= OVERFITTED:
+  if not model_selection.has_overfitted(single, robust):
     return end
   records.warn(f'epoch {epoch}: catastrophic overfitting: {100 * single:.1f} % of the validation examples '
                f'are robust to one step, {100 * robust:.1f} % to PGD-{run.config.validate.num_steps}; '

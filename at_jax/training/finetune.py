@@ -1,7 +1,6 @@
 """Fine-tuning around the step: its first state, the end of an epoch, and the report on its curve."""
 
 from collections.abc import Callable, Sequence
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from at_jax import environment, errors
 from at_jax.config import fields
 from at_jax.methods import cfa, finetune
 from at_jax.models import dual_batchnorm, importers
-from at_jax.training import epoch_plan, restore, setup
+from at_jax.training import epoch_plan, model_selection, records, restore, setup
 from at_jax.training import step as step_lib
 
 # Fields that a run must share with its source, besides those of the model other than dtype.
@@ -72,7 +71,7 @@ def _of_run(run: setup.Run) -> dict[str, Any]:
   """The evaluated variables of another run, with one BatchNorm."""
   f = run.config.finetune
   before = _source_config(run)
-  other = setup.build(before, dataset=run.dataset)
+  other = setup.assemble(before, run.dataset)
   found = restore.variables(other, f.source, f.checkpoint)
   if found is None:
     raise errors.UserError('config.finetune.source', f.source,
@@ -227,28 +226,26 @@ def report(run: setup.Run, workdir: pathlib.Path, clean: float, robust: float) -
     step of the operating point), 'within_tolerance' and 'tolerance'; empty without a curve.
   """
   f, per_epoch = run.config.finetune, run.steps_per_epoch
-  curve = _curve(workdir, f.start_epoch * per_epoch)
-  if not curve:
+  validations = {line['step']: line for line in records.read_metrics(workdir)
+                 if 'validation_clean' in line and line['step'] > f.start_epoch * per_epoch}
+  if not validations:
     return {}
+  curve = {step: Point(step, line['validation_clean'], line['validation_robust'])
+           for step, line in sorted(validations.items())}
   # Only checkpoints that may become the best, as in training.
-  scored = [p for p in curve if epoch_plan.method_started(run.config, p.step // per_epoch - 1)]
-  chosen = operating_point(scored or curve, clean, f.tolerance)
+  scored = [point for step, point in curve.items()
+            if epoch_plan.method_started(run.config, step // per_epoch - 1)
+            and not model_selection.has_overfitted(
+                validations[step].get('validation_single_step', 0.), point.robust)]
+  chosen = operating_point(scored or [*curve.values()], clean, f.tolerance)
   return {
       'start': {'step': f.start_epoch * per_epoch, 'clean': clean, 'robust': robust},
       'curve': [point._asdict() | {'epoch': point.step / per_epoch,
                                    'clean_change': point.clean - clean,
-                                   'robust_gain': point.robust - robust} for point in curve],
+                                   'robust_gain': point.robust - robust} for point in curve.values()],
       'chosen': chosen.step, 'tolerance': f.tolerance,
       'within_tolerance': finetune.keeps(chosen.clean, clean, f.tolerance),
   }
-
-
-def _curve(workdir: pathlib.Path, start: int) -> list[Point]:
-  path = workdir / 'metrics.jsonl'
-  lines = map(json.loads, path.read_text(encoding='utf-8').splitlines()) if path.exists() else ()
-  points = {line['step']: Point(line['step'], line['validation_clean'], line['validation_robust'])
-            for line in lines if 'validation_clean' in line and line['step'] > start}
-  return [points[step] for step in sorted(points)]
 
 
 def summary(report: dict[str, Any]) -> str:

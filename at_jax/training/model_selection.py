@@ -57,6 +57,24 @@ def single_step_accuracy(run: setup.Run, variables: Variables) -> float:
   return _report(run, variables, 1, step).accuracies()['worst_case']
 
 
+def has_overfitted(single_step: float, robust: float) -> bool:
+  """Returns whether a model has overfitted catastrophically, so that it cannot be the best one.
+
+  Args:
+    single_step: its accuracy under one step.
+    robust: its accuracy under PGD.
+
+  Returns:
+    True if they differ by more than .2. The released code of Wong et al. (2020) stops training if the
+    accuracy under PGD falls by as much in an epoch.
+
+  Example:
+    >>> has_overfitted(.8, .1), has_overfitted(.4, .3)
+    (True, False)
+  """
+  return single_step - robust > .2
+
+
 def accuracies(run: setup.Run, variables: Variables) -> tuple[float, float]:
   """Measures clean and robust accuracy on the validation split.
 

@@ -64,6 +64,27 @@ def write_verdicts(directory: pathlib.Path, labels: np.ndarray,
     raise errors.unwritable(directory, error) from error
 
 
+def set_results_aside(directory: pathlib.Path, step: int) -> None:
+  """Renames results.json and verdicts.npz, if they exist, to results-STEP.json and verdicts-STEP.npz.
+
+  Args:
+    directory: the work directory.
+    step: number of training steps taken.
+
+  Raises:
+    errors.UserError: if the folder is not writable.
+  """
+  for name in ('results.json', 'verdicts.npz'):  # first the one that says that a run is finished
+    path = directory / name
+    if path.exists():
+      aside = path.with_stem(f'{path.stem}-{step}')
+      try:
+        path.replace(aside)
+      except OSError as error:
+        raise errors.unwritable(directory, error) from error
+      environment.log(f'{path} is of step {step} at most: set aside as {aside.name}')
+
+
 def read_json(path: pathlib.Path) -> Any:
   """Reads a JSON file.
 
@@ -134,9 +155,9 @@ class Metrics:
     self._workdir = workdir
     try:
       workdir.mkdir(parents=True, exist_ok=True)
-      kept = _lines_until(self._path, step)
+      kept = [line for line in read_metrics(workdir) if line['step'] <= step]
       temporary = self._path.with_suffix('.tmp')  # a kill while it is written must not lose the lines
-      temporary.write_text(''.join(f'{line}\n' for line in kept), encoding='utf-8')
+      temporary.write_text(''.join(f'{json.dumps(line)}\n' for line in kept), encoding='utf-8')
       os.replace(temporary, self._path)
       self._events = tensorboard.Events(workdir / 'tensorboard', first_step=step + 1)
     except OSError as error:
@@ -179,14 +200,20 @@ def _scalars(numbers: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         yield (name if key is None else f'{name}/{key}'), number
 
 
-def _lines_until(path: pathlib.Path, step: int) -> list[str]:
-  """The lines of metrics.jsonl until a step, without one that a kill or a crash left incomplete."""
-  kept = []
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads the lines of metrics.jsonl, without one that a kill or a full disk left incomplete.
+
+  Args:
+    workdir: the folder of a run.
+
+  Returns:
+    Objects that have a 'step'; none without the file.
+  """
+  path, found = workdir / 'metrics.jsonl', []
   for line in path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else ():
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-      if json.loads(line)['step'] <= step:
-        kept.append(line)
-  return kept
+    with contextlib.suppress(ValueError):
+      found.append(json.loads(line))
+  return [line for line in found if isinstance(line, dict) and isinstance(line.get('step'), int)]
 
 
 class Silent:

@@ -34,8 +34,8 @@ def load(workdir: str | os.PathLike, *, checkpoint: str | int = 'best'
   Returns:
     The `Run` (configuration and data), and the deployed logits, f32[B, H, W, C] in [0, 1] ->
     f32[B, num_classes]. These use averaged weights where the configuration has them, fold dummy classes
-    into their own, and apply the logit adjustment of `config.inference`. The weights are on the default
-    device.
+    into their own, and apply the logit adjustment of the last evaluation, or else of `config.inference`. The
+    weights are on the default device.
 
     The data are read when `run.dataset.train`, `.validation` or `.test` is first used, and need not be on
     this machine. The model needs them only before the run has been evaluated: to estimate BatchNorm
@@ -84,15 +84,16 @@ def deployed(run: setup.Run, workdir: str | os.PathLike, checkpoint: str | int) 
 
 def _adjusted(run: setup.Run, workdir: pathlib.Path, found: checkpoints.Weights) -> dict[str, Any]:
   """The variables with the logit adjustment that was evaluated, or else a new fit."""
-  wanted = run.config.inference.to_dict()
-  if wanted['kind'] == 'none':
-    return found.variables
   results = records.read_json(workdir / 'results.json') or {}
-  tested = [each for each in (results, results.get('last', {})) if each.get('step') == found.step]
-  if tested and results['config'].get('inference') == wanted:
-    by_class = {name: np.float32(tested[0]['inference'][name])
-                for name in logit_adjustment.identity(run.dataset.num_classes)}
-    return found.variables | {logit_adjustment.COLLECTION: by_class}
+  for each in (results, results.get('last', {})):
+    if each.get('step') == found.step:  # the evaluation may have another `inference` than the training
+      if 'inference' not in each:
+        return found.variables
+      by_class = {name: np.float32(each['inference'][name])
+                  for name in logit_adjustment.identity(run.dataset.num_classes)}
+      return found.variables | {logit_adjustment.COLLECTION: by_class}
+  if run.config.inference.kind == 'none':
+    return found.variables
   setup.check_devices(run.config)
   with _needing_data(run, 'the logit adjustment is fitted on them'):
     return model_selection.fit(run, found.variables)[0]
@@ -122,6 +123,9 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict | None:
   stored = records.read_json(environment.local_path('workdir', workdir) / 'config.json')
   if stored is None:
     return None
+  if not isinstance(stored.get('model'), dict) or 'dataset' not in stored:
+    raise errors.UserError('workdir', str(workdir), 'its config.json is not of a run of at_jax: name the '
+                           'work directory of a run')
   config = fields.default()
   config.model = ml_collections.ConfigDict(stored['model'])
   config.update({name: value for name, value in fields.upgrade(stored).items() if name != 'model'})
@@ -181,7 +185,7 @@ def weights(run: setup.Run, workdir: str | os.PathLike, *names: str | int
     state = jax.eval_shape(lambda: setup.init_state(run))
     template = {'params': state.params, 'batch_stats': state.batch_stats}
     return {'best': checkpoints.read_weights(workdir / checkpoints.WEIGHTS, template)}
-  store = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1)
+  store = checkpoints.Checkpoints(workdir / 'checkpoints')
   template = jax.device_get(setup.init_state(run))
   reestimate = batchnorm.reestimate_batchnorm(run)  # in several processes all do it, or none
   by_step: dict[int, checkpoints.Weights] = {}
@@ -253,7 +257,7 @@ def steps(workdir: str | os.PathLike) -> list[int]:
     errors.UserError: if the path is not local, or orbax cannot read checkpoints below it.
   """
   workdir = environment.local_path('workdir', workdir)
-  return checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).steps()
+  return checkpoints.Checkpoints(workdir / 'checkpoints').steps()
 
 
 def has_weights(workdir: pathlib.Path) -> bool:
@@ -303,6 +307,9 @@ def export(workdir: str | os.PathLike, folder: str | os.PathLike) -> None:
   found = weights(_open(workdir), workdir, 'best')
   if not found:
     raise _no_checkpoint(workdir)
+  if found['best'].step != (records.read_json(workdir / 'results.json') or {}).get('step'):
+    raise errors.UserError('workdir', str(workdir), 'results.json is of another checkpoint: evaluate the run '
+                           'again with --mode=evaluate')
   try:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_weights(folder / checkpoints.WEIGHTS, found['best'])
@@ -337,7 +344,7 @@ def stored_data_info(workdir: pathlib.Path) -> dict[str, Any] | None:
     digest.
   """
   info = (checkpoints.read_info(workdir / checkpoints.WEIGHTS) if _is_export(workdir) else
-          checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).newest_info())
+          checkpoints.Checkpoints(workdir / 'checkpoints').newest_info())
   return info.get('data')
 
 

@@ -120,6 +120,17 @@ def test_each_step_can_be_read(tmp_path):
   assert store.steps() == [1, 2, 3]  # it keeps its name
 
 
+def test_a_reader_changes_nothing(tmp_path):
+  fill(tmp_path, [.1, .2])
+  flip_byte(tmp_path / '00000002')
+  before = sorted(tmp_path.rglob('*'))
+  reader = checkpoints.Checkpoints(tmp_path)
+  for found, messages in (reader.newest(state(0)), reader.best(state(0))):
+    assert found.step == 1 and len(messages) == 1 and 'checkpoint 2 is damaged' in messages[0]
+    assert 'set aside' not in messages[0]
+  assert sorted(tmp_path.rglob('*')) == before
+
+
 @pytest.mark.parametrize('damage', [flip_byte, truncate, remove_file, empty, break_metadata])
 def test_damage_is_reported_and_the_previous_one_used(tmp_path, damage):
   store = fill(tmp_path, [.1, .2])

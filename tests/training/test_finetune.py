@@ -1,6 +1,7 @@
 """Fine-tuning: objective, start, teacher, regulators, schedule, and operating point."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -276,3 +277,14 @@ def test_on_x_adv_alone_it_is_pgd_at_to_the_bit():
 def test_a_loss_without_terms_at_x_is_checked(fields, reason):
   with pytest.raises(errors.UserError, match=reason):
     config_of(start_epoch=0, anchor_weight=0., clean_weight=0., distance='cross_entropy', **fields)
+
+
+def test_an_overfitted_epoch_is_not_chosen(tmp_path):
+  # The second one withstands one step far better than PGD, so its checkpoint cannot be the best.
+  lines = [json.dumps({'step': step, 'validation_clean': .8, 'validation_robust': robust,
+                       'validation_single_step': single})
+           for step, robust, single in ((4, .2, .3), (6, .4, .9), (8, .3, .4))]
+  cut = '{"step": 10, "validation_cl'  # by a full disk
+  (tmp_path / 'metrics.jsonl').write_text('\n'.join([*lines, cut]))
+  found = finetune_lib.report(setup.build(config_of(epochs=5)), tmp_path, .8, .1)
+  assert found['chosen'] == 8 and [point['step'] for point in found['curve']] == [4, 6, 8]

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ def test_predictions_are_those_of_the_evaluation(workdir, checkpoint):
   fitted = (results if checkpoint == 'best' else results['last'])['inference']
   np.testing.assert_allclose(model.args[0][logit_adjustment.COLLECTION]['bias'], fitted['bias'], rtol=1e-6)
   # The weights are the averaged ones, not those of the last step.
-  raw = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).newest(
+  raw = checkpoints.Checkpoints(workdir / 'checkpoints').newest(
       jax.device_get(setup.init_state(run)))[0].state.params
   assert checkpoint == 'best' or any(
       np.abs(a - b).max() > 1e-3
@@ -108,9 +109,40 @@ def test_adjustment_that_was_not_evaluated_needs_the_data(workdir, tmp_path, wit
     restore.load(tmp_path)
 
 
+def test_adjustment_of_the_last_evaluation_is_deployed(workdir, tmp_path):
+  # The run was trained and evaluated with a bias; its last evaluation may leave that out, or the reverse.
+  shutil.copytree(workdir, tmp_path / 'run')
+  path = tmp_path / 'run' / 'results.json'
+  results = json.loads(path.read_text())
+  _, fitted = restore.load(tmp_path / 'run')
+  path.write_text(json.dumps({name: value for name, value in results.items() if name != 'inference'}))
+  _, plain = restore.load(tmp_path / 'run')
+  assert logit_adjustment.COLLECTION not in plain.args[0]
+  path.write_text(json.dumps(results))
+  stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  stored['inference']['kind'] = 'none'
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(stored))
+  _, again = restore.load(tmp_path / 'run')
+  jax.tree.map(np.testing.assert_array_equal, again.args[0], fitted.args[0])
+
+
+def test_results_of_another_checkpoint_are_not_exported(workdir, tmp_path):
+  shutil.copytree(workdir, tmp_path / 'run')
+  path = tmp_path / 'run' / 'results.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'step': 1}))
+  with pytest.raises(errors.UserError, match='results.json is of another checkpoint: evaluate the run again'):
+    restore.export(tmp_path / 'run', tmp_path / 'copy')
+
+
+def test_config_json_of_another_program_is_one_line(tmp_path):
+  (tmp_path / 'config.json').write_text('{"architectures": ["ViT"], "hidden_size": 768}')
+  with pytest.raises(errors.UserError, match='its config.json is not of a run of at_jax'):
+    restore.load(tmp_path)
+
+
 def test_statistics_of_other_parameters_are_not_used(workdir):
   run, _ = restore.load(workdir)
-  saved, _ = checkpoints.Checkpoints(workdir / 'checkpoints', keep=1).newest(
+  saved, _ = checkpoints.Checkpoints(workdir / 'checkpoints').newest(
       jax.device_get(setup.init_state(run)))
   found = restore.weights(run, workdir, 'last')['last'].variables
   stored = lambda params: restore._stored_statistics(workdir, saved, params)
