@@ -4,8 +4,8 @@
   python -m at_jax.main --config=configs/at_jax_cifar10.py:small   minutes on two cores
   Other data and sizes: :cifar100 and :mnist; combinations such as :cifar100-small.
 
-Source: ours. Its parts: N-FGSM (de Jorge et al., 2022), AWP (Wu et al., 2020), an average of the weights
-(Gowal et al., 2020), a cyclic learning rate (Wong et al., 2020).
+Reference: de Jorge et al., 2022, for N-FGSM; Wu et al., 2020, for AWP; Gowal et al., 2020, for the average of
+the weights; Wong et al., 2020, for the cyclic learning rate. The combination is ours.
 A large network overfits and a small one underfits, so the two variants differ. The whole one is PGD-AT with
 AWP, an average of the weights and a cosine schedule. :small is N-FGSM for 16 epochs, two passes an image
 each: 32 passes, where the eight epochs of pgd_at_cifar10.py:small take 48. Its learning rate rises to .1 and

@@ -51,10 +51,11 @@ def get_config(arg: str = ''):
   c.model.dtype = 'bfloat16'
   c.loss, c.beta = 'finetune', 1.0
   c.epochs, c.finetune.start_epoch = 110, 100
-  c.optimizer.decay_epochs = (60, 85)
   c.finetune.regulator = 'boundary'
   if 'pretrained' in asked:
     c = pretrained(c, is_dual='dual' in asked)
+  else:
+    c.optimizer.decay_epochs = (60, 85)
   for rule in ('radius', 'controller'):
     if rule in asked:
       c.finetune.regulator = rule
@@ -75,7 +76,7 @@ def pretrained(config: ml_collections.ConfigDict, *, is_dual: bool) -> ml_collec
   """Sets fine-tuning of an imported model on examples of N-FGSM; with dual BatchNorm on clean ones too."""
   c = config
   c.model = ml_collections.ConfigDict(dict(name='ResNet18', dtype='float32'))
-  c.epochs, c.finetune.start_epoch, c.optimizer.decay_epochs = 10, 0, ()
+  c.epochs, c.finetune.start_epoch = 10, 0
   c.attack.kind, c.attack.num_steps = 'n_fgsm', 1
   c.finetune.update(source='pretrained.pt', regulator='none', distance='cross_entropy', tolerance=.14,
                     anchor_weight=0., clean_weight=1. if is_dual else 0.)

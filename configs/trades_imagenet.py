@@ -10,10 +10,10 @@ method; Liu et al., A Comprehensive Study on Robustness of Image Classification 
 its released code (ARES 2.0, resnet50.yaml), for training on ImageNet.
 From the references: β = 6; ε = 4/255, three steps of 8/3/255; SGD with weight decay 1e-4, × .1 every 30
 epochs; random resized crops of 8 to 100 %, and flips.
-Ours: batch 512 at learning rate .2, 90 epochs without warm-up, Mixup, CutMix, label smoothing and an average
-of weights, which the released code has; bfloat16; 10,000 training images are held out to choose the best
-checkpoint. The test set is the official validation split: 5,000 of its images are evaluated, as RobustBench
-does (not the same ones).
+Ours: batch 512 at learning rate .2, 90 epochs, bfloat16; 10,000 training images are held out to choose the
+best checkpoint. The released code also has warm-up, Mixup, CutMix, label smoothing and an average of weights.
+The test set is the official validation split: 5,000 of its images are evaluated, as RobustBench does (not
+the same ones).
 
 Published: PGD-AT with the released code (reported; 1,000 images): clean 67.0, PGD-100 38.7, AutoAttack 34.1.
 Measured: not yet.

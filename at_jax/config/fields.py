@@ -115,6 +115,12 @@ def _number(values: str, remedy: str, accepts: Callable[[Any], bool]) -> Check:
   return Check(values, lambda field, value: '' if accepts(value) else remedy)
 
 
+def _numbers(values: str, remedy: str, accepts: Callable[[Any], bool]) -> Check:
+  # ml_collections makes a tuple of one text of what is no number.
+  are_numbers = lambda value: all(isinstance(each, (int, float)) for each in value)
+  return _number(values, remedy, lambda value: are_numbers(value) and accepts(value))
+
+
 def _whole(least: int) -> Check:
   return _number(f'whole number ≥ {least}', f'use a whole number of at least {least}', lambda v: v >= least)
 
@@ -157,14 +163,14 @@ _BELOW_ONE = _number('0 ≤ number < 1', 'use a number of at least 0 and below 1
 _FINITE = _number('number', 'use a number', math.isfinite)
 _RADIUS = _number('number ≥ 0', 'use a radius of at least 0 (8.0 means 8/255)', lambda v: 0 <= v < math.inf)
 _LAMBDA = _number('number or inf', 'use a number; inf switches the weights off', lambda v: v > -math.inf)
-_LAMBDAS = _number('tuple of numbers', 'use numbers', lambda v: all(each > -math.inf for each in v))
+_LAMBDAS = _numbers('tuple of numbers', 'use numbers', lambda v: all(each > -math.inf for each in v))
 _STEPS = _number('tuple of whole numbers ≥ 0', 'use whole numbers of at least 0',
                  lambda v: all(isinstance(each, int) and each >= 0 for each in v))
-_EPOCHS = _number('tuple of rising epochs > 0', 'use epochs above 0 in rising order',
-                  lambda v: v == sorted(v) and min(v, default=1) > 0)
+_EPOCHS = _numbers('tuple of rising epochs > 0', 'use epochs above 0 in rising order',
+                   lambda v: v == sorted(v) and min(v, default=1) > 0)
 _RAMP = _number('() or two whole numbers T₁ ≤ T₂', 'use () or two epochs ≥ 0, the second not below the first',
                 lambda v: v == [] or _STEPS.remedy('', v) == '' and len(v) == 2 and v[0] <= v[1])
-_RISING = _number('tuple of rising epochs', 'use epochs in rising order', lambda v: v == sorted(v))
+_RISING = _numbers('tuple of rising epochs', 'use epochs in rising order', lambda v: v == sorted(v))
 _ATTACK_NAMES = Check('tuple of names of `at_jax/evaluation/attack_names.py`', _unknown_attack)
 
 
@@ -191,7 +197,9 @@ def _both(one: When, other: When) -> When:
 _SGD, _ENTROPY_SGD = _equals('optimizer.name', 'sgd'), _equals('optimizer.name', 'entropy_sgd')
 _NOT_ENTROPY_SGD = _differs('optimizer.name', 'entropy_sgd')
 _OWN_OPTIMIZER = When('`optimizer.name` is an import path', lambda flat: '.' in flat['optimizer.name'])
-_PIECEWISE = _equals('optimizer.schedule', 'piecewise')
+_SCHEDULED = When("`loss` is not `'finetune'` or `finetune.start_epoch > 0`", lambda flat: (
+    flat['loss'] != 'finetune' or flat['finetune.start_epoch'] > 0))
+_PIECEWISE = _both(_equals('optimizer.schedule', 'piecewise'), _SCHEDULED)
 _CALIBRATED = When('any of `calibration.radius`, `.beta` and `.temperature`', lambda flat: any(
     flat[f'calibration.{name}'] for name in ('radius', 'beta', 'temperature')))
 _FAIR, _VALIDATED = _above_zero('optimizer.fair_decay'), _above_zero('dataset.validation_size')
@@ -219,7 +227,7 @@ def _group(name: str, fields: dict[str, Field], when: When | None = None, free: 
 FIELDS = {
     'seed': Field(0, 'Seed of all random numbers of a run.', _SEED),
     'epochs': Field(130, 'Number of training epochs; it may grow on resume, except with the schedules cosine '
-                    'and cyclic.', _whole(1)),
+                    'and cyclic, and linear of λ.', _whole(1)),
     'batch_size': Field(128, 'Examples per step, over all devices.', _whole(1)),
     'loss': Field('pgd_at', 'Objective of the training step; it also has an inner attack of its own.',
                   _function(*methods.OBJECTIVES, 'finetune',
@@ -370,13 +378,14 @@ FIELDS |= _group('optimizer', {
                   _function('sgd', 'entropy_sgd', keywords=('learning_rate',))),
     'options': Field({}, 'Keyword arguments of an optimizer of your own, besides `learning_rate`.', None,
                      _OWN_OPTIMIZER),
-    'learning_rate': Field(0.1, 'Initial learning rate, except of EntropySGD.', _POSITIVE, _NOT_ENTROPY_SGD),
+    'learning_rate': Field(0.1, 'Initial learning rate, except of EntropySGD.', _POSITIVE,
+                           _both(_NOT_ENTROPY_SGD, _SCHEDULED)),
     'momentum': Field(0.9, 'Momentum of SGD.', _BELOW_ONE, _SGD),
     'weight_decay': Field(5e-4, 'Weight decay of SGD and EntropySGD, added to the gradient.', _NOT_NEGATIVE,
                           _is_one_of('optimizer.name', 'sgd', 'entropy_sgd')),
     'schedule': Field('piecewise', 'Piecewise constant, cosine to zero at the last epoch, or cyclic: linear '
                       'from zero to the middle of training and back.',
-                      _choice('piecewise', 'cosine', 'cyclic')),
+                      _choice('piecewise', 'cosine', 'cyclic'), _SCHEDULED),
     'decay_epochs': Field((100, 105), 'Piecewise: epochs at which the learning rate is multiplied.', _EPOCHS,
                           _PIECEWISE),
     'decay_factor': Field(0.1, 'Factor of the learning rate at `optimizer.decay_epochs`.', _POSITIVE,
@@ -402,7 +411,8 @@ FIELDS |= _group('optimizer.entropy', {
     'inner_learning_rate': Field(0.1, 'Learning rate of the inner steps.', _POSITIVE),
     'gamma': Field(0.03, 'γ, the pull towards the anchor.', _NOT_NEGATIVE),
     'scoping': Field(1e-3, 'Growth of γ per outer step.', _NOT_NEGATIVE),
-    'noise': Field(1e-4, 'Standard deviation of the noise of the inner steps.', _NOT_NEGATIVE),
+    'noise': Field(1e-4, "ε of the inner steps' noise, whose standard deviation is ε · √(2 · learning rate).",
+                   _NOT_NEGATIVE),
     'momentum': Field(0.9, 'Momentum of the inner steps.', _BELOW_ONE),
 }, _ENTROPY_SGD)
 FIELDS |= _group('validate', {

@@ -7,7 +7,8 @@ def conflicts(before: dict, now: dict) -> dict[str, tuple]:
   """Finds the changed fields that prevent a run from resuming, because they affect its parameters.
 
   A field may change if it is `free` in `fields.FIELDS` (evaluation, inference, logging, checkpoints), or
-  if neither run reads it. `epochs` may grow, except with the 'cosine' schedule, which depends on it.
+  if neither run reads it. `epochs` may grow, except with schedules that depend on it: 'cosine' and 'cyclic'
+  of the learning rate, and 'linear' of λ.
 
   Args:
     before: `fields.flatten` of the configuration that the work directory was made with.
@@ -33,6 +34,8 @@ def conflicts(before: dict, now: dict) -> dict[str, tuple]:
   changed = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())
              if before.get(name) != now.get(name) and not may_change(name)}
   old, new = changed.get('epochs', (0, 0))
-  if old and new and new > old and now.get('optimizer.schedule') == 'piecewise':
+  by_epochs = now.get('optimizer.schedule') != 'piecewise' or (
+      now.get('weights.kind') == 'geometry' and now.get('weights.schedule') == 'linear')
+  if old and new and new > old and not by_epochs:
     changed.pop('epochs')
   return changed

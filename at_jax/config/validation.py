@@ -66,10 +66,11 @@ def single_step(flat: dict) -> bool:
     >>> [single_step({'loss': 'nuat', 'attack.kind': kind}) for kind in ('', 'kl', 'mine.pgd3')]
     [True, False, False]
   """
-  of_loss = getattr(methods.OBJECTIVES.get(flat['loss']), 'inner_attack', None)
-  kind = flat['attack.kind']
-  return flat['loss'] == 'free_at' or (
-      methods.ATTACKS.get(kind) if kind else of_loss) in methods.SINGLE_STEP
+  kind, loss = flat['attack.kind'], flat['loss']
+  if kind or loss in ('finetune', 'free_at'):
+    return loss == 'free_at' or methods.ATTACKS.get(kind) in methods.SINGLE_STEP
+  objective = import_path.load('loss', loss, methods.OBJECTIVES)
+  return getattr(objective, 'inner_attack', None) in methods.SINGLE_STEP
 
 
 def _check_names(flat: dict) -> None:

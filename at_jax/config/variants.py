@@ -46,6 +46,7 @@ def variant(config: ml_collections.ConfigDict, arg: str,
     c.validate.num_steps, c.evaluate.step_size_255 = 40, radius * 255 / 4
     if '.' not in c.optimizer.name:  # the rate of an optimizer of the user's own stays
       c.optimizer.learning_rate /= 10
+      c.optimizer.entropy.inner_learning_rate /= 10
   if 'small' in names:
     c = small(c)
   return smoke(c) if 'smoke' in names else c

@@ -49,7 +49,8 @@ def test_every_condition_can_hold_and_fail():
   others = [flat | {'loss': 'consistency', 'weights.kind': 'margin', 'optimizer.name': 'mine.adam'},
             flat | {'loss': 'standard', 'weights.kind': 'class_wise', 'optimizer.schedule': 'cosine',
                     'dataset.augment': 'resized_crop'},
-            on | {'finetune.regulator': 'boundary'}, flat | {'loss': 'free_at'}, flat | {'loss': 'fgsm_pgi'}]
+            on | {'finetune.regulator': 'boundary', 'finetune.start_epoch': 0},
+            flat | {'loss': 'free_at'}, flat | {'loss': 'fgsm_pgi'}]
   conditions = {field.when for field in fields.FIELDS.values() if field.when} - {fields.ALWAYS}
   for condition in conditions:
     found = {condition.holds(each) for each in (flat, on, *others)}

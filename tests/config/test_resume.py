@@ -44,6 +44,9 @@ def test_a_field_newer_than_the_run_had_its_default():
 def test_epochs_of_a_cosine_schedule_conflict():
   cosine = BEFORE | {'optimizer.schedule': 'cosine'}  # every step depends on the last epoch
   assert list(resume.conflicts(cosine, cosine | {'epochs': 200})) == ['epochs']
+  # λ of the linear schedule is 1 − 2 · epoch / epochs.
+  linear = BEFORE | {'weights.kind': 'geometry', 'weights.schedule': 'linear'}
+  assert list(resume.conflicts(linear, linear | {'epochs': 200})) == ['epochs']
 
 
 @pytest.mark.parametrize('start, kind', [('uniform', ''), ('beside', 'gaussian')])

@@ -1,6 +1,8 @@
 """Checks of a configuration: wrong names, wrong numbers, and fields that contradict each other."""
 
 import re
+import sys
+import types
 import warnings
 
 import jax
@@ -10,6 +12,7 @@ import pytest
 from at_jax import config as config_lib
 from at_jax import errors
 from at_jax.config import command_line, validation
+from at_jax.methods import n_fgsm, objective
 from at_jax.training import setup
 from tests.fixtures import tiny_data
 from tests.fixtures.command_errors import QUICK, ROOT, assert_message
@@ -74,6 +77,8 @@ def test_wrong_name_is_one_line(arguments, expected, capsys, tmp_path):
     ([QUICK, '--config.dataset.validation_size=5000'], ['validation_size']),
     ([QUICK, '--config.optimizer.learning_rate=-.1'], ['learning_rate']),
     ([QUICK, '--config.optimizer.decay_epochs=(5, 3)'], ['decay_epochs']),
+    ([QUICK, '--config.optimizer.decay_epochs=none'], ['decay_epochs', 'rising order']),
+    ([QUICK, '--config.weights.later_lams=inf,'], ['weights.later_lams', 'use numbers']),
     ([QUICK, '--config.weights.lam_epochs=(5, 3)'], ['weights.lam_epochs', 'rising order']),
     ([QUICK, '--config.weights.later_lams=(-2.,)'], ['weights.lam_epochs', 'as many']),
     ([QUICK, '--config.weights.later_lams=(-2.,)', '--config.weights.lam_epochs=(3,)',
@@ -250,3 +255,12 @@ def test_scale_is_checked_with_the_data():
   setup.build(c, warn=found.append)
   line, = found
   assert line.startswith('config.evaluate.epsilon_255 = 511: ') and 'use less than 510' in line
+
+
+def test_a_loss_of_ones_own_may_have_a_single_step_attack(monkeypatch):
+  # A module of the user's own, whose loss names the attack of N-FGSM.
+  mine = types.ModuleType('mine')
+  mine.loss = objective.attacked_by(n_fgsm.n_fgsm)(lambda *arguments: None)
+  monkeypatch.setitem(sys.modules, 'mine', mine)
+  assert validation.single_step({'loss': 'mine.loss', 'attack.kind': ''})
+  assert not validation.single_step({'loss': 'mine.loss', 'attack.kind': 'kl'})
