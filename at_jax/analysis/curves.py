@@ -142,7 +142,7 @@ def _radius_line(axes: Any, place: int, method: str, runs: dict[str, evaluations
   worst = np.mean([run.results['worst_case'] for run in runs.values()])
   axes.plot(epsilon, 100 * worst, figures.MARKERS[place], color=color, markeredgecolor='black')
   at = curve[len(grid) // 2]
-  expected = metrics.expected_robustness_of_radii(radius, epsilon / 255)
+  expected = metrics.expected_robustness_of_radii(radius, epsilon / 255) if epsilon else curve[0]
   numbers = (f'{100 * curve[0]:.1f} at 0, {100 * at:.1f} at ε (worst case {100 * worst:.1f}), '
              f'{100 * curve[-1]:.1f} at 2ε, mean over 0 to ε {100 * expected:.1f}')
   return float(at - worst), f'{label}: {numbers}'

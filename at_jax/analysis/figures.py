@@ -168,8 +168,9 @@ def read(field: str, folder: str | os.PathLike) -> list[Captioned]:
   found = []
   for path in sorted(environment.local_path(field, folder).glob('*.png')):
     with contextlib.suppress(OSError), Image.open(path) as image:  # another file of that name
-      if image.text.keys() >= _TEXTS.keys():
-        fields = {name: image.text[key] for key, name in _TEXTS.items()}
+      texts = getattr(image, 'text', {})  # a JPEG of that name has none
+      if texts.keys() >= _TEXTS.keys():
+        fields = {name: texts[key] for key, name in _TEXTS.items()}
         found.append(Captioned(name=re.sub(r'[^\w-]+', '-', path.stem), figure=path.read_bytes(), **fields))
   if not found:
     raise errors.UserError(field, str(folder), 'it has no figure of an analysis: name the folder of its '

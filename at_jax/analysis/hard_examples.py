@@ -333,6 +333,8 @@ def main(arguments: list[str] | None = None) -> int:
     found = {title: statistics(group) for title, group in groups.items()}
     if output:
       runs.write(output, {'attack': asked.attack, 'split': asked.split, 'groups': found})
+    tables = '\n\n'.join(report(each, title) for title, each in found.items())
+    print(environment.printable(tables), flush=True)
     title, group = next(iter(groups.items()))
     if curves:
       drawn = over_epochs.figure(curves.stem, title, found[title]['over_epochs'])
@@ -348,5 +350,4 @@ def main(arguments: list[str] | None = None) -> int:
   except errors.UserError as error:
     environment.log(f'at_jax: {error}', sys.stderr)
     return 2
-  print(environment.printable('\n\n'.join(report(each, title) for title, each in found.items())))
   return 0

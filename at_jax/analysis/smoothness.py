@@ -103,10 +103,13 @@ def check(path: pathlib.Path) -> None:
   if config is None:
     raise errors.UserError('RUN', str(path), 'there is no config.json in it: name the folder of a trained '
                            'run')
-  norm = runs.evaluation_settings(path, config)['norm']
+  settings = runs.evaluation_settings(path, config)
+  norm = settings['norm']
   if norm not in ('linf', 'l2'):
     raise errors.UserError('RUN', str(path), f'its evaluation is in {metrics.norm_name(norm)}: name runs of '
                            'L∞ or L2')
+  if not settings['epsilon_255']:
+    raise errors.UserError('RUN', str(path), 'its evaluation has the radius 0: name runs of a radius above 0')
   dtype = config.model.get('dtype', 'float32')
   if dtype not in ('float32', 'float64'):
     raise errors.UserError('RUN', str(path), f'its network computes in {dtype}, whose rounding exceeds the '

@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from at_jax import errors
@@ -34,6 +35,7 @@ def test_png_keeps_its_texts(tmp_path):
   figures.write(written, tmp_path)
   figures.write(drawn(), tmp_path)
   (tmp_path / 'c.png').write_text('no image')
+  Image.new('RGB', (2, 2)).save(tmp_path / 'd.png', 'JPEG')
   first, second = figures.read('--pictures', tmp_path)
   assert first[0] == 'a-figure' and second[0] == 'b-c'
   assert (second.title, second.caption, second.alt) == written[1:2] + written[3:]
