@@ -38,7 +38,8 @@ def check_model(logits_fn: Callable[..., Array], x: Array, y: Array) -> tuple[st
     Warnings; an empty tuple if nothing was found.
 
   Raises:
-    ValueError: if x or y has an invalid shape, dtype or value, or the outputs are not logits [B, C].
+    ValueError: if x or y has an invalid shape, dtype or value, `logits_fn` fails, or the outputs are not
+      logits [B, C].
 
   Example:
     >>> print(check_model(jax.nn.softmax, np.eye(3), np.arange(3))[0])
@@ -55,7 +56,8 @@ def check_model(logits_fn: Callable[..., Array], x: Array, y: Array) -> tuple[st
     raise _functions.failure('logits_fn', logits_fn, (x,), error) from error
   _functions.check_answer(logits, len(x))
   _arguments.check_values(x=x, classes={'y': y}, num_classes=logits.shape[1])
-  return check_logits(logits, y) + check_determinism(logits_fn, x, y) + _check_slope(logits_fn, x, y, logits)
+  return (check_logits(logits, y, dtype=x.dtype) + check_determinism(logits_fn, x, y)
+          + _check_slope(logits_fn, x, y, logits))
 
 
 def _check_slope(logits_fn: Callable[..., Array], x: Array, y: Array, logits: Array) -> tuple[str, ...]:
@@ -72,14 +74,15 @@ def _check_slope(logits_fn: Callable[..., Array], x: Array, y: Array, logits: Ar
           'example; add square, or attack it without that part',)
 
 
-def check_logits(logits: Array, y: Array, attacks: Sequence[str] = ()) -> tuple[str, ...]:
+def check_logits(logits: Array, y: Array, attacks: Sequence[str] = (), dtype: Any = np.float32
+                 ) -> tuple[str, ...]:
   """Checks that clean logits [B, C] are finite, no probabilities, not saturated and not lost to rounding.
 
-  `attacks` are those that run; the advice names others.
+  `attacks` are those that run; the advice names others. `dtype` is that of x, and of its gradient.
   """
   slack = max(1e-5, 2 * precision(logits))
-  # Losses are computed in float32 at least.
-  limits = np.finfo(np.float64 if precision(logits) < np.finfo(np.float32).eps else np.float32)
+  is_float64 = np.dtype(dtype) == np.float64 and precision(logits) == np.finfo(np.float64).eps
+  limits = np.finfo(np.float64 if is_float64 else np.float32)
   return tuple(_logit_warnings(np.asarray(logits, np.float64), np.asarray(y), attacks, slack, limits))
 
 
@@ -96,23 +99,21 @@ def _logit_warnings(logits: np.ndarray, y: np.ndarray, attacks: Sequence[str], s
   if in_range and np.all(np.abs(logits.sum(axis=-1) - 1) < slack):
     yield f'the outputs are probabilities: attack the logits, before the softmax, or {square}'
   gaps = logit_gap(logits, y)
-  # exp(-vanishes) is the smallest normal number, e^-88 in float32: beyond it the gradient of cross-entropy is
-  # zero.
-  vanishes = math.ceil(-math.log(limits.tiny))
-  no_gradient = np.mean(gaps > vanishes)
+  # Beyond e^-88, the smallest normal number of float32, the gradient of cross-entropy is zero.
+  largest_gap = math.ceil(-math.log(limits.tiny))
+  no_gradient = np.mean(gaps > largest_gap)
   # From log(2^24) on in float32, the probability of the true class rounds to 1, and the gradient at its logit
-  # to zero.
-  # A few such inputs are normal, and attacks with a scale-free loss find their adversarial examples. If most
-  # inputs are such, the scale of the model is the cause.
-  rounds = -math.log(limits.eps / 2)
-  no_true_class_gradient = np.mean(gaps > rounds)
+  # to zero. A few such inputs are normal, and attacks with a scale-free loss find their adversarial
+  # examples. If most inputs are such, the scale of the model is the cause.
+  saturated_gap = -math.log(limits.eps / 2)
+  no_true_class_gradient = np.mean(gaps > saturated_gap)
   scale_free = [name for name in _SCALE_FREE if name in attacks]
   advice = f'trust {" and ".join(scale_free)}' if scale_free else 'add apgd-dlr or apgd-t'
   if no_gradient > _SHARE:
-    yield (f'logits lead by more than {vanishes} on {100 * no_gradient:.1f} % of inputs: cross-entropy has '
-           f'no gradient there; {advice}, whose loss is scale-free')
+    yield (f'logits lead by more than {largest_gap} on {100 * no_gradient:.1f} % of inputs: cross-entropy '
+           f'has no gradient there; {advice}, whose loss is scale-free')
   elif no_true_class_gradient > .5:
-    yield (f'logits lead by more than {rounds:.1f} on {100 * no_true_class_gradient:.1f} % of inputs: '
+    yield (f'logits lead by more than {saturated_gap:.1f} on {100 * no_true_class_gradient:.1f} % of inputs: '
            f'cross-entropy has no gradient at the true class there; {advice}')
   # float32 rounds a logit of size z, and a loss near log(C), by up to 1.2e-7 times its size. If the logits
   # differ by no more than about 40 such steps, most of what an attack gains is rounding.

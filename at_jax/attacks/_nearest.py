@@ -68,7 +68,7 @@ def stepper(*, norm: str, num_steps: int = 100, num_targets: int = 9, large_star
     gradient, zero_gradient, gap, logits = _gradients.of_loss(
         logits_fn, problem._replace(target=aim), x, state.count, loss=gap_to, targeted=True, eot=0)
     length = jax.vmap(lambda g: norms.length(g, norms.DUAL[norm]))(gradient)
-    distance = -gap.astype(length.dtype) / (length + 1e-12)
+    distance = -gap / (length + 1e-12)
     aimed = _aimed(logits, problem.y, aim, num_targets)
     nearer = ranking & (aimed != problem.y) & (distance < state.nearest)
     target, nearest = _stepper.where(nearer, (aimed, distance), (state.target, state.nearest))

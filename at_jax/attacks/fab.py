@@ -116,7 +116,7 @@ def stepper(
     linearise = _towards_target if targeted else functools.partial(_towards_nearest, norm=norm)
     gap, normal = linearise(logits_fn, problem, state.x)
     zero_gradient = state.zero_gradient + _gradients.zero_gradient(normal).astype(jnp.int32)
-    gap, normal = _gradients.finite((gap, normal))
+    gap, normal = _gradients.finite((gap.astype(normal.dtype), normal))
     x = _stepper.each(functools.partial(_move, norm=norm), problem, state.x, problem.x, normal, gap)
     wrong = ~_stepper.is_correct(logits_fn(x), problem.y)
     distance = jax.vmap(functools.partial(norms.length, norm=norm))(x - problem.x)

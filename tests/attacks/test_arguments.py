@@ -26,7 +26,7 @@ ATTACKS = {
     'fab': lambda *arguments, **options: attacks.fab(*arguments, num_steps=2, **options),
     'square': lambda *arguments, **options: attacks.square(*arguments, num_queries=2, **options),
     'autoattack': lambda *arguments, **options: attacks.autoattack(
-        *arguments, num_steps=2, num_queries=2, **options),
+        *arguments, num_steps=2, num_queries=2, attacks=('apgd-ce', 'square'), **options),
 }
 WRONG = [
     (dict(epsilon=-.1), 'epsilon = -0.1.*at least 0'),
@@ -276,7 +276,7 @@ def test_only_autoattack_refuses_a_repeated_index():
     attacks.autoattack(model, X, Y, KEY, epsilon=.1, index=twice)
 
 
-@pytest.mark.parametrize('name', ['apgd', 'square'])
+@pytest.mark.parametrize('name', ['apgd', 'fab', 'square'])
 def test_float64_logits_leave_the_state_in_the_dtype_of_x(name):
   with jax.enable_x64(True):
     wide = lambda x: x.astype(jnp.float64) @ W.astype(np.float64)

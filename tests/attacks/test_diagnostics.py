@@ -69,7 +69,7 @@ def test_saturation_depends_on_the_dtype(margin, dtype, warned):
   # 1 − e^-20 rounds to 1 in float32, whose last place is 2^-24, and not in float64, with 2^-53 = e^-36.7.
   logits = np.array([[margin, 0., 0.]] * 4, dtype)
   with jax.enable_x64(dtype == np.float64):
-    lines = _diagnostics.check_logits(logits, np.zeros(4, int))
+    lines = _diagnostics.check_logits(logits, np.zeros(4, int), dtype=dtype)
   assert any('at the true class' in line for line in lines) == warned
 
 

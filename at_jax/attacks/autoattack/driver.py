@@ -293,7 +293,7 @@ def _check_model(run: _Evaluation, norm: str, channel_axis: int) -> Iterator[str
   work, logits = run.work, run.logits
   yield from _diagnostics.check_reach(np.asarray(work.epsilon), work.x, work.bounds, norm)
   yield from _diagnostics.check_classes(int((~np.isneginf(logits)).sum(axis=1).min()), run.attacks)
-  yield from _diagnostics.check_logits(logits, work.y, run.attacks)
+  yield from _diagnostics.check_logits(logits, work.y, run.attacks, work.x.dtype)
   if 'square' in run.attacks:
     yield from _diagnostics.check_channels(work.x.shape, channel_axis)
   if not run.random:
