@@ -105,8 +105,8 @@ def pytorch():
   return torch_model.TorchModel(net.eval())
 
 
-MODELS = [linen, nnx, *(pytest.param(make, marks=pytest.mark.long)
-                        for make in (equinox, init_apply_pair, haiku, pytorch))]
+MODELS = [linen, *(pytest.param(make, marks=pytest.mark.long)
+                   for make in (nnx, equinox, init_apply_pair, haiku, pytorch))]
 
 
 def attacked(logits_fn):

@@ -56,7 +56,7 @@ def test_weights_before_their_start_are_ones():
   np.testing.assert_allclose(before, after('none', 'trades', 'C', 'sgd', 0.), atol=1e-7)
 
 
-@in_cells('geometry', 'trades', 'C', 'sgd', 0.)
+@in_cells('geometry', 'pgd_at', 'C', 'sgd', 0.)
 def test_infinite_lambda_is_no_weights(weights, loss, head, optimizer, awp):
   del weights
   c = config_of('geometry', loss, head, optimizer, awp)
@@ -92,7 +92,7 @@ def test_zero_dummy_weights_are_hard_labels(loss):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
 
 
-@in_cells('geometry', 'mart', 'C', 'sgd', 0.)
+@in_cells('none', 'pgd_at', 'C', 'sgd', 0.)
 def test_awp_with_gamma_zero_is_no_perturbation(weights, loss, head, optimizer, awp):
   del awp
   c = config_of(weights, loss, head, optimizer)

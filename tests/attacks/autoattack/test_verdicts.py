@@ -28,7 +28,7 @@ def test_found_points_are_misclassified_in_ball_and_bounds(norm, epsilon):
 
 
 @pytest.mark.parametrize('names', [
-    ('apgd-ce', 'square'), pytest.param(None, marks=pytest.mark.long)])
+    ('square',), pytest.param(None, marks=pytest.mark.long)])
 def test_verdicts_do_not_depend_on_batch_order_or_share(names):
   with jax.enable_x64(True):
     logits_fn, x, y = network(n=20)
