@@ -388,7 +388,7 @@ class Checkpoints:
       if saved is not None:
         return saved, messages
       message = f'{self._directory.parent}: checkpoint {step} is damaged, {reason}'
-      if self._keep is not None:  # of a run that is being trained, in a folder that is locked
+      if self._keep is not None:  # a reader does not hold the lock of the work directory
         message += f'; set aside as {self._set_aside(step)}'
       messages.append(message)
     return None, messages

@@ -38,7 +38,7 @@ def evaluate(run: setup.Run, workdir: pathlib.Path, command: str, seconds: float
     interrupts.Preempted: if a signal was received; the state of AutoAttack is saved.
   """
   begun, received = time.monotonic(), [] if received is None else received
-  found = restore.weights(run, workdir, 'last', 'best')
+  found = restore.weights(run, workdir, 'last', 'best', keep=run.config.checkpoint.keep)
   if not found:
     raise errors.UserError('workdir', str(workdir), 'none of its checkpoints can be read: train '
                            'again in another folder')

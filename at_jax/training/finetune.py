@@ -237,7 +237,7 @@ def report(run: setup.Run, workdir: pathlib.Path, clean: float, robust: float) -
             if epoch_plan.method_started(run.config, step // per_epoch - 1)
             and not model_selection.has_overfitted(
                 validations[step].get('validation_single_step', 0.), point.robust)]
-  chosen = operating_point(scored or [*curve.values()], clean, f.tolerance)
+  chosen = operating_point(scored, clean, f.tolerance) if scored else [*curve.values()][-1]
   return {
       'start': {'step': f.start_epoch * per_epoch, 'clean': clean, 'robust': robust},
       'curve': [point._asdict() | {'epoch': point.step / per_epoch,

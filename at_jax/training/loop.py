@@ -63,7 +63,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
     with interrupts.watch() as received:
       state, seconds = _first_state(run, store)
       if devices.is_first():
-        if int(state.step) < config.epochs * run.steps_per_epoch:  # an evaluation was of fewer epochs
+        if int(state.step) < config.epochs * run.steps_per_epoch:  # the results are of fewer epochs
           records.set_results_aside(workdir, int(state.step))
         records.write_json(workdir / 'config.json', config.to_dict())
       seconds = _train(run, workdir, store, state, seconds, received)

@@ -69,11 +69,14 @@ def set_results_aside(directory: pathlib.Path, step: int) -> None:
 
   Args:
     directory: the work directory.
-    step: number of training steps taken.
+    step: STEP if results.json does not tell the last step that was evaluated.
 
   Raises:
     errors.UserError: if the folder is not writable.
   """
+  with contextlib.suppress(errors.UserError, AttributeError, KeyError, TypeError):  # damaged, or none
+    results = read_json(directory / 'results.json')
+    step = results.get('last', results)['step']
   for name in ('results.json', 'verdicts.npz'):  # first the one that says that a run is finished
     path = directory / name
     if path.exists():
@@ -82,7 +85,7 @@ def set_results_aside(directory: pathlib.Path, step: int) -> None:
         path.replace(aside)
       except OSError as error:
         raise errors.unwritable(directory, error) from error
-      environment.log(f'{path} is of step {step} at most: set aside as {aside.name}')
+      environment.log(f'{path} is of step {step}: set aside as {aside.name}')
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -123,7 +123,8 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict | None:
   stored = records.read_json(environment.local_path('workdir', workdir) / 'config.json')
   if stored is None:
     return None
-  if not isinstance(stored.get('model'), dict) or 'dataset' not in stored:
+  if not isinstance(stored, dict) or not all(
+      isinstance(stored.get(group), dict) for group in ('model', 'dataset')):
     raise errors.UserError('workdir', str(workdir), 'its config.json is not of a run of at_jax: name the '
                            'work directory of a run')
   config = fields.default()
@@ -157,7 +158,7 @@ def _evaluated(run: setup.Run, workdir: pathlib.Path, checkpoint: str | int) -> 
   return found.get(checkpoint)
 
 
-def weights(run: setup.Run, workdir: str | os.PathLike, *names: str | int
+def weights(run: setup.Run, workdir: str | os.PathLike, *names: str | int, keep: int | None = None
             ) -> dict[str | int, checkpoints.Weights]:
   """Reads the variables that checkpoints of a run are evaluated with, and what is stored with them.
 
@@ -169,6 +170,7 @@ def weights(run: setup.Run, workdir: str | os.PathLike, *names: str | int
     workdir: its work directory, or a folder written by `export`.
     *names: 'best', 'last', or the step of a stored checkpoint. Without a readable scored checkpoint, 'best'
       is the last one.
+    keep: as in `checkpoints.Checkpoints`; a number only under the lock of the work directory.
 
   Returns:
     `{name: Weights}`, empty if no checkpoint can be read. A checkpoint that has two names is one object. A
@@ -185,7 +187,7 @@ def weights(run: setup.Run, workdir: str | os.PathLike, *names: str | int
     state = jax.eval_shape(lambda: setup.init_state(run))
     template = {'params': state.params, 'batch_stats': state.batch_stats}
     return {'best': checkpoints.read_weights(workdir / checkpoints.WEIGHTS, template)}
-  store = checkpoints.Checkpoints(workdir / 'checkpoints')
+  store = checkpoints.Checkpoints(workdir / 'checkpoints', keep=keep)
   template = jax.device_get(setup.init_state(run))
   reestimate = batchnorm.reestimate_batchnorm(run)  # in several processes all do it, or none
   by_step: dict[int, checkpoints.Weights] = {}

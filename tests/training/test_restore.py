@@ -134,8 +134,9 @@ def test_results_of_another_checkpoint_are_not_exported(workdir, tmp_path):
     restore.export(tmp_path / 'run', tmp_path / 'copy')
 
 
-def test_config_json_of_another_program_is_one_line(tmp_path):
-  (tmp_path / 'config.json').write_text('{"architectures": ["ViT"], "hidden_size": 768}')
+@pytest.mark.parametrize('text', ['{"architectures": ["ViT"]}', '{"model": {}, "dataset": "cifar10"}', '[]'])
+def test_config_json_of_another_program_is_one_line(text, tmp_path):
+  (tmp_path / 'config.json').write_text(text)
   with pytest.raises(errors.UserError, match='its config.json is not of a run of at_jax'):
     restore.load(tmp_path)
 
