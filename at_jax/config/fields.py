@@ -116,7 +116,7 @@ def _number(values: str, remedy: str, accepts: Callable[[Any], bool]) -> Check:
 
 
 def _numbers(values: str, remedy: str, accepts: Callable[[Any], bool]) -> Check:
-  # ml_collections makes a tuple of one text of what is no number.
+  # ml_collections parses none as ('none',).
   are_numbers = lambda value: all(isinstance(each, (int, float)) for each in value)
   return _number(values, remedy, lambda value: are_numbers(value) and accepts(value))
 
@@ -226,8 +226,8 @@ def _group(name: str, fields: dict[str, Field], when: When | None = None, free: 
 
 FIELDS = {
     'seed': Field(0, 'Seed of all random numbers of a run.', _SEED),
-    'epochs': Field(130, 'Number of training epochs; it may grow on resume, except with the schedules cosine '
-                    'and cyclic, and linear of λ.', _whole(1)),
+    'epochs': Field(130, 'Number of training epochs; it may grow on resume, except with the learning-rate '
+                    'schedules cosine and cyclic, and the linear schedule of λ.', _whole(1)),
     'batch_size': Field(128, 'Examples per step, over all devices.', _whole(1)),
     'loss': Field('pgd_at', 'Objective of the training step; it also has an inner attack of its own.',
                   _function(*methods.OBJECTIVES, 'finetune',
@@ -401,7 +401,8 @@ FIELDS |= _group('optimizer', {
     'fair_start_epoch': Field(50, "First epoch that CFA's average may contain.", _whole(0), _FAIR),
 })
 FIELDS |= _group('optimizer.outer', {
-    'learning_rate': Field(1.0, "Learning rate of the SGD that moves EntropySGD's anchor.", _POSITIVE),
+    'learning_rate': Field(1.0, "Learning rate of the SGD that moves EntropySGD's anchor.", _POSITIVE,
+                           _both(_ENTROPY_SGD, _SCHEDULED)),
     'momentum': Field(0.0, "Momentum of the SGD that moves EntropySGD's anchor.", _BELOW_ONE),
     'decay_factor': Field(0.2, 'Factor of its learning rate at `optimizer.decay_epochs`.', _POSITIVE,
                           _both(_ENTROPY_SGD, _PIECEWISE)),
@@ -411,8 +412,8 @@ FIELDS |= _group('optimizer.entropy', {
     'inner_learning_rate': Field(0.1, 'Learning rate of the inner steps.', _POSITIVE),
     'gamma': Field(0.03, 'γ, the pull towards the anchor.', _NOT_NEGATIVE),
     'scoping': Field(1e-3, 'Growth of γ per outer step.', _NOT_NEGATIVE),
-    'noise': Field(1e-4, "ε of the inner steps' noise, whose standard deviation is ε · √(2 · learning rate).",
-                   _NOT_NEGATIVE),
+    'noise': Field(1e-4, 'n of the noise of the inner steps, whose standard deviation is '
+                   'n · √(2 · inner_learning_rate).', _NOT_NEGATIVE),
     'momentum': Field(0.9, 'Momentum of the inner steps.', _BELOW_ONE),
 }, _ENTROPY_SGD)
 FIELDS |= _group('validate', {

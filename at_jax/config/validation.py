@@ -63,14 +63,19 @@ def single_step(flat: dict) -> bool:
     True for an attack of `methods.SINGLE_STEP`, and for Free-AT.
 
   Example:
-    >>> [single_step({'loss': 'nuat', 'attack.kind': kind}) for kind in ('', 'kl', 'mine.pgd3')]
-    [True, False, False]
+    >>> [single_step({'loss': 'nuat', 'attack.kind': kind}) for kind in ('', 'kl')]
+    [True, False]
   """
   kind, loss = flat['attack.kind'], flat['loss']
-  if kind or loss in ('finetune', 'free_at'):
-    return loss == 'free_at' or methods.ATTACKS.get(kind) in methods.SINGLE_STEP
-  objective = import_path.load('loss', loss, methods.OBJECTIVES)
-  return getattr(objective, 'inner_attack', None) in methods.SINGLE_STEP
+  if loss == 'free_at':
+    return True
+  if kind:
+    attack = import_path.load('attack.kind', kind, methods.ATTACKS)
+  elif loss == 'finetune':
+    return False
+  else:
+    attack = getattr(import_path.load('loss', loss, methods.OBJECTIVES), 'inner_attack', None)
+  return attack in methods.SINGLE_STEP
 
 
 def _check_names(flat: dict) -> None:
@@ -123,8 +128,8 @@ def _untrained(flat: dict) -> Iterator[str]:
 def _rate_of_sgd(flat: dict) -> Iterator[str]:
   """A line if an optimizer of the user's own runs with the learning rate that is meant for SGD."""
   name, rate = flat['optimizer.name'], flat['optimizer.learning_rate']
-  default = fields.FIELDS['optimizer.learning_rate'].default
-  if '.' in name and 'sgd' not in name.lower() and rate == default:
+  field = fields.FIELDS['optimizer.learning_rate']
+  if '.' in name and 'sgd' not in name.lower() and rate == field.default and field.when.holds(flat):
     yield (f'config.optimizer.learning_rate = {rate:g}: it is the default, for SGD: set that of {name} '
            '(1e-3 is usual for Adam)')
 

@@ -264,3 +264,5 @@ def test_a_loss_of_ones_own_may_have_a_single_step_attack(monkeypatch):
   monkeypatch.setitem(sys.modules, 'mine', mine)
   assert validation.single_step({'loss': 'mine.loss', 'attack.kind': ''})
   assert not validation.single_step({'loss': 'mine.loss', 'attack.kind': 'kl'})
+  kind = 'at_jax.methods.n_fgsm.n_fgsm'
+  assert validation.single_step({'loss': 'pgd_at', 'attack.kind': kind})
