@@ -92,11 +92,12 @@ def main() -> None:
   most = max(arguments.pgd, arguments.n)
   x, y = np.asarray(pipeline.to_unit(test.images[:most])), test.labels[:most]
   path = pathlib.Path(arguments.output)
-  same = {name: getattr(arguments, name) for name in ('epsilon', 'seed', 'threads')}
+  same = {name: getattr(arguments, name)
+          for name in ('weights', 'images', 'batch_size', 'epsilon', 'seed', 'threads')}
   found = records.read_json(path) or same | {
       'load': round(os.getloadavg()[0], 1), 'versions': records.versions(), 'torch': torch.__version__}
   counts = {'pgd': min(arguments.pgd, len(y)), 'autoattack': min(arguments.n, len(y))}
-  if any(found[name] != value for name, value in same.items()) or any(
+  if any(found.get(name, value) != value for name, value in same.items()) or any(
       attack in found and found[attack]['n'] != count for attack, count in counts.items()):
     sys.exit(f'{path} has numbers with other options: use another --output')
   for attack, count in counts.items():

@@ -86,17 +86,17 @@ def read(directory: str | os.PathLike, found: Sequence[folders.Folder]) -> dict[
   for folder in found:
     path = file(environment.local_path('--radii', directory), folder.name)
     if folder.run and path.exists():
-      again = 'run `python -m at_jax.analysis radii` again'
+      remedy = 'run `python -m at_jax.analysis radii` again'
       try:
         with np.load(path) as stored:
           norm, labels, radius = str(stored['norm']), stored['labels'], stored['radius']
       except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise errors.UserError('--radii', str(path), f'cannot be read ({type(error).__name__}): {again}'
+        raise errors.UserError('--radii', str(path), f'cannot be read ({type(error).__name__}): {remedy}'
                                ) from error
-      evaluated = folder.run.results['config']['evaluate']['norm'], folder.run.labels
-      if norm != evaluated[0] or not np.array_equal(labels, evaluated[1]):
+      same_norm = norm == folder.run.results['config']['evaluate']['norm']
+      if not same_norm or not np.array_equal(labels, folder.run.labels):
         raise errors.UserError('--radii', str(path), 'its norm or examples are not those of the evaluation: '
-                               f'{again}')
+                               f'{remedy}')
       radii[folder.name] = radius
   if not radii:
     raise errors.UserError('--radii', str(directory), 'it has no METHOD-SEED.npz of these runs: name the '
