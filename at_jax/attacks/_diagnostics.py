@@ -359,7 +359,8 @@ def check_gradients(
     name: the attack.
     num_attacked: the examples of which at least one run ended.
     num_zero: those of which, at any step, the gradient was zero everywhere or not finite somewhere.
-    num_flat: those that were not fooled and whose loss never rose above its first value.
+    num_flat: those that were not fooled and whose loss never rose above its first value. Not reported for
+      apgd-soft.
     attacks: the attacks that run; the advice names others.
     random: whether the model is random, so that Square and FAB cannot attack it.
 
@@ -367,6 +368,8 @@ def check_gradients(
     >>> print(*check_gradients('apgd-ce', 100, 40, 0, ('apgd-ce', 'apgd-t')))
     apgd-ce: zero gradients on 40.0 % of examples; add square
   """
+  if name == 'apgd-soft':  # it follows another gradient than that of its loss, so the loss may fall
+    num_flat = 0
   # If cross-entropy has no gradient, a scale-free loss may have one. If that has none either, the model hides
   # its gradient, and only an attack without gradients is left.
   scale_free = [other for other in _SCALE_FREE if name == 'apgd-ce' and other in attacks]

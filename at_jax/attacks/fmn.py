@@ -128,6 +128,7 @@ def robust_accuracy(radius: Array, epsilon: float | Array) -> Array:
   """
   if isinstance(radius, MinimumNormResult):
     raise ValueError('radius is a MinimumNormResult: give its field radius')
+  _arguments.check_number('epsilon', epsilon)
   radius, epsilon = _arguments.as_array('radius', radius), _arguments.as_array('epsilon', epsilon)
   if not radius.size:
     raise ValueError(f'radius has shape {radius.shape}: give at least one example')

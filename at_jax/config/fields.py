@@ -166,7 +166,7 @@ _LAMBDA = _number('number or inf', 'use a number; inf switches the weights off',
 _LAMBDAS = _numbers('tuple of numbers', 'use numbers', lambda v: all(each > -math.inf for each in v))
 _STEPS = _number('tuple of whole numbers ≥ 0', 'use whole numbers of at least 0',
                  lambda v: all(isinstance(each, int) and each >= 0 for each in v))
-_EPOCHS = _numbers('tuple of rising epochs > 0', 'use epochs above 0 in rising order',
+_EPOCHS = _numbers('tuple of rising epochs > 0', 'use epochs above 0 in rising order, or () for none',
                    lambda v: v == sorted(v) and min(v, default=1) > 0)
 _RAMP = _number('() or two whole numbers T₁ ≤ T₂', 'use () or two epochs ≥ 0, the second not below the first',
                 lambda v: v == [] or _STEPS.remedy('', v) == '' and len(v) == 2 and v[0] <= v[1])

@@ -91,7 +91,8 @@ def summary(results: dict[str, Any], workdir: pathlib.Path) -> str:
   rows = {'clean': _percent(results['clean']), 'released protocol': of(released),
           'deployed worst case': worst}
   if strongest:
-    rows['deployed worst case'] += f'; strongest attack: {strongest}, {_percent(attacks[strongest])} alone'
+    name = f'{strongest} with its audit' if strongest in results.get('audits', {}) else strongest
+    rows['deployed worst case'] += f'; strongest attack: {name}, {_percent(attacks[strongest])} alone'
   if 'inference' in results:
     plain = results['inference']['as_trained']
     rows['as trained'] = of({name: plain[name] for name in ('clean', 'worst_case')})
@@ -115,23 +116,24 @@ def recommendation(results: dict[str, Any]) -> str:
     One sentence; one more for each audit.
   """
   robust, released, c = results['robust'], results['released'], results['config']['evaluate']
-  attacks = {*robust, *released}
+  attacks, audits = {*robust, *released}, results.get('audits', {})
   ball = f'{metrics.norm_name(c["norm"])} {c["epsilon_255"]:g}/255'
-  report = f'Report {_percent(results["worst_case"])}, the deployed worst case within {ball}'
+  worst = f'{_percent(results["worst_case"])}, the deployed worst case within {ball}'
+  found = '. '.join(str(attacks_lib.Audit(**numbers)) for numbers in audits.values())
+  if found and results['examples'] != 'all':
+    found += f'; the sampling of the {results["n"]} test examples is not included'
+  report = f'Report {worst}'
   if not attacks:
     report = f'No attack was run: report {_percent(results["clean"])} as clean accuracy only'
-  elif released:
+  elif found and 'autoattack' not in robust:
+    report, found = 'Report the interval', f'{found}. All attacks leave at most {worst}'
+  if released:
     report += ', and not the released protocol, whose attacks use logits that do not decide'
   if attacks and not any(name.startswith('autoattack') for name in attacks):
     report += '; AutoAttack was not run'
-  audits = {name: attacks_lib.Audit(**numbers) for name, numbers in results.get('audits', {}).items()}
   if 'autoattack_fast' in robust and 'autoattack' not in robust and not audits:
     report += '; autoattack_fast was not audited'
-  for found in audits.values():
-    report += f'. {found}'
-    if results['examples'] != 'all':
-      report += f'; the sampling of the {results["n"]} test examples is not included'
-  return f'{report}.'
+  return f'{report}. {found}.' if found else f'{report}.'
 
 
 def _percent(share: float) -> str:

@@ -189,8 +189,8 @@ def test_alone_a_going_run_has_a_page(tmp_path, capsys):
 def test_single_run_reports_its_recommendation(runs):
   found = folders.read([runs / 'tuned-0'])
   sections = {section.title: section.parts for section in report.build(found, 'tuned', {}, []).sections}
-  expected = ('Report 30.00 %, the deployed worst case within L∞ 8/255. Robust accuracy under fast and '
-              'AutoAttack is between 22.5 % and 27.5 % (95 %, 10 of 12 survivors audited, 1 fell)')
+  expected = ('Report the interval. Robust accuracy under fast and AutoAttack is between 22.5 % and 27.5 % '
+              '(95 %, 10 of 12 survivors audited, 1 fell)')
   assert sections['Verdict'][0].startswith(expected)
   assert 'paired test' not in sections['Accuracies'][0].head
   assert 'Accuracy in percent: clean 75.0, PGD-20 35.0, ' in sections['Figures'][0].alt

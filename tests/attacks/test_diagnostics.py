@@ -262,6 +262,12 @@ def test_gradient_that_vanishes_after_the_start_is_reported():
   assert 'apgd-ce: zero gradients on 100.0 % of examples; add apgd-t and square' in result.warnings
 
 
+def test_a_falling_loss_of_apgd_soft_is_not_reported():
+  # Its gradient is that of a loss with a constant denominator, whose value may fall along it.
+  check = lambda name: _diagnostics.check_gradients(name, 100, 0, 40, (name,))
+  assert not check('apgd-soft') and 'the loss never rose on 40.0 %' in check('apgd-near')[0]
+
+
 def test_loss_that_never_rises_is_reported():
   # This model returns the gradient with the wrong sign.
   logits_fn, x, y = network()

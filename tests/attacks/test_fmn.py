@@ -158,6 +158,7 @@ def test_robust_accuracy_counts_larger_radii():
     ([-.1], .1, 'radius = -0.1: use a number of at least 0'),
     ([.1], [.1, np.nan], 'epsilon = nan: use a number of at least 0'),
     ([.1], -.1, 'epsilon = -0.1: use a number of at least 0'),
+    ([.1], '8/255', "epsilon = '8/255': use a number, without quotes"),
     ([], .1, r'radius has shape \(0,\): give at least one example'),
     (attacks.MinimumNormResult(INPUTS, LABELS), .1, 'radius is a MinimumNormResult: give its field radius')])
 def test_invalid_radii_of_a_curve_are_named(radius, epsilon, message):
@@ -202,7 +203,7 @@ def test_fmn_equals_adv_lib_step_by_step(norm, adv_lib_fmn, monkeypatch):
       radius = np.where(found, np.linalg.norm(theirs - x, ORDER[norm], axis=1), np.inf)
       return np.asarray(ours.radius), radius, np.abs(ours.x - theirs)[found].max()
 
-    for num_steps in (1, 2, 3, 5, 10, 40):
+    for num_steps in (2, 3, 5, 10, 40):
       ours, theirs, difference = compare(num_steps)
       found = np.isfinite(theirs)
       np.testing.assert_allclose(ours[found], theirs[found], rtol=1e-9, atol=1e-12)

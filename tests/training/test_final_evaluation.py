@@ -51,9 +51,16 @@ def test_last_line_has_the_audit_of_a_fast_version():
       total=1000, survivors=249, sampled=200, fallen=0, low=.247, high=.249)}}
   sentence = ('Robust accuracy under fast and AutoAttack is between 24.7 % and 24.9 % (95 %, 200 of 249 '
               'survivors audited, none fell); fast alone: 24.9 %')
-  assert summary(**audited, examples='all')[-1].endswith(f'within L∞ 8/255. {sentence}.')
+  upper = 'All attacks leave at most 24.90 %, the deployed worst case within L∞ 8/255.'
+  lines = summary(**audited, examples='all')
+  assert lines[-1] == f'Report the interval. {sentence}. {upper}'
+  assert any('strongest attack: autoattack_fast with its audit, 24.90 % alone' in line for line in lines)
   assert summary(**audited, examples='first')[-1].endswith(
-      f'{sentence}; the sampling of the 400 test examples is not included.')
+      f'{sentence}; the sampling of the 400 test examples is not included. {upper}')
+  # Where AutoAttack attacked all examples, its worst case is one number.
+  both = audited | {'robust': {'autoattack_fast': .249, 'autoattack': .249}}
+  assert summary(**both, examples='all')[-1] == (
+      f'Report 24.90 %, the deployed worst case within L∞ 8/255. {sentence}.')
 
 
 def _test_split(labels, size):
