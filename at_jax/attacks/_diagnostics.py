@@ -143,8 +143,8 @@ def check_determinism(logits_fn: Callable[..., Array], x: Array, y: Array,
   if not finite.any():
     return ()
   if _is_random(passes[:, finite], np.asarray(y)[finite]):  # the other checks would fail as well
-    return ("the model is random: use version='rand', whose apgd-ce and apgd-dlr average over passes, with a "
-            'model that takes a key',)
+    return ("the model is random: call eval() on a PyTorch module, or use version='rand', whose apgd-ce and "
+            'apgd-dlr average over passes, with a model that takes a key',)
   found = []
   if len(x) > 1 and _depends_on_batch(logits_fn, x, logits, finite):
     found.append('an output depends on the rest of the batch or on its position in it: look for BatchNorm '
