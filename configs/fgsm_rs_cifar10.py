@@ -12,7 +12,9 @@ Ours: the attack sees the network in inference mode, bfloat16, and the best chec
 training images.
 
 Published: clean 86.06, PGD-50 × 10 46.06 (README of the released code).
-Measured: not yet.
+Measured (the first 1,000 test images, two CPU cores, results/passes_small_cifar10; percent):
+  :small, 1 seed: clean 46.4, PGD-20 28.3, fast AutoAttack 24.3, worst case 24.3.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants
