@@ -92,8 +92,8 @@ def main() -> None:
   most = max(arguments.pgd, arguments.n)
   x, y = np.asarray(pipeline.to_unit(test.images[:most])), test.labels[:most]
   path = pathlib.Path(arguments.output)
-  same = {name: getattr(arguments, name)
-          for name in ('weights', 'images', 'batch_size', 'epsilon', 'seed', 'threads')}
+  same = {name: getattr(arguments, name) for name in ('batch_size', 'epsilon', 'seed', 'threads')} | {
+      name: pathlib.Path(getattr(arguments, name)).name for name in ('weights', 'images')}
   found = records.read_json(path) or same | {
       'load': round(os.getloadavg()[0], 1), 'versions': records.versions(), 'torch': torch.__version__}
   counts = {'pgd': min(arguments.pgd, len(y)), 'autoattack': min(arguments.n, len(y))}

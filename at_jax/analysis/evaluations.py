@@ -12,6 +12,9 @@ import numpy as np
 from at_jax import environment, errors
 from at_jax.evaluation import metrics
 
+# What NumPy raises for an .npz file that is damaged, or lacks an array.
+DAMAGED = (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
+
 
 class Run(NamedTuple):
   """One run.
@@ -88,7 +91,7 @@ def read_verdicts(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     with np.load(path / 'verdicts.npz') as stored:
       return {'labels': stored['labels'], **stored}
-  except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+  except DAMAGED as error:
     raise unreadable(path, 'verdicts.npz', error) from error
 
 

@@ -12,14 +12,12 @@ import os
 import pathlib
 import sys
 from typing import Any
-import zipfile
-import zlib
 
 import jax
 import numpy as np
 
 from at_jax import attacks, devices, environment, errors
-from at_jax.analysis import folders, runs
+from at_jax.analysis import evaluations, folders, runs
 from at_jax.datasets import pipeline
 from at_jax.training import records
 
@@ -90,7 +88,7 @@ def read(directory: str | os.PathLike, found: Sequence[folders.Folder]) -> dict[
       try:
         with np.load(path) as stored:
           norm, labels, radius = str(stored['norm']), stored['labels'], stored['radius']
-      except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+      except evaluations.DAMAGED as error:
         raise errors.UserError('--radii', str(path), f'cannot be read ({type(error).__name__}): {remedy}'
                                ) from error
       same_norm = norm == folder.run.results['config']['evaluate']['norm']

@@ -72,7 +72,7 @@ def test_more_epochs_end_with_the_same_bits(finished, tmp_path, capsys):
   assert 'resuming after step 1' in capsys.readouterr().err
   assert digests(parts, 2) == digests(whole, 2) != digests(finished, 2)
   assert steps_logged(parts) == [1, 2]
-  # The evaluation of one epoch is kept beside that of two.
+  # The results after one epoch are kept, and those after two have the usual name.
   epochs = [json.loads((parts / name).read_text())['config']['epochs']
             for name in ('results-1.json', 'results.json')]
   assert epochs == [1, 2]
