@@ -15,6 +15,7 @@ import ml_collections
 
 from at_jax import environment, errors
 from at_jax.analysis import figures, folders, markdown, method_figures, report, table
+from at_jax.config import fields, validation
 from at_jax.methods import finetune, inner_attacks, nuat
 from at_jax.training import epoch_plan, restore, setup
 
@@ -91,7 +92,7 @@ def of_step(config: ml_collections.ConfigDict, phase: str) -> Passes:
 
 def _of_attack(config: ml_collections.ConfigDict) -> tuple[int, int]:
   """Passes of the attack, forward and backward, and forward alone."""
-  make = epoch_plan.attack_factory(config)
+  make = validation.attack_factory(fields.flatten(config.to_dict()))
   each = 2 if make is inner_attacks.kl_and_margin else 1
   return each * config.attack.num_steps, int(make in _FROM_CLEAN_LOGITS)
 

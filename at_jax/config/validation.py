@@ -66,16 +66,31 @@ def single_step(flat: dict) -> bool:
     >>> [single_step({'loss': 'nuat', 'attack.kind': kind}) for kind in ('', 'kl')]
     [True, False]
   """
-  kind, loss = flat['attack.kind'], flat['loss']
-  if loss == 'free_at':
-    return True
-  if kind:
-    attack = import_path.load('attack.kind', kind, methods.ATTACKS)
-  elif loss == 'finetune':
-    return False
-  else:
-    attack = getattr(import_path.load('loss', loss, methods.OBJECTIVES), 'inner_attack', None)
-  return attack in methods.SINGLE_STEP
+  return flat['loss'] == 'free_at' or attack_factory(flat) in methods.SINGLE_STEP
+
+
+def attack_factory(flat: dict) -> Callable[..., methods.inner_attacks.Attack]:
+  """Returns the factory of the inner attack: that of `config.attack.kind`, or else the one of the loss.
+
+  Args:
+    flat: `fields.flatten` of a configuration.
+
+  Returns:
+    The factory, as `methods.inner_attacks` describes it.
+
+  Raises:
+    errors.UserError: if a function of an import path cannot be loaded.
+
+  Example:
+    >>> attack_factory({'loss': 'trades', 'attack.kind': 'n_fgsm'}) is methods.n_fgsm.n_fgsm
+    True
+  """
+  if flat['attack.kind']:
+    return import_path.load('attack.kind', flat['attack.kind'], methods.ATTACKS)
+  if flat['loss'] == 'finetune':
+    return finetune.inner_attack(flat['finetune.distance'])
+  loss = import_path.load('loss', flat['loss'], methods.OBJECTIVES)
+  return getattr(loss, 'inner_attack', methods.inner_attacks.uniform)
 
 
 def _check_names(flat: dict) -> None:

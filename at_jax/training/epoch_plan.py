@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from at_jax import devices, methods
-from at_jax.config import import_path
+from at_jax.config import fields, import_path, validation
 from at_jax.methods import cfa, fat, finetune, gairat, inner_attacks, mail, nuat, pgd_at, schedules
 from at_jax.methods import ducat as ducat_lib
 from at_jax.methods import objective as objective_lib
@@ -127,36 +127,10 @@ def recipe(run: setup.Run, phase: str) -> step_lib.Recipe:
       radius=c.attack.epsilon_255 / 255, replays=setup.replays(c) if replayed else 0, **common)
 
 
-def attack_factory(config: ml_collections.ConfigDict) -> Callable[..., inner_attacks.Attack]:
-  """Returns the factory of the inner attack: that of `config.attack.kind`, or else the one of the loss.
-
-  Args:
-    config: the configuration.
-
-  Returns:
-    The factory, as `methods.inner_attacks` describes it.
-
-  Raises:
-    errors.UserError: if a function of an import path cannot be loaded.
-
-  Example:
-    >>> from at_jax import config
-    >>> attack_factory(config.default()) is inner_attacks.uniform
-    True
-  """
-  c = config
-  if c.attack.kind:
-    return import_path.load('attack.kind', c.attack.kind, methods.ATTACKS)
-  if c.loss == 'finetune':
-    return finetune.inner_attack(c.finetune.distance)
-  loss = import_path.load('loss', c.loss, methods.OBJECTIVES)
-  return getattr(loss, 'inner_attack', inner_attacks.uniform)
-
-
 def _attack(run: setup.Run) -> tuple[inner_attacks.Attack, bool]:
   """The inner attack, and whether it takes β."""
   c = run.config
-  make = attack_factory(c)
+  make = validation.attack_factory(fields.flatten(c.to_dict()))
   own = dict(axis_name=devices.AXIS) if make is nuat.nuclear else {}
   attack = make(
       norm=c.attack.norm, epsilon=c.attack.epsilon_255 / 255,
