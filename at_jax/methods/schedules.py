@@ -57,16 +57,16 @@ def linear(epoch: int | Array, *, first: float, last: float, epochs: int) -> Arr
   return jnp.asarray(first - epoch / epochs * (first - last), jnp.float32)
 
 
-def ramp(epoch: int | Array, start: int, end: int) -> Array:
-  """A hinge schedule: 0 before the epoch `start`, (epoch − start)/(end − start), and 1 from `end` on.
+def ramp(epoch: float | Array, start: int, end: int) -> Array:
+  """A hinge schedule: 0 up to the epoch `start`, (epoch − start)/(end − start), and 1 from `end` on.
 
   Epsilon-Scheduling multiplies the radius by it: the model first adapts to clean examples. With start = 0
   it is a linear warm-up; with start = end = 0 it is always 1.
 
   Args:
-    epoch: the current epoch, counted from 0. Traced if it is an array.
-    start: T₁, the last epoch whose value is 0.
-    end: T₂ ≥ T₁, the first epoch whose value is 1.
+    epoch: epochs since the start, with their fraction for a value of each step. Traced if it is an array.
+    start: T₁, up to where the value is 0.
+    end: T₂ ≥ T₁, from where it is 1.
 
   Returns:
     f32[].

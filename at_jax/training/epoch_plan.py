@@ -52,9 +52,7 @@ def method_started(config: ml_collections.ConfigDict, epoch: int) -> bool:
   starts += [config.optimizer.swa_start_epoch]  # 0 without SWA
   starts += [config.finetune.start_epoch] * (config.loss == 'finetune')
   starts += [config.dataset.autoaugment_start_epoch] * (config.dataset.augment == 'autoaugment')
-  if config.attack.ramp_epochs:
-    first, last = config.attack.ramp_epochs
-    starts += [min(first + 1, last)]
+  starts += config.attack.ramp_epochs[:1]
   return epoch >= max(starts, default=0)
 
 
@@ -80,13 +78,11 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
   if config.loss == 'finetune' and config.finetune.regulator == 'boundary':
     tau = jnp.asarray(config.finetune.tau, jnp.int32)
   lam = _lam(config.weights, epoch, config.epochs) if config.weights.kind == 'geometry' else None
-  scale = schedules.ramp(epoch, *config.attack.ramp_epochs) if config.attack.ramp_epochs else None
   beta = config.beta * schedules.ramp(epoch, *config.beta_ramp_epochs) if config.beta_ramp_epochs else None
   fresh = jnp.asarray(epoch % config.attack.reset_epochs == 0) if config.loss == 'fgsm_pgi' else None
   return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau,
                               jnp.asarray(epoch >= _calibrated_from(config)),
-                              jnp.asarray(epoch >= config.dataset.autoaugment_start_epoch), lam, scale, beta,
-                              fresh)
+                              jnp.asarray(epoch >= config.dataset.autoaugment_start_epoch), lam, beta, fresh)
 
 
 def _lam(w: ml_collections.ConfigDict, epoch: int, epochs: int) -> jax.Array:
@@ -108,6 +104,7 @@ def recipe(run: setup.Run, phase: str) -> step_lib.Recipe:
   """
   c = run.config
   common = dict(pad=setup.padding(c), flip=c.dataset.flip, steps_per_epoch=run.steps_per_epoch,
+                ramp_epochs=tuple(c.attack.ramp_epochs),
                 autoaugment=c.dataset.augment == 'autoaugment', image_shape=run.dataset.image_shape)
   if phase == 'standard':  # the loss of the whole run, or the phase before fine-tuning
     return step_lib.Recipe(run.network, run.optimizer, pgd_at.standard, None, attack_folded=False,

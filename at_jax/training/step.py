@@ -14,7 +14,7 @@ from at_jax import attacks
 from at_jax.attacks import _loops, _stepper
 from at_jax.datasets import autoaugment as autoaugment_lib
 from at_jax.datasets import pipeline
-from at_jax.methods import awp, carried, cfa, finetune, free_at, precision, weight_averaging
+from at_jax.methods import awp, carried, cfa, finetune, free_at, precision, schedules, weight_averaging
 from at_jax.methods import inner_attacks as inner_attacks_lib
 from at_jax.methods import objective as objective_lib
 from at_jax.models import deployed as deployed_lib
@@ -69,7 +69,6 @@ class EpochValues(NamedTuple):
     calibrated: bool[], factors per class are used; otherwise all are exactly 1.
     autoaugmented: bool[], AutoAugment is used, if the recipe has it.
     lam: f32[], λ of `gairat.weigh`; None for other weights.
-    scale: f32[], multiplies the radius and the step size of the attack; None without a schedule of ε.
     beta: f32[], β of the epoch; None for that of the recipe.
     fresh: bool[], the attack starts at random and not where the epoch before ended; None if it carries
       nothing over.
@@ -79,7 +78,6 @@ class EpochValues(NamedTuple):
   calibrated: Array | bool = True
   autoaugmented: Array | bool = True
   lam: Array | None = None
-  scale: Array | None = None
   beta: Array | None = None
   fresh: Array | None = None
 
@@ -106,6 +104,7 @@ class Recipe(NamedTuple):
     awp_gamma: γ of `awp.awp_value_and_grad`.
     views: number of augmentations of each example per step; each is attacked.
     steps_per_epoch: number of steps after which `cfa.ClassCounts` are reset.
+    ramp_epochs: as `config.attack.ramp_epochs`: the schedule of ε, in which each step has its own radius.
     calibration: what is calibrated by class.
     uses_teacher: pass the logits of the teacher at x to the objective, as `reference`.
     regulate: `(tuning, index, robust, axis_name=…) -> tuning`, or None.
@@ -128,6 +127,7 @@ class Recipe(NamedTuple):
   awp_gamma: float = 0.
   views: int = 1
   steps_per_epoch: int = 1
+  ramp_epochs: tuple[int, ...] = ()
   calibration: cfa.Calibration = cfa.Calibration()
   uses_teacher: bool = False
   regulate: Callable[..., finetune.Tuning] | None = None
@@ -207,8 +207,8 @@ def _examples(state, images, labels, index, key, values, recipe, by_class, axis_
   logits = recipe.network.deployed if recipe.attack_folded else recipe.network.logits
   tuned = isinstance(state.tuning, finetune.Tuning)
   scale = finetune.attack_scale(state.tuning, index) if tuned else None
-  if values.scale is not None:
-    scale = values.scale if scale is None else values.scale * scale
+  if recipe.ramp_epochs:
+    scale = _ramp(state, recipe) if scale is None else _ramp(state, recipe) * scale
   epsilon = None if by_class.epsilon is None else by_class.epsilon[y]
   options = {'tau': values.tau, 'epsilon': epsilon, 'scale': scale,
              'beta': _beta(values, recipe) if recipe.attack_beta else None}
@@ -237,8 +237,15 @@ def _prior(state, x, index, key, values, recipe) -> Array:
   """x + δ₀: the perturbation that each example had in the epoch before, or random signs."""
   signs = jnp.where(inner_attacks_lib.unit_noise(x, key, index) < 0, -1, 1).astype(x.dtype)
   before = _carried(state, index, x, recipe)
-  radius = recipe.radius if values.scale is None else values.scale * recipe.radius
-  return jnp.clip(x + jnp.where(values.fresh, radius * signs, before), 0, 1)
+  return jnp.clip(x + jnp.where(values.fresh, _radius(state, recipe) * signs, before), 0, 1)
+
+
+def _ramp(state: TrainState, recipe: Recipe) -> Array:
+  return schedules.ramp(state.step / recipe.steps_per_epoch, *recipe.ramp_epochs)
+
+
+def _radius(state: TrainState, recipe: Recipe) -> float | Array:
+  return _ramp(state, recipe) * recipe.radius if recipe.ramp_epochs else recipe.radius
 
 
 def _beta(values: EpochValues, recipe: Recipe) -> float | Array:
@@ -354,8 +361,7 @@ def update(state: TrainState, examples: Examples, index: Array, values: EpochVal
   if recipe.regulate is not None:
     tuning = recipe.regulate(tuning, index, examples.robust, axis_name=axis_name)
   elif recipe.replays:
-    epsilon = recipe.radius if values.scale is None else values.scale * recipe.radius
-    moved = free_at.ascend(examples.x, examples.x_adv, slope, epsilon)
+    moved = free_at.ascend(examples.x, examples.x_adv, slope, _radius(state, recipe))
     tuning = carried.store(tuning, _places(index, axis_name), moved, recipe.radius, axis_name=axis_name)
   elif examples.moved is not None:
     tuning = carried.store(tuning, index, examples.moved, recipe.radius, axis_name=axis_name)
