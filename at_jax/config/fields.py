@@ -280,8 +280,7 @@ FIELDS |= _group('attack', {
     'num_steps': Field(10, 'Steps of the inner attack.', _whole(1), _ATTACKED),
     'ramp_epochs': Field((), 'ε schedule: radius and step size are 0 until the first of these epochs and '
                          'grow by each step to their whole at the second; `()` for a constant radius.',
-                         _RAMP,
-                         _ATTACKED),
+                         _RAMP, _ATTACKED),
     'reset_epochs': Field(40, 'FGSM-PGI: epochs after which the attack starts at random again.', _whole(1),
                           _equals('loss', 'fgsm_pgi')),
     'kind': Field('', "Inner attack of training; '' for the one of the loss.",
