@@ -517,7 +517,7 @@ def flatten(tree: dict, prefix: str = '') -> dict:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-  """Suggests the field that is closest to an unknown one.
+  """Suggests the fields that end in the same name as an unknown one, or else the closest field.
 
   Args:
     name: the unknown field.
@@ -530,10 +530,14 @@ def nearest(name: str, known: Collection[str]) -> str:
   Example:
     >>> nearest('attack.epsilon', ['epochs', 'attack.norm', 'attack.epsilon_255'])
     "did you mean 'attack.epsilon_255'? known: attack.epsilon_255, attack.norm"
+    >>> nearest('learning_rate', ['epochs', 'finetune.learning_rate', 'optimizer.learning_rate'])
+    "did you mean 'finetune.learning_rate' or 'optimizer.learning_rate'? known: epochs, finetune, optimizer"
   """
-  group = name.rpartition('.')[0]
+  group, _, last = name.rpartition('.')
   siblings = [each for each in known if each.rpartition('.')[0] == group]
-  hint = errors.nearest(name, known).partition('known:')[0]
+  namesakes = [repr(each) for each in known if each.rpartition('.')[2] == last]
+  hint = (f'did you mean {" or ".join(namesakes)}? ' if namesakes
+          else errors.nearest(name, known).partition('known:')[0])
   if len(siblings) < 2:
     siblings = {each.partition('.')[0] for each in known}
   return f'{hint}known: {", ".join(sorted(siblings))}'
