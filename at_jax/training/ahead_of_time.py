@@ -21,7 +21,7 @@ import ml_collections
 from at_jax import devices as devices_lib
 from at_jax.attacks import _loops
 from at_jax.config import validation
-from at_jax.training import epoch_plan, setup, sharding, user_functions
+from at_jax.training import epoch_plan, run_data, setup, sharding, user_functions
 from at_jax.training import step as step_lib
 
 RUN = 'run'  # the program that a run executes; the others have no loop
@@ -66,8 +66,8 @@ def build(config: ml_collections.ConfigDict, devices: Sequence[jax.Device],
   """
   validation.check(config, warn)
   setup.check_devices(config, len(devices))
-  sizes = setup.known_sizes(config)
-  run = setup.assemble(config, setup.deferred_data(config, sizes) if sizes else setup.read_data(config))
+  sizes = run_data.known_sizes(config)
+  run = setup.assemble(config, run_data.deferred(config, sizes) if sizes else run_data.read(config))
   user_functions.check(run, warn)
   return run
 

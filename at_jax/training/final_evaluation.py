@@ -12,7 +12,7 @@ from at_jax import devices, environment, errors
 from at_jax.attacks.autoattack import multihost
 from at_jax.datasets import pipeline
 from at_jax.evaluation import autoattack_run, metrics, robustness
-from at_jax.training import checkpoints, interrupts, model_selection, records, restore, setup
+from at_jax.training import checkpoints, interrupts, model_selection, networks, records, restore, setup
 from at_jax.training import finetune as finetune_lib
 
 
@@ -193,7 +193,7 @@ def _attacked(run: setup.Run, variables: dict[str, Any], title: str, split: pipe
         run.network, variables, split, run.keys['evaluate'], names=c.evaluate.attacks,
         norm=c.evaluate.norm, epsilon=c.evaluate.epsilon_255 / 255,
         step_size=c.evaluate.step_size_255 / 255, batch_size=c.evaluate.batch_size,
-        search=setup.search_network(run),
+        search=networks.for_search(run.config),
         has_dummies=c.dummy.enabled, audit=c.evaluate.audit, state_dir=workdir / 'evaluation',
         progress=progress,
         warn=lambda name, line: records.warn(f'{title}, {name}: {line}'))

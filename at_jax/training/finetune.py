@@ -11,7 +11,7 @@ from at_jax import environment, errors
 from at_jax.config import fields
 from at_jax.methods import cfa, finetune
 from at_jax.models import dual_batchnorm, importers
-from at_jax.training import epoch_plan, model_selection, records, restore, setup
+from at_jax.training import epoch_plan, model_selection, networks, records, restore, setup
 from at_jax.training import step as step_lib
 
 # Fields that a run must share with its source, besides those of the model other than dtype.
@@ -58,7 +58,7 @@ def _imported(run: setup.Run) -> dict[str, Any]:
   c, field = run.config, 'config.finetune.source'
   path = environment.local_path(field, c.finetune.source)
   try:
-    found = importers.from_torch(setup.model(c), path, run.dataset.image_shape)
+    found = importers.from_torch(networks.module(c), path, run.dataset.image_shape)
   except errors.UserError as error:
     if error.field.startswith('model.'):  # an argument of the network, which the configuration can change
       raise errors.UserError(f'config.{error.field}', error.value, error.remedy) from error

@@ -23,6 +23,7 @@ from at_jax.training import (
   lock,
   records,
   restore,
+  run_data,
   setup,
   sharding,
   streams,
@@ -200,7 +201,7 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
       stop = interrupts.agree(received) and step < total
       if end.save or due or stop or step == total:
         store.save(step, sharding.unreplicate(state),
-                   {'score': end.score, **end.info, 'data': setup.data_info(run.dataset),
+                   {'score': end.score, **end.info, 'data': run_data.info(run.dataset),
                     'seconds': time.monotonic() - started})
       if stop:
         interrupts.check(received, f'after step {step} of {total}')

@@ -17,7 +17,7 @@ from at_jax.config import fields
 from at_jax.evaluation import metrics
 from at_jax.methods import finetune
 from at_jax.models import logit_adjustment
-from at_jax.training import batchnorm, checkpoints, model_selection, records, setup
+from at_jax.training import batchnorm, checkpoints, model_selection, records, run_data, setup
 
 # The records of a finished run; results.json is written last.
 _RECORDS = ('config.json', 'metrics.jsonl', 'verdicts.npz', 'results.json')
@@ -280,7 +280,7 @@ def _is_export(workdir: pathlib.Path) -> bool:
 
 def _info(run: setup.Run, saved: checkpoints.Saved) -> dict[str, Any]:
   """What an evaluation reads from a checkpoint besides the variables."""
-  info = {'validation_robust': saved.info.get('validation_robust'), 'data': setup.data_info(run.dataset)}
+  info = {'validation_robust': saved.info.get('validation_robust'), 'data': run_data.info(run.dataset)}
   tuning = saved.state.tuning
   if isinstance(tuning, finetune.Tuning):
     info |= {name: float(getattr(tuning, name)) for name in ('start_clean', 'start_robust')}
@@ -329,10 +329,10 @@ def _open(workdir: pathlib.Path) -> setup.Run:
   if not has_weights(workdir):
     raise _no_checkpoint(workdir)
   # An older folder stores nothing of its data; some data sets have sizes that are known by name.
-  info = stored_data_info(workdir) or setup.known_sizes(config)
+  info = stored_data_info(workdir) or run_data.known_sizes(config)
   if info is None:
     return setup.build(config)
-  return setup.assemble(config, setup.deferred_data(config, info))
+  return setup.assemble(config, run_data.deferred(config, info))
 
 
 def stored_data_info(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -342,7 +342,7 @@ def stored_data_info(workdir: pathlib.Path) -> dict[str, Any] | None:
     workdir: a work directory, or a folder written by `export`.
 
   Returns:
-    `setup.data_info`, or None if there are no weights or they are of an older version. Older weights have no
+    `run_data.info`, or None if there are no weights or they are of an older version. Older weights have no
     digest.
   """
   info = (checkpoints.read_info(workdir / checkpoints.WEIGHTS) if _is_export(workdir) else
@@ -360,7 +360,7 @@ def check_data(run: setup.Run, workdir: pathlib.Path) -> None:
   Raises:
     errors.UserError: if they differ: a file was replaced since.
   """
-  stored, found = stored_data_info(workdir) or {}, setup.data_info(run.dataset)
+  stored, found = stored_data_info(workdir) or {}, run_data.info(run.dataset)
   differing = [name for name, value in stored.items() if found.get(name) != value]
   if differing:
     text = 'images {image_shape} and {train_size} training examples'

@@ -19,7 +19,7 @@ from at_jax import attacks, devices, errors, methods
 from at_jax.config import import_path
 from at_jax.methods import objective as objective_lib
 from at_jax.methods import weight_averaging
-from at_jax.training import epoch_plan, setup
+from at_jax.training import epoch_plan, networks, setup
 from at_jax.training import step as step_lib
 
 _TRACEABLE = 'JAX must be able to trace it: use jax.numpy, not NumPy or PyTorch, and jnp.where, not if'
@@ -108,7 +108,7 @@ def _check_network(run: setup.Run) -> None:
                   'row per example')
   if _spec(batch_stats) != _spec(variables['batch_stats']):
     raise wrong('its BatchNorm statistics change their structure in a step')
-  has_statistics, make = jax.tree.leaves(batch_stats), setup.network_function(run.config)
+  has_statistics, make = jax.tree.leaves(batch_stats), networks.maker(run.config)
   if has_statistics and jax.device_count() > 1 and not import_path.accepts(make, 'axis_name'):
     raise wrong('its BatchNorm statistics would differ between devices: give it an argument axis_name, and '
                 'pass that to BatchNorm')

@@ -10,7 +10,7 @@ import pytest
 from at_jax import attacks, config, datasets, errors
 from at_jax.analysis import curves, folders, radii, report, runs
 from at_jax.datasets import pipeline
-from at_jax.training import checkpoints, loop, records, restore, setup
+from at_jax.training import checkpoints, loop, records, restore, run_data, setup
 from tests.fixtures import run_folders, tiny_data
 
 
@@ -48,7 +48,7 @@ def test_radii_of_a_run_are_those_of_fmn(tmp_path):
   records.write_json(path / 'config.json', c.to_dict())
   checkpoints.write_weights(path / checkpoints.WEIGHTS, checkpoints.Weights(
       0, {'params': state.params, 'batch_stats': state.batch_stats},
-      {'data': setup.data_info(parts.dataset)}))
+      {'data': run_data.info(parts.dataset)}))
   loop.evaluate_only(c, path, '')
   assert radii.main([str(path), f'--output={tmp_path}', '--steps=5']) == 0
   stored = np.load(tmp_path / 'tiny-0.npz')

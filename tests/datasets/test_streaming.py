@@ -10,7 +10,7 @@ import pytest
 from at_jax import datasets, errors
 from at_jax.config import default as default_config
 from at_jax.datasets import resized_crop, streaming
-from at_jax.training import setup
+from at_jax.training import run_data
 from tests.fixtures import imagenet
 
 
@@ -134,7 +134,7 @@ def test_wrong_stream_is_one_line(folder, options, expected):
   c = config(folder)
   c.dataset.update(options)
   with pytest.raises(errors.UserError, match=expected) as caught:
-    setup.read_data(c)
+    run_data.read(c)
   assert '\n' not in str(caught.value)
 
 
@@ -143,4 +143,4 @@ def test_missing_grain_is_one_line(folder, monkeypatch):
   monkeypatch.delitem(sys.modules, 'at_jax.datasets.streaming')
   monkeypatch.delattr(datasets, 'streaming')
   with pytest.raises(errors.UserError, match=r"dataset.source = 'stream'.*pip install 'at_jax\[stream\]'"):
-    setup.read_data(config(folder))
+    run_data.read(config(folder))

@@ -8,7 +8,7 @@ import pytest
 from at_jax import config, errors
 from at_jax.attacks import _loops
 from at_jax.config import command_line
-from at_jax.training import ahead_of_time, setup
+from at_jax.training import ahead_of_time, run_data
 
 STEPS = 3
 
@@ -112,7 +112,7 @@ def test_batches_must_divide_over_the_named_devices():
 
 def test_data_of_known_sizes_are_not_read(monkeypatch):
   read = []
-  monkeypatch.setattr(setup, 'read_data', lambda c: read.append(c.dataset.name) or setup.deferred_data(
+  monkeypatch.setattr(run_data, 'read', lambda c: read.append(c.dataset.name) or run_data.deferred(
       c, {'image_shape': (8, 8, 1), 'train_size': 1000}))
   c = config.default()
   assert ahead_of_time.build(c, jax.devices()[:1]).dataset.train_size == 49_000 and not read

@@ -9,7 +9,7 @@ import pytest
 from at_jax import config, errors, models
 from at_jax.config import validation, variants
 from at_jax.datasets import pipeline
-from at_jax.training import setup, user_functions
+from at_jax.training import run_data, setup, user_functions
 
 
 class _Normed(nn.Module):
@@ -143,7 +143,7 @@ def test_a_loader_that_fails_is_one_line(loader, message):
   c = _smoke()
   c.dataset.name = f'{__name__}.{loader}'
   with pytest.raises(errors.UserError, match=f'config.dataset.name = .*{message}'):
-    setup.read_data(c)
+    run_data.read(c)
 
 
 def test_a_file_of_another_format_is_named(tmp_path):
@@ -151,7 +151,7 @@ def test_a_file_of_another_format_is_named(tmp_path):
   np.save(tmp_path / 'mine.npy', np.zeros(3))
   c.dataset.name = str(tmp_path / 'mine.npy')
   with pytest.raises(errors.UserError, match='cannot be read, except .npz files: store the arrays with'):
-    setup.read_data(c)
+    run_data.read(c)
 
 
 @pytest.mark.parametrize('given', [{'epochs': 1}, 'configs/pgd_at_cifar10.py'])

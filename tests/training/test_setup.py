@@ -7,7 +7,7 @@ import pytest
 
 from at_jax import config, errors
 from at_jax.datasets import pipeline
-from at_jax.training import setup
+from at_jax.training import run_data, setup
 from tests.fixtures import data_sets
 
 LOADERS = '''
@@ -43,7 +43,7 @@ def load(tmp_path, monkeypatch):
   def read(name, num_classes=10):
     c = config.default()
     c.dataset.update(name=name, num_classes=num_classes, validation_size=100)
-    return setup.read_data(c)
+    return run_data.read(c)
 
   return read
 
@@ -76,10 +76,10 @@ def test_loader_that_gives_no_data_is_one_line(load, name, pattern):
 def test_dropped_class_needs_one_class_fewer(name, load):
   c = config.default()
   c.dataset.update(name=name, drop_class=3, validation_size=100)
-  found = setup.read_data(c)
+  found = run_data.read(c)
   data_sets.assert_same(found.test, pipeline.load('digits', drop_class=3).test)
   with pytest.raises(errors.UserError, match='config.dataset.num_classes = 10: .* has 9 classes: use that'):
     setup.assemble(c, found)
   c.dataset.drop_class = 10
   with pytest.raises(errors.UserError, match='config.dataset.drop_class = 10: use a class from 0 to 9'):
-    setup.read_data(c)
+    run_data.read(c)
