@@ -20,33 +20,40 @@ trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet jax==0.10.2 jaxlib==0.10.2 numpy==2.4.6
 
-cat > "$folder/compile.py" <<'END'
-import pathlib
-import sys
-import warnings
-
-import jax
-import numpy as np
-
-# A program of its own only: no other is compiled, and its file has more than 1 KiB.
-layers = jax.jit(lambda x: np.float32(2) * jax.numpy.tanh(x @ x.T) @ jax.numpy.sin(x))
-with warnings.catch_warnings(record=True) as caught:
-  warnings.simplefilter('always')
-  layers(np.eye(8, dtype=np.float32)).block_until_ready()
-counts = [sum(f'Error {what} persistent' in str(each.message) for each in caught) for what in ('writing', 'reading')]
-size = sum(path.stat().st_size for path in pathlib.Path(sys.argv[2]).glob('*-cache'))
-write, read = ('' if count == 1 else 's' for count in counts)
-print(f'{sys.argv[1]}: {counts[0]} failed write{write}, {counts[1]} failed read{read}, '
-      f'{"over 1024" if size > 1024 else size} bytes in the cache')
-END
 export JAX_PLATFORMS=cpu JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
-compile() {
-  JAX_COMPILATION_CACHE_DIR="$folder/$2" "$folder/venv/bin/python" "$folder/compile.py" "$1" "$folder/$2"
-}
-{
-  (ulimit -f 1; compile limited kept)
-  compile later kept
-  compile later kept
-  compile 'with an empty cache' empty
-} | tee "$folder/output"
+"$folder/venv/bin/python" - <<'END' | tee "$folder/output"
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+
+# One program, whose file has more than 1 KiB.
+COMPILE = """
+import jax, numpy as np
+layers = jax.jit(lambda x: np.float32(2) * jax.numpy.tanh(x @ x.T) @ jax.numpy.sin(x))
+layers(np.eye(8, dtype=np.float32)).block_until_ready()
+"""
+
+
+def limit():
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+
+def compile_it(name, cache, before=None):
+  warned = subprocess.run([sys.executable, '-W', 'always', '-c', COMPILE], preexec_fn=before, check=True, text=True,
+                          stderr=subprocess.PIPE, env=os.environ | {'JAX_COMPILATION_CACHE_DIR': cache}).stderr
+  writes, reads = (warned.count(f'Error {what} persistent compilation cache') for what in ('writing', 'reading'))
+  size = sum(path.stat().st_size for path in pathlib.Path(cache).glob('*-cache'))
+  print(f'{name}: {writes} failed write{"s" * (writes != 1)}, {reads} failed read{"s" * (reads != 1)}, '
+        f'{"over 1024" if size > 1024 else size} bytes in the cache', flush=True)
+
+
+with tempfile.TemporaryDirectory() as kept, tempfile.TemporaryDirectory() as empty:
+  compile_it('limited', kept, limit)
+  compile_it('later', kept)
+  compile_it('later', kept)
+  compile_it('with an empty cache', empty)
+END
 diff <(sed -n 's/^#   //p' "$0") "$folder/output"
