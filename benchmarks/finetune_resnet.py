@@ -6,10 +6,12 @@
 The network was trained without attacks on CIFAR-10. `finetune_cifar10.py:pretrained` fine-tunes it with
 N-FGSM at 8/255 on --n images. First every rate of --rates trains two epochs on 4,000 images; the one with the
 highest robust accuracy on the validation split is used, among those that keep 80 % clean accuracy there. Then
-each row trains --epochs epochs. Its operating point is attacked with PGD-20 and autoattack_fast, with an
-audit, on 500 test images.
+each row trains --epochs epochs. Its operating point is attacked with PGD-20 and fast AutoAttack, with an
+audit, on 500 test images; so is the last stored checkpoint that keeps 90 % clean accuracy on the validation
+split, if there is one.
 
   constant    the loss at x' alone, two passes an image; at most 14 points of clean accuracy less
+  ramp        the radius grows from 0 with each step, up to the last epoch; batches of 64, a shorter warm-up
   clean       the loss at x too, three passes
   controller  the radius of all grows while clean accuracy is at most 4 points less
   radius      a radius for each example
@@ -24,9 +26,11 @@ run again. Records go to --output, checkpoints to --scratch. Needs the packages 
 """
 
 import argparse
+from collections.abc import Callable
 import importlib.util
 import json
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -34,20 +38,22 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
+from sittings import head, line
 
-from at_jax import attacks, xla_flags
+from at_jax import attacks, training, xla_flags
 from at_jax.datasets import pipeline
-from at_jax.training import restore
+from at_jax.training import records, restore
 
 xla_flags.tune()  # before the first array starts XLA
 
 ROOT = pathlib.Path(__file__).parents[1]
-ROWS = {'constant': ('', {}), 'controller': ('-controller', {'finetune.tolerance': .04}),
-        'clean': ('', {'finetune.clean_weight': 1.}), 'radius': ('-radius', {}), 'dual': ('-dual', {})}
+ROWS = ('constant', 'ramp', 'controller', 'clean', 'radius', 'dual')
 TUNING = dict(n=4_000, epochs=2)
-VALIDATION, TESTED, KEPT = 500, 500, .8
-RECORDS = ('config.json', 'metrics.jsonl', 'results.json', 'verdicts.npz')
+VALIDATION, TESTED, BATCH, KEPT = 500, 500, 125, .8
+# Not results.json: it is of 16 images, like the fields `evaluate` of config.json.
+RECORDS = ('config.json', 'metrics.jsonl')
 
 
 class OutOfTime(Exception):
@@ -72,12 +78,11 @@ def write_data(path: pathlib.Path, images: str, n: int) -> pathlib.Path:
   return path
 
 
-def command(form: str, workdir: pathlib.Path, fields: dict[str, Any], deadline: float, mode: str = 'train'
-            ) -> None:
+def command(form: str, workdir: pathlib.Path, fields: dict[str, Any], deadline: float) -> None:
   """Runs at_jax.main until it ends or the deadline."""
   process = subprocess.Popen(
       [sys.executable, '-m', 'at_jax.main', f'--config=configs/finetune_cifar10.py:pretrained{form}',
-       f'--workdir={workdir}', f'--mode={mode}',
+       f'--workdir={workdir}',
        *(f'--config.{name}={value}' for name, value in fields.items())], cwd=ROOT)
   try:
     code = process.wait(max(deadline - time.monotonic(), 0))
@@ -97,8 +102,18 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
 
 def fields_of(data: pathlib.Path, rate: float, epochs: int) -> dict[str, Any]:
   return {'finetune.source': source(), 'dataset.name': data, 'dataset.validation_size': VALIDATION,
-          'finetune.learning_rate': rate, 'epochs': epochs, 'checkpoint.every_steps': 50,
-          'validate.batch_size': VALIDATION // 4}
+          'finetune.learning_rate': rate, 'epochs': epochs, 'validate.batch_size': VALIDATION // 4,
+          # Of 20,000 images and batches of 64, three in an epoch: points of the curve between its ends.
+          'checkpoint.every_steps': 104, 'checkpoint.keep': 20}
+
+
+def row_of(name: str, epochs: int) -> tuple[str, dict[str, Any]]:
+  """The variant of the configuration, and the fields of a row."""
+  if name in ('controller', 'radius', 'dual'):
+    return f'-{name}', {'finetune.tolerance': .04} if name == 'controller' else {}
+  return '', {'constant': {}, 'clean': {'finetune.clean_weight': 1.},
+              'ramp': {'attack.ramp_epochs': (0, epochs - 1), 'batch_size': 64,
+                       'finetune.warmup_epochs': .5}}[name]
 
 
 def train(form: str, workdir: pathlib.Path, fields: dict[str, Any], deadline: float) -> None:
@@ -119,40 +134,86 @@ def best_rate(rates: list[float], scratch: pathlib.Path, data: pathlib.Path, dea
                                      else (-1, last[rate]['clean'])))
 
 
-def evaluate(form: str, workdir: pathlib.Path, kept: pathlib.Path, fields: dict[str, Any], audit: int,
-             deadline: float) -> None:
-  """Attacks the operating point of a trained row, in a copy without its optimizer."""
-  if not (kept / 'results.json').exists():
-    restore.export(workdir, kept)
-  if 'autoattack_fast' not in read(kept)['robust']:
-    command(form, kept, fields | {
-        'evaluate.attacks': "('pgd20','autoattack_fast')", 'evaluate.num_examples': TESTED,
-        'evaluate.audit': audit, 'evaluate.batch_size': 125}, deadline, mode='evaluate')
-  if 'autoattack_fast' not in read(kept)['robust']:  # somebody sent it a signal
-    raise OutOfTime
+def in_batches(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+  return np.concatenate([np.asarray(function(*(each[first:first + BATCH] for each in arrays)))
+                         for first in range(0, len(arrays[0]), BATCH)])
+
+
+def points(run: training.Run, workdir: pathlib.Path) -> dict[str, int]:
+  """The steps of the checkpoints that are attacked, by name."""
+  x, y = pipeline.to_unit(run.dataset.validation.images), run.dataset.validation.labels
+  found = {'operating point': read(workdir)['finetune']['chosen']}
+  for step in sorted(restore.steps(workdir), reverse=True):
+    if (np.argmax(in_batches(restore.deployed(run, workdir, step), x), -1) == y).mean() >= .9:
+      return found if step in found.values() else found | {'90 % clean': step}
+  return found
+
+
+def evaluate(run: training.Run, model: jax.tree_util.Partial, audit: int, state: pathlib.Path, deadline: float
+             ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """Attacks a checkpoint on test images: accuracies, and verdicts as bool[TESTED]."""
+  split, _ = pipeline.subset(run.dataset.test, TESTED)
+  x, y, key = pipeline.to_unit(split.images), split.labels, jax.random.key(0)
+
+  def pgd(x: np.ndarray, y: np.ndarray, index: np.ndarray) -> np.ndarray:
+    return ~attacks.pgd(model, x, y, key, index=index, epsilon=8 / 255, step_size=2 / 255,
+                        num_steps=20).success
+
+  def in_time(_) -> None:
+    if time.monotonic() > deadline:
+      raise OutOfTime  # the state is written first
+
+  found = attacks.autoattack(
+      model, x, y, key, epsilon=8 / 255, version='fast', batch_size=BATCH, audit=audit, state_path=state,
+      progress=in_time, warn=lambda line: print(line, file=sys.stderr))
+  verdicts = {'clean': found.clean, 'pgd20': found.clean & in_batches(pgd, x, y, np.arange(TESTED)),
+              'autoattack_fast': found.robust}
+  return ({'n': TESTED, 'audit': str(found.audit), 'seconds': found.seconds}
+          | {name: float(each.mean()) for name, each in verdicts.items()}, verdicts)
+
+
+def record(workdir: pathlib.Path, audit: int, kept: pathlib.Path, deadline: float) -> None:
+  """Attacks the points of a row that have no record yet."""
+  path = kept / 'points.json'
+  found = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {
+      'command': shlex.join(['python', *sys.argv]), 'versions': records.versions(),
+      'finetune': read(workdir)['finetune'], 'points': {}}
+  kept.mkdir(parents=True, exist_ok=True)
+  for name in RECORDS:
+    shutil.copy(workdir / name, kept)
+  run, _ = restore.load(workdir)  # once: its models share compiled programs
+  for name, step in points(run, workdir).items():
+    if name not in found['points']:
+      scores, verdicts = evaluate(run, restore.deployed(run, workdir, step), audit,
+                                  workdir / f'state-{step}.npz', deadline)
+      found['points'][name] = {'step': step, 'epoch': step / run.steps_per_epoch} | scores
+      np.savez_compressed(kept / f'verdicts-{step}.npz', **verdicts)
+      path.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
 
 
 def show(output: pathlib.Path) -> None:
-  """Prints the table of finished rows, and the curves on the validation split."""
-  found = {name: read(output / name) for name in ROWS if (output / name / 'results.json').exists()}
-  print('| row | epoch | clean | PGD-20 | AutoAttack, fast | clean, robust on the validation split |\n'
-        '|---|---|---|---|---|---|')
-  for name, results in found.items():
-    curve = results['finetune']
-    epoch = next(point['epoch'] for point in curve['curve'] if point['step'] == curve['chosen'])
-    points = [curve['start'], *curve['curve']]
-    pairs = '; '.join(f'{100 * each["clean"]:.1f}, {100 * each["robust"]:.1f}' for each in points)
-    robust = results['robust']
-    print(f'| {name} | {epoch:g} | {results["clean"]:.1%} | {robust["pgd20"]:.1%} | '
-          f'{robust["autoattack_fast"]:.1%} | {pairs} |')
-  for name, results in found.items():
-    for audit in results.get('audits', {}).values():
-      print(f'- {name}: {attacks.Audit(**audit)}')
+  """Prints the table of attacked points, and the curves on the validation split."""
+  rows = {name: json.loads((output / name / 'points.json').read_text(encoding='utf-8'))
+          for name in ROWS if (output / name / 'points.json').exists()}
+  head('row', 'checkpoint', 'epoch', 'clean', 'PGD-20', 'AutoAttack, fast')
+  for row, found in rows.items():
+    for name, each in found['points'].items():
+      line(row, name, f'{each["epoch"]:.2f}',
+           *(f'{each[score]:.1%}' for score in ('clean', 'pgd20', 'autoattack_fast')))
+  print()
+  for row, found in rows.items():
+    for name, each in found['points'].items():
+      print(f'- {row}, {name}: {each["audit"]}')
+  print('\nClean and robust accuracy (PGD-10) on the validation split, before training and after each epoch:')
+  for row, found in rows.items():
+    pairs = '; '.join(f'{100 * each["clean"]:.1f}, {100 * each["robust"]:.1f}'
+                      for each in [found['finetune']['start'], *found['finetune']['curve']])
+    print(f'- {row}: {pairs}')
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('rows', nargs='*', metavar='ROW', default=list(ROWS), help=', '.join(ROWS))
+  parser.add_argument('rows', nargs='*', metavar='ROW', default=ROWS, help=', '.join(ROWS))
   parser.add_argument('--hours', type=float, default=8)
   parser.add_argument('--images', default='cifar10', help='data set of at_jax.datasets, or .npz file')
   parser.add_argument('--n', type=int, default=20_000, help='training images')
@@ -174,13 +235,10 @@ def main() -> None:
     data = write_data(scratch / f'data-{arguments.n}.npz', arguments.images, arguments.n)
     rate = best_rate(arguments.rates, scratch, small, deadline)
     for row in arguments.rows:
-      form, fields = ROWS[row]
+      form, fields = row_of(row, arguments.epochs)
       fields = fields_of(data, rate, arguments.epochs) | fields
       train(form, scratch / row, fields, deadline)
-      evaluate(form, scratch / row, scratch / 'exported' / row, fields, arguments.audit, deadline)
-      (arguments.output / row).mkdir(parents=True, exist_ok=True)
-      for name in RECORDS:
-        shutil.copy(scratch / 'exported' / row / name, arguments.output / row)
+      record(scratch / row, arguments.audit, arguments.output / row, deadline)
   except OutOfTime:
     print('the hours are over: the same command goes on', file=sys.stderr)
   show(arguments.output)

@@ -3,9 +3,10 @@
 #
 # Versions: jax 0.10.2, jaxlib 0.10.2, NumPy 2.4.6, Python 3.11.
 # Behaviour: with JAX_COMPILATION_CACHE_DIR, each compiled program is written straight to its final name, not to
-# a temporary one that is renamed. If the disk is full at that moment, or the process is killed, a part of the
-# file stays. Every later process finds it, warns that it cannot be read, compiles the program, and does not
-# write it, since a file of that name exists. The program is compiled at each start from then on.
+# a temporary one that is renamed. If the disk is full at that moment, a part of the file stays; so it may when
+# the process is killed, which is not shown here. Every later process finds it, warns that it cannot be read,
+# compiles the program, and does not write it, since a file of that name exists. The program is compiled at each
+# start from then on. That is so without a limit of the cache's size (jax_compilation_cache_max_size), the default.
 # Expected: the warning once, and a whole file after it; or no file at all after a write that failed.
 # Here the first process may write files of at most 1 KiB, as with a disk that is nearly full. The later ones
 # have no limit.

@@ -5,11 +5,10 @@
 # if python3 is older. It needs no TPU, because libtpu compiles for one that is described.
 # Behaviour: layers of 1,024 units on 1,024 examples, bfloat16, all with the same weights, compiled for a v5e. The
 # arguments and the output are 6 MiB, and every array between two layers is in VMEM, memory space 1 in the text of
-# the program. The count adds each of these arrays where it is written and where it is read, and the arguments again
-# where they are copied to VMEM. So it grows with the layers, while only 6 MiB cross the interface of HBM.
+# the program. The count has 6 MiB for each layer, its input, the weights and its output, and 8 MiB for the copies of
+# both arguments to VMEM. So it grows with the layers, while only 6 MiB cross the interface of HBM.
 # Expected: bytes of HBM, since the bandwidth that vendors publish, and by which one divides them, is that of HBM. At
-# 819 GB/s, the 104 MiB of 16 layers take 133 µs, and 6 MiB take 8 µs; their FLOPs take 174 µs at 197 TFLOP/s. Larger
-# networks show it too: they seem to be bound by memory where they are bound by FLOPs.
+# 819 GB/s, the 104 MiB of 16 layers take 133 µs, and 6 MiB take 8 µs; their FLOPs take 174 µs at 197 TFLOP/s.
 # Output:
 #   1 layer: 14 MiB accessed, 6 MiB of arguments and output, 0 MiB of temporaries in HBM, 0 of 0 arrays in VMEM
 #   4 layers: 32 MiB accessed, 6 MiB of arguments and output, 0 MiB of temporaries in HBM, 3 of 3 arrays in VMEM

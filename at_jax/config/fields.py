@@ -279,7 +279,8 @@ FIELDS |= _group('attack', {
                            'and `nuclear` have a step of their own.', _POSITIVE),
     'num_steps': Field(10, 'Steps of the inner attack.', _whole(1), _ATTACKED),
     'ramp_epochs': Field((), 'ε schedule: radius and step size are 0 until the first of these epochs and '
-                         'grow by each step to their whole at the second; `()` for a constant radius.',
+                         'grow linearly, a little with each step, to their whole at the second; `()` for a '
+                         'constant radius.',
                          _RAMP, _ATTACKED),
     'reset_epochs': Field(40, 'FGSM-PGI: epochs after which the attack starts at random again.', _whole(1),
                           _equals('loss', 'fgsm_pgi')),
@@ -517,7 +518,7 @@ def flatten(tree: dict, prefix: str = '') -> dict:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-  """Suggests the fields that end in the same name as an unknown one, or else the closest field.
+  """Suggests the fields of any group with the name of an unknown one, or else the closest field.
 
   Args:
     name: the unknown field.
@@ -533,9 +534,9 @@ def nearest(name: str, known: Collection[str]) -> str:
     >>> nearest('learning_rate', ['epochs', 'finetune.learning_rate', 'optimizer.learning_rate'])
     "did you mean 'finetune.learning_rate' or 'optimizer.learning_rate'? known: epochs, finetune, optimizer"
   """
-  group, _, last = name.rpartition('.')
+  group = name.rpartition('.')[0]
   siblings = [each for each in known if each.rpartition('.')[0] == group]
-  namesakes = [repr(each) for each in known if each.rpartition('.')[2] == last]
+  namesakes = [repr(each) for each in known if not group and each.endswith(f'.{name}')]
   hint = (f'did you mean {" or ".join(namesakes)}? ' if namesakes
           else errors.nearest(name, known).partition('known:')[0])
   if len(siblings) < 2:

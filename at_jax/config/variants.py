@@ -56,9 +56,9 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Sets a small network for eight epochs of the whole data: minutes on two cores.
 
   The method stays; its attack takes five steps, or one. Network, epochs, radius and learning rates are the
-  same for every method, so that the results can be compared. Methods that begin late begin at epoch 5,
-  where the learning rate first decays: DUCAT loses accuracy if training continues for long at a high
-  rate.
+  same for every method, so that the results can be compared; files in configs/ say where they differ.
+  Methods that begin late begin at epoch 5, where the learning rate first decays: DUCAT loses accuracy if
+  training continues for long at a high rate.
 
   Args:
     config: a whole configuration.

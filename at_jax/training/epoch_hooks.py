@@ -99,7 +99,9 @@ def at_end(run: setup.Run, epoch: int, eval_variables: EvalVariables) -> list[En
   due = (epoch + 1) % c.validate.every_epochs == 0 or epoch + 1 == c.epochs or tunes
   if due and len(run.dataset.validation.labels):
     hooks.append(functools.partial(validate, eval_variables=eval_variables))
-    if validation.single_step(fields.flatten(c.to_dict())) and epoch_plan.method_started(c, epoch):
+    # While the radius grows a model is not robust yet, and one step of the whole radius is weaker than PGD.
+    grown = not c.attack.ramp_epochs or epoch + 1 >= c.attack.ramp_epochs[1]
+    if grown and validation.single_step(fields.flatten(c.to_dict())) and epoch_plan.method_started(c, epoch):
       hooks.append(watch_overfitting)
     if tunes:
       hooks.append(regulate)

@@ -79,10 +79,12 @@ def epoch_values(config: ml_collections.ConfigDict, epoch: int) -> step_lib.Epoc
     tau = jnp.asarray(config.finetune.tau, jnp.int32)
   lam = _lam(config.weights, epoch, config.epochs) if config.weights.kind == 'geometry' else None
   beta = config.beta * schedules.ramp(epoch, *config.beta_ramp_epochs) if config.beta_ramp_epochs else None
+  scheduled = jnp.asarray(epoch) if config.attack.ramp_epochs else None
   fresh = jnp.asarray(epoch % config.attack.reset_epochs == 0) if config.loss == 'fgsm_pgi' else None
   return step_lib.EpochValues(jnp.asarray(epoch >= config.weights.start_epoch), tau,
                               jnp.asarray(epoch >= _calibrated_from(config)),
-                              jnp.asarray(epoch >= config.dataset.autoaugment_start_epoch), lam, beta, fresh)
+                              jnp.asarray(epoch >= config.dataset.autoaugment_start_epoch), lam, scheduled,
+                              beta, fresh)
 
 
 def _lam(w: ml_collections.ConfigDict, epoch: int, epochs: int) -> jax.Array:

@@ -14,7 +14,7 @@ from at_jax.models import deployed as deployed_lib
 from at_jax.models import dual_batchnorm, layers
 
 
-def deployed(config: ml_collections.ConfigDict, dtype: str | None = None) -> deployed_lib.Network:
+def build(config: ml_collections.ConfigDict, dtype: str | None = None) -> deployed_lib.Network:
   """Makes the deployed network of a configuration, with dual BatchNorm if fine-tuning asks for it.
 
   Args:
@@ -40,12 +40,15 @@ def for_search(config: ml_collections.ConfigDict) -> deployed_lib.Network | None
     config: the configuration.
 
   Returns:
-    A `Network` that takes the same variables, or None for that of `deployed`.
+    A `Network` that takes the same variables, or None for that of `build`.
+
+  Raises:
+    errors.UserError: as `build`.
   """
   dtype = config.evaluate.search_dtype
   if dtype in ('', config.model.get('dtype', 'float32')):
     return None
-  return deployed(config, dtype)
+  return build(config, dtype)
 
 
 def maker(config: ml_collections.ConfigDict) -> Callable[..., nn.Module]:
@@ -107,7 +110,7 @@ def check_normalize(config: ml_collections.ConfigDict, channels: int) -> None:
 
   Args:
     config: the configuration.
-    channels: of the images.
+    channels: number of channels of the images.
 
   Raises:
     errors.UserError: if they do not fit the channels or the range.

@@ -64,7 +64,7 @@ def build(config: ml_collections.ConfigDict, *, dataset: pipeline.Dataset | None
   """
   validation.check(config, warn)
   check_devices(config)
-  networks.deployed(config)  # only for its errors, before the data are read
+  networks.build(config)  # only for its errors, before the data are read
   run = assemble(config, dataset or run_data.read(config))
   _warn_of_data(config, run.dataset, warn)
   return run
@@ -111,7 +111,7 @@ def assemble(config: ml_collections.ConfigDict, dataset: pipeline.Dataset | pipe
                            f'use at most the {dataset.train_size} training examples')
   names = ('init', 'order', 'train', 'evaluate', 'optimizer')
   keys = dict(zip(names, jax.random.split(_key(config.seed), len(names)), strict=True))
-  return Run(config, dataset, networks.deployed(config),
+  return Run(config, dataset, networks.build(config),
              *optimizers.make(config, steps_per_epoch=steps_per_epoch, key=keys['optimizer']),
              steps_per_epoch, keys)
 

@@ -69,6 +69,7 @@ class EpochValues(NamedTuple):
     calibrated: bool[], factors per class are used; otherwise all are exactly 1.
     autoaugmented: bool[], AutoAugment is used, if the recipe has it.
     lam: f32[], λ of `gairat.weigh`; None for other weights.
+    epoch: i32[], the epoch, from which the schedule of ε goes on with each step; None without one.
     beta: f32[], β of the epoch; None for that of the recipe.
     fresh: bool[], the attack starts at random and not where the epoch before ended; None if it carries
       nothing over.
@@ -78,6 +79,7 @@ class EpochValues(NamedTuple):
   calibrated: Array | bool = True
   autoaugmented: Array | bool = True
   lam: Array | None = None
+  epoch: Array | None = None
   beta: Array | None = None
   fresh: Array | None = None
 
@@ -104,7 +106,7 @@ class Recipe(NamedTuple):
     awp_gamma: γ of `awp.awp_value_and_grad`.
     views: number of augmentations of each example per step; each is attacked.
     steps_per_epoch: number of steps after which `cfa.ClassCounts` are reset.
-    ramp_epochs: as `config.attack.ramp_epochs`: the schedule of ε, in which each step has its own radius.
+    ramp_epochs: as `config.attack.ramp_epochs`, the schedule of ε; each step has its own radius.
     calibration: what is calibrated by class.
     uses_teacher: pass the logits of the teacher at x to the objective, as `reference`.
     regulate: `(tuning, index, robust, axis_name=…) -> tuning`, or None.
@@ -207,8 +209,9 @@ def _examples(state, images, labels, index, key, values, recipe, by_class, axis_
   logits = recipe.network.deployed if recipe.attack_folded else recipe.network.logits
   tuned = isinstance(state.tuning, finetune.Tuning)
   scale = finetune.attack_scale(state.tuning, index) if tuned else None
-  if recipe.ramp_epochs:
-    scale = _ramp(state, recipe) if scale is None else _ramp(state, recipe) * scale
+  if values.epoch is not None:
+    ramp = _ramp(state, values, recipe)
+    scale = ramp if scale is None else ramp * scale
   epsilon = None if by_class.epsilon is None else by_class.epsilon[y]
   options = {'tau': values.tau, 'epsilon': epsilon, 'scale': scale,
              'beta': _beta(values, recipe) if recipe.attack_beta else None}
@@ -237,15 +240,17 @@ def _prior(state, x, index, key, values, recipe) -> Array:
   """x + δ₀: the perturbation that each example had in the epoch before, or random signs."""
   signs = jnp.where(inner_attacks_lib.unit_noise(x, key, index) < 0, -1, 1).astype(x.dtype)
   before = _carried(state, index, x, recipe)
-  return jnp.clip(x + jnp.where(values.fresh, _radius(state, recipe) * signs, before), 0, 1)
+  return jnp.clip(x + jnp.where(values.fresh, _radius(state, values, recipe) * signs, before), 0, 1)
 
 
-def _ramp(state: TrainState, recipe: Recipe) -> Array:
-  return schedules.ramp(state.step / recipe.steps_per_epoch, *recipe.ramp_epochs)
+def _ramp(state: TrainState, values: EpochValues, recipe: Recipe) -> Array:
+  # Not state.step alone: steps that only estimate statistics of BatchNorm count from 0.
+  share = state.step % recipe.steps_per_epoch / recipe.steps_per_epoch
+  return schedules.ramp(values.epoch + share, *recipe.ramp_epochs)
 
 
-def _radius(state: TrainState, recipe: Recipe) -> float | Array:
-  return _ramp(state, recipe) * recipe.radius if recipe.ramp_epochs else recipe.radius
+def _radius(state: TrainState, values: EpochValues, recipe: Recipe) -> float | Array:
+  return recipe.radius if values.epoch is None else _ramp(state, values, recipe) * recipe.radius
 
 
 def _beta(values: EpochValues, recipe: Recipe) -> float | Array:
@@ -361,7 +366,7 @@ def update(state: TrainState, examples: Examples, index: Array, values: EpochVal
   if recipe.regulate is not None:
     tuning = recipe.regulate(tuning, index, examples.robust, axis_name=axis_name)
   elif recipe.replays:
-    moved = free_at.ascend(examples.x, examples.x_adv, slope, _radius(state, recipe))
+    moved = free_at.ascend(examples.x, examples.x_adv, slope, _radius(state, values, recipe))
     tuning = carried.store(tuning, _places(index, axis_name), moved, recipe.radius, axis_name=axis_name)
   elif examples.moved is not None:
     tuning = carried.store(tuning, index, examples.moved, recipe.radius, axis_name=axis_name)

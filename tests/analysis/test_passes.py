@@ -27,11 +27,11 @@ def test_passes_of_a_step(name, forward, backward):
 
 
 # :small has K = 5 and eight epochs. DUCAT passes x too in the last three; on TRADES it adds two passes.
-# Free-AT replays each batch four times. Fine-tuning has 20 clean epochs, then four with a teacher.
+# Free-AT has four epochs of four replays. Fine-tuning has 20 clean epochs, then four with a teacher.
 @pytest.mark.parametrize('name, forward, backward', [
     ('pgd_at_cifar10.py:small', 48, 48), ('n_fgsm_cifar10.py:small', 16, 16),
     ('at_jax_cifar10.py:small', 32, 32),  # 16 epochs of one step and an update
-    ('free_at_cifar10.py:small', 32, 32), ('ducat_cifar10.py:small', 5 * 6 + 3 * 7, 5 * 6 + 3 * 7),
+    ('free_at_cifar10.py:small', 16, 16), ('ducat_cifar10.py:small', 5 * 6 + 3 * 7, 5 * 6 + 3 * 7),
     ('ducat_trades_cifar10.py:small', 5 * 8 + 3 * 10, 5 * 7 + 3 * 9),
     ('finetune_cifar10.py:small', 20 + 4 * (5 + 1 + 2 + 1), 20 + 4 * (5 + 2))])
 def test_passes_of_a_training(name, forward, backward):

@@ -5,14 +5,25 @@ import numpy as np
 import optax
 import pytest
 
+from at_jax import attacks
 from at_jax.config import fields
 from at_jax.methods import weight_averaging
 from at_jax.training import batchnorm, setup
+
+SCALES = []  # of the radii of `recorded`
 
 
 def averaged_sgd(learning_rate):
   """An optimizer of one's own that keeps an average."""
   return optax.chain(optax.sgd(learning_rate), weight_averaging.ema(.9))
+
+
+def recorded(*, norm, epsilon, step_size, num_steps, decide):
+  """An inner attack that moves nothing, and records by what its radius is multiplied."""
+  def attack(logits_fn, x, y, key, index, scale):
+    jax.debug.callback(lambda scale: SCALES.append(float(scale)), scale)
+    return attacks.AttackResult(x, y < 0, y, 0. * y)
+  return attack
 
 
 def start(**optimizer):
@@ -49,6 +60,17 @@ def test_averages_get_statistics_of_the_training_data(optimizer):
   np.testing.assert_allclose(statistics['var'], out.var((0, 1, 2)), rtol=.1)
   again = batchnorm.reestimate_batchnorm(run)(state)
   jax.tree.map(np.testing.assert_array_equal, found, again)
+
+
+def test_statistics_are_those_of_the_radius_of_the_epoch():
+  run, state, _ = start(ema_decay=.9)
+  c = run.config.copy_and_resolve_references()
+  c.loss, c.attack.kind, c.attack.ramp_epochs = 'pgd_at', 'tests.training.test_batchnorm.recorded', (1, 2)
+  state = state._replace(step=np.asarray(3 * run.steps_per_epoch, np.int32))
+  SCALES.clear()
+  batchnorm.reestimate_batchnorm(run._replace(config=c))(state)
+  jax.effects_barrier()
+  assert set(SCALES) == {1.}
 
 
 def test_fair_average_gets_statistics_once_it_is_not_empty():

@@ -75,6 +75,14 @@ def test_single_step_attacks_are_watched():
   assert names(epoch_hooks.at_end(run, 1, None)) == ['validate', 'watch_overfitting', 'regulate']
 
 
+def test_a_model_whose_radius_still_grows_is_not_watched():
+  config = finetune_runs.config_of().copy_and_resolve_references()
+  config.attack.kind, config.attack.ramp_epochs, config.epochs = 'n_fgsm', (0, 3), 4
+  run = setup.build(config)
+  watched = ['watch_overfitting' in names(epoch_hooks.at_end(run, epoch, None)) for epoch in (1, 2)]
+  assert watched == [False, True]
+
+
 @pytest.mark.parametrize('bend, single, robust', [(.9, 1., 0.), (0., 1., 1.)])
 def test_overfitting_is_one_line_and_no_best_checkpoint(bend, single, robust, capsys):
   # The margin is | |x − ½| − .9 ε | − .05 ε, or constant. It is negative in a narrow valley only, into which

@@ -125,15 +125,16 @@ def test_each_step_of_a_schedule_has_its_own_radius():
   radii = []
 
   def observed(logits_fn, x, y, key, index, scale):
-    jax.debug.callback(lambda scale: radii.append(float(scale)), scale)
+    jax.debug.callback(lambda scale: radii.append(float(scale)), scale, ordered=True)
     return attacks.AttackResult(x, y < 0, y, 0. * y)
 
   recipe = make()._replace(attack=observed, ramp_epochs=(1, 3), steps_per_epoch=2)
   state = init(recipe, jnp.zeros((2, 8, 8, 1)))
   step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
   images, y = jnp.zeros((2, 8, 8, 1), jnp.uint8), jnp.arange(2)
-  for _ in range(8):
-    state, _ = step(state, images, y, y, jax.random.key(0))
+  for number in range(8):
+    values = step_lib.EpochValues(epoch=jnp.asarray(number // 2))
+    state, _ = step(state, images, y, y, jax.random.key(0), values)
   jax.effects_barrier()
   np.testing.assert_allclose(radii, np.interp(np.arange(8) / 2, [1, 3], [0, 1]))
 
