@@ -159,8 +159,9 @@ def test_ascend_stays_in_the_ball_and_the_bounds():
 def test_fgsm_pgi_starts_within_the_ramped_radius():
   # A schedule of ε multiplies the radius, so at 0 the random start of the first epoch is x itself.
   x = jnp.full((2, 4), .5)
-  state, recipe = types.SimpleNamespace(tuning=jnp.zeros((2, 4), jnp.int8)), types.SimpleNamespace(radius=.1)
-  for scale, moved in ((None, .1), (.5, .05), (0., 0.)):
-    values = step_lib.EpochValues(fresh=True, scale=scale)
+  recipe = types.SimpleNamespace(radius=.1, ramp_epochs=(0, 2), steps_per_epoch=4)
+  for epoch, step, moved in ((None, 0, .1), (0, 0, 0.), (0, 2, .025), (1, 4, .05), (1, 7, .0875), (2, 8, .1)):
+    state = types.SimpleNamespace(tuning=jnp.zeros((2, 4), jnp.int8), step=step)
+    values = step_lib.EpochValues(fresh=True, epoch=epoch)
     start = step_lib._prior(state, x, jnp.arange(2), jax.random.key(0), values, recipe)
     np.testing.assert_allclose(jnp.abs(start - x), moved, atol=1e-7)
