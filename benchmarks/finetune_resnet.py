@@ -6,9 +6,9 @@
 The network was trained without attacks on CIFAR-10. `finetune_cifar10.py:pretrained` fine-tunes it with
 N-FGSM at 8/255 on --n images. First every rate of --rates trains two epochs on 4,000 images; the one with the
 highest robust accuracy on the validation split is used, among those that keep 80 % clean accuracy there. Then
-each row trains --epochs epochs. Its operating point is attacked with PGD-20 and fast AutoAttack, with an
-audit, on 500 test images; so is the last stored checkpoint that keeps 90 % clean accuracy on the validation
-split, if there is one.
+each row trains --epochs epochs. Three checkpoints are attacked with PGD-20 and fast AutoAttack, with an
+audit, on 500 test images: the operating point, the last one, and the last stored one that keeps 90 % clean
+accuracy on the validation split, if there is one.
 
   constant    the loss at x' alone, two passes an image; at most 14 points of clean accuracy less
   ramp        the radius grows from 0 with each step, up to the last epoch; batches of 64, a shorter warm-up
@@ -52,8 +52,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROWS = ('constant', 'ramp', 'controller', 'clean', 'radius', 'dual')
 TUNING = dict(n=4_000, epochs=2)
 VALIDATION, TESTED, BATCH, KEPT = 500, 500, 125, .8
-# Not results.json: it is of 16 images, like the fields `evaluate` of config.json.
-RECORDS = ('config.json', 'metrics.jsonl')
 
 
 class OutOfTime(Exception):
@@ -142,10 +140,14 @@ def in_batches(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.n
 def points(run: training.Run, workdir: pathlib.Path) -> dict[str, int]:
   """The steps of the checkpoints that are attacked, by name."""
   x, y = pipeline.to_unit(run.dataset.validation.images), run.dataset.validation.labels
-  found = {'operating point': read(workdir)['finetune']['chosen']}
-  for step in sorted(restore.steps(workdir), reverse=True):
-    if (np.argmax(in_batches(restore.deployed(run, workdir, step), x), -1) == y).mean() >= .9:
-      return found if step in found.values() else found | {'90 % clean': step}
+  steps = sorted(restore.steps(workdir), reverse=True)
+  accurate = (step for step in steps if (
+      np.argmax(in_batches(restore.deployed(run, workdir, step), x), -1) == y).mean() >= .9)
+  found = {}
+  for name, step in (('operating point', read(workdir)['finetune']['chosen']), ('last', steps[0]),
+                     ('90 % clean', next(accurate, None))):
+    if step is not None and step not in found.values():
+      found[name] = step
   return found
 
 
@@ -179,8 +181,12 @@ def record(workdir: pathlib.Path, audit: int, kept: pathlib.Path, deadline: floa
       'command': shlex.join(['python', *sys.argv]), 'versions': records.versions(),
       'finetune': read(workdir)['finetune'], 'points': {}}
   kept.mkdir(parents=True, exist_ok=True)
-  for name in RECORDS:
-    shutil.copy(workdir / name, kept)
+  # Not results.json: it is of 16 images, like the fields `evaluate` of config.json.
+  shutil.copy(workdir / 'metrics.jsonl', kept)
+  config = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+  for group, field in (('finetune', 'source'), ('dataset', 'name')):  # paths of this machine
+    config[group][field] = pathlib.Path(config[group][field]).name
+  (kept / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
   run, _ = restore.load(workdir)  # once: its models share compiled programs
   for name, step in points(run, workdir).items():
     if name not in found['points']:
