@@ -140,8 +140,10 @@ def _check_names(arguments: Sequence[str], known: dict) -> None:
       continue
     field = name.removeprefix('config.')
     if field not in known:
+      member = next((each for each in known if each.startswith(f'{field}.')), None)
       raise errors.UserError(f'--{name}', argument.partition('=')[2],
-                             f'no such field; {fields.nearest(field, known)}')
+                             f'it is a group of fields: use one of them, such as --config.{member}' if member
+                             else f'no such field; {fields.nearest(field, known)}')
 
 
 def _read(argv: list[str], known: dict | None = None) -> flags.FlagValues:
@@ -160,7 +162,7 @@ def _read(argv: list[str], known: dict | None = None) -> flags.FlagValues:
       name, _, value = argument.partition('=')
       default = (known or {}).get(name.lstrip('-').removeprefix('config.'))
       if default is not None and str(error).startswith(f'flag {argument}: '):
-        default = tuple(default) if isinstance(default, list) else default
+        default = (tuple(default) or (1, 2)) if isinstance(default, list | tuple) else default
         kind = {int: 'whole number', bool: 'truth value'}.get(type(default), type(default).__name__)
         raise errors.UserError(name, value, f'use a {kind}, such as {default!r}') from error
     lines = [line for line in str(error).splitlines() if line.strip()]

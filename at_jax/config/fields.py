@@ -168,7 +168,8 @@ _STEPS = _number('tuple of whole numbers ≥ 0', 'use whole numbers of at least 
                  lambda v: all(isinstance(each, int) and each >= 0 for each in v))
 _EPOCHS = _numbers('tuple of rising epochs > 0', 'use epochs above 0 in rising order, or () for none',
                    lambda v: v == sorted(v) and min(v, default=1) > 0)
-_RAMP = _number('() or two whole numbers T₁ ≤ T₂', 'use () or two epochs ≥ 0, the second not below the first',
+_RAMP = _number('() or two whole numbers T₁ ≤ T₂',
+                'use () or two whole epochs ≥ 0, the second not below the first',
                 lambda v: v == [] or _STEPS.remedy('', v) == '' and len(v) == 2 and v[0] <= v[1])
 _RISING = _numbers('tuple of rising epochs', 'use epochs in rising order', lambda v: v == sorted(v))
 _ATTACK_NAMES = Check('tuple of names of `at_jax/evaluation/attack_names.py`', _unknown_attack)
@@ -525,8 +526,8 @@ def nearest(name: str, known: Collection[str]) -> str:
     known: the known fields.
 
   Returns:
-    A clause for the remedy of a `UserError`, with the fields of the same group, or else the groups: all
-    fields would fill the screen.
+    A clause for the remedy of a `UserError`, with the fields of the same group, or else those without a
+    group and the groups: all fields would fill the screen.
 
   Example:
     >>> nearest('attack.epsilon', ['epochs', 'attack.norm', 'attack.epsilon_255'])
@@ -539,7 +540,7 @@ def nearest(name: str, known: Collection[str]) -> str:
   namesakes = [repr(each) for each in known if not group and each.endswith(f'.{name}')]
   hint = (f'did you mean {" or ".join(namesakes)}? ' if namesakes
           else errors.nearest(name, known).partition('known:')[0])
-  if len(siblings) < 2:
+  if not group or len(siblings) < 2:
     siblings = {each.partition('.')[0] for each in known}
   return f'{hint}known: {", ".join(sorted(siblings))}'
 

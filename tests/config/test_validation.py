@@ -93,7 +93,7 @@ def test_wrong_name_is_one_line(arguments, expected, capsys, tmp_path):
     ([QUICK, '--config.attack.kind=n_fgsm', '--config.attack.num_steps=2'],
      ['attack.num_steps = 2: the inner attack n_fgsm takes one step: use 1']),
     ([QUICK, '--config.loss=nuat', '--config.attack.num_steps=2'], ['num_steps', 'nuat takes one step']),
-    ([QUICK, '--config.attack.ramp_epochs=(1,)'], ['attack.ramp_epochs', 'use () or two epochs']),
+    ([QUICK, '--config.attack.ramp_epochs=(1,)'], ['attack.ramp_epochs', 'use () or two whole epochs']),
     ([QUICK, '--config.attack.ramp_epochs=(1, 0)'], ['attack.ramp_epochs', 'not below the first']),
     ([QUICK, '--config.attack.ramp_epochs=(0, 2)'], ['attack.ramp_epochs', 'below epochs = 2']),
     ([QUICK, '--config.loss=trades', '--config.beta_ramp_epochs=(0, 1)', '--config.calibration.beta=True'],
