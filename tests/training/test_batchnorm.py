@@ -10,20 +10,15 @@ from at_jax.config import fields
 from at_jax.methods import weight_averaging
 from at_jax.training import batchnorm, setup
 
-SCALES = []  # of the radii of `recorded`
-
 
 def averaged_sgd(learning_rate):
   """An optimizer of one's own that keeps an average."""
   return optax.chain(optax.sgd(learning_rate), weight_averaging.ema(.9))
 
 
-def recorded(*, norm, epsilon, step_size, num_steps, decide):
-  """An inner attack that moves nothing, and records by what its radius is multiplied."""
-  def attack(logits_fn, x, y, key, index, scale):
-    jax.debug.callback(lambda scale: SCALES.append(float(scale)), scale)
-    return attacks.AttackResult(x, y < 0, y, 0. * y)
-  return attack
+def darken(*, norm, epsilon, step_size, num_steps, decide):
+  """An inner attack that multiplies images by what its radius is multiplied by."""
+  return lambda logits_fn, x, y, key, index, scale=1.: attacks.AttackResult(x * scale, y < 0, y, 0. * y)
 
 
 def start(**optimizer):
@@ -64,13 +59,15 @@ def test_averages_get_statistics_of_the_training_data(optimizer):
 
 def test_statistics_are_those_of_the_radius_of_the_epoch():
   run, state, _ = start(ema_decay=.9)
-  c = run.config.copy_and_resolve_references()
-  c.loss, c.attack.kind, c.attack.ramp_epochs = 'pgd_at', 'tests.training.test_batchnorm.recorded', (1, 2)
-  state = state._replace(step=np.asarray(3 * run.steps_per_epoch, np.int32))
-  SCALES.clear()
-  batchnorm.reestimate_batchnorm(run._replace(config=c))(state)
-  jax.effects_barrier()
-  assert set(SCALES) == {1.}
+  state = state._replace(step=np.asarray(3 * run.steps_per_epoch, np.int32))  # after the radius has grown
+
+  def statistics(*ramp_epochs):
+    c = run.config.copy_and_resolve_references()
+    c.loss, c.attack.kind = 'pgd_at', 'tests.training.test_batchnorm.darken'
+    c.attack.ramp_epochs = ramp_epochs
+    return batchnorm.reestimate_batchnorm(run._replace(config=c))(state)['batch_stats']
+
+  jax.tree.map(np.testing.assert_array_equal, statistics(1, 2), statistics())
 
 
 def test_fair_average_gets_statistics_once_it_is_not_empty():
