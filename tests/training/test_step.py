@@ -121,6 +121,24 @@ def test_attack_logits_are_raw_or_folded():
   assert seen(False) == [20] and seen(True) == [10]
 
 
+def test_each_step_of_a_schedule_has_its_own_radius():
+  def by_radius(logits_fn, x, y, key, index, scale):  # moves every pixel, 0 before, to its scale
+    return attacks.AttackResult(x + scale, y < 0, y, 0. * y)
+
+  recipe = make()._replace(attack=by_radius, ramp_epochs=(1, 3), steps_per_epoch=2)
+  images, y = jnp.zeros((2, 8, 8, 1), jnp.uint8), jnp.arange(2)
+  state = init(recipe, images / 255)
+
+  @jax.jit
+  def scale(step, epoch):
+    values = step_lib.EpochValues(epoch=epoch)
+    return step_lib.attacked(state._replace(step=step), images, y, y, jax.random.key(0), values,
+                             recipe=recipe).x_adv.max()
+
+  found = [scale(jnp.int32(step), jnp.int32(step // 2)) for step in range(8)]
+  np.testing.assert_allclose(found, np.interp(np.arange(8) / 2, [1, 3], [0, 1]))
+
+
 def test_the_update_equals_sgd():
   # One step without an attack: w ← w − lr·(∇ mean CE + wd·w); the momentum begins at the gradient.
   recipe = make()._replace(network=deployed_lib.deploy(SMALL, has_dummies=False), attack=None,
