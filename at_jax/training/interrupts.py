@@ -5,7 +5,7 @@ import contextlib
 import signal
 import threading
 
-from at_jax import devices
+from at_jax import devices, environment
 
 # What schedulers, terminals and users send; Windows has only some of them.
 _NAMES = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU')
@@ -31,7 +31,8 @@ class Preempted(Exception):
 def watch() -> Iterator[list[int]]:
   """Collects the signals that ask a run to end, instead of their usual effect.
 
-  A signal that the parent process ignores (as nohup ignores SIGHUP) stays ignored. After the first signal,
+  A signal that the parent process ignores (as nohup ignores SIGHUP) stays ignored. The first signal is
+  answered with a line, because steps, a validation or a compilation can pass before the run ends; after it
   Ctrl-C has its usual effect again. Outside the main thread, where Python allows no handlers, signals keep
   their usual effect.
 
@@ -43,6 +44,10 @@ def watch() -> Iterator[list[int]]:
 
   def handle(number, frame):
     del frame
+    if not received:
+      with contextlib.suppress(RuntimeError):  # the signal came while another line was printed
+        environment.log(f'{signal.Signals(number).name}: stopping once the state is saved; Ctrl-C stops at '
+                        'once')
     received.append(number)
     if signal.SIGINT in before:
       signal.signal(signal.SIGINT, before[signal.SIGINT])

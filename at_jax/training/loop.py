@@ -232,6 +232,8 @@ def _step_function(run: setup.Run, step: int) -> Iterator[Callable[..., tuple[An
     def take_steps(state, call):
       name = epoch_plan.name(c, call.epoch)
       if name not in programs:
+        if devices.is_first():
+          environment.log(f'compiling the training step ({name})')
         programs[name] = sharding.train_steps(epoch_plan.recipe(run, name), streamed=streamed)
       (images, labels), waited = feed.take() if streamed else (data, 0.)
       state, numbers = programs[name](state, images, labels, call.order, run.keys['train'],

@@ -38,6 +38,15 @@ def test_signal_is_collected_and_named(number):
   assert stopped.value.number == number
 
 
+def test_the_first_signal_is_answered_at_once(capsys):
+  with interrupts.watch():
+    signal.raise_signal(signal.SIGTERM)
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith('SIGTERM: stopping once the state is saved')
+    signal.raise_signal(signal.SIGTERM)
+    assert capsys.readouterr().err == ''
+
+
 def test_second_ctrl_c_ends_at_once():
   with pytest.raises(KeyboardInterrupt), interrupts.watch() as received:
     signal.raise_signal(signal.SIGINT)
