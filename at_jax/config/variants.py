@@ -142,7 +142,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.finetune.start_epoch = min(c.finetune.start_epoch, 1)
   c.attack.ramp_epochs = c.attack.ramp_epochs and (0, 1)
   c.beta_ramp_epochs = c.beta_ramp_epochs and (0, 1)
-  c.replays = 1
+  c.replays = 2
   c.attack.friendly_taus = c.attack.friendly_taus[:2]
   c.attack.friendly_epochs = c.attack.friendly_epochs[:1] and (1,)
   c.optimizer.decay_epochs = (1,)
