@@ -22,6 +22,7 @@ _NEEDED = ('absl', 'ml_collections', 'flax', 'optax', 'libtpu')
 # libtpu would ask the metadata server of a TPU machine for these.
 _NO_TPU = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost',
            'TPU_ACCELERATOR_TYPE': 'v5litepod-8'}
+_REPORT = 2  # the form of the reports in the cache; another number compiles all programs again
 _GIB = 2**30
 
 
@@ -98,8 +99,8 @@ def _plan(arguments: list[str]) -> int:
         return 1
     needed = max(needed, memory['total'])
     step = None if _unknown(reports) else roofline(
-        ahead_of_time.per_step(reports, phase.attack_steps, 'flops'),
-        ahead_of_time.per_step(reports, phase.attack_steps, 'bytes'), chip)
+        *(ahead_of_time.per_step(reports, phase.attack_steps, quantity)
+          for quantity in ('flops', 'hbm_bytes')), chip)
     estimates.append(step and step.seconds * phase.num_steps)
     print('\n'.join(summary(phase, reports, step)), flush=True)
   print('estimate of the run: not known' if None in estimates else
@@ -163,7 +164,7 @@ def _report(lower: Callable[[], Any], what: str, topology: str) -> dict[str, Any
   lowered = lower()
   versions = _versions()
   # The text of the program has all that the configuration and the source decide.
-  made_of = [topology, versions, os.environ.get('LIBTPU_INIT_ARGS', ''), lowered.as_text()]
+  made_of = [_REPORT, topology, versions, os.environ.get('LIBTPU_INIT_ARGS', ''), lowered.as_text()]
   name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
   folder = xla_flags.cache_folder()
   path = folder / 'plans' / f'{name}.json' if folder else None
@@ -193,12 +194,12 @@ class Estimate(NamedTuple):
 
   Attributes:
     flops: FLOPs of one device.
-    bytes: bytes that its operations read and write, also in memory on the chip.
+    hbm_bytes: bytes that its operations read from and write to high-bandwidth memory (HBM).
     compute: seconds for the FLOPs.
-    memory: seconds for the bytes.
+    memory: seconds for the bytes of HBM.
   """
   flops: float
-  bytes: float
+  hbm_bytes: float
   compute: float
   memory: float
 
@@ -210,15 +211,15 @@ class Estimate(NamedTuple):
   @property
   def bound(self) -> str:
     """What takes longer."""
-    return 'FLOPs' if self.compute >= self.memory else 'bytes'
+    return 'FLOPs' if self.compute >= self.memory else 'HBM'
 
 
-def roofline(flops: float, bytes_: float, chip: Chip) -> Estimate:
-  """Estimates the time of a program, max(FLOPs / peak FLOPs per second, bytes / bandwidth).
+def roofline(flops: float, hbm_bytes: float, chip: Chip) -> Estimate:
+  """Estimates the time of a program, max(FLOPs / peak FLOPs per second, bytes of HBM / its bandwidth).
 
   Args:
     flops: FLOPs of one device.
-    bytes_: bytes that its operations read and write.
+    hbm_bytes: bytes that its operations read from and write to HBM.
     chip: peaks of the device.
 
   Returns:
@@ -227,12 +228,12 @@ def roofline(flops: float, bytes_: float, chip: Chip) -> Estimate:
   Example:
     >>> found = roofline(197e12, 3 * 819e9, CHIPS['v5e'])
     >>> found.compute, found.memory, found.seconds, found.bound
-    (1.0, 3.0, 3.0, 'bytes')
+    (1.0, 3.0, 3.0, 'HBM')
 
   Reference: Williams et al., Roofline: An Insightful Visual Performance Model for Multicore Architectures,
   2009.
   """
-  return Estimate(flops, bytes_, flops / chip.flops, bytes_ / chip.bandwidth)
+  return Estimate(flops, hbm_bytes, flops / chip.flops, hbm_bytes / chip.bandwidth)
 
 
 def summary(phase: Any, reports: Mapping[str, Mapping[str, Any]], step: Estimate | None) -> list[str]:
@@ -252,9 +253,11 @@ def summary(phase: Any, reports: Mapping[str, Mapping[str, Any]], step: Estimate
   kinds = ', '.join(f'{kind.replace("_", " ")} {size / 2**20:.1f}'
                     for kind, size in run['memory'].items() if kind != 'total')
   counted, estimate = (
-      (f'{step.flops / 1e9:,.1f} GFLOP, {step.bytes / 1e9:,.2f} GB read and written',
+      (f'{step.flops / 1e9:,.1f} GFLOP, '
+       f'{ahead_of_time.per_step(reports, phase.attack_steps, "bytes") / 1e9:,.2f} GB read and written, '
+       f'{step.hbm_bytes / 1e9:,.2f} GB of them in HBM',
        f'{1e3 * step.seconds:.2f} ms, bound by {step.bound} '
-       f'(FLOPs {1e3 * step.compute:.2f} ms, bytes {1e3 * step.memory:.2f} ms)') if step else
+       f'(FLOPs {1e3 * step.compute:.2f} ms, HBM {1e3 * step.memory:.2f} ms)') if step else
       (f'not known: {_unknown(reports)}; compiled for counting only, not executed by the run', 'not known'))
   return [
       f'phase {phase.name}: {phase.num_steps:,} steps, each with an attack of {phase.attack_steps} steps',

@@ -46,9 +46,9 @@ def test_without_libtpu_the_line_says_how_to_get_it(monkeypatch, capsys):
   assert "missing packages = 'no_such_package': pip install 'at_jax[plan]'" in line
 
 
-@pytest.mark.parametrize('flops, accessed, seconds, bound', [(600, 10, 6, 'FLOPs'), (100, 80, 8, 'bytes')])
+@pytest.mark.parametrize('flops, accessed, seconds, bound', [(600, 10, 6, 'FLOPs'), (100, 80, 8, 'HBM')])
 def test_roofline_by_hand(flops, accessed, seconds, bound):
-  # 100 FLOPs and 10 bytes a second.
+  # 100 FLOPs and 10 bytes of HBM a second.
   found = plan.roofline(flops, accessed, plan.Chip(100., 10., 1., ()))
   assert found.seconds == seconds and found.bound == bound
 
@@ -57,11 +57,11 @@ def test_roofline_by_hand(flops, accessed, seconds, bound):
 def reports(monkeypatch):
   """Reports that stand in for those of libtpu, by program, and the programs that were compiled."""
   # What the parts need must not count: the run executes none of them.
-  attack = {'flops': 2e12, 'bytes': 1e9, 'collectives': {}, 'memory': {'total': 2**50}}
-  found = {'run': {'flops': -1., 'bytes': -1., 'collectives': {'all-reduce': 35},
+  attack = {'flops': 2e12, 'hbm_bytes': 1e9, 'bytes': 5e9, 'collectives': {}, 'memory': {'total': 2**50}}
+  found = {'run': {'flops': -1., 'hbm_bytes': -1., 'bytes': -1., 'collectives': {'all-reduce': 35},
                    'memory': {'argument': 2**30, 'temp': 2**29, 'total': 3 * 2**29}},
            'update': attack | {'flops': 4e12, 'collectives': {'all-reduce': 35}}, 'attack of 1': attack,
-           'attack of 2': attack | {'flops': 3.5e12, 'bytes': 2e9}}
+           'attack of 2': attack | {'flops': 3.5e12, 'hbm_bytes': 2e9, 'bytes': 7e9}}
   compiled = []
   lower = lambda name: jax.jit(lambda x: x + list(found).index(name)).lower(1.)  # texts that differ
 
@@ -80,8 +80,8 @@ def reports(monkeypatch):
 
 
 def test_the_command_prints_the_estimate_of_the_run(reports, capsys, monkeypatch):
-  # A step has 4 + 2 + 2 · 1.5 = 9 TFLOP, 45.69 ms at 197 TFLOP/s, and 1 + 1 + 2 · 1 = 4 GB, 4.88 ms at
-  # 819 GB/s.
+  # A step has 4 + 2 + 2 · 1.5 = 9 TFLOP, 45.69 ms at 197 TFLOP/s, and 1 + 1 + 2 · 1 = 4 GB of HBM, 4.88 ms at
+  # 819 GB/s, among 5 + 5 + 2 · 2 = 14 GB.
   # The run has 86 steps: 86 · 45.69 ms = 3.93 s.
   found, compiled = reports
   arguments = [SMOKE, '--topology=v5e:1x1']
@@ -89,9 +89,10 @@ def test_the_command_prints_the_estimate_of_the_run(reports, capsys, monkeypatch
   out = capsys.readouterr().out
   for line in ('v5e:1x1: 1 chip, batch 1384 (1384 a chip), float32, digits',
                'phase pgd_at: 86 steps, each with an attack of 3 steps',
-               '1,536.0 MiB (MiB: argument 1024.0, temp 512.0)', '9,000.0 GFLOP, 4.00 GB',
+               '1,536.0 MiB (MiB: argument 1024.0, temp 512.0)',
+               '9,000.0 GFLOP, 14.00 GB read and written, 4.00 GB of them in HBM',
                '35 all-reduce; in the attack: none',
-               '45.69 ms, bound by FLOPs (FLOPs 45.69 ms, bytes 4.88 ms)', 'estimate of the run: 3.93 s',
+               '45.69 ms, bound by FLOPs (FLOPs 45.69 ms, HBM 4.88 ms)', 'estimate of the run: 3.93 s',
                'fits: 1.50 GiB of the 15.75 GiB of a chip'):
     assert line in out
   assert compiled == list(found)

@@ -21,13 +21,10 @@ import ml_collections
 from at_jax import devices as devices_lib
 from at_jax.attacks import _loops
 from at_jax.config import validation
-from at_jax.training import epoch_plan, run_data, setup, sharding, user_functions
+from at_jax.training import compiled_text, epoch_plan, run_data, setup, sharding, user_functions
 from at_jax.training import step as step_lib
 
 RUN = 'run'  # the program that a run executes; the others have no loop
-_COLLECTIVE = re.compile(
-    r'\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\('
-    r'(?:.*\bchain_id="(\d+)")?')
 _OUT_OF_MEMORY = re.compile(r'\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)')
 _MEMORY = ('argument', 'output', 'temp', 'alias', 'generated_code')
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -176,9 +173,10 @@ def report(lowered: jax.stages.Lowered) -> dict[str, Any]:
 
   Returns:
     A JSON object of numbers per device: 'flops' and 'bytes' of one execution, in which the body of a loop
-    counts once, and bytes that stay on the chip count too; 'collectives', the number of each kind; 'memory',
-    bytes by kind, and their total. If the program needs more memory than the device has, only 'memory': its
-    total and 'limit', as the compiler gives them.
+    counts once, and bytes that stay on the chip count too; 'hbm_bytes', those that do not
+    (`compiled_text.hbm_bytes`); 'collectives', the number of each kind; 'memory', bytes by kind, and their
+    total. If the program needs more memory than the device has, only 'memory': its total and 'limit', as the
+    compiler gives them.
 
   Raises:
     jax.errors.JaxRuntimeError: if the compiler fails for another reason.
@@ -191,37 +189,18 @@ def report(lowered: jax.stages.Lowered) -> dict[str, Any]:
       raise
     total, limit = map(_as_bytes, exceeded.groups())
     return {'memory': {'total': total, 'limit': limit}}
-  cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
   by_kind = {kind: getattr(memory, f'{kind}_size_in_bytes') for kind in _MEMORY}
   # A donated argument and the output that takes its place are counted twice.
   total = sum(by_kind.values()) - 2 * by_kind['alias']
   return {'flops': cost['flops'], 'bytes': cost['bytes accessed'],
-          'collectives': collectives(compiled.as_text()), 'memory': by_kind | {'total': total}}
+          'hbm_bytes': compiled_text.hbm_bytes(text), 'collectives': compiled_text.collectives(text),
+          'memory': by_kind | {'total': total}}
 
 
 def _as_bytes(text: str) -> int:
   unit = text.lstrip('0123456789.')
   return round(float(text.removesuffix(unit)) * _UNITS[unit])
-
-
-def collectives(text: str) -> dict[str, int]:
-  """Counts the collective operations of a compiled program.
-
-  Args:
-    text: the program, as `jax.stages.Compiled.as_text` gives it.
-
-  Returns:
-    The number of each kind. An asynchronous one counts once: libtpu writes it again in each operation that it
-    overlaps with, under one chain_id.
-
-  Example:
-    >>> collectives('a = f32[] all-reduce-start(b)\\n c = f32[] all-reduce-done(a)')
-    {'all-reduce': 1}
-  """
-  found = _COLLECTIVE.findall(text)
-  pieces = {(kind, chain) for kind, chain in found if chain}
-  counted = [kind for kind, chain in found if not chain] + [kind for kind, _ in pieces]
-  return {kind: counted.count(kind) for kind in sorted(set(counted))}
 
 
 def per_step(reports: Mapping[str, Mapping[str, Any]], attack_steps: int, quantity: str) -> float:
@@ -230,7 +209,7 @@ def per_step(reports: Mapping[str, Mapping[str, Any]], attack_steps: int, quanti
   Args:
     reports: `report` of each program of a `Phase`, by name.
     attack_steps: K.
-    quantity: 'flops' or 'bytes'.
+    quantity: 'flops', 'bytes' or 'hbm_bytes'.
 
   Returns:
     The quantity of one training step on one device.

@@ -58,16 +58,6 @@ def test_a_program_that_needs_too_much_is_reported():
     ahead_of_time.report(lowered)
 
 
-def test_an_asynchronous_collective_of_a_tpu_counts_once():
-  # As libtpu 0.0.50.1 writes them: one all-gather, in each operation that it overlaps with; two all-reduces.
-  piece = '= s8[1,128]{1,0} all-gather(%p), channel_id=3, dimensions={1}, frontend_attributes={chain_id="0"}'
-  whole = '= f32[2]{0} all-reduce(%p), channel_id=1, to_apply=%add'
-  text = '\n'.join([f'%all-gather.7 {piece}', f'%all-reduce.8 {whole}', f'%all-gather.9 {piece}',
-                    f'%all-reduce.10 {whole}', '%tuple.1 = tuple(%all-gather.9, %all-reduce.10)'])
-  assert ahead_of_time.collectives(text) == {'all-gather': 1, 'all-reduce': 2}
-  assert ahead_of_time.collectives(text + '\n' + piece.replace('"0"', '"1"'))['all-gather'] == 2
-
-
 def test_steps_have_the_form_of_the_platform_that_is_named():
   # A program that was traced before in the other form must not be taken.
   three = jax.jit(lambda x: _loops.repeat(jnp.sin, x, 3))
