@@ -15,6 +15,7 @@ for seed in 0 1 2; do
   for name in pgd_at trades ducat gairat entropy_sgd n_fgsm fgsm_rs nuat free_at fgsm_pgi at_jax; do
     rows+=("${name}_cifar10:small-$seed")
   done
+  rows+=("at_jax_cifar10:third-small-$seed")
 done
 for name in mart consistency awp fat gair_fat gair_trades mail_at \
     mail_trades ducat_trades ducat_mart ducat_consistency ducat_aware classwise finetune; do

@@ -31,11 +31,19 @@ def test_passes_of_a_step(name, forward, backward):
 @pytest.mark.parametrize('name, forward, backward', [
     ('pgd_at_cifar10.py:small', 48, 48), ('n_fgsm_cifar10.py:small', 16, 16),
     ('at_jax_cifar10.py:small', 32, 32),  # 16 epochs of one step and an update
+    ('at_jax_cifar10.py:third-small', 16, 16),
     ('free_at_cifar10.py:small', 16, 16), ('ducat_cifar10.py:small', 5 * 6 + 3 * 7, 5 * 6 + 3 * 7),
     ('ducat_trades_cifar10.py:small', 5 * 8 + 3 * 10, 5 * 7 + 3 * 9),
     ('finetune_cifar10.py:small', 20 + 4 * (5 + 1 + 2 + 1), 20 + 4 * (5 + 2))])
 def test_passes_of_a_training(name, forward, backward):
   assert passes.of_training(config_of(name)) == (forward, backward)
+
+
+@pytest.mark.parametrize('size', ['', '-small', '-mnist'])
+def test_a_third_of_the_passes_of_pgd_at_is_at_most_that(size):
+  third = config_of(f'at_jax_cifar10.py:third{size}')
+  whole = config_of(f'pgd_at_cifar10.py{size.replace("-", ":")}')
+  assert max(passes.of_training(third)) <= passes.of_training(whole)[0] / 3
 
 
 def test_weights_are_not_perturbed_before_fine_tuning():

@@ -79,10 +79,12 @@ def test_mnist_in_l2_has_an_l2_radius():
   assert (c.attack.norm, c.attack.epsilon_255 / 255) == ('l2', 1.5)
 
 
-@pytest.mark.parametrize('variant', ['', ':small', ':mnist', ':smoke', ':mnist-small'])
-@pytest.mark.parametrize('name', ['fgsm_rs', 'n_fgsm', 'nuat', 'free_at', 'fgsm_pgi'])
-def test_one_step_stays_one_step_without_a_warning(name, variant):
-  c = command_line.parse([f'--config={ROOT}/configs/{name}_cifar10.py{variant}']).config
+@pytest.mark.parametrize('size', ['', 'small', 'mnist', 'smoke', 'mnist-small'])
+@pytest.mark.parametrize('name, own', [('fgsm_rs', ''), ('n_fgsm', ''), ('nuat', ''), ('free_at', ''),
+                                       ('fgsm_pgi', ''), ('at_jax', 'third')])
+def test_one_step_stays_one_step_without_a_warning(name, own, size):
+  variant = ':' + '-'.join(filter(None, (own, size)))
+  c = command_line.parse([f'--config={ROOT}/configs/{name}_cifar10.py{variant.rstrip(":")}']).config
   lines = []
   validation.check(c, lines.append)
   assert c.attack.num_steps == 1 and not lines
