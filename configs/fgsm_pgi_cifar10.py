@@ -12,7 +12,9 @@ Ours: FGSM-EP, without the momentum over epochs of FGSM-MEP; the attack sees the
 PreActResNet-18, bfloat16; :small starts at random every three epochs.
 
 Published: none that could be read.
-Measured: not yet.
+Measured (the first 1,000 test images, two CPU cores, results/passes_small_cifar10; percent):
+  :small, seed 0: clean 41.8, PGD-20 29.0, fast AutoAttack 23.8, worst case 23.8.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants

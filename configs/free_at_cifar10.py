@@ -11,7 +11,9 @@ Ours: PreActResNet-18, bfloat16, and the best checkpoint is chosen on held-out t
 four epochs of four replays, as many passes as FGSM-RS has there.
 
 Published: WRN-32-10, m = 8: clean 85.96, PGD-20 × 10 46.33.
-Measured: not yet.
+Measured (the first 1,000 test images, two CPU cores, results/passes_small_cifar10; percent):
+  :small, seed 0: clean 53.8, PGD-20 28.2, fast AutoAttack 23.6, worst case 23.6.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants

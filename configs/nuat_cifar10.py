@@ -12,7 +12,9 @@ Ours: a cyclic learning rate with its peak of .1 in the middle (the code's has i
 steps after epoch 80); the nuclear norm is in the attack of every step; PreActResNet-18, bfloat16.
 
 Published: AutoAttack 50.10 (reported: FastAT Benchmark, arXiv 2604.22853, ResNet-18, 100 epochs).
-Measured: not yet.
+Measured (the first 1,000 test images, two CPU cores, results/passes_small_cifar10; percent):
+  :small, seed 0: clean 49.8, PGD-20 31.6, fast AutoAttack 26.7, worst case 26.7.
+  The full configuration: not measured yet.
 """
 
 from at_jax.config import fields, variants
