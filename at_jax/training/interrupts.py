@@ -5,7 +5,8 @@ import contextlib
 import signal
 import threading
 
-from at_jax import devices, environment
+from at_jax import devices
+from at_jax.training import records
 
 # What schedulers, terminals and users send; Windows has only some of them.
 _NAMES = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU')
@@ -46,8 +47,7 @@ def watch() -> Iterator[list[int]]:
     del frame
     if not received:
       with contextlib.suppress(RuntimeError):  # the signal came while another line was printed
-        environment.log(f'{signal.Signals(number).name}: stopping once the state is saved; Ctrl-C stops at '
-                        'once')
+        records.say(f'{signal.Signals(number).name}: stopping once the state is saved; Ctrl-C stops at once')
     received.append(number)
     if signal.SIGINT in before:
       signal.signal(signal.SIGINT, before[signal.SIGINT])

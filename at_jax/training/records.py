@@ -226,8 +226,8 @@ class Silent:
     return lambda *arguments, **options: None
 
 
-def warn(line: str) -> None:
-  """Prints a warning to stderr, above a progress bar if there is one; of several processes, process 0 does.
+def say(line: str) -> None:
+  """Prints a line to stderr, above a progress bar if there is one; of several processes, process 0 does.
 
   Args:
     line: the message.
@@ -235,7 +235,16 @@ def warn(line: str) -> None:
   if not devices.is_first():
     return
   with auto.tqdm.external_write_mode(sys.stderr):
-    environment.log(f'warning: {line}')
+    environment.log(line)
+
+
+def warn(line: str) -> None:
+  """Prints a warning as `say` does.
+
+  Args:
+    line: the message.
+  """
+  say(f'warning: {line}')
 
 
 class Progress:
