@@ -5,6 +5,7 @@ It compiles the training step of the run with libtpu, the compiler of TPUs, whic
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -22,7 +23,7 @@ _NEEDED = ('absl', 'ml_collections', 'flax', 'optax', 'libtpu')
 # libtpu would ask the metadata server of a TPU machine for these.
 _NO_TPU = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost',
            'TPU_ACCELERATOR_TYPE': 'v5litepod-8'}
-_REPORT = 2  # the form of the reports in the cache; another number compiles all programs again
+_REPORT_VERSION = 2  # of the reports in the cache; another one compiles all programs again
 _GIB = 2**30
 
 
@@ -98,9 +99,8 @@ def _plan(arguments: list[str]) -> int:
         print(f'does not fit: phase {phase.name} {_needs(memory["total"], limit)}')
         return 1
     needed = max(needed, memory['total'])
-    step = None if _unknown(reports) else roofline(
-        *(ahead_of_time.per_step(reports, phase.attack_steps, quantity)
-          for quantity in ('flops', 'hbm_bytes')), chip)
+    of_step = functools.partial(ahead_of_time.per_step, reports, phase.attack_steps)
+    step = None if _unknown(reports) else roofline(of_step('flops'), of_step('hbm_bytes'), chip)
     estimates.append(step and step.seconds * phase.num_steps)
     print('\n'.join(summary(phase, reports, step)), flush=True)
   print('estimate of the run: not known' if None in estimates else
@@ -164,7 +164,7 @@ def _report(lower: Callable[[], Any], what: str, topology: str) -> dict[str, Any
   lowered = lower()
   versions = _versions()
   # The text of the program has all that the configuration and the source decide.
-  made_of = [_REPORT, topology, versions, os.environ.get('LIBTPU_INIT_ARGS', ''), lowered.as_text()]
+  made_of = [_REPORT_VERSION, topology, versions, os.environ.get('LIBTPU_INIT_ARGS', ''), lowered.as_text()]
   name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
   folder = xla_flags.cache_folder()
   path = folder / 'plans' / f'{name}.json' if folder else None
@@ -210,7 +210,7 @@ class Estimate(NamedTuple):
 
   @property
   def bound(self) -> str:
-    """What takes longer."""
+    """What takes longer: 'FLOPs' or 'HBM'."""
     return 'FLOPs' if self.compute >= self.memory else 'HBM'
 
 
@@ -250,11 +250,11 @@ def summary(phase: Any, reports: Mapping[str, Mapping[str, Any]], step: Estimate
   from at_jax.training import ahead_of_time
   attack = reports.get(f'attack of {min(phase.attack_steps, 2)}', {'collectives': {}}).get('collectives')
   run = reports[ahead_of_time.RUN]
+  of_step = functools.partial(ahead_of_time.per_step, reports, phase.attack_steps)
   kinds = ', '.join(f'{kind.replace("_", " ")} {size / 2**20:.1f}'
                     for kind, size in run['memory'].items() if kind != 'total')
   counted, estimate = (
-      (f'{step.flops / 1e9:,.1f} GFLOP, '
-       f'{ahead_of_time.per_step(reports, phase.attack_steps, "bytes") / 1e9:,.2f} GB read and written, '
+      (f'{step.flops / 1e9:,.1f} GFLOP, {of_step("bytes") / 1e9:,.2f} GB read and written, '
        f'{step.hbm_bytes / 1e9:,.2f} GB of them in HBM',
        f'{1e3 * step.seconds:.2f} ms, bound by {step.bound} '
        f'(FLOPs {1e3 * step.compute:.2f} ms, HBM {1e3 * step.memory:.2f} ms)') if step else

@@ -25,9 +25,8 @@ run again. Records go to --output, checkpoints to --scratch. Needs the packages 
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Sequence
 import importlib.util
-import json
 import pathlib
 import shlex
 import shutil
@@ -41,8 +40,9 @@ import jax
 import numpy as np
 from sittings import head, line
 
-from at_jax import attacks, training, xla_flags
+from at_jax import training, xla_flags
 from at_jax.datasets import pipeline
+from at_jax.evaluation import robustness
 from at_jax.training import records, restore
 
 xla_flags.tune()  # before the first array starts XLA
@@ -94,7 +94,7 @@ def command(form: str, workdir: pathlib.Path, fields: dict[str, Any], deadline: 
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any]:
-  return json.loads((workdir / 'results.json').read_text(encoding='utf-8'))
+  return records.read_json(workdir / 'results.json')
 
 
 def fields_of(data: pathlib.Path, rate: float, epochs: int) -> dict[str, Any]:
@@ -131,17 +131,19 @@ def best_rate(rates: list[float], scratch: pathlib.Path, data: pathlib.Path, dea
                                      else (-1, last[rate]['clean'])))
 
 
-def in_batches(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
-  return np.concatenate([np.asarray(function(*(each[first:first + BATCH] for each in arrays)))
-                         for first in range(0, len(arrays[0]), BATCH)])
+def evaluate(run: training.Run, workdir: pathlib.Path, step: int, split: pipeline.Split,
+             names: Sequence[str] = (), **options: Any) -> robustness.Report:
+  """Attacks a checkpoint within 8/255."""
+  return robustness.evaluate(
+      run.network, restore.variables(run, workdir, step), split, jax.random.key(0), names=names, norm='linf',
+      epsilon=8 / 255, step_size=2 / 255, batch_size=BATCH, has_dummies=False, **options)
 
 
 def points(run: training.Run, workdir: pathlib.Path) -> dict[str, int]:
   """The steps of the checkpoints that are attacked, by name."""
-  x, y = pipeline.to_unit(run.dataset.validation.images), run.dataset.validation.labels
   steps = sorted(restore.steps(workdir), reverse=True)
-  accurate = (step for step in steps if (
-      np.argmax(in_batches(restore.deployed(run, workdir, step), x), -1) == y).mean() >= .9)
+  accurate = (step for step in steps
+              if evaluate(run, workdir, step, run.dataset.validation).clean.mean() >= .9)
   found = {}
   for name, step in (('operating point', read(workdir)['finetune']['chosen']), ('last', steps[0]),
                      ('90 % clean', next(accurate, None))):
@@ -150,56 +152,44 @@ def points(run: training.Run, workdir: pathlib.Path) -> dict[str, int]:
   return found
 
 
-def evaluate(run: training.Run, model: jax.tree_util.Partial, audit: int, state: pathlib.Path, deadline: float
-             ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """Attacks a checkpoint on test images: accuracies, and verdicts as bool[TESTED]."""
-  split, _ = pipeline.subset(run.dataset.test, TESTED)
-  x, y, key = pipeline.to_unit(split.images), split.labels, jax.random.key(0)
-
-  def pgd(x: np.ndarray, y: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return ~attacks.pgd(model, x, y, key, index=index, epsilon=8 / 255, step_size=2 / 255,
-                        num_steps=20).success
-
-  def in_time(_) -> None:
-    if time.monotonic() > deadline:
-      raise OutOfTime  # the state is written first
-
-  found = attacks.autoattack(
-      model, x, y, key, epsilon=8 / 255, version='fast', batch_size=BATCH, audit=audit, state_path=state,
-      progress=in_time, warn=lambda line: print(line, file=sys.stderr))
-  verdicts = {'clean': found.clean, 'pgd20': found.clean & in_batches(pgd, x, y, np.arange(TESTED)),
-              'autoattack_fast': found.robust}
-  return ({'n': TESTED, 'audit': str(found.audit), 'seconds': found.seconds}
-          | {name: float(each.mean()) for name, each in verdicts.items()}, verdicts)
-
-
 def record(workdir: pathlib.Path, audit: int, kept: pathlib.Path, deadline: float) -> None:
-  """Attacks the points of a row that have no record yet."""
+  """Attacks the points of a row that have no record yet, on test images."""
   path = kept / 'points.json'
-  found = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {
+  found = records.read_json(path) or {
       'command': shlex.join(['python', *sys.argv]), 'versions': records.versions(),
       'finetune': read(workdir)['finetune'], 'points': {}}
   kept.mkdir(parents=True, exist_ok=True)
   # Not results.json: it is of 16 images, like the fields `evaluate` of config.json.
   shutil.copy(workdir / 'metrics.jsonl', kept)
-  config = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+  config = records.read_json(workdir / 'config.json')
   for group, field in (('finetune', 'source'), ('dataset', 'name')):  # paths of this machine
     config[group][field] = pathlib.Path(config[group][field]).name
-  (kept / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
-  run, _ = restore.load(workdir)  # once: its models share compiled programs
+  records.write_json(kept / 'config.json', config)
+  run, _ = restore.load(workdir)  # once: its checkpoints share compiled programs
+  split, _ = pipeline.subset(run.dataset.test, TESTED)
+
+  def in_time(*_) -> None:
+    if time.monotonic() > deadline:
+      raise OutOfTime  # the state of AutoAttack is written first
+
   for name, step in points(run, workdir).items():
     if name not in found['points']:
-      scores, verdicts = evaluate(run, restore.deployed(run, workdir, step), audit,
-                                  workdir / f'state-{step}.npz', deadline)
-      found['points'][name] = {'step': step, 'epoch': step / run.steps_per_epoch} | scores
+      report = evaluate(run, workdir, step, split, ('pgd20', 'autoattack_fast'), audit=audit,
+                        state_dir=workdir / f'state-{step}', progress=in_time,
+                        warn=lambda *line: print(*line, file=sys.stderr))
+      verdicts = {'clean': report.clean} | report.robust
+      found['points'][name] = {
+          'step': step, 'epoch': step / run.steps_per_epoch, 'n': TESTED,
+          'audit': str(report.audits['autoattack_fast'])} | {
+              attack: float(each.mean()) for attack, each in verdicts.items()}
       np.savez_compressed(kept / f'verdicts-{step}.npz', **verdicts)
-      path.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
+      records.write_json(path, found)
 
 
 def show(output: pathlib.Path) -> None:
   """Prints the table of attacked points, and the curves on the validation split."""
-  rows = {name: json.loads((output / name / 'points.json').read_text(encoding='utf-8'))
-          for name in ROWS if (output / name / 'points.json').exists()}
+  stored = {name: records.read_json(output / name / 'points.json') for name in ROWS}
+  rows = {name: found for name, found in stored.items() if found}
   head('row', 'checkpoint', 'epoch', 'clean', 'PGD-20', 'AutoAttack, fast')
   for row, found in rows.items():
     for name, each in found['points'].items():

@@ -101,6 +101,8 @@ def test_the_command_prints_the_estimate_of_the_run(reports, capsys, monkeypatch
   assert second.out == out and len(compiled) == 4 and second.err.count('compiled before') == 4
   monkeypatch.setattr(plan, '_versions', lambda: {'libtpu': '2'})
   assert plan.main(arguments) == 0 and len(compiled) == 8
+  monkeypatch.setattr(plan, '_REPORT_VERSION', 0)
+  assert plan.main(arguments) == 0 and len(compiled) == 12
 
 
 @pytest.mark.parametrize('memory, expected', [

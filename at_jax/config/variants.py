@@ -105,7 +105,7 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Sets two steps on scikit-learn's digits: seconds.
+  """Sets two batches of scikit-learn's digits: seconds.
 
   The method, its phases, the kind of network and the optimizer stay.
 
@@ -113,7 +113,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config: a whole configuration.
 
   Returns:
-    The same object, with two epochs of one step. The second is in the last phase.
+    The same object, with two epochs of one batch, which Free-AT takes twice. The second is in the last phase.
 
   Example:
     >>> from at_jax import config

@@ -166,17 +166,17 @@ def _lower_update(run, phase, values, devices) -> jax.stages.Lowered:
 
 
 def report(lowered: jax.stages.Lowered) -> dict[str, Any]:
-  """Compiles a program and returns what the compiler says of it.
+  """Compiles a program and returns what it needs.
 
   Args:
     lowered: the program.
 
   Returns:
     A JSON object of numbers per device: 'flops' and 'bytes' of one execution, in which the body of a loop
-    counts once, and bytes that stay on the chip count too; 'hbm_bytes', those that do not
-    (`compiled_text.hbm_bytes`); 'collectives', the number of each kind; 'memory', bytes by kind, and their
-    total. If the program needs more memory than the device has, only 'memory': its total and 'limit', as the
-    compiler gives them.
+    counts once, and bytes that stay on the chip count too; 'hbm_bytes', those of `compiled_text.hbm_bytes`,
+    at most 'bytes'; 'collectives', the number of each kind; 'memory', bytes by kind, and their total. If the
+    program needs more memory than the device has, only 'memory': its total and 'limit', as the compiler
+    gives them.
 
   Raises:
     jax.errors.JaxRuntimeError: if the compiler fails for another reason.
@@ -194,8 +194,8 @@ def report(lowered: jax.stages.Lowered) -> dict[str, Any]:
   # A donated argument and the output that takes its place are counted twice.
   total = sum(by_kind.values()) - 2 * by_kind['alias']
   return {'flops': cost['flops'], 'bytes': cost['bytes accessed'],
-          'hbm_bytes': compiled_text.hbm_bytes(text), 'collectives': compiled_text.collectives(text),
-          'memory': by_kind | {'total': total}}
+          'hbm_bytes': min(compiled_text.hbm_bytes(text), cost['bytes accessed']),
+          'collectives': compiled_text.collectives(text), 'memory': by_kind | {'total': total}}
 
 
 def _as_bytes(text: str) -> int:

@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from at_jax import devices, environment, errors
+from at_jax import devices, errors
 from at_jax.evaluation import metrics
+from at_jax.training import records
 
 WEIGHTS = 'weights.npz'  # name of the file of `write_weights` in a folder of results
 _METADATA = 'metadata'
@@ -65,8 +66,8 @@ def report_damage(found: tuple[Saved | None, list[str]]) -> Saved | None:
     The checkpoint, or None.
   """
   saved, messages = found
-  for line in messages if devices.is_first() else ():
-    environment.log(line)
+  for line in messages:
+    records.log(line)
   return saved
 
 

@@ -1,4 +1,4 @@
-"""What the text of a compiled program says: its collectives, and its bytes of high-bandwidth memory.
+"""Reads collectives and bytes of high-bandwidth memory (HBM) from the text of a compiled program.
 
 The text is that of `jax.stages.Compiled.as_text`, XLA's HLO after all passes.
 """
@@ -12,9 +12,9 @@ _ENTRY = re.compile(r'^ENTRY ', re.MULTILINE)
 _NAME = re.compile(r'%[\w.-]+')
 _OPERATION = re.compile(r'\s+(?:ROOT )?(%[\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)')
 _ARRAY = re.compile(r'\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?')
-_ON_CHIP = 'S(1)'  # in the layout of an array: memory space 1, a TPU's VMEM
-# They name what another operation wrote. The second halves of asynchronous ones are `…-done`.
-_NOT_READING = ('parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'while', 'conditional')
+_OTHER_SPACE = 'S('  # in the layout of an array: S(1) is VMEM, S(2) semaphores, S(5) the host's memory
+# They name what other operations wrote, or call computations that are not counted.
+_NO_TRAFFIC = ('parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'while', 'conditional')
 
 
 def collectives(text: str) -> dict[str, int]:
@@ -38,11 +38,11 @@ def collectives(text: str) -> dict[str, int]:
 
 
 def hbm_bytes(text: str) -> int:
-  """Adds the bytes that the operations of a program read from and write to high-bandwidth memory.
+  """Adds the bytes that the operations of a program read from and write to HBM.
 
   These are the operands and the results of each operation of the entry computation, without arrays that the
-  compiler placed in a TPU's own memory, VMEM. An operand that is partly read counts whole, except that of a
-  slice; the bodies of loops do not count, nor does padding to tiles.
+  compiler placed in a TPU's own memory, VMEM. An array that is read or written in part counts whole, except
+  what an asynchronous slice reads. Bodies of loops, branches of conditionals and padding do not count.
 
   Args:
     text: the program.
@@ -60,27 +60,25 @@ def hbm_bytes(text: str) -> int:
   """
   results, total = {}, 0
   for name, result, kind, rest in _OPERATION.findall(text[_ENTRY.search(text).start():]):
-    results[name] = arrays = _arrays(result)
-    if kind in _NOT_READING or kind.endswith('-done'):
+    results[name] = moved = _arrays(result)
+    if kind in _NO_TRAFFIC or kind.endswith('-done'):
       continue
-    if kind == 'copy-start':  # a tuple of the copy, what is copied, and a semaphore
-      moved = arrays[:2]
-    elif kind == 'slice-start':  # a tuple of what is sliced, the slice, and a semaphore
-      (_, sliced_on_chip), (size, on_chip), _ = arrays
-      moved = [(size, sliced_on_chip), (size, on_chip)]
-    else:
+    if kind == 'slice-start':  # a tuple of what is sliced, the slice, and more
+      (_, sliced_in_hbm), (size, in_hbm) = moved[:2]
+      moved = [(size, sliced_in_hbm), (size, in_hbm)]
+    elif not (kind.endswith('-start') and result.startswith('(')):  # such a tuple has the operands too
       operands = _NAME.findall(rest.partition('), ')[0])
-      moved = arrays + [array for operand in operands for array in results[operand]]
-    total += sum(size for size, on_chip in moved if not on_chip)
+      moved = moved + [array for operand in operands for array in results[operand]]
+    total += sum(size for size, in_hbm in moved if in_hbm)
   return total
 
 
 def _arrays(shape: str) -> list[tuple[int, bool]]:
-  """The bytes of each array of a shape, and whether it is in VMEM."""
+  """The bytes of each array of a shape, and whether it is in HBM."""
   found = []
   for _, bits, sizes, layout in _ARRAY.findall(shape):
     count = 1
     for size in filter(None, sizes.split(',')):
       count *= int(size)
-    found.append((count * int(bits or 8) // 8, _ON_CHIP in layout))  # pred: 8 bits
+    found.append((count * int(bits or 8) // 8, _OTHER_SPACE not in layout))  # pred: 8 bits
   return found

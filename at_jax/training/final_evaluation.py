@@ -144,10 +144,9 @@ def _split(run: setup.Run) -> tuple[pipeline.Split, str]:
   """The test examples that are attacked, and which they are: 'all', 'first' or 'stratified'."""
   split, which = pipeline.subset(run.dataset.test, run.config.evaluate.num_examples)
   n, num_classes = len(split.labels), run.dataset.num_classes
-  if which == 'stratified' and devices.is_first():
-    environment.log(f'config.evaluate.num_examples = {n}: the first {n} test examples have other classes '
-                    f'than a random draw of all (sorted by class?), so a fixed stratified subset of {n} is '
-                    'evaluated')
+  if which == 'stratified':
+    records.log(f'config.evaluate.num_examples = {n}: the first {n} test examples have other classes than a '
+                f'random draw of all (sorted by class?), so a fixed stratified subset of {n} is evaluated')
   absent = num_classes - len(np.unique(split.labels))
   if absent:
     records.warn(f'{absent} of {num_classes} classes have no example among the {n} that are evaluated: '

@@ -32,10 +32,10 @@ class Preempted(Exception):
 def watch() -> Iterator[list[int]]:
   """Collects the signals that ask a run to end, instead of their usual effect.
 
-  A signal that the parent process ignores (as nohup ignores SIGHUP) stays ignored. The first signal is
-  answered with a line, because steps, a validation or a compilation can pass before the run ends; after it
-  Ctrl-C has its usual effect again. Outside the main thread, where Python allows no handlers, signals keep
-  their usual effect.
+  A signal that the parent process ignores (as nohup ignores SIGHUP) stays ignored. Python calls the handlers
+  once a compilation or a call of a compiled program ends. The first signal is answered with a line, because a
+  validation or an evaluation can go on for a while; after it Ctrl-C has its usual effect again. Outside the
+  main thread, where Python allows no handlers, signals keep their usual effect.
 
   Yields:
     The signals so far; empty at first.
@@ -45,12 +45,15 @@ def watch() -> Iterator[list[int]]:
 
   def handle(number, frame):
     del frame
-    if not received:
-      with contextlib.suppress(RuntimeError):  # the signal came while another line was printed
-        records.say(f'{signal.Signals(number).name}: stopping once the state is saved; Ctrl-C stops at once')
+    first = not received
     received.append(number)
+    again = ''
     if signal.SIGINT in before:
       signal.signal(signal.SIGINT, before[signal.SIGINT])
+      again = '; Ctrl-C now stops at once, without saving'
+    if first:
+      with contextlib.suppress(Exception):  # such as a signal that came while another line was printed
+        records.log(f'{signal.Signals(number).name}: stopping soon, with the state saved{again}')
 
   if threading.current_thread() is threading.main_thread():
     for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):

@@ -132,7 +132,7 @@ def _first_state(run: setup.Run, store: checkpoints.Checkpoints) -> tuple[step_l
   saved = checkpoints.report_damage(store.newest(jax.device_get(state)))
   if saved is None:
     return epoch_hooks.start_from(run, state), 0.
-  records.say(f'resuming after step {saved.step}')
+  records.log(f'resuming after step {saved.step}')
   return saved.state, saved.info['seconds']
 
 
@@ -231,7 +231,7 @@ def _step_function(run: setup.Run, step: int) -> Iterator[Callable[..., tuple[An
     def take_steps(state, call):
       name = epoch_plan.name(c, call.epoch)
       if name not in programs:
-        records.say(f'compiling the step of {name}')
+        records.log(f'compiling the step of {name}, or reading it from the cache')
         programs[name] = sharding.train_steps(epoch_plan.recipe(run, name), streamed=streamed)
       (images, labels), waited = feed.take() if streamed else (data, 0.)
       state, numbers = programs[name](state, images, labels, call.order, run.keys['train'],

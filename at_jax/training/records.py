@@ -226,7 +226,7 @@ class Silent:
     return lambda *arguments, **options: None
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
   """Prints a line to stderr, above a progress bar if there is one; of several processes, process 0 does.
 
   Args:
@@ -239,12 +239,12 @@ def say(line: str) -> None:
 
 
 def warn(line: str) -> None:
-  """Prints a warning as `say` does.
+  """Prints a warning as `log` does.
 
   Args:
     line: the message.
   """
-  say(f'warning: {line}')
+  log(f'warning: {line}')
 
 
 class Progress:

@@ -133,19 +133,19 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict | None:
   return config
 
 
-def variables(run: setup.Run, workdir: str | os.PathLike, checkpoint: str) -> dict[str, Any] | None:
+def variables(run: setup.Run, workdir: str | os.PathLike, checkpoint: str | int) -> dict[str, Any] | None:
   """Reads the variables that a checkpoint of a run is evaluated with.
 
   Args:
     run: the run.
     workdir: its work directory, or a folder written by `export`.
-    checkpoint: 'best' or 'last'.
+    checkpoint: as in `load`.
 
   Returns:
     The network's variables on the host; None if no checkpoint can be read.
 
   Raises:
-    errors.UserError: as `weights`, or if `export` wrote the folder and `checkpoint` is 'last'.
+    errors.UserError: as `weights`, or if `export` wrote the folder and `checkpoint` is not 'best'.
   """
   found = _evaluated(run, environment.local_path('workdir', workdir), checkpoint)
   return found and found.variables

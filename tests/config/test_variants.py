@@ -42,12 +42,12 @@ def test_steps_of_every_config_keep_the_state_s_shapes(path):
 @pytest.mark.long
 @pytest.mark.oldest
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_every_config_takes_two_steps(path, tmp_path, capsys):
+def test_every_config_takes_two_batches(path, tmp_path, capsys):
   code = main.main([f'--config={path}:smoke', f'--workdir={tmp_path}'])
   assert code == 0, capsys.readouterr().err
   steps = [line for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
            if '"loss"' in line]
-  assert len(steps) == 2
+  assert len(steps) == 2 * setup.replays(command_line.parse([f'--config={path}:smoke']).config)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)

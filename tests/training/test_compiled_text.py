@@ -1,7 +1,8 @@
-"""What the text of a compiled program says of collectives and of bytes in high-bandwidth memory."""
+"""Collectives and bytes of high-bandwidth memory, read from the text of a compiled program."""
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -56,6 +57,18 @@ def test_bytes_in_vmem_do_not_count():
   assert compiled_text.hbm_bytes(sliced) == 2 * 2048 + 1024
 
 
+def test_the_tuple_of_an_asynchronous_operation_has_its_operands():
+  # 2,048 bytes are gathered from two devices to 4,096; the context of the operation is in neither memory.
+  gathered = LAYERS.partition('  %copy-start')[0] + '''
+  %start = (bf16[1024]{0}, bf16[2048]{0}, u32[]{:S(2)}) all-gather-start(%a), dimensions={0}
+  ROOT %done = bf16[2048]{0} all-gather-done(%start)
+}'''
+  assert compiled_text.hbm_bytes(gathered) == 2048 + 4096
+  # One whose result is no tuple reads its operand.
+  reduced = re.sub(r'\(bf16.*all-gather-', 'bf16[1024]{0} all-reduce-', gathered)
+  assert compiled_text.hbm_bytes(reduced) == 2048 + 2048
+
+
 def test_the_size_of_a_number_is_in_its_name():
   # pred 1 byte, s4 half a byte, bf16 2, f8e4m3fn 1, c64 8.
   for name, size in {'pred': 1, 's4': .5, 'bf16': 2, 'f8e4m3fn': 1, 'f32': 4, 'c64': 8}.items():
@@ -64,12 +77,13 @@ def test_the_size_of_a_number_is_in_its_name():
     assert compiled_text.hbm_bytes(text) == 2 * 12 * size
 
 
-# Layers of 1,024 units in bfloat16: each has 2 MiB, and all between the first and the last stay in VMEM.
+# As in findings/libtpu_bytes_accessed.sh: layers of 1,024 units in bfloat16. Each array has 2 MiB, and those
+# between the first and the last layer stay in VMEM.
 TPU_LAYERS = '''
 import jax, jax.numpy as jnp
-from jax.experimental import topologies
+from at_jax import plan
 from at_jax.training import compiled_text
-chip, = topologies.get_topology_desc('v5e:1x1', 'tpu', chips_per_host_bounds=[1, 1, 1]).devices
+chip, = plan._devices('v5e:1x1')
 place = jax.sharding.SingleDeviceSharding(chip)
 square = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16)
 for layers in (1, 4):

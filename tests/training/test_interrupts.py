@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from at_jax.training import interrupts
+from at_jax.training import interrupts, records
 
 pytestmark = pytest.mark.oldest
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
@@ -38,13 +38,30 @@ def test_signal_is_collected_and_named(number):
   assert stopped.value.number == number
 
 
-def test_the_first_signal_is_answered_at_once(capsys):
+def test_the_first_signal_is_answered(capsys):
   with interrupts.watch():
     signal.raise_signal(signal.SIGTERM)
     line, = capsys.readouterr().err.splitlines()
-    assert line.startswith('SIGTERM: stopping once the state is saved')
+    assert line == 'SIGTERM: stopping soon, with the state saved; Ctrl-C now stops at once, without saving'
     signal.raise_signal(signal.SIGTERM)
     assert capsys.readouterr().err == ''
+
+
+def test_a_signal_counts_whatever_its_line_does(monkeypatch):
+  def fails(line):
+    raise OSError(line)
+
+  def interrupted(line):
+    signal.raise_signal(signal.SIGINT)
+
+  with interrupts.watch() as received:
+    monkeypatch.setattr(records, 'log', fails)
+    signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM]
+  monkeypatch.setattr(records, 'log', interrupted)
+  with pytest.raises(KeyboardInterrupt), interrupts.watch() as received:
+    signal.raise_signal(signal.SIGTERM)
+  assert received == [signal.SIGTERM]
 
 
 def test_second_ctrl_c_ends_at_once():

@@ -129,7 +129,7 @@ def test_bar_of_training_is_one_line_with_the_accuracies(watched):
   line, = [texts for texts in lines if texts and texts[-1].startswith('training')]
   assert all(text.startswith('training') and len(text) <= 80 for text in line)
   above = lines[lines.index(line) - 1]
-  assert above[-1] == 'compiling the step of pgd_at'
+  assert above[-1] == 'compiling the step of pgd_at, or reading it from the cache'
   first, last = (NOTE.format(**numbers) for numbers in logged(workdir))
   assert line[-1].startswith(f'training 100%, {last} |')
   assert any(f'%, {first} |' in text for text in line)
