@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
   try:
     return _run(sys.argv[1:] if arguments is None else arguments)
   except KeyboardInterrupt:  # before or after `interrupts.watch`, or a second Ctrl-C
-    return _fail('SIGINT: stopped at once: the same command resumes after the last checkpoint', 130)
+    return _fail('SIGINT: stopped at once: the same command resumes after the last checkpoint, if there is '
+                 'one', 130)
 
 
 def _run(arguments: list[str]) -> int:

@@ -35,10 +35,12 @@ def get_config(arg: str = ''):
   c = variants.variant(c, arg, 'third')
   if 'third' in asked:
     c.attack.kind, c.attack.num_steps = 'n_fgsm', 1
-  if 'small' in asked and 'smoke' not in asked:
-    c.attack.kind, c.attack.num_steps, c.epochs = 'n_fgsm', 1, 8 if 'third' in asked else 16
+  if 'small' in asked:
+    c.attack.kind, c.attack.num_steps = 'n_fgsm', 1
     c.awp_gamma = c.optimizer.ema_decay = 0.
     c.optimizer.schedule, c.dataset.pad = 'cyclic', 0
-    if 'mnist' not in asked:
-      c.optimizer.learning_rate, c.model.normalize = .1, (_MEAN, _STD)
+    if 'smoke' not in asked:
+      c.epochs = 8 if 'third' in asked else 16
+      if 'mnist' not in asked:
+        c.optimizer.learning_rate, c.model.normalize = .1, (_MEAN, _STD)
   return c

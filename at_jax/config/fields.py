@@ -276,8 +276,8 @@ FIELDS |= _group('model', {
 FIELDS |= _group('attack', {
     'norm': Field('linf', 'Norm of the inner attack.', _choice('linf', 'l2')),
     'epsilon_255': Field(8.0, 'Radius ε of the inner attack, in 1/255; at most 255 in L∞.', _RADIUS),
-    'step_size_255': Field(2.0, 'Step size of PGD in training and validation, in 1/255; `fgsm_rs`, `n_fgsm` '
-                           'and `nuclear` have a step of their own.', _POSITIVE),
+    'step_size_255': Field(2.0, 'Step size of PGD in training and validation, in 1/255; `fgsm_rs`, `n_fgsm`, '
+                           '`nuclear`, Free-AT and FGSM-PGI have a step of their own.', _POSITIVE),
     'num_steps': Field(10, 'Steps of the inner attack.', _whole(1), _ATTACKED),
     'ramp_epochs': Field((), 'ε schedule: radius and step size are 0 until the first of these epochs and '
                          'grow linearly, a little with each step, to their whole at the second; `()` for a '

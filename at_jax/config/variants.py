@@ -173,8 +173,8 @@ def only(arg: str, *known: str) -> None:
   Example:
     >>> only('smal', 'small', 'smoke')
     Traceback (most recent call last):
-    at_jax.errors.UserError: --config = ':smal': did you mean ':small'? known: :small, :smoke
+    at_jax.errors.UserError: --config = ':smal': no such variant; did you mean ':small'? known: :small, :smoke
   """
   if arg and arg not in known:
-    raise errors.UserError('--config', f':{arg}',
-                           errors.nearest(f':{arg}', [f':{name}' for name in known]))
+    raise errors.UserError('--config', f':{arg}', 'no such variant; '
+                           + errors.nearest(f':{arg}', [f':{name}' for name in known]))
