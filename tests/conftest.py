@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -42,6 +43,9 @@ _TEMPORARY = []
 def pytest_configure(config: pytest.Config) -> None:
   config.addinivalue_line('markers', 'long: takes minutes; launch/test.sh --all runs it')
   config.addinivalue_line('markers', 'oldest: also runs with the oldest supported jax')
+  # A job in the background ignores it, with all that the tests start.
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   # Most of the time goes into compiling, and many tests compile the same programs. The workers and the
   # commands that tests start share a cache, which is new for each run of the suite.
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

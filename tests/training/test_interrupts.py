@@ -13,12 +13,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 
 @pytest.fixture(autouse=True)
 def handlers():
-  """The handlers before a test, which are those after it; no signal is ignored, also under nohup or `&`."""
+  """The handlers before a test, which are those after it; no signal is ignored, also under nohup."""
   inherited = {number: signal.getsignal(number) for number in SIGNALS}
   for number, handler in inherited.items():
     if handler is signal.SIG_IGN:
-      # As Python starts in a terminal; the default action of Ctrl-C would end the worker.
-      signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+      signal.signal(number, signal.SIG_DFL)
   before = {number: signal.getsignal(number) for number in SIGNALS}
   yield before
   assert {number: signal.getsignal(number) for number in SIGNALS} == before
