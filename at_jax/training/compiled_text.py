@@ -3,6 +3,7 @@
 The text is that of `jax.stages.Compiled.as_text`, XLA's HLO after all passes.
 """
 
+import math
 import re
 
 _COLLECTIVE = re.compile(
@@ -77,8 +78,6 @@ def _arrays(shape: str) -> list[tuple[int, bool]]:
   """The bytes of each array of a shape, and whether it is in HBM."""
   found = []
   for _, bits, sizes, layout in _ARRAY.findall(shape):
-    count = 1
-    for size in filter(None, sizes.split(',')):
-      count *= int(size)
+    count = math.prod(int(size) for size in sizes.split(',') if size)
     found.append((count * int(bits or 8) // 8, _OTHER_SPACE not in layout))  # pred: 8 bits
   return found
