@@ -12,6 +12,7 @@ accuracy on the validation split, if there is one.
 
   constant    the loss at x' alone, two passes an image; at most 14 points of clean accuracy less
   ramp        the radius grows from 0 with each step, up to the last epoch; batches of 64, a shorter warm-up
+  further     from the last checkpoint of `ramp`, at the whole radius; a rate of .02 that falls faster
   clean       the loss at x too, three passes
   controller  the radius of all grows while clean accuracy is at most 4 points less
   radius      a radius for each example
@@ -48,7 +49,7 @@ from at_jax.training import records, restore
 xla_flags.tune()  # before the first array starts XLA
 
 ROOT = pathlib.Path(__file__).parents[1]
-ROWS = ('constant', 'ramp', 'controller', 'clean', 'radius', 'dual')
+ROWS = ('constant', 'ramp', 'further', 'controller', 'clean', 'radius', 'dual')
 TUNING = dict(n=4_000, epochs=2)
 VALIDATION, TESTED, BATCH, KEPT = 500, 500, 125, .8
 
@@ -104,13 +105,16 @@ def fields_of(data: pathlib.Path, rate: float, epochs: int) -> dict[str, Any]:
           'checkpoint.every_steps': 104, 'checkpoint.keep': 20}
 
 
-def row_of(name: str, epochs: int) -> tuple[str, dict[str, Any]]:
+def row_of(name: str, epochs: int, scratch: pathlib.Path) -> tuple[str, dict[str, Any]]:
   """The variant of the configuration, and the fields of a row."""
   if name in ('controller', 'radius', 'dual'):
     return f'-{name}', {'finetune.tolerance': .04} if name == 'controller' else {}
   return '', {'constant': {}, 'clean': {'finetune.clean_weight': 1.},
               'ramp': {'attack.ramp_epochs': (0, epochs - 1), 'batch_size': 64,
-                       'finetune.warmup_epochs': .5}}[name]
+                       'finetune.warmup_epochs': .5},
+              'further': {'finetune.source': scratch / 'ramp', 'finetune.checkpoint': 'last',
+                          'finetune.learning_rate': .02, 'finetune.decay_factor': .4,
+                          'batch_size': 64, 'finetune.warmup_epochs': .5}}[name]
 
 
 def train(form: str, workdir: pathlib.Path, fields: dict[str, Any], deadline: float) -> None:
@@ -232,7 +236,7 @@ def main() -> None:
     data = write_data(scratch / f'data-{arguments.n}.npz', arguments.images, arguments.n)
     rate = best_rate(arguments.rates, scratch, small, deadline)
     for row in arguments.rows:
-      form, fields = row_of(row, arguments.epochs)
+      form, fields = row_of(row, arguments.epochs, scratch)
       fields = fields_of(data, rate, arguments.epochs) | fields
       train(form, scratch / row, fields, deadline)
       record(scratch / row, arguments.audit, arguments.output / row, deadline)

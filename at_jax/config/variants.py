@@ -6,7 +6,7 @@ from at_jax import errors
 
 
 def variant(config: ml_collections.ConfigDict, arg: str,
-         *own: str) -> ml_collections.ConfigDict:
+            *own: str) -> ml_collections.ConfigDict:
   """Applies the part of `--config` behind the colon to a CIFAR-10 configuration.
 
   cifar100 and mnist change the data. mnist also sets the network, the radius .3 with 40 steps of .01
@@ -22,7 +22,7 @@ def variant(config: ml_collections.ConfigDict, arg: str,
     The configuration.
 
   Raises:
-    errors.UserError: if a name is unknown.
+    errors.UserError: if a name is unknown or there twice, or both data sets are named.
 
   Example:
     >>> from at_jax import config
@@ -33,6 +33,10 @@ def variant(config: ml_collections.ConfigDict, arg: str,
   names = arg.split('-') if arg else []
   for name in names:
     only(name, 'cifar100', 'mnist', 'small', 'smoke', *own)
+  if '' in names or len(set(names)) < len(names):
+    raise errors.UserError('--config', f':{arg}', "name each variant once, and join them by one '-'")
+  if {'cifar100', 'mnist'} <= set(names):
+    raise errors.UserError('--config', f':{arg}', 'a run has one data set: use cifar100 or mnist')
   if 'cifar100' in names:
     c.dataset.name, c.dataset.num_classes = 'cifar100', 100
   if 'mnist' in names:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from at_jax import main
+from at_jax import errors, main
 from at_jax.config import command_line, validation
 from at_jax.training import epoch_plan, setup, sharding
 from tests.fixtures.command_errors import ROOT
@@ -71,6 +71,14 @@ def test_every_evaluation_has_the_adaptive_attacks(path):
   # The quickstart has a minute and a half: its attack on the margin is a short one.
   wanted = {'margin20x2'} if path.stem == 'quickstart' else {'margin100x5', 'scales_pgd20', 'dummies_pgd100'}
   assert wanted <= set(attacks)
+
+
+@pytest.mark.parametrize('variant, remedy', [
+    ('third-third', 'name each variant once'), ('third-', 'name each variant once'),
+    ('mnist-cifar100', 'a run has one data set')])
+def test_variants_that_contradict_each_other_are_one_line(variant, remedy):
+  with pytest.raises(errors.UserError, match=f"^--config = ':{variant}': {remedy}"):
+    command_line.parse([f'--config={ROOT}/configs/at_jax_cifar10.py:{variant}'])
 
 
 def test_mnist_in_l2_has_an_l2_radius():
