@@ -5,8 +5,7 @@ import ml_collections
 from at_jax import errors
 
 
-def variant(config: ml_collections.ConfigDict, arg: str,
-            *own: str) -> ml_collections.ConfigDict:
+def variant(config: ml_collections.ConfigDict, arg: str, *own: str) -> ml_collections.ConfigDict:
   """Applies the part of `--config` behind the colon to a CIFAR-10 configuration.
 
   cifar100 and mnist change the data. mnist also sets the network, the radius .3 with 40 steps of .01
