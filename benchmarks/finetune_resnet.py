@@ -18,13 +18,13 @@ accuracy on the validation split, if there is one.
   radius      a radius for each example
   dual        the loss at x too, with a BatchNorm of its own
 
-The weights of the last checkpoint are also mixed with those of the source network, by each of --shares. The
-most robust share that keeps 80 % clean accuracy, and that which keeps 90 %, are attacked as well. They are
-chosen with PGD-10 on 500 other test images: on images that the source network was trained on, clean accuracy
-says little.
+The weights of the last checkpoint are also mixed with the original ones, by each of --shares. The most robust
+share that keeps 80 % clean accuracy and the most robust one that keeps 90 % are attacked too. They are chosen
+with PGD-10 on 500 other test images, because the original network was trained on the validation images.
 
 On two cores training takes 17 images a second, so an epoch of 20,000 takes 20 minutes and its validation two.
-The attacks of a checkpoint take 20 minutes, of which the audit of ten images is 12. A share takes four.
+The attacks of a checkpoint take 20 minutes, of which the audit of ten images is 12. A share is measured in
+three.
 
 After --hours the run is stopped with its state saved, and the same command goes on. What is finished is not
 run again. Records go to --output, checkpoints to --scratch. Needs the packages of at_jax[peers].
@@ -50,8 +50,7 @@ from at_jax import training, xla_flags
 from at_jax.datasets import pipeline
 from at_jax.evaluation import robustness
 from at_jax.methods import weight_averaging
-from at_jax.models import importers
-from at_jax.training import batchnorm, networks, records, restore, setup
+from at_jax.training import batchnorm, checkpoints, finetune, records, restore, setup
 
 xla_flags.tune()  # before the first array starts XLA
 
@@ -65,7 +64,7 @@ class OutOfTime(Exception):
   """The hours are over; the run that was going on has saved its state."""
 
 
-def source() -> pathlib.Path:
+def original() -> pathlib.Path:
   package = importlib.util.find_spec('pyautoattack')
   return pathlib.Path(package.submodule_search_locations[0]) / 'examples' / 'model_test.pt'
 
@@ -106,7 +105,7 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def fields_of(data: pathlib.Path, rate: float, epochs: int) -> dict[str, Any]:
-  return {'finetune.source': source(), 'dataset.name': data, 'dataset.validation_size': VALIDATION,
+  return {'finetune.source': original(), 'dataset.name': data, 'dataset.validation_size': VALIDATION,
           'finetune.learning_rate': rate, 'epochs': epochs, 'validate.batch_size': VALIDATION // 4,
           # Of 20,000 images and batches of 64, three in an epoch: points of the curve between its ends.
           'checkpoint.every_steps': 104, 'checkpoint.keep': 20}
@@ -152,21 +151,26 @@ def evaluate(run: training.Run, variables: Any, split: pipeline.Split, names: Se
 
 def mix(run: training.Run, workdir: pathlib.Path, step: int, shares: Sequence[float]
         ) -> Iterator[tuple[float, Any]]:
-  """Yields the variables of (1 − share)·source + share·checkpoint, with BatchNorm statistics of their own.
+  """Yields each share with the variables (1 − share)·original + share·checkpoint.
 
-  The statistics are re-estimated as for an average of weights.
+  Their BatchNorm statistics are re-estimated as for an average of weights.
 
   Reference: Wortsman et al., Robust Fine-tuning of Zero-shot Models, 2022.
   """
-  before = importers.from_torch(networks.module(run.config), source(), run.dataset.image_shape)
-  after = restore.variables(run, workdir, step)
+  if not shares:
+    return
+  config = run.config.copy_and_resolve_references()
+  config.finetune.source = str(original())  # that of `further` is a work directory
+  template = jax.device_get(setup.init_state(run))
+  before = finetune.start_from(run._replace(config=config), template)
+  after = checkpoints.Checkpoints(workdir / 'checkpoints').at(step, template).state
   reestimate = batchnorm.reestimate_batchnorm(run)
-  state = jax.device_get(setup.init_state(run))
   for share in shares:
-    mixed = jax.tree.map(lambda one, other, share=share: (1 - share) * one + share * other, before, after)
-    average = weight_averaging.AverageState(np.int32(1), mixed['params'])
-    yield share, reestimate(state._replace(step=np.int32(step), batch_stats=mixed['batch_stats'],
-                                           average=average))
+    params, statistics = (
+        jax.tree.map(lambda old, new, share=share: (1 - share) * old + share * new, *pair)
+        for pair in ((before.params, after.params), (before.batch_stats, after.batch_stats)))
+    average = weight_averaging.AverageState(np.int32(1), params)
+    yield share, reestimate(after._replace(batch_stats=statistics, average=average))
 
 
 def points(run: training.Run, workdir: pathlib.Path) -> dict[str, int]:
@@ -182,24 +186,29 @@ def points(run: training.Run, workdir: pathlib.Path) -> dict[str, int]:
   return found
 
 
-def chosen(curve: Sequence[dict[str, float]]) -> dict[str, float]:
-  """The shares of `mix` that are attacked, by name: the most robust that keep 80 and 90 % clean accuracy."""
-  found = {}
-  for kept in (.8, .9):
-    accurate = [each for each in curve if each['clean'] >= kept]
-    if accurate:
-      best = max(accurate, key=lambda each: each['robust'])
-      found[f'mixed, {best["share"]:g} of the last'] = best['share']
-  return found
+def best_shares(curve: Sequence[dict[str, float]]) -> list[float]:
+  """The most robust shares of `mix` that keep 80 % and 90 % clean accuracy."""
+  accurate = [[each for each in curve if each['clean'] >= least] for least in (KEPT, .9)]
+  return sorted({max(each, key=lambda point: point['robust'])['share'] for each in accurate if each})
+
+
+def measure_shares(run: training.Run, workdir: pathlib.Path, step: int, shares: Sequence[float],
+                   split: pipeline.Split, progress: robustness.Progress) -> Iterator[dict[str, float]]:
+  """Yields clean accuracy of each mixture, and that under PGD-10."""
+  for share, variables in mix(run, workdir, step, shares):
+    report = evaluate(run, variables, split, ('pgd10',), progress=progress)
+    yield {'share': share, 'clean': float(report.clean.mean()),
+           'robust': float(report.robust['pgd10'].mean())}
 
 
 def record(workdir: pathlib.Path, audit: int, shares: Sequence[float], kept: pathlib.Path, deadline: float
            ) -> None:
   """Attacks the points of a row that have no record yet, on test images."""
   path = kept / 'points.json'
-  found = {'shares': []} | (records.read_json(path) or {
+  found = records.read_json(path) or {
       'command': shlex.join(['python', *sys.argv]), 'versions': records.versions(),
-      'finetune': read(workdir)['finetune'], 'points': {}})
+      'finetune': read(workdir)['finetune'], 'points': {}}
+  measured = found.setdefault('shares', [])
   kept.mkdir(parents=True, exist_ok=True)
   # Not results.json: it is of 16 images, like the fields `evaluate` of config.json.
   shutil.copy(workdir / 'metrics.jsonl', kept)
@@ -209,8 +218,7 @@ def record(workdir: pathlib.Path, audit: int, shares: Sequence[float], kept: pat
   records.write_json(kept / 'config.json', config)
   run, _ = restore.load(workdir)  # once: its checkpoints share compiled programs
   test, last = run.dataset.test, max(restore.steps(workdir))
-  split, others = (pipeline.Split(test.images[first:first + TESTED], test.labels[first:first + TESTED])
-                   for first in (0, TESTED))
+  split, others = (pipeline.Split(*(part[first:first + TESTED] for part in test)) for first in (0, TESTED))
 
   def in_time(*_) -> None:
     if time.monotonic() > deadline:
@@ -228,16 +236,15 @@ def record(workdir: pathlib.Path, audit: int, shares: Sequence[float], kept: pat
     np.savez_compressed(kept / f'verdicts-{label}.npz', **verdicts)
     records.write_json(path, found)
 
-  missing = sorted(set(shares) - {each['share'] for each in found['shares']})
-  for share, variables in mix(run, workdir, last, missing):
-    report = evaluate(run, variables, others, ('pgd10',), progress=in_time)
-    found['shares'].append({'share': share, 'clean': float(report.clean.mean()),
-                            'robust': float(report.robust['pgd10'].mean())})
-    print(found['shares'][-1], flush=True)
+  missing = sorted(set(shares) - {each['share'] for each in measured})
+  for each in measure_shares(run, workdir, last, missing, others, in_time):
+    print(each, flush=True)
+    measured.append(each)
     records.write_json(path, found)
-  wanted = {share: name for name, share in chosen(found['shares']).items() if name not in found['points']}
-  for share, variables in mix(run, workdir, last, list(wanted)):
-    attack(wanted[share], last, f'{last}-{share:g}', variables)
+  name = 'mixed, {:g} of the last'.format
+  wanted = [share for share in best_shares(measured) if name(share) not in found['points']]
+  for share, variables in mix(run, workdir, last, wanted):
+    attack(name(share), last, f'{last}-{share:g}', variables)
   for name, step in points(run, workdir).items():
     if name not in found['points']:
       attack(name, step, str(step), restore.variables(run, workdir, step))
@@ -275,8 +282,8 @@ def main() -> None:
   parser.add_argument('--n', type=int, default=20_000, help='training images')
   parser.add_argument('--epochs', type=int, default=6)
   parser.add_argument('--rates', type=float, nargs='+', default=[.003, .01, .03])
-  parser.add_argument('--shares', type=float, nargs='+', default=[.4, .6, .8],
-                      help='of the weights of the last checkpoint in the mixture with those of the source')
+  parser.add_argument('--shares', type=float, nargs='*', default=[.4, .6, .8],
+                      help='of the weights of the last checkpoint in a mixture with the original ones')
   parser.add_argument('--audit', type=int, default=20, help='examples that all of AutoAttack attacks')
   parser.add_argument('--output', type=pathlib.Path, default=ROOT / 'results' / 'finetune_resnet')
   parser.add_argument('--scratch', type=pathlib.Path, default=ROOT / 'runs' / 'finetune_resnet')
@@ -285,11 +292,16 @@ def main() -> None:
     parser.error(f'no row {", ".join(sorted(unknown))}: use {", ".join(ROWS)}')
   if min(arguments.hours, arguments.n, arguments.epochs, *arguments.rates) <= 0:
     parser.error('--hours, --n, --epochs and --rates: use numbers above 0')
+  if not all(0 < share <= 1 for share in arguments.shares):
+    parser.error('--shares: use numbers above 0, at most 1')
   if 'ramp' in arguments.rows and arguments.epochs < 2:
     parser.error('--epochs: the row ramp needs at least 2')
   if importlib.util.find_spec('pyautoattack') is None:
     parser.error("the ResNet-18 is a part of pyautoattack: pip install -e '.[peers]'")
   deadline, scratch = time.monotonic() + 3600 * arguments.hours, arguments.scratch.absolute()
+  before = arguments.rows[:arguments.rows.index('further')] if 'further' in arguments.rows else ('ramp',)
+  if 'ramp' not in before and not (scratch / 'ramp' / 'results.json').exists():
+    parser.error('the row further goes on from a finished ramp: put ramp before it')
   try:
     small = write_data(scratch / 'tuning.npz', arguments.images, TUNING['n'])
     data = write_data(scratch / f'data-{arguments.n}.npz', arguments.images, arguments.n)

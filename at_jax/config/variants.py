@@ -21,7 +21,7 @@ def variant(config: ml_collections.ConfigDict, arg: str, *own: str) -> ml_collec
     The configuration.
 
   Raises:
-    errors.UserError: if a name is unknown or there twice, or both data sets are named.
+    errors.UserError: if a name is unknown, empty or repeated, or both data sets are named.
 
   Example:
     >>> from at_jax import config

@@ -76,7 +76,7 @@ def test_every_evaluation_has_the_adaptive_attacks(path):
 @pytest.mark.parametrize('variant, remedy', [
     ('third-third', 'name each variant once'), ('third-', 'name each variant once'),
     ('mnist-cifar100', 'a run has one data set')])
-def test_variants_that_contradict_each_other_are_one_line(variant, remedy):
+def test_repeated_empty_and_contradictory_variants_are_refused(variant, remedy):
   with pytest.raises(errors.UserError, match=f"^--config = ':{variant}': {remedy}"):
     command_line.parse([f'--config={ROOT}/configs/at_jax_cifar10.py:{variant}'])
 
