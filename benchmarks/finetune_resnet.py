@@ -44,6 +44,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from sittings import head, line
 
 from at_jax import training, xla_flags
@@ -166,9 +167,8 @@ def mix(run: training.Run, workdir: pathlib.Path, step: int, shares: Sequence[fl
   after = checkpoints.Checkpoints(workdir / 'checkpoints').at(step, template).state
   reestimate = batchnorm.reestimate_batchnorm(run)
   for share in shares:
-    params, statistics = (
-        jax.tree.map(lambda old, new, share=share: (1 - share) * old + share * new, *pair)
-        for pair in ((before.params, after.params), (before.batch_stats, after.batch_stats)))
+    params = optax.incremental_update(after.params, before.params, share)
+    statistics = optax.incremental_update(after.batch_stats, before.batch_stats, share)
     average = weight_averaging.AverageState(np.int32(1), params)
     yield share, reestimate(after._replace(batch_stats=statistics, average=average))
 
