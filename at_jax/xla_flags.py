@@ -9,7 +9,6 @@ import sys
 import zlib
 
 _OPTION = '--xla_cpu_experimental_ynn_fusion_type='
-_FUSED = 'LIBRARY_FUSION_TYPE_REDUCE'
 _START_CPU = 'from jaxlib import xla_client; xla_client.make_cpu_client()'
 
 
@@ -18,10 +17,8 @@ def tune() -> None:
 
   Call it before jax is imported; afterwards it has no effect. Variables that the user has set win.
 
-  - Without an accelerator, it leaves only reductions to YNNPACK, a library that XLA's CPU backend fuses
-    operations into, if the installed jaxlib knows the option. All that is fused by default makes the
-    gradient of a small convolution 1.2 to 3 times slower. Without the reductions, those of BatchNorm take a
-    third of a training step of a PreActResNet-18.
+  - Without an accelerator, it switches off a fusion of XLA's CPU backend that makes the gradient of a
+    small convolution 1.2 to 3 times slower, if the installed jaxlib knows the option.
   - It keeps compiled programs in `$XDG_CACHE_HOME/at_jax` (by default `~/.cache/at_jax`), so that a
     command that runs again does not compile again. `AT_JAX_CACHE=off` turns this off.
     `JAX_COMPILATION_CACHE_DIR` names another folder. No cache is kept if the folder is not writable.
@@ -35,8 +32,8 @@ def tune() -> None:
   flags = os.environ.get('XLA_FLAGS', '')
   if accelerated and os.environ.get('JAX_PLATFORMS') != 'cpu' or _OPTION in flags:
     return
-  if _is_known(_OPTION + _FUSED, folder):
-    os.environ['XLA_FLAGS'] = f'{flags} {_OPTION}{_FUSED}'.strip()
+  if _is_known(_OPTION, folder):
+    os.environ['XLA_FLAGS'] = f'{flags} {_OPTION}'.strip()
 
 
 def cache_folder() -> pathlib.Path | None:
@@ -65,7 +62,7 @@ def _is_known(option: str, folder: pathlib.Path | None) -> bool:
   """Whether the installed jaxlib knows an option of XLA_FLAGS; remembered in a file of `folder`."""
   # A child process tests it: an unknown option aborts the process, and an option that is set after the
   # backend has started is ignored.
-  answer = folder and folder / f'jaxlib-{importlib.metadata.version("jaxlib")}{option}'
+  answer = folder and folder / f'jaxlib-{importlib.metadata.version("jaxlib")}{option.rstrip("=")}'
   try:
     return answer.read_text(encoding='utf-8') == 'known'
   except (AttributeError, OSError):  # no folder, or not asked before

@@ -171,9 +171,9 @@ def dense(
 def max_pool(x: jax.Array) -> jax.Array:
   """2×2 max-pooling with stride 2; drops an odd last row or column, like PyTorch.
 
-  It is computed by maxima of two, because the gradient of `nn.max_pool` (select-and-scatter) is slow on every
-  platform, and XLA's CPU backend cannot fuse a maximum over two axes with the ReLU before it (`xla_flags`).
-  If several of the four values are the maximum, they share the gradient; in PyTorch the first has all of it.
+  It is computed by a reshape and a maximum, because the gradient of `nn.max_pool` (select-and-scatter) is
+  slow on every platform. If several of the four values are the maximum, they share the gradient; in PyTorch
+  the first has all of it.
 
   Args:
     x: float[B, H, W, C].
@@ -187,6 +187,4 @@ def max_pool(x: jax.Array) -> jax.Array:
   """
   b, h, w, c = x.shape
   x = x[:, :h // 2 * 2, :w // 2 * 2]
-  x = x.reshape(b, h // 2, 2, w // 2, 2, c)
-  rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
-  return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+  return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
