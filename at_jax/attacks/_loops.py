@@ -67,16 +67,17 @@ def repeat(step: Callable[[_T], _T], carry: _T, num_steps: int) -> _T:
 def compiler_options(differentiates: bool | None) -> tuple[tuple[str, str], ...]:
   """`compiler_options` of jit for attacks, as pairs; jit accepts them at the top level only.
 
-  On the CPU one of XLA's fusions makes the gradient of a convolution at least 1.5 times slower, but a
-  forward convolution twice as fast (measured with jaxlib 0.10.2). It is switched off for programs with
-  gradients and on for the others; this overrides XLA_FLAGS. None is for programs without a model. LLVM's
-  level 2 compiles a step in 60 to 90 % of the time of level 3, and a start in half; neither runs slower.
+  On the CPU XLA fuses operations into YNNPACK. Its convolutions make a gradient at least 1.5 times slower,
+  its sums can be wrong (`findings/jax_cpu_sum_of_products.sh`), and its matrix products make a forward
+  convolution twice as fast (measured with jaxlib 0.10.2). So only the last are left on, for programs without
+  gradients; this overrides XLA_FLAGS. None is for programs without a model. LLVM's level 2 compiles a step in
+  60 to 90 % of the time of level 3, and a start in half; neither runs slower.
   Empty on other backends, and without the options that this version of XLA does not know.
   """
   if not unrolls():
     return ()
-  fusion = {None: [], True: [''], False: ['LIBRARY_FUSION_TYPE_DOT']}[differentiates]
-  wanted = [('xla_cpu_experimental_ynn_fusion_type', kind) for kind in fusion]
+  fusion = 'LIBRARY_FUSION_TYPE_DOT' if differentiates is False else ''
+  wanted = [('xla_cpu_experimental_ynn_fusion_type', fusion)]
   if not jax.config.read('jax_disable_most_optimizations'):  # which is level 0
     wanted.append(('xla_backend_optimization_level', '2'))
   return tuple(option for option in wanted if _is_known(*option))

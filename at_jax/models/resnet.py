@@ -60,7 +60,8 @@ def _builders(module: nn.Module, train: bool, kernel_init: Callable) -> tuple[Ca
   conv = functools.partial(
       nn.Conv, padding=1, use_bias=False, dtype=module.dtype,
       param_dtype=layers.param_dtype(module.dtype), kernel_init=kernel_init)
-  norm = layers.batch_norm(train=train, axis_name=module.axis_name, dtype=module.dtype)
+  norm = functools.partial(
+      layers.BatchNorm, train=train, axis_name=module.axis_name, dtype=module.dtype)
   return conv, norm
 
 

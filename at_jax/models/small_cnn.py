@@ -1,5 +1,6 @@
 """A small convolutional network for MNIST and for 8×8 digits."""
 
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -69,7 +70,8 @@ class SmallCNN(nn.Module):
       float32[B, num_outputs] (float64 for dtype float64).
     """
     param_dtype = layers.param_dtype(self.dtype)
-    norm = layers.batch_norm(train=train, axis_name=self.axis_name, dtype=self.dtype)
+    norm = functools.partial(
+        layers.BatchNorm, train=train, axis_name=self.axis_name, dtype=self.dtype)
     shape = x.shape[1:3]
     x = layers.prepare(x, self.normalize, self.dtype)
     for i, features in enumerate(self.features, 1):

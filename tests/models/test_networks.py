@@ -113,7 +113,7 @@ def test_bfloat16_is_close_to_float32(name):
 def test_batch_statistics_are_computed_in_float32():
   # 2^14 values of 1 + 2^-7: a bfloat16 sum would stop growing at 256.
   x = jnp.full((4, 64, 64, 1), 1 + 2 ** -7, jnp.bfloat16)
-  norm = layers.batch_norm(train=True, axis_name=None, dtype=jnp.bfloat16)()
+  norm = layers.BatchNorm(train=True, axis_name=None, dtype=jnp.bfloat16)
   variables = norm.init(jax.random.key(0), x)
   _, updated = jax.jit(lambda v, x: norm.apply(v, x, mutable=['batch_stats']))(variables, x)
   np.testing.assert_allclose(updated['batch_stats']['mean'], 0.1 * (1 + 2 ** -7), rtol=1e-6)
