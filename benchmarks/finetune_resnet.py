@@ -22,8 +22,7 @@ The weights of the last checkpoint are also mixed with the original ones, by eac
 share that keeps 80 % clean accuracy and the most robust one that keeps 90 % are attacked too. They are chosen
 with PGD-10 on 500 other test images, because the original network was trained on the validation images.
 
-On two cores training takes 17 to 25 images a second, so an epoch of 20,000 takes 13 to 20 minutes and its
-validation two.
+On two cores training takes 17 images a second, so an epoch of 20,000 takes 20 minutes and its validation two.
 The attacks of a checkpoint take 20 minutes, of which the audit of ten images is 12. A share is measured in
 three.
 

@@ -13,7 +13,7 @@ from at_jax.methods import finetune, weight_averaging
 from at_jax.training import epoch_plan, setup, sharding, streams
 from at_jax.training import step as step_lib
 
-# Running statistics keep .9 of their value per batch (linen's default), so 0.5 % of the old statistics
+# Running statistics keep .9 of their value per batch (`layers.BatchNorm`), so 0.5 % of the old statistics
 # remain.
 BATCHES = 50
 
