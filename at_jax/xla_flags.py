@@ -18,8 +18,8 @@ def tune() -> None:
   Call it before jax is imported; afterwards it has no effect. Variables that the user has set win.
 
   - Without an accelerator, it switches off the fusion of operations into YNNPACK by XLA's CPU backend, if the
-    installed jaxlib knows the option. Its convolutions make the gradient of a small convolution 1.2 to 3
-    times slower, and its sums can be wrong (`findings/jax_cpu_sum_of_products.sh`).
+    installed jaxlib knows the option. Fused convolutions make the gradient of a small one 1.2 to 3 times
+    slower, and fused sums can be wrong (`findings/jax_cpu_sum_of_products.sh`).
   - It keeps compiled programs in `$XDG_CACHE_HOME/at_jax` (by default `~/.cache/at_jax`), so that a
     command that runs again does not compile again. `AT_JAX_CACHE=off` turns this off.
     `JAX_COMPILATION_CACHE_DIR` names another folder. No cache is kept if the folder is not writable.

@@ -43,9 +43,10 @@ _TEMPORARY = []
 def pytest_configure(config: pytest.Config) -> None:
   config.addinivalue_line('markers', 'long: takes minutes; launch/test.sh --all runs it')
   config.addinivalue_line('markers', 'oldest: also runs with the oldest supported jax')
-  # A job in the background ignores it, with all that the tests start.
-  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+  # A job in the background ignores the one, and under nohup the other, with all that the tests start.
+  for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+      signal.signal(number, handler)
   # Most of the time goes into compiling, and many tests compile the same programs. The workers and the
   # commands that tests start share a cache, which is new for each run of the suite.
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

@@ -67,12 +67,12 @@ def repeat(step: Callable[[_T], _T], carry: _T, num_steps: int) -> _T:
 def compiler_options(differentiates: bool | None) -> tuple[tuple[str, str], ...]:
   """`compiler_options` of jit for attacks, as pairs; jit accepts them at the top level only.
 
-  On the CPU XLA fuses operations into YNNPACK. Its convolutions make a gradient at least 1.5 times slower,
-  its sums can be wrong (`findings/jax_cpu_sum_of_products.sh`), and its matrix products make a forward
-  convolution twice as fast (measured with jaxlib 0.10.2). So only the last are left on, for programs without
-  gradients; this overrides XLA_FLAGS. None is for programs without a model. LLVM's level 2 compiles a step in
-  60 to 90 % of the time of level 3, and a start in half; neither runs slower.
-  Empty on other backends, and without the options that this version of XLA does not know.
+  On the CPU XLA fuses operations into YNNPACK (measured with jaxlib 0.10.2). Fused convolutions make a
+  gradient at least 1.5 times slower, and fused sums can be wrong in batches of more than 32,768
+  (`findings/jax_cpu_sum_of_products.sh`). Fused matrix products make a forward convolution up to twice as
+  fast, so they stay on for programs without gradients. This overrides XLA_FLAGS. None is for programs without
+  a model. LLVM's level 2 compiles a step in 60 to 90 % of the time of level 3, and a start in half; neither
+  runs slower. Empty on other backends, and without the options that this version of XLA does not know.
   """
   if not unrolls():
     return ()

@@ -1,7 +1,8 @@
-"""Means over all axes but the channels, and broadcasts whose gradients are such sums, both fast on a CPU.
+"""Means over all axes but the channels, and broadcasts whose gradients are sums over these axes.
 
-As commands configure it (`xla_flags`), XLA's CPU backend adds up three axes at a tenth of the speed of one
-axis, the height, and then the others. It merges the two sums, unless they are kept apart.
+Without the library YNNPACK, which commands switch off (`xla_flags`), XLA's CPU backend is much slower at one
+sum over batch and space than at a sum over the height followed by one over the rest, which is also more
+exact. XLA merges the two sums, unless they are kept apart.
 """
 
 import jax
@@ -12,16 +13,17 @@ def mean(x: jax.Array) -> jax.Array:
   """Mean over all axes but the last.
 
   Args:
-    x: float[B, H, W, C].
+    x: float[B, H, ..., C]; at least one axis between the first and the last.
 
   Returns:
-    float[C] of the same dtype.
+    float[C], with the dtype of x.
 
   Example:
     >>> mean(jnp.arange(8.).reshape(1, 2, 2, 2)).tolist()
     [3.0, 4.0]
   """
-  return _apart(x.sum(1)).sum((0, 1)) / (x.size // x.shape[-1])
+  rows = _apart(x.sum(1))
+  return rows.sum(tuple(range(rows.ndim - 1))) / (x.size // x.shape[-1])
 
 
 def broadcast(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -29,10 +31,10 @@ def broadcast(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
   Args:
     vector: float[C].
-    shape: (B, H, W, C).
+    shape: (B, H, ..., C), as in `mean`.
 
   Returns:
-    float[B, H, W, C] of the same dtype.
+    float[B, H, ..., C], with the dtype of the vector.
 
   Example:
     >>> broadcast(jnp.array([1., 2.]), (1, 1, 2, 2)).tolist()
@@ -43,6 +45,6 @@ def broadcast(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _apart(x: jax.Array) -> jax.Array:
-  """The argument; on the CPU, XLA does not merge what computes it with what uses it, in the gradient too."""
-  # Elsewhere the two sums are merged, and a barrier would keep XLA from fusing them with other operations.
+  """The argument; on the CPU, XLA does not merge its producer with its consumer, in the gradient neither."""
+  # On a TPU merged sums are as good, and a barrier would keep XLA from fusing them with other operations.
   return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)

@@ -114,14 +114,15 @@ def prepare(x: jax.Array, normalize: tuple | None, dtype: Any) -> jax.Array:
 
 
 class BatchNorm(nn.Module):
-  """BatchNorm with PyTorch's defaults and the variables of `nn.BatchNorm`; statistics over all devices.
+  """BatchNorm with PyTorch's defaults, and statistics over all devices of `axis_name`.
 
   y = (x − mean) / √(var + ε) · scale + bias for each channel, with ε = 1e-5. In training mode mean and
   variance are those of the batch, and the running ones move towards them by a tenth: PyTorch's momentum .1.
   The running variance is the biased one (divided by n), PyTorch's is unbiased (n − 1). With n = batch ×
   height × width the relative difference is below 1e-3 for n > 1,024.
 
-  It takes the place of `nn.BatchNorm`, whose sums over batch and space are slow on a CPU (`channels`).
+  It replaces `nn.BatchNorm`, whose sums over batch and space are slow on a CPU (`channels`), and has its
+  variables.
 
   Attributes:
     train: normalise by the batch statistics and update the running statistics; otherwise normalise by the
@@ -153,19 +154,21 @@ class BatchNorm(nn.Module):
     Returns:
       dtype[B, H, W, C].
     """
-    features, dtype = x.shape[-1:], param_dtype(self.dtype)
-    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, features, dtype)
-    running_var = self.variable('batch_stats', 'var', jnp.ones, features, dtype)
-    scale = self.param('scale', nn.initializers.ones, features, dtype)
-    bias = self.param('bias', nn.initializers.zeros, features, dtype)
-    mean, var, broadcast = running_mean.value, running_var.value, jnp.broadcast_to
-    x = x.astype(dtype)
+    kept = x.shape[-1:], param_dtype(self.dtype)  # shape and dtype of parameters and statistics
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, *kept)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, *kept)
+    scale = self.param('scale', nn.initializers.ones, *kept)
+    bias = self.param('bias', nn.initializers.zeros, *kept)
+    x = x.astype(kept[1])
+    mean, var = running_mean.value, running_var.value
+    broadcast = jnp.broadcast_to  # the gradient of an image, which attacks take, has no sums
     if self.train:
       moments = jnp.stack([channels.mean(x), channels.mean(x * x)])
       if self.axis_name is not None and not self.is_initializing():
         moments = jax.lax.pmean(moments, self.axis_name)
-      mean, broadcast = moments[0], channels.broadcast
+      mean = moments[0]
       var = jnp.maximum(moments[1] - mean * mean, 0)  # not negative by rounding
+      broadcast = channels.broadcast
       if not self.is_initializing():
         running_mean.value = 0.9 * running_mean.value + 0.1 * mean
         running_var.value = 0.9 * running_var.value + 0.1 * var
