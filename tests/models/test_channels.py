@@ -9,10 +9,13 @@ import pytest
 from at_jax.attacks import _loops
 from at_jax.models import channels, layers
 
-# As `xla_flags` sets it, if this jaxlib knows it.
-WITHOUT_YNNPACK = {name: value for name, value in [('xla_cpu_experimental_ynn_fusion_type', '')]
-                   if _loops._is_known(name, value)}
 SHAPES = [(64, 32, 32, 8), (48, 7, 5, 3), (1, 1, 1, 1)]
+
+
+def compiled(lowered):
+  """Compiles a program as commands do (`xla_flags`): without YNNPACK, if this jaxlib has it."""
+  option = ('xla_cpu_experimental_ynn_fusion_type', '')
+  return lowered.compile(dict([option] if _loops._is_known(*option) else []))
 
 
 def features(shape, dtype=np.float64):
@@ -30,26 +33,23 @@ def outputs_and_gradients(module, variables, x):
   return gradients, outputs
 
 
-def assert_same(module, reference, x):
-  variables = jax.tree.map(
-      lambda v: jnp.asarray(np.random.default_rng(2).uniform(.5, 2, v.shape), v.dtype),
-      reference.init(jax.random.key(0), x))
-  assert jax.tree.structure(module.init(jax.random.key(0), x)) == jax.tree.structure(variables)
-  for ours, theirs in zip(*(jax.tree.leaves(outputs_and_gradients(each, variables, x))
-                            for each in (module, reference)), strict=True):
-    assert ours.dtype == theirs.dtype == jnp.float64
-    np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
-
-
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('train', [True, False])
 def test_batchnorm_equals_that_of_linen(shape, train):
   with jax.enable_x64(True):
-    reference = nn.BatchNorm(
+    ours = layers.BatchNorm(train=train, axis_name=None, dtype=jnp.float64)
+    theirs = nn.BatchNorm(
         use_running_average=not train, momentum=.9, epsilon=1e-5, dtype=jnp.float64, param_dtype=jnp.float64,
         force_float32_reductions=False)
-    assert_same(layers.BatchNorm(train=train, axis_name=None, dtype=jnp.float64), reference,
-                jnp.asarray(features(shape)))
+    x = jnp.asarray(features(shape))
+    variables = jax.tree.map(
+        lambda v: jnp.asarray(np.random.default_rng(2).uniform(.5, 2, v.shape), v.dtype),
+        theirs.init(jax.random.key(0), x))
+    assert jax.tree.structure(ours.init(jax.random.key(0), x)) == jax.tree.structure(variables)
+    for a, b in zip(*(jax.tree.leaves(outputs_and_gradients(norm, variables, x)) for norm in (ours, theirs)),
+                    strict=True):
+      assert a.dtype == b.dtype == jnp.float64
+      np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.oldest
@@ -57,8 +57,8 @@ def test_batchnorm_equals_that_of_linen(shape, train):
 def test_means_in_float32_are_those_in_float64(shape):
   # Sums of 32 and then 2,048 terms, which err by a few roundings of 6e-8; one sum of 65,536 errs by 2.6e-6.
   x = features(shape, np.float32)
-  compiled = jax.jit(channels.mean).lower(x).compile(WITHOUT_YNNPACK)
-  np.testing.assert_allclose(compiled(x), x.mean((0, 1, 2), dtype=np.float64), rtol=1e-6)
+  mean = compiled(jax.jit(channels.mean).lower(x))
+  np.testing.assert_allclose(mean(x), x.mean((0, 1, 2), dtype=np.float64), rtol=1e-6)
 
 
 def program(platform):
@@ -84,8 +84,8 @@ def test_only_programs_for_the_cpu_keep_the_two_sums_apart():
 def test_the_compiler_for_the_cpu_does_not_merge_the_two_sums():
   # A sum over batch, height and width at once becomes a window over these three axes.
   def merged(lowered):
-    text = lowered.compile(WITHOUT_YNNPACK).as_text()
-    return [line for line in text.splitlines() if 'reduce-window(' in line and 'x32x32x1 ' in line]
+    lines = compiled(lowered).as_text().splitlines()
+    return [line for line in lines if 'reduce-window(' in line and 'x32x32x1 ' in line]
 
   assert not merged(program('cpu'))
   assert merged(jax.jit(lambda x: x.sum(1).sum((0, 1))).lower(jnp.zeros(SHAPES[0])))  # without a barrier
