@@ -177,15 +177,15 @@ def _attacked(run: setup.Run, variables: dict[str, Any], title: str, split: pipe
   def progress(name: str, done: int, total: int, accuracy: float) -> None:
     nonlocal where
     where = f'in the evaluation ({title}, {name})'
-    if autoattack_run.RUNS not in name:  # in AutoAttack each process has a pace of its own
-      interrupts.agree(received)
+    # In AutoAttack each process has a pace of its own.
+    stopped = received if autoattack_run.RUNS in name else interrupts.agree(received)
     if name not in bars:  # an attack or a restart begins
       bars[name] = records.Progress(f'{title}, {name}', total) if devices.is_first() else records.Silent()
     if done:
       bars[name].show(done, f'accuracy {accuracy:.3f}')
-    if done == total or received:
+    if done == total or stopped:
       bars.pop(name).close()
-    interrupts.check(received, where)
+    interrupts.check(stopped, where)
 
   try:
     return robustness.evaluate(
@@ -197,9 +197,9 @@ def _attacked(run: setup.Run, variables: dict[str, Any], title: str, split: pipe
         progress=progress,
         warn=lambda name, line: records.warn(f'{title}, {name}: {line}'))
   except (errors.UserError, OSError, interrupts.Preempted) as error:
-    interrupts.agree(received)  # with several processes, a signal to one ends AutoAttack in all
+    agreed = interrupts.agree(received)  # with several processes, a signal to one ends AutoAttack in all
     if isinstance(error.__cause__, multihost.OtherProcessFailed):
-      interrupts.check(received, where)
+      interrupts.check(agreed, where)
     raise
 
 

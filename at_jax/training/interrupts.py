@@ -67,25 +67,28 @@ def watch() -> Iterator[list[int]]:
 
 
 def agree(received: list[int]) -> list[int]:
-  """Adds the signal that another process received; all processes call it together, with a small collective.
+  """The signal that ends all processes; all of them call it together, with a small collective.
+
+  A signal that comes during the collective counts at the next one: the others do not know of it yet, and
+  would wait for a process that ends.
 
   Args:
-    received: the list of `watch`, empty in all processes or in none afterwards.
+    received: the list of `watch`; a signal that another process received is added.
 
   Returns:
-    The same list.
+    The signal in a list, or an empty list: the same in all processes.
   """
   number = devices.largest(received[0] if received else 0)
   if number and not received:
     received.append(number)
-  return received
+  return [number] if number else []
 
 
 def check(received: Sequence[int], where: str) -> None:
   """Ends the run if a signal was received.
 
   Args:
-    received: the list of `watch`.
+    received: the list of `watch` or of `agree`.
     where: as in `Preempted`.
 
   Raises:

@@ -197,13 +197,14 @@ def _train(run: setup.Run, workdir: pathlib.Path, store: checkpoints.Checkpoints
       note = end.note or note
       progress.show(step * c.batch_size, ', '.join(filter(None, (note, waits))))
       due = _passed(c.checkpoint.every_steps or run.steps_per_epoch, before, step)
-      stop = interrupts.agree(received) and step < total
+      agreed = interrupts.agree(received)
+      stop = agreed and step < total
       if end.save or due or stop or step == total:
         store.save(step, sharding.unreplicate(state),
                    {'score': end.score, **end.info, 'data': run_data.info(run.dataset),
                     'seconds': time.monotonic() - started})
       if stop:
-        interrupts.check(received, f'after step {step} of {total}')
+        interrupts.check(agreed, f'after step {step} of {total}')
   return time.monotonic() - started
 
 

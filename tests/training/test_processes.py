@@ -103,6 +103,19 @@ def test_one_process_agrees_with_itself():
   assert interrupts.agree(received) == [] and interrupts.agree([signal.SIGTERM]) == [signal.SIGTERM]
 
 
+def test_a_signal_during_the_agreement_waits_for_the_next(monkeypatch):
+  received = []
+
+  def largest(number):  # Python calls the handler of a signal once the collective has ended
+    if not received:
+      received.append(signal.SIGTERM)
+    return number
+
+  monkeypatch.setattr(devices, 'largest', largest)
+  assert interrupts.agree(received) == []  # as in the other processes
+  assert interrupts.agree(received) == [signal.SIGTERM]
+
+
 @functools.cache
 def steps_of_one_device():
   with jax.enable_x64(True):
