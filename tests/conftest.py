@@ -43,7 +43,7 @@ _TEMPORARY = []
 def pytest_configure(config: pytest.Config) -> None:
   config.addinivalue_line('markers', 'long: takes minutes; launch/test.sh --all runs it')
   config.addinivalue_line('markers', 'oldest: also runs with the oldest supported jax')
-  # A job in the background ignores the one, and under nohup the other, with all that the tests start.
+  # A background job ignores SIGINT and nohup SIGHUP; so would the commands that tests send these signals to.
   for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
       signal.signal(number, handler)

@@ -45,6 +45,6 @@ def broadcast(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _apart(x: jax.Array) -> jax.Array:
-  """The argument; on the CPU, XLA does not merge its producer with its consumer, in the gradient neither."""
+  """The argument. On the CPU, XLA does not merge its producer with its consumer, nor in the gradient."""
   # On a TPU merged sums are as good, and a barrier would keep XLA from fusing them with other operations.
   return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)

@@ -1,4 +1,4 @@
-"""Means and broadcasts over channels, and the BatchNorm made of them, beside that of linen."""
+"""Means and broadcasts over channels; BatchNorm, which is made of them, equals that of linen."""
 
 import flax.linen as nn
 import jax
