@@ -26,7 +26,9 @@ Measured (the first 1,000 test images, two CPU cores, results/passes_small_cifar
 
 from at_jax.config import fields, variants
 
-_MEAN, _STD = (.4914, .4822, .4465), (.2471, .2435, .2616)  # of CIFAR-10's training pixels
+# Mean and standard deviation of the training pixels.
+_PIXELS = {'cifar10': ((.4914, .4822, .4465), (.2471, .2435, .2616)),
+           'cifar100': ((.5071, .4865, .4409), (.2673, .2564, .2762))}
 
 
 def get_config(arg: str = ''):
@@ -43,6 +45,6 @@ def get_config(arg: str = ''):
     c.optimizer.schedule, c.dataset.pad = 'cyclic', 0
     if 'smoke' not in asked:
       c.epochs = 8 if 'third' in asked else 16
-      if 'mnist' not in asked:
-        c.optimizer.learning_rate, c.model.normalize = .1, (_MEAN, _STD)
+      if c.dataset.name in _PIXELS:
+        c.optimizer.learning_rate, c.model.normalize = .1, _PIXELS[c.dataset.name]
   return c

@@ -87,6 +87,14 @@ def test_mnist_in_l2_has_an_l2_radius():
   assert (c.attack.norm, c.attack.epsilon_255 / 255) == ('l2', 1.5)
 
 
+# Means of the training pixels of both data sets, /255, computed from the whole sets.
+@pytest.mark.parametrize('variant, mean', [('small', (.49140, .48216, .44653)),
+                                           ('cifar100-small', (.50708, .48655, .44092))])
+def test_our_recipe_subtracts_the_mean_of_its_data(variant, mean):
+  c = command_line.parse([f'--config={ROOT}/configs/at_jax_cifar10.py:{variant}']).config
+  np.testing.assert_allclose(c.model.normalize[0], mean, atol=1e-4)
+
+
 @pytest.mark.parametrize('size', ['', 'small', 'mnist', 'smoke', 'mnist-small'])
 @pytest.mark.parametrize('name, own', [('fgsm_rs', ''), ('n_fgsm', ''), ('nuat', ''), ('free_at', ''),
                                        ('fgsm_pgi', ''), ('at_jax', 'third')])
