@@ -10,5 +10,6 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=USR1@120
 set -euo pipefail
-export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not inherit the option since Slurm 22.05
+# srun does not inherit the option since Slurm 22.05.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:?use sbatch with --cpus-per-task}
 exec srun --kill-on-bad-exit=1 python -m at_jax.main --distributed=slurm "$@"

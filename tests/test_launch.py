@@ -18,7 +18,7 @@ LAUNCH = ROOT / 'launch'
 SCRIPTS = sorted(LAUNCH.glob('*.sh'))
 # Starts the command after its first argument as two tasks of one node, as srun does.
 _SRUN = '''#!/usr/bin/env bash
-[ "$1" = --kill-on-bad-exit=1 ] || exit 9
+[ "$1 $SRUN_CPUS_PER_TASK" = '--kill-on-bad-exit=1 8' ] || exit 9
 shift
 export SLURM_STEP_ID=0 SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1 SLURM_STEP_NUM_TASKS=2
 for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks+=($!); done
@@ -86,11 +86,19 @@ def test_every_pod_of_the_jobset_is_another_process(monkeypatch):
     assert (found.cluster.count, found.cluster.index, found.mode) == (count, index, 'train')
 
 
+def test_slurm_script_outside_sbatch_ends_with_one_line():
+  environ = {name: value for name, value in os.environ.items() if name != 'SLURM_CPUS_PER_TASK'}
+  done = subprocess.run(['bash', LAUNCH / 'slurm.sh'], env=environ, text=True, capture_output=True)
+  assert done.returncode and len(done.stderr.splitlines()) == 1
+  assert 'SLURM_CPUS_PER_TASK: use sbatch with --cpus-per-task' in done.stderr
+
+
 @pytest.mark.long
 def test_slurm_script_trains_with_two_tasks(tmp_path):
   stand_in(tmp_path, 'srun', _SRUN)
   stand_in(tmp_path, 'python', f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n')
   environ = processes.environment() | {'SLURM_JOB_ID': str(random.SystemRandom().randrange(10**6)),
+                                       'SLURM_CPUS_PER_TASK': '8',  # of sbatch --cpus-per-task
                                        'PATH': f'{tmp_path}:{os.environ["PATH"]}'}
   done = subprocess.run(['bash', LAUNCH / 'slurm.sh', QUICK, f'--workdir={tmp_path}/run'], cwd=ROOT,
                         env=environ, text=True, capture_output=True)
