@@ -83,10 +83,10 @@ def write_data(path: pathlib.Path, images: str, n: int) -> pathlib.Path:
   return path
 
 
-def command(form: str, workdir: pathlib.Path, fields: dict[str, Any], deadline: float) -> None:
+def command(variant: str, workdir: pathlib.Path, fields: dict[str, Any], deadline: float) -> None:
   """Runs at_jax.main until it ends or the deadline."""
   process = subprocess.Popen(
-      [sys.executable, '-m', 'at_jax.main', f'--config=configs/finetune_cifar10.py:pretrained{form}',
+      [sys.executable, '-m', 'at_jax.main', f'--config=configs/finetune_cifar10.py:pretrained{variant}',
        f'--workdir={workdir}',
        *(f'--config.{name}={value}' for name, value in fields.items())], cwd=ROOT)
   try:
@@ -124,9 +124,9 @@ def row_of(name: str, epochs: int, scratch: pathlib.Path) -> tuple[str, dict[str
                           'batch_size': 64, 'finetune.warmup_epochs': .5}}[name]
 
 
-def train(form: str, workdir: pathlib.Path, fields: dict[str, Any], deadline: float) -> None:
+def train(variant: str, workdir: pathlib.Path, fields: dict[str, Any], deadline: float) -> None:
   if not (workdir / 'results.json').exists():  # evaluated later
-    command(form, workdir, fields | {'evaluate.attacks': "('pgd1',)", 'evaluate.num_examples': 16,
+    command(variant, workdir, fields | {'evaluate.attacks': "('pgd1',)", 'evaluate.num_examples': 16,
                                      'evaluate.batch_size': 16}, deadline)
 
 
@@ -208,6 +208,8 @@ def record(workdir: pathlib.Path, audit: int, shares: Sequence[float], kept: pat
   found = records.read_json(path) or {
       'command': shlex.join(['python', *sys.argv]), 'versions': records.versions(),
       'finetune': read(workdir)['finetune'], 'points': {}}
+  if found['finetune'] != read(workdir)['finetune']:
+    sys.exit(f'{path} is of another training: use another --output')
   measured = found.setdefault('shares', [])
   kept.mkdir(parents=True, exist_ok=True)
   # Not results.json: it is of 16 images, like the fields `evaluate` of config.json.
@@ -285,7 +287,7 @@ def main() -> None:
   parser.add_argument('--shares', type=float, nargs='*', default=[.4, .6, .8],
                       help='of the weights of the last checkpoint in a mixture with the original ones')
   parser.add_argument('--audit', type=int, default=20, help='examples that all of AutoAttack attacks')
-  parser.add_argument('--output', type=pathlib.Path, default=ROOT / 'results' / 'finetune_resnet')
+  parser.add_argument('--output', type=pathlib.Path, default=ROOT / 'runs' / 'finetune_resnet' / 'records')
   parser.add_argument('--scratch', type=pathlib.Path, default=ROOT / 'runs' / 'finetune_resnet')
   arguments = parser.parse_args()
   if unknown := set(arguments.rows) - set(ROWS):
@@ -307,9 +309,9 @@ def main() -> None:
     data = write_data(scratch / f'data-{arguments.n}.npz', arguments.images, arguments.n)
     rate = best_rate(arguments.rates, scratch, small, deadline)
     for row in arguments.rows:
-      form, fields = row_of(row, arguments.epochs, scratch)
+      variant, fields = row_of(row, arguments.epochs, scratch)
       fields = fields_of(data, rate, arguments.epochs) | fields
-      train(form, scratch / row, fields, deadline)
+      train(variant, scratch / row, fields, deadline)
       record(scratch / row, arguments.audit, arguments.shares, arguments.output / row, deadline)
   except OutOfTime:
     print('the hours are over: the same command goes on', file=sys.stderr)

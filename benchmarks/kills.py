@@ -1,7 +1,7 @@
 """Kills a run at random moments, and checks that it ends with the bits of a run that nothing stopped.
 
-  python benchmarks/kills.py --method=trades --kills=50 --output=results/kills
-  python benchmarks/kills.py --summary --output=results/kills
+  python benchmarks/kills.py --method=trades --kills=50
+  python benchmarks/kills.py --summary
 
 A tiny network trains with a method on scikit-learn's digits: 26 steps, a checkpoint after every third one, a
 validation after each epoch, then PGD-5 and APGD-CE of its best and its last checkpoint. The first run is not
@@ -77,7 +77,7 @@ class Progress:
 
   def __init__(self, workdir: pathlib.Path):
     self._workdir = workdir
-    self._steps, self._written, self._temporary = self._logged(), 0, set(self._unfinished())
+    self._steps, self._left, self._begun = self._logged(), set(self._unfinished()), set()
 
   def _logged(self) -> int:
     path = self._workdir / 'metrics.jsonl'
@@ -88,14 +88,15 @@ class Progress:
 
   def now(self) -> tuple[str, int, int]:
     """What it does, the steps that it has logged, and the checkpoints that it has begun to write."""
-    unfinished, steps = set(self._unfinished()), self._logged()
-    self._written += len(unfinished - self._temporary)
-    self._temporary |= unfinished
+    steps, unfinished = self._logged(), set(self._unfinished()) - self._left  # by a kill before this process
+    self._begun |= unfinished
+    self._steps = min(self._steps, steps)  # a resumed run drops the lines after its checkpoint
+    taken, written = steps - self._steps, len(self._begun)
     if steps == LAST and (self._workdir / 'checkpoints' / f'{LAST:08d}').exists():
-      return 'evaluation', steps - self._steps, self._written
+      return 'evaluation', taken, written
     if unfinished:
-      return 'checkpoint', steps - self._steps, self._written
-    return 'training' if steps else 'start', steps - self._steps, self._written
+      return 'checkpoint', taken, written
+    return 'training' if taken else 'start', taken, written
 
 
 def wait_and_kill(process: subprocess.Popen, workdir: pathlib.Path, wanted: Plan) -> dict[str, Any] | None:
@@ -222,7 +223,7 @@ def main() -> None:
   parser.add_argument('--method', choices=METHODS, default='pgd_at')
   parser.add_argument('--kills', type=int, default=50)
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--output', type=pathlib.Path, default=pathlib.Path('results/kills'))
+  parser.add_argument('--output', type=pathlib.Path, default=pathlib.Path('runs/kills'))
   parser.add_argument('--scratch', type=pathlib.Path, default=pathlib.Path('runs/kills'),
                       help='folder of the runs, one for each method')
   parser.add_argument('--summary', action='store_true', help='only print the table of all methods')

@@ -40,7 +40,7 @@ def show_sittings(folder: str) -> None:
        'gradient passes', 'forward passes', 'robust', 'verdicts that differ')
   for network, files in networks.items():
     for name in VERSIONS:
-      # An audit is not a sum of parts: the one of most images counts, beside the reference on these.
+      # Audits of parts cannot be added: that of the most images is shown, and the reference on the same ones.
       n = num_images(files, name)
       if not n:
         continue
