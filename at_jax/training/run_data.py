@@ -94,7 +94,7 @@ def known_sizes(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
     config: the configuration.
 
   Returns:
-    As `info`; None if the sizes are not known by name, or if a class is left out.
+    As `info`; None if the sizes are not known by name, a class is left out, or no example would be left.
 
   Example:
     >>> from at_jax import config
@@ -105,9 +105,9 @@ def known_sizes(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
   sizes = pipeline.SIZES
   if c.augment == 'resized_crop':
     sizes = {'imagenet2012': ((c.image_size, c.image_size, 3), pipeline.IMAGENET_SIZE)}
-  if name not in sizes or c.drop_class >= 0:
+  shape, whole = sizes.get(name, ((), 0))
+  if c.drop_class >= 0 or whole <= held_out:
     return None
-  shape, whole = sizes[name]
   return {'image_shape': shape, 'train_size': whole - held_out}
 
 
