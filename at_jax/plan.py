@@ -250,15 +250,16 @@ def summary(phase: Any, reports: Mapping[str, Mapping[str, Any]], step: Estimate
   from at_jax.training import ahead_of_time
   attack = reports.get(f'attack of {min(phase.attack_steps, 2)}', {'collectives': {}}).get('collectives')
   run = reports[ahead_of_time.RUN]
-  of_step = functools.partial(ahead_of_time.per_step, reports, phase.attack_steps)
   kinds = ', '.join(f'{kind.replace("_", " ")} {size / 2**20:.1f}'
                     for kind, size in run['memory'].items() if kind != 'total')
-  counted, estimate = (
-      (f'{step.flops / 1e9:,.1f} GFLOP, {of_step("bytes") / 1e9:,.2f} GB read and written, '
-       f'{step.hbm_bytes / 1e9:,.2f} GB of them in HBM',
-       f'{1e3 * step.seconds:.2f} ms, bound by {step.bound} '
-       f'(FLOPs {1e3 * step.compute:.2f} ms, HBM {1e3 * step.memory:.2f} ms)') if step else
-      (f'not known: {_unknown(reports)}; compiled for counting only, not executed by the run', 'not known'))
+  counted = f'not known: {_unknown(reports)}; compiled for counting only, not executed by the run'
+  estimate = 'not known'
+  if step:
+    total = ahead_of_time.per_step(reports, phase.attack_steps, 'bytes')
+    counted = (f'{step.flops / 1e9:,.1f} GFLOP, {total / 1e9:,.2f} GB read and written, '
+               f'{step.hbm_bytes / 1e9:,.2f} GB of them in HBM')
+    estimate = (f'{1e3 * step.seconds:.2f} ms, bound by {step.bound} '
+                f'(FLOPs {1e3 * step.compute:.2f} ms, HBM {1e3 * step.memory:.2f} ms)')
   return [
       f'phase {phase.name}: {phase.num_steps:,} steps, each with an attack of {phase.attack_steps} steps',
       f'  memory of a chip     {run["memory"]["total"] / 2**20:,.1f} MiB (MiB: {kinds})',

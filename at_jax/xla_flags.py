@@ -15,7 +15,8 @@ _START_CPU = 'from jaxlib import xla_client; xla_client.make_cpu_client()'
 def tune() -> None:
   """Configures XLA and the persistent compilation cache by environment variables.
 
-  Call it before jax is imported; afterwards it has no effect. Variables that the user has set win.
+  Call it before jax is imported. After that import the cache folder has no effect; the XLA option still has
+  one until the first array is made. Variables that the user has set win.
 
   - Without an accelerator, it switches off the fusion of operations into YNNPACK by XLA's CPU backend, if the
     installed jaxlib knows the option. Fused convolutions make the gradient of a small one 1.2 to 3 times

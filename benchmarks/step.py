@@ -210,7 +210,7 @@ def alternate(first, second, repeats: int) -> tuple[list[float], list[float]]:
 
 
 def peak(name: str, what: str, library: str, threads: int) -> float | None:
-  """MiB by which the memory of this process grows in a step, after two steps; None if Linux does not tell."""
+  """MiB by which a step, after two others, raises the memory of this process; None without Linux' /proc."""
   torch.set_num_threads(threads)
   row = build(name)[what]
   call = row.theirs if library == 'PyTorch' else row.ours(row.lowered.compile())

@@ -37,10 +37,9 @@ def get_config(arg: str = ''):
   c.model.dtype = 'bfloat16'
   c.awp_gamma, c.optimizer.ema_decay, c.optimizer.schedule = .005, .995, 'cosine'
   c = variants.variant(c, arg, 'third')
-  if 'third' in asked:
+  if 'third' in asked or 'small' in asked:
     c.attack.kind, c.attack.num_steps = 'n_fgsm', 1
   if 'small' in asked:
-    c.attack.kind, c.attack.num_steps = 'n_fgsm', 1
     c.awp_gamma = c.optimizer.ema_decay = 0.
     c.optimizer.schedule, c.dataset.pad = 'cyclic', 0
     if 'smoke' not in asked:

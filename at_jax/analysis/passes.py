@@ -78,7 +78,7 @@ def of_step(config: ml_collections.ConfigDict, phase: str) -> Passes:
   f, tunes = config.finetune, phase == 'finetune'
   update = _UPDATE[config.loss]
   if phase == 'standard' or tunes and not finetune.uses_clean(f.distance, f.clean_weight,
-                                                              anchored=f.anchor_weight > 0):
+                                                              has_anchor=f.anchor_weight > 0):
     update = 1
   if phase.startswith('ducat'):  # two passes in place of the one of PGD-AT, or besides those of a loss
     update += 1 if config.loss in ('pgd_at', 'consistency') else 2

@@ -366,7 +366,7 @@ def _check_finetune(flat: dict) -> None:
   normalises = flat.get('model.batch_norm', flat['model.name'] != 'SmallCNN')
   _require(flat, 'finetune.batch_norm', normalises or f['batch_norm'] == 'shared',
            "the network has no BatchNorm: use 'shared', or model.batch_norm = True")
-  reads_clean = finetune.uses_clean(f['distance'], f['clean_weight'], anchored=f['anchor_weight'] > 0)
+  reads_clean = finetune.uses_clean(f['distance'], f['clean_weight'], has_anchor=f['anchor_weight'] > 0)
   _require(flat, 'finetune.clean_weight', reads_clean or f['batch_norm'] == 'shared',
            'the BatchNorm of clean examples would have no examples: use a number above 0')
   has_fit = f['clean_weight'] > 0 or f['anchor_weight'] > 0

@@ -70,7 +70,7 @@ def finetune(forward: objective.Forward, batch_stats: Any, x: Array, x_adv: Arra
   Reference: based on the abstract of Hou et al., Adversarial Fine-tune with Dynamically Regulated Adversary,
   2022.
   """
-  if not uses_clean(distance, clean_weight, anchored=reference is not None):
+  if not uses_clean(distance, clean_weight, has_anchor=reference is not None):
     adversarial, batch_stats = forward(x_adv, batch_stats, branch='adversarial')
     regulariser = losses.cross_entropy(adversarial, y)
     return objective.Outcome(jnp.zeros_like(regulariser), regulariser, adversarial, batch_stats)
@@ -84,22 +84,22 @@ def finetune(forward: objective.Forward, batch_stats: Any, x: Array, x_adv: Arra
   return objective.Outcome(fit, regulariser, adversarial, batch_stats)
 
 
-def uses_clean(distance: str, clean_weight: float, *, anchored: bool) -> bool:
+def uses_clean(distance: str, clean_weight: float, *, has_anchor: bool) -> bool:
   """Returns whether a term of the loss reads f(x).
 
   Args:
     distance: D, 'kl' or 'cross_entropy'.
     clean_weight: ω.
-    anchored: whether μ > 0.
+    has_anchor: whether μ > 0.
 
   Returns:
     True if one does.
 
   Example:
-    >>> uses_clean('cross_entropy', 0., anchored=False), uses_clean('kl', 0., anchored=False)
+    >>> uses_clean('cross_entropy', 0., has_anchor=False), uses_clean('kl', 0., has_anchor=False)
     (False, True)
   """
-  return bool(clean_weight) or anchored or distance == 'kl'
+  return bool(clean_weight) or has_anchor or distance == 'kl'
 
 
 def _squared(reference: Array, logits: Array) -> Array:

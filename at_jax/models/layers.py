@@ -161,7 +161,7 @@ class BatchNorm(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, *kept)
     x = x.astype(kept[1])
     mean, var = running_mean.value, running_var.value
-    broadcast = jnp.broadcast_to  # the gradient of an image, which attacks take, has no sums
+    broadcast = jnp.broadcast_to  # an attack's gradient in inference mode needs no sums here
     if self.train:
       moments = jnp.stack([channels.mean(x), channels.mean(x * x)])
       if self.axis_name is not None and not self.is_initializing():

@@ -65,12 +65,12 @@ def _builders(module: nn.Module, train: bool, kernel_init: Callable) -> tuple[Ca
   return conv, norm
 
 
-def _stages(network, block, x, conv, norm):
+def _stages(x, block, sizes, width, conv, norm, prefix='layer'):
   """The blocks of all stages; each stage after the first doubles the channels and halves the image."""
-  for stage, size in enumerate(network.stage_sizes):
+  for stage, size in enumerate(sizes):
     for i in range(size):
       stride = 2 if stage > 0 and i == 0 else 1
-      x = block(x, network.width * 2 ** stage, stride, conv, norm, f'layer{stage + 1}_{i}')
+      x = block(x, width * 2 ** stage, stride, conv, norm, f'{prefix}{stage + 1}_{i}')
   return x
 
 
@@ -84,7 +84,7 @@ class PreActResNet18(nn.Module):
     width: channels of the first stage; each further stage doubles them.
     stage_sizes: number of blocks in each stage.
     stem_stride: stride of the first convolution; 2 for 64×64 images.
-    final_norm: BatchNorm and ReLU before the pooling, as in the released code of both papers; False is the
+    final_norm: BatchNorm and ReLU before the pooling, as in the released code of Rice and of Wu; False is the
       variant of github.com/kuangliu/pytorch-cifar, with 11,171,146 parameters.
     raw_shortcut: start the 1×1 shortcuts before the first activation, like RobustBench's PreActBlock; False
       is its PreActBlockV2.
@@ -120,7 +120,8 @@ class PreActResNet18(nn.Module):
     conv, norm = _builders(self, train, layers.torch_default)
     x = layers.prepare(x, self.normalize, self.dtype)
     x = conv(self.width, (3, 3), strides=self.stem_stride, name='conv1')(x)
-    x = _stages(self, functools.partial(_pre_activation_block, raw_shortcut=self.raw_shortcut), x, conv, norm)
+    block = functools.partial(_pre_activation_block, raw_shortcut=self.raw_shortcut)
+    x = _stages(x, block, self.stage_sizes, self.width, conv, norm)
     if self.final_norm:
       x = nn.relu(norm(name='bn')(x))
     x = layers.dense(self.num_outputs, x.mean(axis=(1, 2)), dtype=self.dtype, name='linear')
@@ -147,7 +148,7 @@ class _PostActivationResNet(nn.Module):
     x = layers.prepare(x, self.normalize, self.dtype)
     x = conv(self.width, (3, 3), strides=self.stem_stride, name='conv1')(x)
     x = nn.relu(norm(name='bn1')(x))
-    x = _stages(self, self.block, x, conv, norm)
+    x = _stages(x, self.block, self.stage_sizes, self.width, conv, norm)
     x = layers.dense(self.num_outputs, x.mean(axis=(1, 2)), dtype=self.dtype, name='linear')
     return x.astype(layers.param_dtype(self.dtype))
 
@@ -243,7 +244,7 @@ class ResNet50(nn.Module):
     x = layers.prepare(x, self.normalize, self.dtype)
     x = conv(self.width, (7, 7), strides=2, padding=3, name='conv1')(x)
     x = nn.max_pool(nn.relu(norm(name='bn1')(x)), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    x = _stages(self, _bottleneck_block, x, conv, norm)
+    x = _stages(x, _bottleneck_block, self.stage_sizes, self.width, conv, norm)
     x = layers.dense(self.num_outputs, x.mean(axis=(1, 2)), dtype=self.dtype, name='fc')
     return x.astype(layers.param_dtype(self.dtype))
 
@@ -290,12 +291,8 @@ class WideResNet(nn.Module):
     conv, norm = _builders(self, train, layers.kaiming_normal_fan_out)
     x = layers.prepare(x, self.normalize, self.dtype)
     x = conv(16, (3, 3), strides=self.stem_stride, name='conv1')(x)
-    for stage in range(3):
-      for block in range((self.depth - 4) // 6):
-        stride = 2 if stage > 0 and block == 0 else 1
-        x = _pre_activation_block(
-            x, 16 * self.widen_factor * 2 ** stage, stride, conv, norm,
-            f'block{stage + 1}_{block}')
+    sizes = [(self.depth - 4) // 6] * 3
+    x = _stages(x, _pre_activation_block, sizes, 16 * self.widen_factor, conv, norm, 'block')
     x = nn.relu(norm(name='bn1')(x)).mean(axis=(1, 2))
     x = layers.dense(
         self.num_outputs, x, dtype=self.dtype, bias_init=nn.initializers.zeros, name='fc')

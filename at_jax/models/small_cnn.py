@@ -1,4 +1,4 @@
-"""A small convolutional network for MNIST and for 8×8 digits."""
+"""A small convolutional network: that of TRADES for MNIST, and those of the variants :small and :smoke."""
 
 import functools
 from typing import Any

@@ -53,13 +53,13 @@ def build(config: ml_collections.ConfigDict, devices: Sequence[jax.Device],
   Args:
     config: the configuration.
     devices: the devices that the run would use.
-    warn: as for `setup.build`.
+    warn: as for `validation.check` and `user_functions.check`.
 
   Returns:
     A `setup.Run`.
 
   Raises:
-    errors.UserError: as `setup.build`.
+    errors.UserError: as `validation.check`, `setup.assemble` and `user_functions.check`.
   """
   validation.check(config, warn)
   setup.check_devices(config, len(devices))

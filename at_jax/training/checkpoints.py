@@ -185,13 +185,13 @@ class Checkpoints:
   def __init__(self, directory: pathlib.Path, *, keep: int | None = None):
     self._directory = directory.absolute()
     self._keep = keep
-    self._writing: tuple[int, Any] | None = None
+    self._writing: Any = None
 
   def steps(self) -> list[int]:
-    """The steps of the checkpoints on disk, oldest first; UserError if there are some, as `check_path`."""
+    """The steps of the checkpoints on disk, oldest first. If there are any, raises as `check_path` does."""
     found = self._directory.iterdir() if self._directory.is_dir() else ()
     steps = sorted(int(path.name) for path in found if path.name.isdecimal())
-    if steps:  # a folder that was renamed: they would seem damaged
+    if steps:  # in a folder that was renamed so that orbax cannot read it, all would seem damaged
       check_path(self._directory.parent)
     return steps
 
@@ -217,14 +217,13 @@ class Checkpoints:
           path, {'state': state}, custom_metadata=metadata | {'digest': _digest(metadata)})
     except Exception as error:  # orbax and tensorstore raise a full disk as errors of many types
       raise self._unwritable(error) from error
-    self._writing = (step, response)
+    self._writing = response
 
   def wait(self) -> None:
     """Waits for the current write, then removes the checkpoints that are no longer kept."""
     if self._writing is None:
       return
-    _, response = self._writing
-    self._writing = None
+    response, self._writing = self._writing, None
     try:
       response.result()
       for step in set(self.steps()) - self._kept() if devices.is_first() else ():
@@ -267,8 +266,7 @@ class Checkpoints:
     Raises:
       errors.UserError: as `newest`.
     """
-    scores = devices.from_first(self._scores)
-    return self._first_undamaged(sorted(scores, key=lambda step: (-scores[step], step)), template)
+    return self._first_undamaged(devices.from_first(self._ranked), template)
 
   def at(self, step: int, template: Any) -> Saved:
     """Reads the checkpoint of one step. A damaged one keeps its name.
@@ -306,18 +304,18 @@ class Checkpoints:
     return self._directory / f'{step:08d}'
 
   def _kept(self) -> set[int]:
-    scores = self._scores()
-    best = min(scores, key=lambda step: (-scores[step], step), default=None)
-    return {*self.steps()[-self._keep:], *([] if best is None else [best])}
+    return {*self.steps()[-self._keep:], *self._ranked()[:1]}
 
-  def _scores(self) -> dict[int, float]:
+  def _ranked(self) -> list[int]:
+    """The steps of the checkpoints that have a score, best first."""
     scores = {}
     for step in self.steps():
       try:
         scores[step] = self._metadata(step)['info'].get('score')
       except Corrupt:
         continue  # reported when the checkpoint is read
-    return {step: score for step, score in scores.items() if score is not None}
+    scored = (step for step, score in scores.items() if score is not None)
+    return sorted(scored, key=lambda step: (-scores[step], step))
 
   def _metadata(self, step: int) -> dict[str, Any]:
     try:

@@ -70,17 +70,16 @@ def schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> optax
     0.100 0.100 0.010 0.001
   """
   o, sgd = config.optimizer, _sgd(config)
+  steps = steps_per_epoch * (config.finetune.start_epoch if config.loss == 'finetune' else config.epochs)
   if o.schedule == 'cosine':
-    epochs = config.finetune.start_epoch if config.loss == 'finetune' else config.epochs
-    return _under_strict_promotion(
-        optax.cosine_decay_schedule(sgd.learning_rate, max(round(epochs * steps_per_epoch), 1)))
-  if o.schedule == 'cyclic':
-    epochs = config.finetune.start_epoch if config.loss == 'finetune' else config.epochs
-    half = max(epochs * steps_per_epoch / 2, 1)
-    return _under_strict_promotion(
-        lambda step: sgd.learning_rate * jnp.maximum(1 - jnp.abs(step / half - 1), 0))
-  falls = {round(epoch * steps_per_epoch): sgd.decay_factor for epoch in o.decay_epochs}
-  return _under_strict_promotion(optax.piecewise_constant_schedule(sgd.learning_rate, falls))
+    rate = optax.cosine_decay_schedule(sgd.learning_rate, max(round(steps), 1))
+  elif o.schedule == 'cyclic':
+    half = max(steps / 2, 1)
+    rate = lambda step: sgd.learning_rate * jnp.maximum(1 - jnp.abs(step / half - 1), 0)
+  else:
+    falls = {round(epoch * steps_per_epoch): sgd.decay_factor for epoch in o.decay_epochs}
+    rate = optax.piecewise_constant_schedule(sgd.learning_rate, falls)
+  return _under_strict_promotion(rate)
 
 
 def _under_strict_promotion(rate: optax.Schedule) -> optax.Schedule:

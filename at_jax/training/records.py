@@ -69,7 +69,7 @@ def set_results_aside(directory: pathlib.Path, step: int) -> None:
 
   Args:
     directory: the work directory.
-    step: STEP if results.json does not tell the last step that was evaluated.
+    step: STEP if results.json is missing, damaged or without a step.
 
   Raises:
     errors.UserError: if the folder is not writable.

@@ -42,9 +42,9 @@ def load(workdir: str | os.PathLike, *, checkpoint: str | int = 'best'
     statistics of averaged weights, and to fit `config.inference`.
 
   Raises:
-    errors.UserError: if the folder holds no run, no checkpoint or not the one of this step can be read, data
-      that are needed are not available, or the folder was written by `export`, which keeps the best
-      checkpoint only, and `checkpoint` is another one.
+    errors.UserError: if the folder holds no run, or the checkpoint cannot be read; if data are needed and not
+      available; or if `export` wrote the folder, which keeps the best checkpoint only, and `checkpoint` is
+      another one.
     ValueError: for another `checkpoint`.
 
   Example:

@@ -185,7 +185,7 @@ class Examples(NamedTuple):
 
 
 def _examples(state, images, labels, index, key, values, recipe, by_class, axis_name) -> Examples:
-  """Augments and attacks. It has no collective and no gradient."""
+  """Augments and attacks. It has no collective, except in the attack of NuAT."""
   step = state.step // recipe.replays if recipe.replays else state.step
   augment_key, attack_key = jax.random.split(jax.random.fold_in(key, step))
   keys = jax.vmap(lambda i: jax.random.fold_in(augment_key, i))(index)
