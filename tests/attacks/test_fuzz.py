@@ -151,6 +151,7 @@ def draw_call(draw, signature: Signature) -> Call:
       arguments['index'] = random.choice(pick(b, 1000, 2**31 - 1), b, replace=False)
   if 'step_size' in drawn:
     arguments['step_size'] = _draw_radius(draw, pick, width, b, dtype)[0]
+    hypothesis.assume(np.all(np.asarray(arguments['step_size'])))  # 0 is refused, as test_fmn shows
   if attack == 'pgd':
     arguments['step_size'] = _draw_radius(draw, pick, min(float(epsilon.max()), scale), b, dtype)[0]
   if 'tau' in drawn:
@@ -307,8 +308,8 @@ def check_model_warning(signature: Signature, call: Call, text: str) -> None:
     assert int(found[1]) == (~np.isneginf(logits)).sum(axis=1).min() < 4
   elif found := re.match(r'logits lead by more than ([\d.]+) on ', text):
     assert (gaps > float(found[1]) * (1 - 1e-6)).any()
-  elif text.startswith('logits differ by less than 1e-05: '):
-    assert np.median(gaps) < 1.1e-5
+  elif found := re.match(r'logits differ by less than (\S+): ', text):  # the number is rounded to one digit
+    assert np.median(np.ptp(valid, axis=1)) < 1.5 * float(found[1])
   elif found := re.match(r'(\d) of (\d) clean inputs give logits that are not finite; ', text):
     assert int(found[1]) == len(x) - len(valid) and int(found[2]) == len(x)
   elif re.match(r'\d of \d fooled examples have logits that are not finite: ', text):
@@ -336,7 +337,7 @@ def one_of(*values):
 
 
 NO_ARRAYS = ('a', {}, [[1], [1, 2]], object())
-NO_RADII = (*NO_ARRAYS, -1., -1e-30, np.nan, None, np.ones(4), np.ones((3, 1)), np.ones((1, 3)), 1j, True,
+NO_RADII = (*NO_ARRAYS, -1., -1e-30, np.nan, np.ones(4), np.ones((3, 1)), np.ones((1, 3)), 1j, True,
             [-1.])
 NO_COUNTS = 0, -1, 1.5, '3', None, [3], np.array(3.), {}
 NO_FLAGS = 'yes', None, 2, [True]
@@ -351,7 +352,7 @@ MISTAKES = [
     *(('y', as_type(dtype)) for dtype in (float, bool, str, complex, object)),
     ('y', one_of(*NO_ARRAYS, None, 0, [], np.ones((3, 1), int), np.eye(3), np.zeros((3, 4, 5), int))),
     ('y', lambda y, _: y[:, None]), ('y', lambda y, _: np.append(y, y)),
-    ('epsilon', one_of(*NO_RADII)), ('step_size', one_of(*NO_RADII, np.inf, 1e300)),
+    ('epsilon', one_of(None, *NO_RADII)), ('step_size', one_of(*NO_RADII, np.inf, 1e300)),
     *((name, one_of(*NO_COUNTS)) for name in ('num_steps', 'num_queries', 'restarts', 'batch_size')),
     ('norm', one_of('inf', 2, None, np.inf, ['l2'], {}, np.ones(2), b'l2')),
     ('bounds', one_of(*NO_ARRAYS, (1., 0.), (.5, .5), (np.nan, 1.), (0., np.nan), (0.,), (0., 1., 2.), 1.,
