@@ -7,7 +7,7 @@ import setuptools
 TRAIN = [
     'flax>=0.11',
     'optax>=0.2.4',
-    'orbax-checkpoint>=0.11.28',
+    'orbax-checkpoint>=0.12.0',
     'absl-py>=2.1',
     'ml-collections>=1.0',
     'tensorboardX>=2.6',

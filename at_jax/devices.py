@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from at_jax import errors
+from at_jax import errors, xla_flags
 
 AXIS = 'batch'
 
@@ -50,6 +50,7 @@ def initialize(cluster: Cluster | None) -> None:
   """
   if cluster is None:
     return
+  xla_flags.wait_longer()
   options = {}
   if cluster.address is not None:
     options = dict(coordinator_address=cluster.address, num_processes=cluster.count,
@@ -185,6 +186,43 @@ def from_first(call: Callable[..., Any], *arguments: Any) -> Any:
   if error is not None:
     raise error
   return result
+
+
+def arrays_of_first(tree: Any) -> Any:
+  """Returns the arrays of process 0 in every process, bit for bit.
+
+  Args:
+    tree: pytree of arrays, each at most 2 GiB, with the same structure in every process.
+
+  Returns:
+    The same pytree; of NumPy arrays with several processes.
+
+  Example:
+    >>> arrays_of_first({'w': np.arange(2)})
+    {'w': array([0, 1])}
+  """
+  if _count() == 1:
+    return tree
+  return jax.tree.map(lambda leaf: from_first(np.asarray, leaf), tree)
+
+
+def is_same(call: Callable[[], Any]) -> bool:
+  """Returns whether a function has the same result in every process.
+
+  Args:
+    call: the function; its result must be picklable. With one process it is not called.
+
+  Returns:
+    The same answer in every process.
+
+  Example:
+    >>> is_same(lambda: 1)
+    True
+  """
+  if _count() == 1:
+    return True
+  result = call()
+  return not largest(result != from_first(lambda: result))
 
 
 def first_then_others(call: Callable[[], Any]) -> Any:

@@ -9,6 +9,8 @@ import sys
 import zlib
 
 _OPTION = '--xla_cpu_experimental_ynn_fusion_type='
+_WAIT = '--xla_cpu_collective_timeout_seconds='
+_WEEK = '604800'
 _START_CPU = 'from jaxlib import xla_client; xla_client.make_cpu_client()'
 
 
@@ -30,12 +32,26 @@ def tune() -> None:
     # XLA:CPU compiles for the processor at hand, which is not part of JAX's cache key.
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder / f'programs-{_processor():08x}')
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+  _add(_OPTION, '', folder)
+
+
+def wait_longer() -> None:
+  """Lets processes wait a week for each other on CPUs; XLA ends a collective after 30 minutes.
+
+  A process that has attacked its share of the examples waits for the others. Call it before the first array.
+  A value that the user has set wins.
+  """
+  _add(_WAIT, _WEEK, cache_folder())
+
+
+def _add(option: str, value: str, folder: pathlib.Path | None) -> None:
+  """Sets an option of the CPU backend, unless there is an accelerator, or jaxlib does not know the option."""
   accelerated = any(importlib.util.find_spec(name) for name in ('jax_plugins', 'libtpu'))
   flags = os.environ.get('XLA_FLAGS', '')
-  if accelerated and os.environ.get('JAX_PLATFORMS') != 'cpu' or _OPTION in flags:
+  if accelerated and os.environ.get('JAX_PLATFORMS') != 'cpu' or option in flags:
     return
-  if _is_known(_OPTION, folder):
-    os.environ['XLA_FLAGS'] = f'{flags} {_OPTION}'.strip()
+  if _is_known(f'{option}{value}', folder):
+    os.environ['XLA_FLAGS'] = f'{flags} {option}{value}'.strip()
 
 
 def cache_folder() -> pathlib.Path | None:

@@ -70,6 +70,15 @@ def test_what_the_user_has_set_wins(monkeypatch):
   assert os.environ['JAX_COMPILATION_CACHE_DIR'] == 'mine'
 
 
+def test_processes_wait_longer_if_jaxlib_knows_the_option(monkeypatch):
+  xla_flags.wait_longer()
+  assert os.environ['XLA_FLAGS'] == '--xla_cpu_collective_timeout_seconds=604800'
+  subprocess.run([sys.executable, '-c', xla_flags._START_CPU], check=True)
+  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_collective_timeout_seconds=9')
+  xla_flags.wait_longer()
+  assert os.environ['XLA_FLAGS'] == '--xla_cpu_collective_timeout_seconds=9'
+
+
 def test_programs_are_kept_in_the_users_cache_folder(monkeypatch, tmp_path):
   monkeypatch.setattr(xla_flags, '_is_known', lambda *_: False)
   xla_flags.tune()

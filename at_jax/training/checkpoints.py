@@ -174,6 +174,13 @@ def _digest(metadata: dict[str, Any]) -> str:
   return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
+def _alone() -> ocp.Context:
+  """Orbax without the other processes: at its barriers they would wait for one that cannot read a file."""
+  context, process = ocp.Context(), jax.process_index()
+  context.multiprocessing.active_processes, context.multiprocessing.primary_host = {process}, process
+  return context
+
+
 class Checkpoints:
   """The checkpoints of one run: the newest ones and the one with the highest score.
 
@@ -334,7 +341,8 @@ class Checkpoints:
       raise errors.UserError('workdir', str(self._directory.parent), 'a process does not see checkpoint '
                              f'{step} of process 0: name a folder that all processes share')
     try:
-      state = ocp.load_checkpointables(self._path(step), {'state': template})['state']
+      with _alone():
+        state = ocp.load_checkpointables(self._path(step), {'state': template})['state']
     except Exception as error:  # as above
       self._check_damage(step, metadata['digests'])
       raise Corrupt(f'it cannot be read ({type(error).__name__})') from error
@@ -359,7 +367,8 @@ class Checkpoints:
   def _check_damage(self, step: int, digests: dict[str, str]) -> None:
     """Raises UserError if the digests hold, because then the template is of another state."""
     try:
-      state = ocp.load_checkpointables(self._path(step))['state']
+      with _alone():
+        state = ocp.load_checkpointables(self._path(step))['state']
     except Exception:  # as above
       return
     if sorted(metrics.digests(state).values()) == sorted(digests.values()):
@@ -372,13 +381,18 @@ class Checkpoints:
         'name another folder')
 
   def _try(self, step: int, template: Any) -> tuple[Saved | None, str]:
-    """A checkpoint and ''; in all processes None and the reason if it is damaged for one of them."""
-    saved, reason = None, ''
+    """A checkpoint and '', or None and what is damaged in it."""
+    saved = reason = None
     try:
       saved = self._load(step, template)
-    except Corrupt as error:
-      reason = str(error)
-    return (None if devices.largest(saved is None) else saved), reason
+    except (Corrupt, errors.UserError) as error:
+      reason = error
+    if devices.largest(saved is None) and devices.largest(saved is not None):  # not damaged
+      raise errors.UserError('workdir', str(self._directory.parent), 'a process cannot read checkpoint '
+                             f'{step}, which others can{f" ({reason})" if reason else ""}: start all again')
+    if isinstance(reason, errors.UserError):
+      raise reason
+    return saved, str(reason or '')
 
   def _first_undamaged(self, steps: list[int], template: Any) -> tuple[Saved | None, list[str]]:
     messages = []

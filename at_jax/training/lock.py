@@ -52,6 +52,21 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
     file.close()
 
 
+def is_visible(workdir: pathlib.Path) -> bool:
+  """Returns whether this process sees the lock that process 0 holds.
+
+  Args:
+    workdir: the work directory.
+
+  Returns:
+    False if the folder is another one than that of process 0, such as on a disk of another host.
+  """
+  try:
+    return NAME in os.listdir(workdir)  # a listing is up to date where NFS remembers that a file was missing
+  except OSError:
+    return False
+
+
 def _locked(workdir: pathlib.Path) -> TextIO:
   """The open lock file, locked."""
   path = workdir / NAME

@@ -99,16 +99,23 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
 
 @contextlib.contextmanager
 def _lock(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds the lock of the work directory, in process 0."""
+  """Holds the lock of the work directory, in process 0; all processes must see it."""
   with contextlib.ExitStack() as stack:
     devices.from_first(stack.enter_context, lock.hold(workdir))
+    if devices.largest(not lock.is_visible(workdir)):
+      raise errors.UserError('workdir', str(workdir), 'a process does not see what process 0 writes there: '
+                             'name a folder that all processes share')
     yield
 
 
 def _open(config: ml_collections.ConfigDict,
           workdir: pathlib.Path) -> tuple[setup.Run, checkpoints.Checkpoints]:
   """The parts of a run and its checkpoints, after checking that the work directory is not of another run."""
+  shared = fields.flatten(config.to_dict())
+  del shared['dataset.data_dir']  # each host may have the data elsewhere
+  _check_same('configurations', lambda: shared)
   run = devices.first_then_others(lambda: setup.build(config, warn=records.warn))
+  _check_same('data', lambda: run_data.identity(run.dataset))
   user_functions.check(run, records.warn)
   before = devices.from_first(records.read_json, workdir / 'config.json')
   if before is not None:
@@ -125,13 +132,20 @@ def _open(config: ml_collections.ConfigDict,
   return run, checkpoints.Checkpoints(workdir / 'checkpoints', keep=config.checkpoint.keep)
 
 
+def _check_same(what: str, call: Callable[[], Any]) -> None:
+  """Checks that a function has the same result in every process; others would wait for ever."""
+  if not devices.is_same(call):
+    raise errors.UserError('--distributed', f'process {jax.process_index()}', f'the {what} of the processes '
+                           'differ: start all with the same command and the same data')
+
+
 def _first_state(run: setup.Run, store: checkpoints.Checkpoints) -> tuple[step_lib.TrainState, float]:
   """The state to train from, and the seconds of training behind it."""
   state = setup.init_state(run)
   store.clear_unfinished()
   saved = checkpoints.report_damage(store.newest(jax.device_get(state)))
-  if saved is None:
-    return epoch_hooks.start_from(run, state), 0.
+  if saved is None:  # equal in all processes even if their machines round differently
+    return devices.arrays_of_first(epoch_hooks.start_from(run, state)), 0.
   records.log(f'resuming after step {saved.step}')
   return saved.state, saved.info['seconds']
 

@@ -10,6 +10,7 @@ import ml_collections
 from at_jax import errors
 from at_jax.config import import_path
 from at_jax.datasets import pipeline
+from at_jax.evaluation import metrics
 
 _IMPORT_PATH = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)+')
 
@@ -85,6 +86,25 @@ def info(dataset: pipeline.Dataset | pipeline.DeferredDataset) -> dict[str, Any]
   """
   found = {'image_shape': list(dataset.image_shape), 'train_size': dataset.train_size}
   return found | ({'digest': dataset.digest} if dataset.digest else {})
+
+
+def identity(dataset: pipeline.Dataset) -> tuple[dict[str, Any], dict[str, str]]:
+  """Returns what two processes compare of their data.
+
+  Args:
+    dataset: the data set.
+
+  Returns:
+    `info`, and digests of the labels in their order; none of a stream, whose labels are in its files.
+
+  Example:
+    >>> data = pipeline.load('digits')
+    >>> identity(data) == identity(data)
+    True
+  """
+  splits = dataset.train, dataset.validation, dataset.test
+  labels = [split.labels for split in splits if isinstance(split, pipeline.Split)]
+  return info(dataset), metrics.digests(labels)
 
 
 def known_sizes(config: ml_collections.ConfigDict) -> dict[str, Any] | None:

@@ -2,10 +2,12 @@
 
 import functools
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from at_jax import devices
 from at_jax.training import interrupts, lock
 from tests.fixtures import processes, training_steps
-from tests.fixtures.command_errors import QUICK
+from tests.fixtures.command_errors import QUICK, ROOT
 from tests.fixtures.run_progress import digests, logged_so_far, steps_logged, wait_for_step
 
 _STEPS = '''
@@ -62,6 +64,19 @@ def shown_and_signalled(title, progress):
 autoattack_run._shown = shown_and_signalled
 sys.exit(main.main(sys.argv[1:]))
 '''
+# A process whose last argument is not 'reads' cannot read a checkpoint.
+_BLIND = '''
+import sys
+from orbax.checkpoint import v1 as ocp
+from at_jax import main
+
+def fail(*_, **__):
+  raise OSError('stale file handle')
+
+if sys.argv[-1] != 'reads':
+  ocp.load_checkpointables = fail
+sys.exit(main.main(sys.argv[1:-1]))
+'''
 # 28 steps in two phases of a small network, whose batch divides over 1, 2, 4 and 8 devices. Some of the test
 # examples are robust at this radius.
 COMMAND = (QUICK, '--config.batch_size=96', '--config.checkpoint.every_steps=3', '--config.log_every_steps=1',
@@ -74,9 +89,14 @@ LAST = 28
 
 def start(workdir, *arguments, program=('-m', 'at_jax.main')):
   """Starts the two processes of a run, of two devices each."""
+  return start_with(workdir, arguments, arguments, program=program)
+
+
+def start_with(workdir, *arguments, program=('-m', 'at_jax.main')):
+  """Starts two processes, each with arguments of its own."""
   return processes.start_together(2, lambda address, index: [
       sys.executable, *program, *COMMAND, f'--workdir={workdir}', f'--distributed={address},2,{index}',
-      *arguments], num_devices=2)
+      *arguments[index]], num_devices=2)
 
 
 def alone(workdir, *arguments, num_devices=1):
@@ -217,6 +237,31 @@ def test_killed_process_ends_the_run_which_resumes_to_the_bit(whole, tmp_path):
     assert code == 0, err
   assert digests(workdir, LAST) == digests(whole, LAST)
   assert steps_logged(workdir) == list(range(1, LAST + 1))
+
+
+@pytest.mark.long
+def test_a_checkpoint_that_one_process_cannot_read_is_not_set_aside(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole, workdir)
+  before = sorted(path.name for path in (workdir / 'checkpoints').iterdir())
+  begun = time.monotonic()
+  for code, _, err in processes.finish(start_with(workdir, ['reads'], ['fails'], program=('-c', _BLIND))):
+    assert code == 2 and f'a process cannot read checkpoint {LAST}, which others can' in err, err
+  assert time.monotonic() - begun < 100  # orbax alone would wait five minutes at a barrier
+  assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('arguments, line', [
+    (['--config.seed=1'], "--distributed = 'process .': the configurations of the processes differ: "),
+    (['--config.dataset.data_dir=/x', '--workdir=other'],
+     'workdir = .*: a process does not see what process 0 writes there')])
+def test_processes_of_different_runs_end_with_one_line(tmp_path, monkeypatch, arguments, line):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('PYTHONPATH', str(ROOT))
+  for code, _, err in processes.finish(start_with(tmp_path / 'run', [], arguments)):
+    found, = [each for each in err.splitlines() if each.startswith('at_jax: ')]
+    assert code == 2 and re.search(line, found) and 'Traceback' not in err
 
 
 @pytest.mark.long
