@@ -114,7 +114,10 @@ def known_sizes(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
     config: the configuration.
 
   Returns:
-    As `info`; None if the sizes are not known by name, a class is left out, or no example would be left.
+    As `info`; None if the sizes are not known by name, or if a class is left out.
+
+  Raises:
+    errors.UserError: if no training example would be left.
 
   Example:
     >>> from at_jax import config
@@ -125,9 +128,12 @@ def known_sizes(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
   sizes = pipeline.SIZES
   if c.augment == 'resized_crop':
     sizes = {'imagenet2012': ((c.image_size, c.image_size, 3), pipeline.IMAGENET_SIZE)}
-  shape, whole = sizes.get(name, ((), 0))
-  if c.drop_class >= 0 or whole <= held_out:
+  if name not in sizes or c.drop_class >= 0:
     return None
+  shape, whole = sizes[name]
+  if held_out >= whole:
+    raise errors.UserError('config.dataset.validation_size', held_out, 'use a whole number from 0 to '
+                           f'{whole - 1}; there are {whole} training examples')
   return {'image_shape': shape, 'train_size': whole - held_out}
 
 

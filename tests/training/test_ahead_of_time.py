@@ -108,6 +108,6 @@ def test_data_of_known_sizes_are_not_read(monkeypatch):
   assert ahead_of_time.build(c, jax.devices()[:1]).dataset.train_size == 49_000 and not read
   c.dataset.name = 'kmnist'
   assert ahead_of_time.build(c, jax.devices()[:1]).dataset.train_size == 1000 and read == ['kmnist']
-  c.dataset.update(name='cifar10', validation_size=50_000)  # reading refuses it, in one line
-  ahead_of_time.build(c, jax.devices()[:1])
-  assert read == ['kmnist', 'cifar10']
+  c.dataset.update(name='cifar10', validation_size=50_000)
+  with pytest.raises(errors.UserError, match='dataset.validation_size = 50000: use .* from 0 to 49999;'):
+    ahead_of_time.build(c, jax.devices()[:1])
