@@ -88,7 +88,9 @@ class Progress:
 
   def now(self) -> tuple[str, int, int]:
     """What it does, the steps that it has logged, and the checkpoints that it has begun to write."""
-    steps, unfinished = self._logged(), set(self._unfinished()) - self._left  # by a kill before this process
+    steps, names = self._logged(), set(self._unfinished())
+    self._left &= names  # those of the process before, which this one removes and writes again
+    unfinished = names - self._left
     self._begun |= unfinished
     self._steps = min(self._steps, steps)  # a resumed run drops the lines after its checkpoint
     taken, written = steps - self._steps, len(self._begun)

@@ -176,7 +176,7 @@ def _digest(metadata: dict[str, Any]) -> str:
 
 def _alone() -> ocp.Context:
   """Orbax without the other processes: at its barriers they would wait for one that cannot read a file."""
-  context, process = ocp.Context(), jax.process_index()
+  context, process = ocp.Context(), ocp.multihost.process_index()  # on TPUs it can differ from jax's index
   context.multiprocessing.active_processes, context.multiprocessing.primary_host = {process}, process
   return context
 
@@ -390,8 +390,10 @@ class Checkpoints:
     if devices.largest(saved is None) and devices.largest(saved is not None):  # not damaged
       raise errors.UserError('workdir', str(self._directory.parent), 'a process cannot read checkpoint '
                              f'{step}, which others can{f" ({reason})" if reason else ""}: start all again')
-    if isinstance(reason, errors.UserError):
-      raise reason
+    refused = isinstance(reason, errors.UserError)
+    if devices.largest(refused):
+      raise reason if refused else errors.UserError(
+          'workdir', str(self._directory.parent), f'another process refuses checkpoint {step}: see its line')
     return saved, str(reason or '')
 
   def _first_undamaged(self, steps: list[int], template: Any) -> tuple[Saved | None, list[str]]:

@@ -196,7 +196,7 @@ def _attacked(run: setup.Run, variables: dict[str, Any], title: str, split: pipe
         has_dummies=c.dummy.enabled, audit=c.evaluate.audit, state_dir=workdir / 'evaluation',
         progress=progress,
         warn=lambda name, line: records.warn(f'{title}, {name}: {line}'))
-  except Exception as error:  # of any kind: the others are in `agree` too
+  except (errors.UserError, OSError, interrupts.Preempted) as error:
     agreed = interrupts.agree(received)  # with several processes, a signal to one ends AutoAttack in all
     if isinstance(error.__cause__, multihost.OtherProcessFailed):
       interrupts.check(agreed, where)

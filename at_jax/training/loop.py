@@ -88,7 +88,7 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
     interrupts.Preempted: if a signal ended it; the state of AutoAttack is saved.
   """
   workdir = environment.local_path('workdir', workdir)
-  if not restore.has_weights(workdir):
+  if not devices.from_first(restore.has_weights, workdir):
     raise errors.UserError('workdir', str(workdir), 'there is no checkpoint in it: train first, '
                            'with --mode=train, or name the work directory of a run')
   with _lock(workdir):

@@ -392,7 +392,8 @@ def draw_mistake(draw, signature: Signature, arguments: dict[str, Any]):
   has -= {'target', 'start'} - set(signature.drawn)
   if 'num_queries' not in arguments:
     has -= {'num_queries', 'channel_axis'}
-  names, change = draw(st.sampled_from([mistake for mistake in MISTAKES if mistake[0].split()[0] in has]))
+  mistakes = MISTAKES + [('step_size', one_of(None))] * (signature.attack == 'pgd')  # a default of fmn
+  names, change = draw(st.sampled_from([mistake for mistake in mistakes if mistake[0].split()[0] in has]))
   names, arguments = names.split(), dict(arguments)
   random = np.random.default_rng(draw(st.integers(0, 999)))
   arguments[names[0]] = change(arguments.get(names[0]), random)

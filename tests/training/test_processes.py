@@ -16,7 +16,7 @@ import pytest
 from at_jax import devices
 from at_jax.training import interrupts, lock
 from tests.fixtures import processes, training_steps
-from tests.fixtures.command_errors import QUICK, ROOT
+from tests.fixtures.command_errors import QUICK
 from tests.fixtures.run_progress import digests, logged_so_far, steps_logged, wait_for_step
 
 _STEPS = '''
@@ -258,7 +258,6 @@ def test_a_checkpoint_that_one_process_cannot_read_is_not_set_aside(whole, tmp_p
      'workdir = .*: a process does not see what process 0 writes there')])
 def test_processes_of_different_runs_end_with_one_line(tmp_path, monkeypatch, arguments, line):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setenv('PYTHONPATH', str(ROOT))
   for code, _, err in processes.finish(start_with(tmp_path / 'run', [], arguments)):
     found, = [each for each in err.splitlines() if each.startswith('at_jax: ')]
     assert code == 2 and re.search(line, found) and 'Traceback' not in err

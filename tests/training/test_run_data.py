@@ -83,3 +83,10 @@ def test_dropped_class_needs_one_class_fewer(name, load):
   c.dataset.drop_class = 10
   with pytest.raises(errors.UserError, match='config.dataset.drop_class = 10: use a class from 0 to 9'):
     run_data.read(c)
+
+
+def test_processes_notice_labels_in_another_order():
+  data = pipeline.load('digits', validation_size=100)
+  moved = data._replace(train=data.train._replace(labels=data.train.labels[::-1]))
+  assert run_data.identity(data) == run_data.identity(pipeline.load('digits', validation_size=100))
+  assert run_data.identity(data) != run_data.identity(moved)
