@@ -132,11 +132,13 @@ def _open(config: ml_collections.ConfigDict,
   return run, checkpoints.Checkpoints(workdir / 'checkpoints', keep=config.checkpoint.keep)
 
 
-def _check_same(what: str, call: Callable[[], Any]) -> None:
+def _check_same(what: str, call: Callable[[], dict[str, Any]]) -> None:
   """Checks that a function has the same result in every process; others would wait for ever."""
   if not devices.is_same(call):
+    here, first = call(), devices.from_first(call)
+    names = ', '.join(name for name in here if here[name] != first.get(name)) or 'see the other lines'
     raise errors.UserError('--distributed', f'process {jax.process_index()}', f'the {what} of the processes '
-                           'differ: start all with the same command and the same data')
+                           f'differ ({names}): start all with the same command and the same data')
 
 
 def _first_state(run: setup.Run, store: checkpoints.Checkpoints) -> tuple[step_lib.TrainState, float]:

@@ -88,23 +88,24 @@ def info(dataset: pipeline.Dataset | pipeline.DeferredDataset) -> dict[str, Any]
   return found | ({'digest': dataset.digest} if dataset.digest else {})
 
 
-def identity(dataset: pipeline.Dataset) -> tuple[dict[str, Any], dict[str, str]]:
+def identity(dataset: pipeline.Dataset) -> dict[str, Any]:
   """Returns what two processes compare of their data.
 
   Args:
     dataset: the data set.
 
   Returns:
-    `info`, and digests of the labels in their order; none of a stream, whose labels are in its files.
+    `info`, and a digest of the labels of each split in their order; none of a stream, whose labels are in its
+    files.
 
   Example:
     >>> data = pipeline.load('digits')
     >>> identity(data) == identity(data)
     True
   """
-  splits = dataset.train, dataset.validation, dataset.test
-  labels = [split.labels for split in splits if isinstance(split, pipeline.Split)]
-  return info(dataset), metrics.digests(labels)
+  splits = {'train': dataset.train, 'validation': dataset.validation, 'test': dataset.test}
+  held = {name: split.labels for name, split in splits.items() if isinstance(split, pipeline.Split)}
+  return info(dataset) | {f'{name} labels': metrics.digests(labels) for name, labels in held.items()}
 
 
 def known_sizes(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
