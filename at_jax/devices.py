@@ -206,25 +206,6 @@ def arrays_of_first(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: from_first(np.asarray, leaf), tree)
 
 
-def is_same(call: Callable[[], Any]) -> bool:
-  """Returns whether a function has the same result in every process.
-
-  Args:
-    call: the function; its result must be picklable. With one process it is not called.
-
-  Returns:
-    The same answer in every process.
-
-  Example:
-    >>> is_same(lambda: 1)
-    True
-  """
-  if _count() == 1:
-    return True
-  result = call()
-  return not largest(result != from_first(lambda: result))
-
-
 def first_then_others(call: Callable[[], Any]) -> Any:
   """Calls a function in process 0 and then in the others: what process 0 downloads, the others read.
 

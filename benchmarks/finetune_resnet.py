@@ -127,7 +127,7 @@ def row_of(name: str, epochs: int, scratch: pathlib.Path) -> tuple[str, dict[str
 def train(variant: str, workdir: pathlib.Path, fields: dict[str, Any], deadline: float) -> None:
   if not (workdir / 'results.json').exists():  # evaluated later
     command(variant, workdir, fields | {'evaluate.attacks': "('pgd1',)", 'evaluate.num_examples': 16,
-                                     'evaluate.batch_size': 16}, deadline)
+                                        'evaluate.batch_size': 16}, deadline)
 
 
 def best_rate(rates: list[float], scratch: pathlib.Path, data: pathlib.Path, deadline: float) -> float:
@@ -205,10 +205,11 @@ def record(workdir: pathlib.Path, audit: int, shares: Sequence[float], kept: pat
            ) -> None:
   """Attacks the points of a row that have no record yet, on test images."""
   path = kept / 'points.json'
+  curve = read(workdir)['finetune']
   found = records.read_json(path) or {
       'command': shlex.join(['python', *sys.argv]), 'versions': records.versions(),
-      'finetune': read(workdir)['finetune'], 'points': {}}
-  if found['finetune'] != read(workdir)['finetune']:
+      'finetune': curve, 'points': {}}
+  if found['finetune'] != curve:
     sys.exit(f'{path} is of another training: use another --output')
   measured = found.setdefault('shares', [])
   kept.mkdir(parents=True, exist_ok=True)

@@ -111,15 +111,14 @@ def _lock(workdir: pathlib.Path) -> Iterator[None]:
 def _open(config: ml_collections.ConfigDict,
           workdir: pathlib.Path) -> tuple[setup.Run, checkpoints.Checkpoints]:
   """The parts of a run and its checkpoints, after checking that the work directory is not of another run."""
-  shared = fields.flatten(config.to_dict())
-  del shared['dataset.data_dir']  # each host may have the data elsewhere
-  _check_same('configurations', lambda: shared)
+  flat = fields.flatten(config.to_dict())
+  _check_same('configurations', flat | {'dataset.data_dir': None})  # each host may have the data elsewhere
   run = devices.first_then_others(lambda: setup.build(config, warn=records.warn))
-  _check_same('data', lambda: run_data.identity(run.dataset))
+  _check_same('data', run_data.identity(run.dataset))
   user_functions.check(run, records.warn)
   before = devices.from_first(records.read_json, workdir / 'config.json')
   if before is not None:
-    changed = resume.conflicts(fields.flatten(fields.upgrade(before)), fields.flatten(config.to_dict()))
+    changed = resume.conflicts(fields.flatten(fields.upgrade(before)), flat)
     is_file = all(name.endswith('.npz') for name in changed.get('dataset.name', ('',)))
     if is_file and (restore.stored_data_info(workdir) or {}).get('digest'):
       del changed['dataset.name']  # a file may move, and `check_data` compares its content
@@ -132,10 +131,10 @@ def _open(config: ml_collections.ConfigDict,
   return run, checkpoints.Checkpoints(workdir / 'checkpoints', keep=config.checkpoint.keep)
 
 
-def _check_same(what: str, call: Callable[[], dict[str, Any]]) -> None:
-  """Checks that a function has the same result in every process; others would wait for ever."""
-  if not devices.is_same(call):
-    here, first = call(), devices.from_first(call)
+def _check_same(what: str, here: dict[str, Any]) -> None:
+  """Checks that all processes have the same values; those of different runs would wait for ever."""
+  first = devices.from_first(lambda: here)
+  if devices.largest(here != first):
     names = ', '.join(name for name in here if here[name] != first.get(name)) or 'see the other lines'
     raise errors.UserError('--distributed', f'process {jax.process_index()}', f'the {what} of the processes '
                            f'differ ({names}): start all with the same command and the same data')

@@ -392,7 +392,7 @@ def draw_mistake(draw, signature: Signature, arguments: dict[str, Any]):
   has -= {'target', 'start'} - set(signature.drawn)
   if 'num_queries' not in arguments:
     has -= {'num_queries', 'channel_axis'}
-  mistakes = MISTAKES + [('step_size', one_of(None))] * (signature.attack == 'pgd')  # a default of fmn
+  mistakes = MISTAKES + [('step_size', one_of(None))] * (signature.attack == 'pgd')  # fmn's default
   names, change = draw(st.sampled_from([mistake for mistake in mistakes if mistake[0].split()[0] in has]))
   names, arguments = names.split(), dict(arguments)
   random = np.random.default_rng(draw(st.integers(0, 999)))
